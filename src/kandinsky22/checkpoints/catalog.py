@@ -1,0 +1,29 @@
+"""Where weights are: the model in the box, a folder, and the published repositories."""
+
+from pathlib import Path
+
+BOX = "box"
+PUBLISHED = {
+    "kandinsky-2.2": ("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-2-2-prior"),
+}
+DECODER, PRIOR = "decoder", "prior"  # the two pipelines' folders inside a model's folder
+
+# What the published pipelines do when nothing is said; their folders do not say it. Sizes follow from the networks.
+PUBLISHED_STEPS = {PRIOR: 25, DECODER: 50}
+PUBLISHED_GUIDANCE = 4.0
+
+
+def locate(model: str) -> Path:
+    """The folder of a model, with `decoder/` and `prior/` in it. Raises `ValueError` saying where it was looked for."""
+    if model == BOX:
+        return Path(__file__).parents[1] / "weights"
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model in PUBLISHED:
+        fetch = "; ".join(
+            f"huggingface-cli download {repo} --local-dir kandinsky-2.2/{part}"
+            for repo, part in zip(PUBLISHED[model], (DECODER, PRIOR), strict=True)
+        )
+        raise ValueError(f"the weights of {model} are not here; fetch them once with `{fetch}` and pass that folder")
+    raise ValueError(f"there is no model {model!r}: it is '{BOX}', or a folder with {DECODER}/ and {PRIOR}/ in it")

@@ -1,0 +1,37 @@
+"""The tokenizer's published files: vocab.json, merges.txt and tokenizer_config.json."""
+
+import json
+from pathlib import Path
+
+from kandinsky22.checkpoints.store import CheckpointError, read_json, write_json
+from kandinsky22.models.tokenizer import END, START, Tokenizer
+
+VERSION = "#version: 0.2\n"
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`. Raises `CheckpointError`."""
+    vocab = read_json(folder / "vocab.json")
+    length = read_json(folder / "tokenizer_config.json").get("model_max_length", 77)
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [(left, right) for left, right in (line.split() for line in lines if line and not line.startswith("#version"))]
+        return Tokenizer(vocab, merges, length)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not hold CLIP's tokenizer: {error}") from error
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer as the published folders hold it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = json.dumps(tokenizer.vocab, ensure_ascii=False, separators=(",", ":"))
+    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+    merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
+    (folder / "merges.txt").write_text(VERSION + merges, encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.max_length, "do_lower_case": True,
+         "add_prefix_space": False, "errors": "replace", **special},
+    )  # fmt: skip

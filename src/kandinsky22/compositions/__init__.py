@@ -1,0 +1,35 @@
+"""A little world of abstract compositions: random scenes, their pictures and captions, and an oracle that reads them.
+
+A leaf of the package: numpy and Pillow only. `sample` a scene, `render` it, `caption` it; `read` a picture, `judge` it.
+"""
+
+from .captions import EXAMPLES, WORDS, caption, language, perturb
+from .oracle import Reading, Seen, judge, read, wilson
+from .render import Layers, layers, render
+from .world import COLORS, DECORATIONS, GROUNDS, PLURALS, RELATIONS, SHAPES, Group, Piece, Scene, sample
+
+__all__ = [
+    "COLORS",
+    "DECORATIONS",
+    "EXAMPLES",
+    "GROUNDS",
+    "PLURALS",
+    "RELATIONS",
+    "SHAPES",
+    "WORDS",
+    "Group",
+    "Layers",
+    "Piece",
+    "Reading",
+    "Scene",
+    "Seen",
+    "caption",
+    "judge",
+    "language",
+    "layers",
+    "perturb",
+    "read",
+    "render",
+    "sample",
+    "wilson",
+]

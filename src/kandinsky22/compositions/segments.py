@@ -1,0 +1,168 @@
+"""From pixels to patches: which palette colour every pixel shows, and the connected patches of one colour.
+
+Works at one size (the shorter side is 128 pixels), where ink lines are thinner than three pixels and pieces are not.
+Knows palettes; nothing of scenes, shapes or how pictures were made.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .world import COLORS, GROUNDS
+
+Floats = NDArray[np.float32]
+T = TypeVar("T", np.int8, np.bool_)
+SIDE = 128  # pixels of the shorter side
+LEAST = 60  # pixels: anything smaller is a crossing of lines or a speck
+EDGE = 2  # pixels: how far a rim reaches beyond the core of a patch
+INK = np.array((33, 31, 38), np.float32)
+LIGHTNESS = 0.55  # weight of Lab's L beside a and b: light and shadow change it, paper does not
+COLOR_LIGHTS = (0.65, 0.8, 1.0, 1.15)  # how lit a piece may be
+GROUND_LIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6)  # how deep in shadow the ground may be
+INK_SHARES = (0.2, 0.35, 0.5)  # how much ink a pixel of a thin line may hold
+
+_LINEAR = np.array(
+    [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.arange(256) / 255], np.float32
+)
+_XYZ = np.array(((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505)), np.float32)
+_XYZ_OVER_WHITE = _XYZ / np.array(((0.95047,), (1.0,), (1.08883,)), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Connected pixels of one colour: its name, and the mask [h, w] with the row and column of its corner."""
+
+    color: str
+    mask: NDArray[np.bool_]
+    top: int
+    left: int
+
+
+def lab(pixels: NDArray[np.uint8]) -> Floats:
+    """CIE Lab (D65) of sRGB uint8 [..., 3], as float32."""
+    x, y, z = np.moveaxis(np.cbrt(_LINEAR[pixels] @ _XYZ_OVER_WHITE.T), -1, 0)
+    return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=-1).astype(np.float32)
+
+
+def at_reading_size(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture with a shorter side of 128 pixels, resized bicubically if it has another."""
+    height, width = pixels.shape[:2]
+    scale = SIDE / min(height, width)
+    if scale == 1:
+        return pixels
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def segment(pixels: NDArray[np.uint8]) -> tuple[str, list[Patch]]:
+    """The ground's name and the coloured patches of a picture at reading size, uint8 [H, W, 3]."""
+    seen = lab(pixels) * np.array((LIGHTNESS, 1, 1), np.float32)
+    ground, sheet = _find_ground(pixels, seen)
+    names = list(COLORS)
+    colors = [_lit(rgb, COLOR_LIGHTS) for rgb in COLORS.values()]
+    blends = np.array([sheet * (1 - share) + INK * share for share in INK_SHARES])
+    classes = _nearest(seen, [np.concatenate((_lit(sheet, GROUND_LIGHTS), blends)), *colors])
+    cores = [(names[index - 1], core) for index, core in _components(_opened(classes))]
+    return ground, [Patch(name, *_grown(*core, classes != 0)) for name, core in cores]
+
+
+def _grown(
+    mask: NDArray[np.bool_], top: int, left: int, filled: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], int, int]:
+    """A core with the filled pixels around it: what opening took off corners, and rims of mixed colour."""
+    mask = np.pad(mask, EDGE)
+    around = np.pad(filled, EDGE)[top : top + mask.shape[0], left : left + mask.shape[1]]
+    for _ in range(EDGE):
+        mask[1:-1, 1:-1] |= _extreme(mask, np.maximum) & around[1:-1, 1:-1]
+    return mask, top - EDGE, left - EDGE
+
+
+def _find_ground(pixels: NDArray[np.uint8], seen: Floats) -> tuple[str, Floats]:
+    """The ground that most pixels are nearest to, and the median colour of those pixels."""
+    palette = [_lit(rgb, COLOR_LIGHTS[:2] + COLOR_LIGHTS[3:]) for rgb in COLORS.values()]
+    classes = _nearest(seen, [_lit(rgb, GROUND_LIGHTS[:2]) for rgb in GROUNDS.values()] + palette)
+    best = int(np.bincount(classes.ravel(), minlength=len(GROUNDS))[: len(GROUNDS)].argmax())
+    mask = classes == best
+    name = tuple(GROUNDS)[best]
+    sheet = np.median(pixels[mask], axis=0) if mask.any() else np.array(GROUNDS[name])
+    return name, sheet.astype(np.float32)
+
+
+def _lit(rgb: tuple[int, int, int] | Floats, lights: tuple[float, ...]) -> Floats:
+    return np.asarray(lights, np.float32)[:, None] * np.asarray(rgb, np.float32)
+
+
+def _nearest(seen: Floats, choices: list[Floats]) -> NDArray[np.int8]:
+    """For every pixel the index of the choice that has the prototype (RGB rows) nearest to it."""
+    prototypes = lab(np.clip(np.concatenate(choices), 0, 255).astype(np.uint8)) * np.array(
+        (LIGHTNESS, 1, 1), np.float32
+    )
+    owners = np.repeat(np.arange(len(choices), dtype=np.int8), [len(choice) for choice in choices])
+    scores = seen @ (2 * prototypes.T) - (prototypes**2).sum(axis=1)  # |p|^2 - 2 p.x orders as the distance does
+    return np.asarray(owners[scores.argmax(axis=-1)])
+
+
+def _opened(classes: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Keep the pixels that lie in some 3 x 3 block of their own class; the others become ground (0)."""
+    core = np.zeros_like(classes)
+    low, high = _extreme(classes, np.minimum), _extreme(classes, np.maximum)
+    core[1:-1, 1:-1] = np.where(low == high, high, 0)
+    padded = np.pad(core, 1)
+    return _extreme(padded, np.maximum)
+
+
+def _extreme(values: NDArray[T], pick: np.ufunc) -> NDArray[T]:
+    """The minimum or maximum over every 3 x 3 block, [H - 2, W - 2]."""
+    rows = pick(pick(values[:-2], values[1:-1]), values[2:])
+    return np.asarray(pick(pick(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
+
+
+def _components(classes: NDArray[np.int8]) -> list[tuple[int, tuple[NDArray[np.bool_], int, int]]]:
+    """The 4-connected components of equal class other than 0, as (class, (mask, top, left)), specks left out."""
+    width = classes.shape[1] + 1  # one column of ground at the end of each row keeps rows apart
+    flat = np.pad(classes, ((0, 0), (0, 1))).ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=0))
+    ends = np.append(starts[1:], flat.size)
+    full = flat[starts] != 0
+    starts, ends = starts[full], ends[full]
+    kinds, roots = flat[starts], _joined(starts, ends, flat[starts], width)
+    found = []
+    for root in np.unique(roots):
+        runs = np.flatnonzero(roots == root)
+        if (ends[runs] - starts[runs]).sum() >= LEAST:
+            found.append((int(kinds[root]), _cut(starts[runs], ends[runs], width)))
+    return found
+
+
+def _joined(starts: NDArray[np.intp], ends: NDArray[np.intp], kinds: NDArray[np.int8], width: int) -> NDArray[np.intp]:
+    """The representative of every run, once runs of one kind that overlap in neighbouring rows are joined."""
+    firsts = np.searchsorted(ends, starts + width, side="right").tolist()
+    lasts = np.searchsorted(starts, ends + width, side="left").tolist()
+    parents = list(range(len(starts)))
+
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = parents[parents[run]]
+            run = parents[run]
+        return run
+
+    for run, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+        for below in range(first, last):
+            if kinds[below] == kinds[run]:
+                parents[root(below)] = root(run)
+    return np.array([root(run) for run in range(len(parents))], np.intp)
+
+
+def _cut(starts: NDArray[np.intp], ends: NDArray[np.intp], width: int) -> tuple[NDArray[np.bool_], int, int]:
+    """Runs as a mask within their bounding box."""
+    rows, lefts = np.divmod(starts, width)
+    rights = lefts + ends - starts
+    top, left = int(rows.min()), int(lefts.min())
+    columns = np.arange(left, int(rights.max()))
+    mask = np.zeros((int(rows.max()) - top + 1, columns.size), np.bool_)
+    inside = (columns >= lefts[:, None]) & (columns < rights[:, None])
+    np.logical_or.at(mask, rows - top, inside)
+    return mask, top, left

@@ -1,0 +1,81 @@
+"""The seven outlines, as signed distance functions of a unit shape.
+
+Every shape fits the disc of radius 1 about the origin, and its centre of mass is (almost) there: a layout that keeps
+discs apart keeps shapes apart. Knows nothing of colours, scenes or pixels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+RING_MIDDLE, RING_HALF_WIDTH = 0.77, 0.23
+SQUARE_HALF_SIDE = math.sqrt(0.5)
+CROSS_HALF_WIDTH, CROSS_REACH = 0.3, 0.953
+STAR_WAIST = 0.46  # radius of the inner corners: slim enough for a star, stout enough to survive 64 pixels
+MOON_RADIUS, MOON_LIFT = 0.92, 0.37  # half a disc, lifted so that its centre of mass is the origin
+
+
+def _circle(x: FloatArray, y: FloatArray) -> FloatArray:
+    return np.hypot(x, y) - 1
+
+
+def _ring(x: FloatArray, y: FloatArray) -> FloatArray:
+    return np.abs(np.hypot(x, y) - RING_MIDDLE) - RING_HALF_WIDTH
+
+
+def _square(x: FloatArray, y: FloatArray) -> FloatArray:
+    return np.maximum(np.abs(x), np.abs(y)) - SQUARE_HALF_SIDE
+
+
+def _triangle(x: FloatArray, y: FloatArray) -> FloatArray:
+    slope = math.sqrt(0.75)
+    return np.asarray(np.maximum(y - 0.5, slope * np.abs(x) - 0.5 * y - 0.5))
+
+
+def _cross(x: FloatArray, y: FloatArray) -> FloatArray:
+    across, along = np.abs(x), np.abs(y)
+    beam = np.maximum(across - CROSS_REACH, along - CROSS_HALF_WIDTH)
+    post = np.maximum(across - CROSS_HALF_WIDTH, along - CROSS_REACH)
+    return np.minimum(beam, post)
+
+
+def _star(x: FloatArray, y: FloatArray) -> FloatArray:
+    # Fold the plane into one tenth of the star: from the tip at (1, 0) to the inner corner at 36 degrees.
+    fifth = 2 * math.pi / 5
+    turn = np.arctan2(x, -y)
+    turn = np.abs((turn + fifth / 2) % fifth - fifth / 2)
+    distance = np.hypot(x, y)
+    corner_x, corner_y = STAR_WAIST * math.cos(fifth / 2), STAR_WAIST * math.sin(fifth / 2)
+    length = math.hypot(1 - corner_x, corner_y)
+    return ((distance * np.cos(turn) - 1) * corner_y + distance * np.sin(turn) * (1 - corner_x)) / np.float32(length)
+
+
+def _half_moon(x: FloatArray, y: FloatArray) -> FloatArray:
+    lifted = y + MOON_LIFT
+    return np.asarray(np.maximum(np.hypot(x, lifted) - MOON_RADIUS, -lifted))
+
+
+OUTLINES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "ring": _ring,
+    "cross": _cross,
+    "star": _star,
+    "half moon": _half_moon,
+}
+
+
+def distance(shape: str, x: FloatArray, y: FloatArray, radius: float = 1.0, angle: float = 0.0) -> FloatArray:
+    """Signed distance from the points (x, y) to the outline: negative inside, in the units of `radius`.
+
+    x and y are offsets from the shape's centre (y down) and only need to broadcast together; `angle` turns the shape
+    clockwise, in radians. Exact inside and near the outline; beyond a corner it is a lower bound.
+    """
+    cosine, sine = math.cos(angle) / radius, math.sin(angle) / radius
+    return OUTLINES[shape](cosine * x + sine * y, cosine * y - sine * x) * np.float32(radius)

@@ -1,0 +1,190 @@
+"""The little world: abstract compositions that can be named in words, and how they come about at random.
+
+A scene is a description (groups of coloured shapes, their relation, ground and decoration) and the pieces that show it.
+Knows nothing of pixels (`render`), sentences (`captions`) or reading pictures (`oracle`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from .layout import arrange
+
+RGB = tuple[int, int, int]
+
+# Chosen far apart in Lab (see the tests): an autoencoder blurs hue first, so green leans to yellow and teal stays dark.
+COLORS: dict[str, RGB] = {
+    "red": (204, 32, 46),
+    "orange": (245, 134, 18),
+    "yellow": (252, 217, 48),
+    "green": (66, 150, 44),
+    "teal": (0, 145, 142),
+    "blue": (22, 72, 180),
+    "purple": (142, 47, 148),
+    "black": (26, 25, 30),
+}
+GROUNDS: dict[str, RGB] = {
+    "cream": (246, 234, 204),
+    "white": (251, 250, 248),
+    "grey": (184, 184, 188),
+    "sky blue": (180, 214, 243),
+    "pink": (247, 200, 209),
+}
+PLURALS: dict[str, str] = {
+    "circle": "circles",
+    "square": "squares",
+    "triangle": "triangles",
+    "ring": "rings",
+    "cross": "crosses",
+    "star": "stars",
+    "half moon": "half moons",
+}
+SHAPES: tuple[str, ...] = tuple(PLURALS)
+DECORATIONS: tuple[str, ...] = ("", "thin black lines", "a grid", "arcs")
+RELATIONS: tuple[str, ...] = ("above", "below", "left of", "right of")
+SIZES: tuple[str, ...] = ("small", "large")
+MOST = 4  # pieces in one group
+LONGEST = 4.0  # of the longer side over the shorter one
+
+# How wide a disc each shape needs to look as large as the others, and how far it may lean (radians).
+WEIGHTS = {
+    "circle": 0.88,
+    "square": 1.0,
+    "triangle": 1.06,
+    "ring": 0.95,
+    "cross": 1.06,
+    "star": 1.12,
+    "half moon": 1.04,
+}
+LEANS = {"circle": 0.0, "square": 0.3, "triangle": 0.25, "ring": 0.0, "cross": 0.35, "star": 0.3, "half moon": 0.35}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some shapes of one kind and colour; `size` is "small", "large" or None, and only a single shape has one."""
+
+    count: int
+    color: str
+    shape: str
+    size: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MOST:
+            raise ValueError(f"a group has 1 to {MOST} shapes, got count {self.count}")
+        _known("color", self.color, COLORS)
+        _known("shape", self.shape, SHAPES)
+        if self.size is not None:
+            _known("size", self.size, SIZES)
+            if self.count != 1:
+                raise ValueError(f"only a single shape has a size, got {self.count} {self.size} ones; leave it None")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One shape in its place: centre (x, y) and enclosing radius r in units of the picture's shorter side, y down.
+
+    `group` indexes the scene's groups, `angle` is in radians clockwise, z in (.35, 1] is the nearness (1 is nearest).
+    """
+
+    group: int
+    shape: str
+    color: str
+    x: float
+    y: float
+    r: float
+    angle: float
+    z: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A described composition: one group, or two of different colours with the relation of the first to the second.
+
+    `pieces` are ordered far first. `height` and `width` are the picture's extents; the shorter one is 1. `seed` feeds
+    what words do not say: tints, texture, the course of the decoration's lines.
+    """
+
+    ground: str
+    decoration: str
+    groups: tuple[Group, ...]
+    relation: str | None
+    pieces: tuple[Piece, ...]
+    seed: int
+    height: float = 1.0
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        _known("ground", self.ground, GROUNDS)
+        _known("decoration", self.decoration, DECORATIONS)
+        if self.relation is not None:
+            _known("relation", self.relation, RELATIONS)
+        if len(self.groups) != (1 if self.relation is None else 2):
+            raise ValueError(
+                f"one group stands alone and two have a relation, got {len(self.groups)} and {self.relation!r}"
+            )
+        if len({group.color for group in self.groups}) != len(self.groups):
+            raise ValueError(f"two groups need two colors, got {self.groups[0].color} twice")
+        if min(self.height, self.width) != 1.0 or max(self.height, self.width) > LONGEST:
+            raise ValueError(
+                f"the shorter side must be 1 and the longer at most {LONGEST:g}, got {self.height:g} x {self.width:g}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        groups: tuple[Group, ...],
+        relation: str | None,
+        ground: str,
+        decoration: str,
+        rng: np.random.Generator,
+        *,
+        height: float = 1.0,
+        width: float = 1.0,
+    ) -> Self:
+        """Lay out a scene for a description. Raises ValueError for words outside the world."""
+        bare = cls(ground, decoration, groups, relation, (), int(rng.integers(2**31)), height, width)
+        members = tuple((group.count, group.size, WEIGHTS[group.shape]) for group in groups)
+        places = arrange(members, relation, height, width, rng)
+        pieces = [
+            _piece(index, group, disc, rng)
+            for index, (group, discs) in enumerate(zip(groups, places, strict=True))
+            for disc in discs
+        ]
+        pieces.sort(key=lambda piece: piece.z)
+        return replace(bare, pieces=tuple(pieces))
+
+
+def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0) -> Scene:
+    """A random scene: two groups 65% of the time, the first of 1 to 4 shapes, the second of 1 to 3."""
+    counts = [int(rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))) + 1]
+    relation = None
+    if rng.random() < 0.65:
+        counts.append(int(rng.choice(3, p=(0.5, 0.3, 0.2))) + 1)
+        relation = _one(RELATIONS, rng)
+    colors = rng.permutation(len(COLORS))
+    names = tuple(COLORS)
+    groups = tuple(_group(count, names[colors[index]], rng) for index, count in enumerate(counts))
+    ground = _one(tuple(GROUNDS), rng)
+    decoration = DECORATIONS[rng.choice(len(DECORATIONS), p=(0.4, 0.2, 0.2, 0.2))]
+    return Scene.of(groups, relation, ground, decoration, rng, height=height, width=width)
+
+
+def _group(count: int, color: str, rng: np.random.Generator) -> Group:
+    shape = _one(SHAPES, rng)
+    return Group(count, color, shape, _one(SIZES, rng) if count == 1 and rng.random() < 0.4 else None)
+
+
+def _piece(index: int, group: Group, disc: tuple[float, float, float], rng: np.random.Generator) -> Piece:
+    lean = LEANS[group.shape]
+    angle, z = float(rng.uniform(-lean, lean)), float(1.0 - 0.65 * rng.random())
+    return Piece(index, group.shape, group.color, *disc, angle, z)
+
+
+def _one(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[rng.integers(len(choices))]
+
+
+def _known(kind: str, value: str, choices: dict[str, RGB] | tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {kind} {value!r}; this world has {', '.join(map(repr, choices))}")

@@ -1,0 +1,81 @@
+"""Where randomness comes from: values that draw standard normal noise; torch's global seed only where asked for.
+
+`Noise` gives every image its own stream; `SharedNoise` draws in the order of diffusers' `randn_tensor`. Both are what
+samplers call `noise`: `noise(x)` is like x. `draw` makes noise for a shape, such as the state a run starts from.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Noise:
+    """One stream of noise per image, known by the image's seed and the stage that draws ("prior", "decoder", ...).
+
+    Row k is what seed k would draw alone, whatever else is in the batch, and no stage moves another one's stream. Drawn
+    in float32 on the CPU and then cast and moved, so that a seed means the same on every device.
+    """
+
+    def __init__(self, seeds: Sequence[int], stage: str) -> None:
+        self._generators = [torch.Generator("cpu").manual_seed(_stream(seed, stage)) for seed in seeds]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next noise for x [len(seeds), ...], like x."""
+        return self.draw(tuple(x.shape), x.dtype, x.device)
+
+    def draw(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The next noise of this shape, [len(seeds), ...]. Raises ValueError where rows and seeds differ in number."""
+        if shape[0] != len(self._generators):
+            raise ValueError(f"noise for {shape[0]} rows was asked of {len(self._generators)} seeds; give one per row")
+        rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
+        return torch.stack(rows).to(device, dtype)
+
+
+class SharedNoise:
+    """Noise from a caller's generators, in the order in which diffusers' `randn_tensor` draws it.
+
+    One generator (or a list of one) draws whole tensors; a list draws the rows, one generator each; None draws from
+    torch's global state. Drawn in the dtype that is asked for: in half precision, torch's draws are the rounded float32
+    ones only where their number is a multiple of 16.
+    """
+
+    def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> None:
+        self._generators = [generator] if generator is None or isinstance(generator, torch.Generator) else [*generator]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next noise, like x [B, ...]."""
+        return self.draw(tuple(x.shape), x.dtype, x.device)
+
+    def draw(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The next noise of this shape, [B, ...].
+
+        Raises ValueError where a list has neither one generator nor one per row (randn_tensor drops what is too many),
+        and where a GPU's generator is to fill a tensor elsewhere.
+        """
+        count, whole = len(self._generators), tuple(shape)
+        if count == 1:
+            return _randn(whole, self._generators[0], dtype, torch.device(device))
+        if count != whole[0]:
+            raise ValueError(f"got {count} generators for {whole[0]} rows; pass one generator, or one for each row")
+        rows = [_randn((1, *whole[1:]), g, dtype, torch.device(device)) for g in self._generators]
+        return torch.cat(rows)
+
+
+def _randn(
+    shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    source = device if generator is None else generator.device
+    if source.type not in ("cpu", device.type):
+        raise ValueError(f"a {source} generator cannot draw for a tensor on {device}; use a CPU generator")
+    return torch.randn(shape, generator=generator, dtype=dtype, device=source).to(device)
+
+
+def _stream(seed: int, stage: str) -> int:
+    """A seed for torch from (seed, stage), the same in every process and version of Python."""
+    return int.from_bytes(hashlib.sha256(f"{stage}:{seed}".encode()).digest()[:8], "big", signed=True)

@@ -1,0 +1,76 @@
+"""Pictures and their files: the request that made a picture is stored in it, and a file is written whole or not at all."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from kandinsky22.request import Request
+
+RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A painted picture: its pixels, the request for it alone, and what else made it (weights, version, dtype, ...)."""
+
+    image: Image.Image
+    request: Request
+    made_by: dict[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a PNG that carries its request. Raises `ValueError` where it cannot be written; an old file stays whole."""
+        info = PngImagePlugin.PngInfo()
+        recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
+        info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))
+        return save_png(self.image, path, info)
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlugin.PngInfo | None = None) -> Path:
+    """Write a PNG under a temporary name, then rename it. Raises `ValueError` where it cannot be written."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            image.save(file, "PNG", pnginfo=info)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place with --output") from error
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a saved picture says of how it came about."""
+
+    request: Request
+    made_by: dict[str, Any]
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe stored in a picture. Raises `ValueError` where there is none or no picture."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()  # text after the pixels is read only then
+            text = getattr(image, "text", {}).get(RECIPE)
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it is not a PNG picture"
+        raise ValueError(f"cannot read {path}: {reason}") from error
+    if text is None:
+        raise ValueError(f"{path} does not carry a request; only pictures that kandinsky22 saved do")
+    try:
+        values = json.loads(text)
+        return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} carries a request that cannot be read: {error}") from error

@@ -1,0 +1,278 @@
+"""MoVQ: the autoencoder between pictures and latents (Zheng et al. 2022, "Modulating Quantized Vectors").
+
+Its decoder is told the latent again at every normalisation (spatial norm). Knows nothing of diffusion or of files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kandinsky22.models.config import Config
+from kandinsky22.models.layers import attend, split_heads
+
+NORM_EPS = 1e-6
+SPATIAL_NORM_GROUPS = 32  # the published code fixes this, whatever norm_num_groups says
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoVQConfig(Config):
+    """Key names as in the published `movq/config.json`. The lowest level, and only it, has attention."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    num_vq_embeddings: int
+    vq_embed_dim: int = 4
+    sample_size: int = 32
+    scaling_factor: float = 0.18215  # published, and unused by every pipeline
+
+    def __post_init__(self) -> None:
+        if any(c % SPATIAL_NORM_GROUPS for c in self.block_out_channels):
+            raise ValueError(
+                f"MoVQConfig: block_out_channels must be multiples of {SPATIAL_NORM_GROUPS}, got {self.block_out_channels}"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell spans, along each side."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    def architecture(self) -> Mapping[str, Any]:
+        plain = len(self.block_out_channels) - 1
+        return {
+            "_class_name": "VQModel", "act_fn": "silu", "in_channels": 3, "out_channels": 3, "norm_type": "spatial",
+            "down_block_types": ["DownEncoderBlock2D"] * plain + ["AttnDownEncoderBlock2D"],
+            "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * plain,
+        }  # fmt: skip
+
+
+class SpatialNorm(nn.Module):
+    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4).
+
+    Nearest enlarging commutes with a 1x1 convolution, so the convolutions run at the latent's own size.
+    """
+
+    def __init__(self, channels: int, latent_channels: int) -> None:
+        super().__init__()
+        self.norm_layer = nn.GroupNorm(SPATIAL_NORM_GROUPS, channels, eps=NORM_EPS)
+        self.conv_y = nn.Conv2d(latent_channels, channels, 1)
+        self.conv_b = nn.Conv2d(latent_channels, channels, 1)
+
+    def forward(self, f: Tensor, z: Tensor) -> Tensor:
+        size = f.shape[-2:]
+        scale = F.interpolate(self.conv_y(z), size=size)
+        shift = F.interpolate(self.conv_b(z), size=size)
+        return torch.addcmul(shift, self.norm_layer(f), scale)
+
+
+class PlainNorm(nn.GroupNorm):
+    """The encoder's normalisation: it is told nothing."""
+
+    def forward(self, f: Tensor, z: Tensor | None = None) -> Tensor:
+        return super().forward(f)
+
+
+def norm(config: MoVQConfig, channels: int, spatial: bool) -> nn.Module:
+    """The decoder's normalisation, or the encoder's."""
+    if spatial:
+        return SpatialNorm(channels, config.vq_embed_dim)
+    return PlainNorm(config.norm_num_groups, channels, eps=NORM_EPS)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3x3 convolutions and a shortcut."""
+
+    def __init__(self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool) -> None:
+        super().__init__()
+        self.norm1 = norm(config, channels, spatial)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = norm(config, out_channels, spatial)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, z)))
+        h = self.conv2(F.silu(self.norm2(h, z)))
+        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Attention(nn.Module):
+    """Every cell looks at every cell, with one head."""
+
+    def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
+        super().__init__()
+        self.spatial = spatial
+        self.add_module("spatial_norm" if spatial else "group_norm", norm(config, channels, spatial))
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
+        h = self.spatial_norm(x, z) if self.spatial else self.group_norm(x)
+        h = h.flatten(2).transpose(1, 2)
+        h = self.to_out[0](attend(*(split_heads(proj(h), 1) for proj in (self.to_q, self.to_k, self.to_v))))
+        return x + h.transpose(1, 2).unflatten(-1, x.shape[-2:])
+
+
+class Downsample(nn.Module):
+    """Halve the sides: pad right and bottom, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the sides: nearest, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0))
+        return out
+
+
+class Block(nn.Module):
+    """One level: residual blocks, each followed by attention where the level has it, then the resampling if any."""
+
+    def __init__(
+        self, config: MoVQConfig, channels: int, out_channels: int, *, layers: int, attention: bool, spatial: bool,
+        resample: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        widths = [channels, *[out_channels] * layers]
+        self.resnets = nn.ModuleList(ResnetBlock(config, a, b, spatial) for a, b in zip(widths, widths[1:], strict=False))
+        self.attentions = nn.ModuleList(Attention(config, out_channels, spatial) for _ in range(layers if attention else 0))
+        if resample == "down":
+            self.downsamplers = nn.ModuleList([Downsample(out_channels)])
+        elif resample == "up":
+            self.upsamplers = nn.ModuleList([Upsample(out_channels)])
+
+    def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, z)
+            if len(self.attentions):
+                x = self.attentions[i](x, z)
+        for resampler in getattr(self, "downsamplers", ()) or getattr(self, "upsamplers", ()):
+            x = resampler(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, spatial) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(config, channels, spatial)])
+
+    def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
+        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x, z), z), z)
+        return out
+
+
+class Encoder(nn.Module):
+    """Pictures [B, 3, H, W] -> [B, latent_channels, H/f, W/f]."""
+
+    def __init__(self, config: MoVQConfig) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Block(
+                config, widths[max(i - 1, 0)], width, layers=config.layers_per_block, attention=i == last, spatial=False,
+                resample="down" if i < last else None,
+            )
+            for i, width in enumerate(widths)
+        )  # fmt: skip
+        self.mid_block = MidBlock(config, widths[-1], spatial=False)
+        self.conv_norm_out = norm(config, widths[-1], spatial=False)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for block in self.down_blocks:
+            h = block(h, None)
+        h = self.mid_block(h, None)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents [B, latent_channels, h, w] and the spatial norms' z -> pictures [B, 3, h*f, w*f]."""
+
+    def __init__(self, config: MoVQConfig) -> None:
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(config, widths[0], spatial=True)
+        self.up_blocks = nn.ModuleList(
+            Block(
+                config, widths[max(i - 1, 0)], width, layers=config.layers_per_block + 1, attention=i == 0, spatial=True,
+                resample="up" if i < last else None,
+            )
+            for i, width in enumerate(widths)
+        )  # fmt: skip
+        self.conv_norm_out = norm(config, widths[-1], spatial=True)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        h = self.mid_block(self.conv_in(h), z)
+        for block in self.up_blocks:
+            h = block(h, z)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h, z)))
+        return out
+
+
+class Quantizer(nn.Module):
+    """The codebook. Kandinsky 2.2 decodes unquantised latents; training and analysis use it."""
+
+    def __init__(self, config: MoVQConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_vq_embeddings, config.vq_embed_dim)
+        bound = 1 / config.num_vq_embeddings
+        nn.init.uniform_(self.embedding.weight, -bound, bound)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h, w]."""
+        indices = torch.cdist(z.movedim(1, -1).flatten(1, 2), self.embedding.weight[None]).argmin(-1)
+        codes = self.embedding(indices).transpose(1, 2).unflatten(-1, z.shape[-2:])
+        return z + (codes - z).detach(), indices.unflatten(-1, z.shape[-2:])
+
+
+class MoVQ(nn.Module):
+    """The autoencoder. Pictures are RGB in [-1, 1], sides multiples of `config.factor`; latents are not scaled."""
+
+    def __init__(self, config: MoVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.vq_embed_dim, 1)
+        self.quantize = Quantizer(config)
+        self.post_quant_conv = nn.Conv2d(config.vq_embed_dim, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f], deterministic and not quantised."""
+        z: Tensor = self.quant_conv(self.encoder(pictures))
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise."""
+        pictures: Tensor = self.decoder(self.post_quant_conv(z), z)
+        return pictures

@@ -1,0 +1,283 @@
+"""The decoder's U-Net: predicts the noise in latents, given a CLIP image embedding (and, for some weights, a depth
+hint or a masked picture). Inpainting and depth differ from the plain decoder by configuration only.
+
+Two methods: `condition` computes, once per run, all that depends on neither `x` nor `t`; `forward` the rest.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kandinsky22.models.config import Config
+from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
+
+IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
+HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256, 4)  # the hint block's convolutions; every second one from the third on halves
+HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Config):
+    """Key names as in the published `unet/config.json`. Attention at every level but the first."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    attention_head_dim: int
+    cross_attention_dim: int
+    encoder_hid_dim: int
+    in_channels: int = 4
+    out_channels: int = 8
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    addition_embed_type: str = "image"
+    sample_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.addition_embed_type not in ("image", "image_hint"):
+            raise ValueError(f"UNetConfig: addition_embed_type must be 'image' or 'image_hint', got {self.addition_embed_type!r}")
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the network is steered by a depth hint."""
+        return self.addition_embed_type == "image_hint"
+
+    @property
+    def factor(self) -> int:
+        """Latent sides must be multiples of this."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    def architecture(self) -> Mapping[str, Any]:
+        attended = len(self.block_out_channels) - 1
+        return {
+            "_class_name": "UNet2DConditionModel", "act_fn": "silu", "addition_embed_type_num_heads": 64,
+            "center_input_sample": False, "class_embed_type": None, "class_embeddings_concat": False, "conv_in_kernel": 3,
+            "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1, "dual_cross_attention": False,
+            "encoder_hid_dim_type": "image_proj", "flip_sin_to_cos": True, "freq_shift": 0,
+            "mid_block_only_cross_attention": None, "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "num_class_embeds": None, "only_cross_attention": False,
+            "projection_class_embeddings_input_dim": None, "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False,
+            "resnet_time_scale_shift": "scale_shift", "time_cond_proj_dim": None, "time_embedding_act_fn": None,
+            "time_embedding_dim": None, "time_embedding_type": "positional", "timestep_post_act": None,
+            "upcast_attention": False, "use_linear_projection": False,
+            "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * attended,
+            "up_block_types": ["SimpleCrossAttnUpBlock2D"] * attended + ["ResnetUpsampleBlock2D"],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioned:
+    """What a run is conditioned on, computed once; the rows of several concatenate.
+
+    embedding: [B, T], added to the timestep's. image: the image tokens' keys and values, [B, h, 32, d] for each attention
+    in the order they run. extra: [B, k, h, w] channels joined to x (the hint's features, or masked latents and mask).
+    """
+
+    embedding: Tensor
+    image: tuple[tuple[Tensor, Tensor], ...]
+    extra: Tensor | None
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """All rows of `parts`, in order."""
+        image = tuple((torch.cat(k), torch.cat(v)) for k, v in (zip(*kvs, strict=True) for kvs in zip(*(p.image for p in parts), strict=True)))
+        extras = [p.extra for p in parts if p.extra is not None]
+        return cls(torch.cat([p.embedding for p in parts]), image, torch.cat(extras) if extras else None)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Conditioned":
+        extra = None if self.extra is None else self.extra[rows]
+        return Conditioned(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra)
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+
+class ResnetBlock(nn.Module):
+    """Residual block, scaled and shifted by the embedding; `resample` makes it halve or double the sides."""
+
+    def __init__(self, config: UNetConfig, channels: int, out_channels: int, resample: str | None = None) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], 2 * out_channels)
+        self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, eps=config.norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def resized(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2.0) if self.resample == "up" else x
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """`x` [B, C, H, W]; `emb` [B, T] after its SiLU."""
+        h = self.conv1(self.resized(F.silu(self.norm1(x))))
+        x = self.resized(x)
+        scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Attention(nn.Module):
+    """Every cell looks at the image tokens and at every cell."""
+
+    def __init__(self, config: UNetConfig, channels: int) -> None:
+        super().__init__()
+        self.heads = channels // config.attention_head_dim
+        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.add_k_proj = nn.Linear(config.cross_attention_dim, channels)
+        self.add_v_proj = nn.Linear(config.cross_attention_dim, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def image_kv(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, h, 32, d] of the image tokens [B, 32, cross_attention_dim]."""
+        return split_heads(self.add_k_proj(tokens), self.heads), split_heads(self.add_v_proj(tokens), self.heads)
+
+    def forward(self, x: Tensor, image_kv: tuple[Tensor, Tensor]) -> Tensor:
+        h = self.group_norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (split_heads(proj(h), self.heads) for proj in (self.to_q, self.to_k, self.to_v))
+        h = attend(q, torch.cat([image_kv[0], k], dim=2), torch.cat([image_kv[1], v], dim=2))
+        return x + self.to_out[0](h).transpose(1, 2).unflatten(-1, x.shape[-2:])
+
+
+class Block(nn.Module):
+    """One level, down or up: residual blocks, each followed by attention where the level has it."""
+
+    def __init__(self, config: UNetConfig, widths: Sequence[int], out_channels: int, *, attention: bool, resample: str | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(config, width, out_channels) for width in widths)
+        self.attentions = nn.ModuleList(Attention(config, out_channels) for _ in widths if attention)
+        if resample is not None:
+            resampler = ResnetBlock(config, out_channels, out_channels, resample)
+            self.add_module(f"{resample}samplers", nn.ModuleList([resampler]))
+
+    def layer(self, i: int, x: Tensor, emb: Tensor, kvs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        """Residual block `i` and its attention."""
+        x = self.resnets[i](x, emb)
+        return self.attentions[i](x, next(kvs)) if len(self.attentions) else x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, config: UNetConfig, channels: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(config, channels)])
+
+    def forward(self, x: Tensor, emb: Tensor, kvs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, emb), next(kvs))
+        out: Tensor = self.resnets[1](x, emb)
+        return out
+
+
+class ImageTokens(nn.Module):
+    """An image embedding [B, D] as 32 tokens [B, 32, cross_attention_dim]."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.image_embeds = nn.Linear(config.encoder_hid_dim, IMAGE_TOKENS * config.cross_attention_dim)
+        self.norm = nn.LayerNorm(config.cross_attention_dim)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.image_embeds(embeds).unflatten(-1, (IMAGE_TOKENS, -1)))
+        return out
+
+
+class AddedEmbedding(nn.Module):
+    """The image embedding's part of the embedding, and the features of a hint where the weights know hints."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width = 4 * config.block_out_channels[0]
+        self.image_proj = nn.Linear(config.encoder_hid_dim, width)
+        self.image_norm = nn.LayerNorm(width)
+        if config.hinted:
+            layers: list[nn.Module] = []
+            for before, after, stride in zip((3, *HINT_WIDTHS), HINT_WIDTHS, HINT_STRIDES, strict=False):
+                layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.SiLU()]
+            self.input_hint_block = nn.Sequential(*layers[:-1])
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        out: Tensor = self.image_norm(self.image_proj(embeds))
+        return out
+
+
+class UNet(nn.Module):
+    """The U-Net. Latents `x` [B, 4, h, w], sides multiples of `config.factor`; returns [B, out_channels, h, w]: the
+    prediction in the first 4 channels, the learned variance in the rest."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        last, layers = len(widths) - 1, config.layers_per_block
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.encoder_hid_proj = ImageTokens(config)
+        self.add_embedding = AddedEmbedding(config)
+
+        self.down_blocks = nn.ModuleList()
+        skips = [widths[0]]
+        for i, width in enumerate(widths):
+            entering = [widths[max(i - 1, 0)], *[width] * (layers - 1)]
+            resample = "down" if i < last else None
+            self.down_blocks.append(Block(config, entering, width, attention=i > 0, resample=resample))
+            skips += [width] * (layers + (i < last))
+
+        self.mid_block = MidBlock(config, widths[-1])
+
+        self.up_blocks = nn.ModuleList()
+        below = widths[-1]
+        for i, width in reversed(list(enumerate(widths))):
+            entering = [before + skips.pop() for before in [below, *[width] * layers]]
+            self.up_blocks.append(Block(config, entering, width, attention=i > 0, resample="up" if i > 0 else None))
+            below = width
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> Conditioned:
+        """All that depends on neither `x` nor `t`, for image embeddings [B, encoder_hid_dim].
+
+        hint: [B, 3, H, W] in [0, 1] at pixel size, for weights with a hint block. masked: [B, 5, h, w], for inpainting
+        weights: the known latents times their mask, then the mask (1 is known).
+        """
+        tokens = self.encoder_hid_proj(embeds)
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in the order they run
+        extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
+        return Conditioned(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
+
+    def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned) -> Tensor:
+        """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w]."""
+        emb = F.silu(self.time_embedding(t) + conditioned.embedding)
+        kvs = iter(conditioned.image)
+        h = self.conv_in(x if conditioned.extra is None else torch.cat([x, conditioned.extra], dim=1))
+
+        skips = [h]
+        for block in self.down_blocks:
+            for i in range(len(block.resnets)):
+                h = block.layer(i, h, emb, kvs)
+                skips.append(h)
+            for downsampler in getattr(block, "downsamplers", ()):
+                h = downsampler(h, emb)
+                skips.append(h)
+
+        h = self.mid_block(h, emb, kvs)
+
+        for block in self.up_blocks:
+            for i in range(len(block.resnets)):
+                h = block.layer(i, torch.cat([h, skips.pop()], dim=1), emb, kvs)
+            for upsampler in getattr(block, "upsamplers", ()):
+                h = upsampler(h, emb)
+
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return out

@@ -1,0 +1,87 @@
+"""What an embedding must say of a scene, as labels, and the linear heads that read it there.
+
+The heads share CLIP's training (its embeddings become linear in the attributes) and then measure it; they are not shipped.
+Attributes hang on the colour, because a scene's groups differ in colour.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, RELATIONS, SHAPES, Scene
+
+# For each colour: which shape (the last class: absent), how many, and where (absent, alone, or one of the relations).
+PLACES = ("absent", "alone", *RELATIONS)
+PER_COLOR = {"shape": len(SHAPES) + 1, "count": 5, "place": len(PLACES)}
+WHOLE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS)}
+UNSTATED = -100  # the class index that cross-entropy skips
+ABSENT_WEIGHT = 0.2  # of a colour that is not there, against one that is
+OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+
+
+def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Class indices: [N, 8] for what hangs on a colour, [N] for the ground and the decoration. With captions, what a
+    caption leaves out is UNSTATED."""
+    colors, grounds, shapes = list(COLORS), list(GROUNDS), list(SHAPES)
+    out = {
+        "shape": torch.full((len(scenes), len(colors)), len(shapes)),
+        "count": torch.zeros(len(scenes), len(colors), dtype=torch.int64),
+        "place": torch.zeros(len(scenes), len(colors), dtype=torch.int64),
+        "ground": torch.tensor([grounds.index(s.ground) for s in scenes]),
+        "decoration": torch.tensor([DECORATIONS.index(s.decoration) for s in scenes]),
+    }
+    for row, scene in enumerate(scenes):
+        places = ["alone"] if scene.relation is None else [scene.relation, OPPOSITE[scene.relation]]
+        for group, place in zip(scene.groups, places, strict=True):
+            color = colors.index(group.color)
+            out["shape"][row, color] = shapes.index(group.shape)
+            out["count"][row, color] = group.count
+            out["place"][row, color] = PLACES.index(place)
+        if captions is not None:
+            if scene.ground not in captions[row]:
+                out["ground"][row] = UNSTATED
+            if scene.decoration not in captions[row]:
+                out["decoration"][row] = UNSTATED
+    return out
+
+
+class Probes(nn.Module):
+    """One linear layer from an embedding [B, D] to logits for every attribute."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.sizes = {**{k: (len(COLORS), n) for k, n in PER_COLOR.items()}, **{k: (1, n) for k, n in WHOLE.items()}}
+        self.linear = nn.Linear(dim, sum(a * b for a, b in self.sizes.values()))
+
+    def forward(self, embeds: Tensor) -> dict[str, Tensor]:
+        """Logits: [B, 8, classes] for what hangs on a colour, [B, classes] for the rest."""
+        parts = self.linear(embeds).split([a * b for a, b in self.sizes.values()], dim=-1)
+        shaped = {name: p.unflatten(-1, size) for (name, size), p in zip(self.sizes.items(), parts, strict=True)}
+        return {name: p if name in PER_COLOR else p[:, 0] for name, p in shaped.items()}
+
+    def loss(self, embeds: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy, summed over attributes; colours that are absent weigh little."""
+        present = (targets["count"] > 0).float()
+        weights = present + ABSENT_WEIGHT * (1 - present)
+        total = embeds.new_zeros(())
+        for name, logits in self(embeds).items():
+            logits = logits.float()
+            if name in PER_COLOR:
+                each = F.cross_entropy(logits.flatten(0, 1), targets[name].flatten(), reduction="none")
+                total = total + (each * weights.flatten()).mean()
+            else:
+                each = F.cross_entropy(logits, targets[name], reduction="none", ignore_index=UNSTATED)
+                total = total + 0.2 * each.mean()
+        return total
+
+    @torch.no_grad()
+    def accuracy(self, embeds: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
+        """The share of right readings: of stated attributes, and for what hangs on a colour, of the colours present."""
+        present = targets["count"] > 0
+        rates = {}
+        for name, logits in self(embeds).items():
+            stated = present if name in PER_COLOR else targets[name] != UNSTATED
+            rates[name] = float((logits.argmax(-1) == targets[name])[stated].float().mean())
+        return rates

@@ -1,0 +1,70 @@
+"""A run on disk: metrics, checkpoints and sample sheets in one folder, and going on from there."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kandinsky22.training.loop import Training
+
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.pt"
+Sheet = Callable[[dict[str, Tensor]], tuple[Image.Image | None, dict[str, float]]]
+"""Averaged weights -> a picture to look at, and what a held-out set says."""
+
+
+def seconds_per_step(training: Training, rounds: int = 4) -> float:
+    """Time a few steps without taking them: the weights do not move. The first, which may compile, does not count."""
+    times = []
+    for step in range(rounds):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.recipe.bfloat16):
+            loss, _ = training.objective(step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        training.optimizer.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[len(times) // 2 - 1]
+
+
+def save(training: Training, folder: Path) -> None:
+    """Write the checkpoint whole, or not at all."""
+    partial = folder / (CHECKPOINT + ".part")
+    torch.save(training.state_dict(), partial)
+    partial.replace(folder / CHECKPOINT)
+
+
+def resume(training: Training, folder: Path) -> bool:
+    """Go on from the folder's checkpoint, if it has one; metrics written after it are dropped."""
+    if not (folder / CHECKPOINT).exists():
+        return False
+    training.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True))
+    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training.step]
+    (folder / METRICS).write_text("".join(line + "\n" for line in kept))
+    return True
+
+
+def run(training: Training, folder: Path, *, sheet: Sheet | None = None, every: int = 250) -> Iterator[dict[str, float]]:
+    """Train to the end, writing a metrics line a step, and a checkpoint and a sheet every `every` steps and at the end.
+
+    Yields each line as it is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / METRICS).open("a") as lines:
+        began = time.perf_counter()
+        for line in training:
+            line["seconds"] = round(time.perf_counter() - began, 3)
+            due = training.step % every == 0 or training.step == training.steps
+            if due and sheet is not None:
+                picture, validation = sheet(training.averaged())
+                line.update(validation)
+                if picture is not None:
+                    picture.save(folder / "sheet.png")
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            if due:
+                save(training, folder)
+            yield line

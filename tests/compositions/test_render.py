@@ -1,0 +1,97 @@
+"""Pictures and their layers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kandinsky22.compositions import COLORS, GROUNDS, SHAPES, Group, Scene, layers, render, sample
+
+
+def test_a_seed_is_a_picture() -> None:
+    one, again, other = (sample(np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert np.array_equal(render(one, 64), render(again, 64))
+    assert not np.array_equal(render(one, 64), render(other, 64))
+    assert not np.array_equal(render(one, 64), render(replace(one, seed=one.seed + 1), 64))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "shape"),
+    [(1.0, 1.0, 64, (64, 64)), (1.0, 2.0, 64, (64, 128)), (2.0, 1.0, 32, (64, 32)), (1.0, 1.5, 128, (128, 192))],
+)
+def test_side_is_the_shorter_one(height: float, width: float, side: int, shape: tuple[int, int]) -> None:
+    scene = sample(np.random.default_rng(1), height=height, width=width)
+    picture, maps = render(scene, side), layers(scene, side)
+    assert picture.shape == (*shape, 3)
+    assert picture.dtype == np.uint8
+    assert maps.depth.shape == maps.ids.shape == shape
+    assert (maps.depth.dtype, maps.ids.dtype) == (np.float32, np.int16)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_resolutions_are_of_one_picture(seed: int) -> None:
+    scene = sample(np.random.default_rng(seed), width=1.5)
+    small = render(scene, 64).astype(float)
+    reduced = np.asarray(Image.fromarray(render(scene, 256)).resize((96, 64), Image.Resampling.BOX), float)
+    assert np.abs(small - reduced).mean() < 2.5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_layers_agree_with_the_pieces(seed: int) -> None:
+    scene = sample(np.random.default_rng(seed), height=1.5)
+    maps = layers(scene, 128)
+    ground = maps.ids == 0
+    assert 0.05 <= maps.depth[ground].min() < maps.depth[ground].max() <= 0.25
+    assert maps.depth[0].mean() < maps.depth[-1].mean()  # the ground comes nearer towards the bottom
+    assert set(np.unique(maps.ids)) == set(range(len(scene.pieces) + 1))
+    for number, piece in enumerate(scene.pieces, start=1):
+        y, x = np.nonzero(maps.ids == number)
+        assert np.all(maps.depth[y, x] == np.float32(piece.z))
+        assert abs((x.mean() + 0.5) / 128 - piece.x) < 0.02
+        assert abs((y.mean() + 0.5) / 128 - piece.y) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pixels_agree_with_the_layers(seed: int) -> None:
+    scene = sample(np.random.default_rng(seed))
+    picture, maps = render(scene, 128).astype(float), layers(scene, 128)
+    for number, piece in enumerate(scene.pieces, start=1):
+        shown = picture[maps.ids == number].mean(axis=0)
+        assert np.abs(shown - COLORS[piece.color]).max() < 40, piece
+    sheet = np.median(picture[maps.ids == 0], axis=0)
+    assert np.abs(sheet - GROUNDS[scene.ground]).max() < 25
+
+
+def test_nearer_pieces_cast_wider_shadows() -> None:
+    bare = Scene.of((Group(1, "red", "circle"),), None, "white", "", np.random.default_rng(0))
+    shade = []
+    for z in (0.4, 1.0):
+        scene = replace(bare, pieces=(replace(bare.pieces[0], z=z),))
+        ground = layers(scene, 128).ids == 0
+        without = render(replace(scene, pieces=()), 128).astype(float)
+        shade.append(int((without[ground] - render(scene, 128)[ground] > 8).all(axis=1).sum()))
+    assert shade[1] > 1.4 * shade[0]
+
+
+@pytest.mark.parametrize("decoration", ["thin black lines", "a grid", "arcs"])
+@pytest.mark.parametrize("side", [64, 128])
+def test_decorations_show_and_stay_faint(decoration: str, side: int) -> None:
+    plain = replace(sample(np.random.default_rng(3)), decoration="", ground="white", pieces=())
+    drawn = replace(plain, decoration=decoration)
+    darker = render(plain, side).astype(float).mean(axis=2) - render(drawn, side).astype(float).mean(axis=2)
+    assert (darker > 40).mean() > 0.015
+    assert darker.max() < 190
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_renders_where_it_reaches_the_border(shape: str) -> None:
+    scene = Scene.of((Group(1, "blue", shape),), None, "cream", "", np.random.default_rng(0))
+    moved = replace(scene, pieces=tuple(replace(piece, x=0.0, y=1.0) for piece in scene.pieces))
+    assert render(moved, 64).shape == (64, 64, 3)
+    assert (layers(moved, 64).ids == 1).any()
+
+
+def test_a_picture_has_a_least_size() -> None:
+    with pytest.raises(ValueError, match="at least 16 pixels, got 8; try 64"):
+        render(sample(np.random.default_rng(0)), 8)

@@ -1,0 +1,145 @@
+"""Scenes: what they promise about words and places."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from kandinsky22.compositions import COLORS, GROUNDS, RELATIONS, SHAPES, Group, Piece, Scene, sample
+from kandinsky22.compositions.segments import lab
+from kandinsky22.compositions.shapes import distance
+
+EXTENTS = [(1.0, 1.0), (1.0, 2.0), (2.0, 1.0), (1.0, 1.5)]
+
+
+def scenes(number: int, height: float = 1.0, width: float = 1.0) -> list[Scene]:
+    return [sample(np.random.default_rng((31, index)), height=height, width=width) for index in range(number)]
+
+
+def gap(one: Piece, other: Piece) -> float:
+    return math.hypot(one.x - other.x, one.y - other.y) - one.r - other.r
+
+
+def test_a_seed_is_a_scene() -> None:
+    assert sample(np.random.default_rng(5)) == sample(np.random.default_rng(5))
+    assert sample(np.random.default_rng(5)) != sample(np.random.default_rng(6))
+
+
+@pytest.mark.parametrize(("height", "width"), EXTENTS)
+def test_pieces_show_the_groups_inside_the_picture(height: float, width: float) -> None:
+    for scene in scenes(80, height, width):
+        for index, group in enumerate(scene.groups):
+            members = [piece for piece in scene.pieces if piece.group == index]
+            assert len(members) == group.count
+            assert {(piece.color, piece.shape) for piece in members} == {(group.color, group.shape)}
+        for piece in scene.pieces:
+            assert piece.r < piece.x < width - piece.r
+            assert piece.r < piece.y < height - piece.r
+            assert 0.35 < piece.z <= 1
+        assert [piece.z for piece in scene.pieces] == sorted(piece.z for piece in scene.pieces)
+
+
+@pytest.mark.parametrize(("height", "width"), EXTENTS)
+def test_pieces_never_touch(height: float, width: float) -> None:
+    for scene in scenes(80, height, width):
+        assert all(gap(one, other) > 0.03 for one, other in itertools.combinations(scene.pieces, 2))
+
+
+@pytest.mark.parametrize(("height", "width"), EXTENTS)
+def test_relations_hold_for_every_pair_and_for_the_middles(height: float, width: float) -> None:
+    for scene in scenes(80, height, width):
+        if scene.relation is None:
+            continue
+        along, sign = ("y", 1) if scene.relation in ("above", "below") else ("x", 1)
+        sign = -sign if scene.relation in ("below", "right of") else sign
+        first, second = ([piece for piece in scene.pieces if piece.group == index] for index in (0, 1))
+        for one, other in itertools.product(first, second):
+            assert sign * (getattr(other, along) - getattr(one, along)) > one.r + other.r + 0.05
+        offset = {axis: abs(_mean(first, axis) - _mean(second, axis)) for axis in ("x", "y")}
+        assert offset.pop(along) > next(iter(offset.values())), scene.relation
+
+
+def _mean(pieces: list[Piece], axis: str) -> float:
+    return sum(getattr(piece, axis) for piece in pieces) / len(pieces)
+
+
+def test_width_is_not_height() -> None:
+    wide, tall = scenes(60, width=2.0), scenes(60, height=2.0)
+    assert max(piece.x for scene in wide for piece in scene.pieces) > 1.5
+    assert max(piece.y for scene in tall for piece in scene.pieces) > 1.5
+    assert max(piece.y for scene in wide for piece in scene.pieces) < 1
+    assert max(piece.x for scene in tall for piece in scene.pieces) < 1
+
+
+def test_all_words_of_the_world_are_used() -> None:
+    many = scenes(400)
+    assert {group.color for scene in many for group in scene.groups} == set(COLORS)
+    assert {group.shape for scene in many for group in scene.groups} == set(SHAPES)
+    assert {scene.ground for scene in many} == set(GROUNDS)
+    assert {scene.relation for scene in many} == {None, *RELATIONS}
+    assert {group.size for scene in many for group in scene.groups} == {None, "small", "large"}
+    assert 0.55 < sum(len(scene.groups) == 2 for scene in many) / len(many) < 0.75
+    assert {scene.groups[0].count for scene in many} == {1, 2, 3, 4}
+    assert {scene.groups[1].count for scene in many if scene.relation} == {1, 2, 3}
+
+
+def test_a_large_shape_is_larger_than_a_small_one() -> None:
+    def radius(size: str | None, seed: int) -> float:
+        group = Group(1, "red", "star", size)
+        return Scene.of((group,), None, "cream", "", np.random.default_rng(seed)).pieces[0].r
+
+    for seed in range(20):
+        assert radius("small", seed) < 0.75 * radius(None, seed + 100)
+        assert radius(None, seed) < radius("large", seed + 100)
+
+
+def test_any_description_can_be_laid_out() -> None:
+    groups = (Group(4, "red", "star"), Group(4, "blue", "star"))
+    for relation in RELATIONS:
+        scene = Scene.of(groups, relation, "pink", "arcs", np.random.default_rng(0), height=1.0, width=4.0)
+        assert scene.groups == groups
+        assert min(piece.r for piece in scene.pieces) > 0.06
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_fill_their_disc_and_balance_on_its_centre(shape: str) -> None:
+    axis = (np.arange(400) + 0.5) / 160 - 1.25
+    x, y = np.meshgrid(axis, axis)
+    inside = distance(shape, x, y) < 0
+    assert 0.93 < np.hypot(x, y)[inside].max() <= 1.01
+    assert np.hypot(x[inside].mean(), y[inside].mean()) < 0.03
+
+
+def test_the_palette_keeps_its_distance() -> None:
+    names = [*COLORS, *GROUNDS]
+    values = lab(np.array([*COLORS.values(), *GROUNDS.values()], np.uint8))
+    for one, other in itertools.combinations(range(len(names)), 2):
+        apart = float(np.linalg.norm(values[one] - values[other]))
+        assert apart > (15 if one >= len(COLORS) else 35), (names[one], names[other], apart)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Group(5, "red", "star"), "1 to 4"),
+        (lambda: Group(1, "mauve", "star"), "unknown color 'mauve'.*'red'"),
+        (lambda: Group(1, "red", "blob"), "unknown shape"),
+        (lambda: Group(2, "red", "star", "small"), "only a single shape has a size"),
+        (lambda: sample(np.random.default_rng(0), height=2.0, width=2.0), "shorter side must be 1"),
+        (lambda: sample(np.random.default_rng(0), width=5.0), "at most 4"),
+        (
+            lambda: Scene.of((Group(1, "red", "star"),), "above", "cream", "", np.random.default_rng(0)),
+            "two have a relation",
+        ),
+        (
+            lambda: Scene.of(
+                (Group(1, "red", "star"), Group(1, "red", "ring")), "above", "cream", "", np.random.default_rng(0)
+            ),
+            "two colors",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(wrong, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        wrong()

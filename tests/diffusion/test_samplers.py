@@ -1,0 +1,225 @@
+"""Every registered sampler, for data whose perfect network is known: it must end where the mathematics says.
+
+A newly registered sampler is tested here without another line.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kandinsky22.diffusion import DESCRIPTIONS, SAMPLERS, Ask, NoiseSchedule, Now, Prediction, sample
+from tests.diffusion.toy import DECODER, PRIOR, Denoise, answer, drawing, flow, gaussian, randn, unclipped
+
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+every_kind = pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+every_schedule = pytest.mark.parametrize("schedule", [unclipped(DECODER), unclipped(PRIOR)], ids=["linear", "cosine"])
+
+
+def states(
+    name: str, schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], denoise: Denoise, **options: Any
+) -> list[Now]:
+    noise = options.pop("noise", drawing(99))
+    return list(sample(SAMPLERS[name](schedule, x, timesteps, noise), denoise, **options))
+
+
+def test_the_published_samplers_are_there() -> None:
+    assert {"ddpm", "unclip", "ddim", "dpmpp_2m", "heun"} <= SAMPLERS.keys() == DESCRIPTIONS.keys()
+
+
+@every_sampler
+def test_it_is_described_in_one_line(name: str) -> None:
+    assert 20 < len(DESCRIPTIONS[name]) < 100 and DESCRIPTIONS[name].endswith(".")
+
+
+@every_sampler
+@every_schedule
+def test_it_visits_the_timesteps_and_then_the_end(name: str, schedule: NoiseSchedule) -> None:
+    asked: list[int] = []
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        asked.append(t)
+        return gaussian(schedule, 0.3, 0.5)(x, t)
+
+    timesteps = schedule.timesteps(7)
+    assert [now.t for now in states(name, schedule, randn(2, 8), timesteps, denoise)] == [*timesteps[1:], -1]
+    assert list(dict.fromkeys(asked)) == list(timesteps)
+
+
+@every_sampler
+@every_kind
+@every_schedule
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_one_point_of_data_is_reached_exactly(name: str, kind: Any, schedule: NoiseSchedule, steps: int) -> None:
+    schedule = replace(schedule, prediction_type=kind)
+    timesteps = schedule.timesteps(steps)
+    target = randn(2, 4, 3, 5, seed=7, dtype=torch.float64)
+    x = schedule.add_noise(target, randn(2, 4, 3, 5, dtype=torch.float64), timesteps[0])
+    last = states(name, schedule, x, timesteps, lambda x, t: answer(schedule, target, x, t))[-1]
+    # The published prior's last step, from t = 0, rounds: beta / (1 - alpha_bar) is 0.9995 there in float32.
+    tolerance = 4e-3 if name == "unclip" and timesteps[-1] == 0 else 1e-6
+    torch.testing.assert_close(last.x, target, atol=tolerance, rtol=0)
+
+
+@every_sampler
+def test_the_last_state_is_the_clipped_x0(name: str) -> None:
+    schedule = replace(DECODER, set_alpha_to_one=True)
+    x = schedule.add_noise(torch.full((1, 8), 3.0), randn(1, 8), 991)
+    last = states(name, schedule, x, schedule.timesteps(10), lambda x, t: answer(schedule, torch.full_like(x, 3), x, t))
+    final = last[-1].x if name != "ddim" else last[-1].x.round()  # DDIM goes on from the eps that was not clipped
+    assert torch.equal(final, torch.ones(1, 8))
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun"])
+def test_second_order_samplers_believe_the_clipped_x0(name: str) -> None:
+    """A network that says x0 = 3 is clipped to 1: every state must be as if the data were one point at 1."""
+    x, timesteps = randn(1, 64, dtype=torch.float64), DECODER.timesteps(10)
+    for now in states(name, DECODER, x, timesteps, lambda x, t: answer(DECODER, torch.full_like(x, 3), x, t)):
+        torch.testing.assert_close(now.x, flow(DECODER, 1.0, 0.0, x, timesteps[0], now.t), atol=1e-5, rtol=0)
+
+
+@every_sampler
+@every_kind
+@every_schedule
+def test_normal_data_come_out_with_their_mean_and_deviation(name: str, kind: Any, schedule: NoiseSchedule) -> None:
+    schedule, mean, std = replace(schedule, prediction_type=kind), 0.5, 0.6
+
+    def error(steps: int) -> float:
+        timesteps = schedule.timesteps(steps)
+        x = schedule.add_noise(mean + std * randn(1, 8192), randn(1, 8192, seed=1), timesteps[0])
+        x = states(name, schedule, x, timesteps, gaussian(schedule, mean, std))[-1].x
+        return max(abs(float(x.mean()) - mean), abs(float(x.std()) - std))
+
+    assert error(300) < 0.02
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
+@every_schedule
+def test_it_follows_the_flow_with_its_order(name: str, order: int, schedule: NoiseSchedule) -> None:
+    """Halving the steps' length divides the error against the exact ODE solution by about 2 to the order."""
+    mean, std, x = 0.5, 0.3, randn(1, 512, dtype=torch.float64)
+
+    def error(steps: int) -> float:
+        timesteps = [100 + 720 * k // steps for k in reversed(range(steps + 1))]
+        before_last = states(name, schedule, x, timesteps, gaussian(schedule, mean, std))[-2]
+        return float((before_last.x - flow(schedule, mean, std, x, timesteps[0], timesteps[-1])).abs().mean())
+
+    coarse, fine = error(120), error(240)
+    assert coarse / fine == pytest.approx(2**order, rel=0.15) and fine < 10 ** -(order + 2)
+
+
+@every_sampler
+def test_width_is_not_height(name: str) -> None:
+    x, timesteps = randn(2, 4, 3, 5), DECODER.timesteps(6)
+
+    def transposed(noise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: noise(x.mT).mT
+
+    denoise = gaussian(DECODER, 0.2, 0.5)
+    upright = states(name, DECODER, x, timesteps, denoise)[-1].x
+    lying = states(name, DECODER, x.mT, timesteps, denoise, noise=transposed(drawing(99)))[-1].x
+    assert upright.shape == (2, 4, 3, 5) and lying.shape == (2, 4, 5, 3)
+    torch.testing.assert_close(lying.mT, upright)
+
+
+@every_sampler
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_it_keeps_the_dtype(name: str, dtype: torch.dtype) -> None:
+    x = randn(1, 4, 3, 5, dtype=dtype)
+    for now in states(name, DECODER, x, DECODER.timesteps(5), gaussian(DECODER, 0.2, 0.5)):
+        assert now.x.dtype == dtype and bool(now.x.isfinite().all())
+
+
+@every_sampler
+def test_it_goes_on_from_the_constrained_state(name: str) -> None:
+    held = torch.arange(8) < 4
+
+    def constrain(x: Tensor, t: int) -> Tensor:
+        return torch.where(held, torch.tensor(0.25), x)
+
+    seen: list[Tensor] = []
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        seen.append(x)
+        return gaussian(DECODER, 0.0, 0.5)(x, t)
+
+    nows = states(name, DECODER, randn(2, 8), DECODER.timesteps(5), denoise, constrain=constrain)
+    assert all(bool((now.x[:, held] == 0.25).all()) for now in nows)
+    assert all(any(now.x is x for x in seen) for now in nows[:-1])
+
+
+@every_sampler
+def test_the_same_noise_gives_the_same_picture(name: str) -> None:
+    twice = [states(name, DECODER, randn(1, 8), DECODER.timesteps(9), gaussian(DECODER, 0, 0.5))[-1] for _ in range(2)]
+    assert torch.equal(twice[0].x, twice[1].x)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "draws"),
+    [("ddpm", DECODER, 6), ("unclip", PRIOR, 5), ("ddim", DECODER, 0), ("dpmpp_2m", DECODER, 0), ("heun", DECODER, 0)],
+)
+def test_how_often_it_draws(name: str, schedule: NoiseSchedule, draws: int) -> None:
+    drawn: list[torch.Size] = []
+
+    def noise(x: Tensor) -> Tensor:
+        drawn.append(x.shape)
+        return torch.zeros_like(x)
+
+    states(name, schedule, randn(2, 4), schedule.timesteps(6), gaussian(schedule, 0, 1), noise=noise)
+    assert drawn == [(2, 4)] * draws
+
+
+def test_noise_is_drawn_after_the_network_has_answered() -> None:
+    events: list[str] = []
+
+    def noise(x: Tensor) -> Tensor:
+        events.append("draw")
+        return torch.zeros_like(x)
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        events.append("network")
+        return gaussian(DECODER, 0, 1)(x, t)
+
+    states("ddpm", DECODER, randn(1, 4), DECODER.timesteps(3), denoise, noise=noise)
+    assert events == ["network", "draw"] * 3
+
+
+def steps_of_size(name: str, schedule: NoiseSchedule, variance: Tensor | None = None) -> Iterator[float]:
+    """The deviation of the noise that each step adds."""
+    x, timesteps = torch.zeros(1, 4096), schedule.timesteps(5)
+    run = SAMPLERS[name](schedule, x, timesteps, drawing())
+    event: Ask | Now | None = next(run)
+    while event is not None:
+        if isinstance(event, Ask):
+            event = run.send(Prediction(torch.zeros_like(x), torch.zeros_like(x), variance))
+        else:
+            yield float(event.x.std())
+            event = run.send(x) if event.t >= 0 else None
+
+
+@pytest.mark.parametrize("name", ["ddpm", "unclip"])
+def test_learned_variance_lies_between_the_fixed_ones(name: str) -> None:
+    small, log, large = (
+        list(steps_of_size(name, replace(DECODER, variance_type=kind)))
+        for kind in ("fixed_small", "fixed_small_log", "fixed_large")
+    )
+    learned = replace(DECODER, variance_type="learned_range")
+    low, half, high = (list(steps_of_size(name, learned, torch.full((1, 4096), v))) for v in (-1.0, 0.0, 1.0))
+    assert log == pytest.approx(small, rel=1e-4, abs=1e-9)
+    assert low == pytest.approx(small, rel=1e-4, abs=1e-9)
+    assert large == pytest.approx(high, rel=1e-4)
+    assert all(a < b < c for a, b, c in zip(low, half, high, strict=True))
+    with pytest.raises(ValueError, match="variance_type is 'learned_range', but the network predicts no variance"):
+        list(steps_of_size(name, learned))
+
+
+def test_ddim_lands_where_the_schedule_says() -> None:
+    x0, eps, ends = torch.full((1, 4), 0.5), torch.ones(1, 4), {}
+    for to_one in (True, False):
+        schedule = replace(DECODER, set_alpha_to_one=to_one)
+        ends[to_one] = states("ddim", schedule, x0, (1,), lambda x, t: Prediction(x0, eps))[-1].x
+    assert torch.equal(ends[True], x0)
+    assert torch.equal(ends[False], DECODER.add_noise(x0, eps, 0))
