@@ -26,6 +26,7 @@ PROMPTS = [
     "три красных круга над синим треугольником, 画",
     "two  spaces,\ta tab",
 ]
+OF_THE_OUTER_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PROMPT", "ARGS", "PYTHON", "TORCH"}  # which runs these tests
 RECORD = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['PROMPT']]))"
 PYTHON = """#!/bin/sh
 # a Python in name only: makes an environment by copying itself, installs torch by making a file
@@ -42,8 +43,7 @@ esac
 
 
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PROMPT", "PYTHON")  # of the make that runs these tests
-    env = {k: v for k, v in os.environ.items() if k not in outer} | environment
+    env = {name: value for name, value in os.environ.items() if name not in OF_THE_OUTER_MAKE} | environment
     program = shutil.which("make") or "make"
     return subprocess.run([program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
@@ -110,7 +110,11 @@ def install(project: Path, *arguments: str, unfit: str = "", fails_at: str = "no
 
 @pytest.mark.parametrize(
     ("unfit", "chosen"),
-    [("", "python3.11"), ("python3.11 python3.12", "python3.13"), ("python3.11 python3.12 python3.13 python3.14", "python3")],
+    [
+        ("", "python3.11"),
+        ("python3.11 python3.12", "python3.13"),
+        ("python3.11 python3.12 python3.13 python3.14", "python3"),
+    ],
 )
 def test_the_first_python_that_fits_is_taken(project: Path, unfit: str, chosen: str) -> None:
     calls, _ = install(project, unfit=unfit)

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Kandinsky", "Picture", "Request", "Sampling", "Text", "text2img"]
 
-_HOMES = {"Kandinsky": "kandinsky", "Picture": "images", "Request": "request", "Sampling": "request", "Text": "request", "text2img": "tasks"}
+_HOMES = {
+    "Kandinsky": "kandinsky",
+    "Picture": "images",
+    "Request": "request",
+    "Sampling": "request",
+    "Text": "request",
+    "text2img": "tasks",
+}
 
 
 def __getattr__(name: str) -> Any:

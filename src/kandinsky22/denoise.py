@@ -40,7 +40,11 @@ class Guided(Generic[R]):
         """All rows of `parts`, in order."""
         kind = type(parts[0].cond)
         unconds = [p.uncond for p in parts if p.uncond is not None]
-        return Guided(kind.cat([p.cond for p in parts]), kind.cat(unconds) if unconds else None, torch.cat([p.weight for p in parts]))
+        return Guided(
+            kind.cat([p.cond for p in parts]),
+            kind.cat(unconds) if unconds else None,
+            torch.cat([p.weight for p in parts]),
+        )
 
 
 class Denoiser(Generic[R]):

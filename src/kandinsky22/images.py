@@ -2,16 +2,20 @@
 
 import contextlib
 import json
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from kandinsky22.request import Request
 
 RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
+TILE, ROW, GAP = 512, 2048, 24  # pixels of a sheet: a picture's longer side, the pictures of a row, the margins
+PAPER, INK = (250, 249, 247), (110, 108, 104)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,9 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlu
     """Write a PNG under a temporary name, then rename it. Raises `ValueError` where it cannot be written."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}")
+        raise ValueError(
+            f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
+        )
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +52,9 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlu
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place with --output") from error
+        raise ValueError(
+            f"cannot write {path}: {error.strerror or error}; choose another place with --output"
+        ) from error
     return path
 
 
@@ -64,7 +72,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()  # text after the pixels is read only then
             text = getattr(image, "text", {}).get(RECIPE)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it is not a PNG picture"
         raise ValueError(f"cannot read {path}: {reason}") from error
     if text is None:
@@ -72,5 +80,22 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     try:
         values = json.loads(text)
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} carries a request that cannot be read: {error}") from error
+
+
+def sheet(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
+    """Pictures of one size side by side, brought to a size for viewing, each with its label beneath."""
+    columns = len(images) if len(images) <= 4 else math.ceil(len(images) ** 0.5)
+    scale = min(TILE, ROW // columns) / max(images[0].size)
+    width, height = (max(1, round(side * scale)) for side in images[0].size)
+    font = ImageFont.load_default(max(10, width // 28))
+    line = 2 * round(font.getbbox("0")[3])
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (GAP + columns * (width + GAP), GAP + rows * (height + line) + GAP // 2), PAPER)
+    draw = ImageDraw.Draw(page)
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        left, top = GAP + k % columns * (width + GAP), GAP + k // columns * (height + line)
+        page.paste(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), (left, top))
+        draw.text((left + width / 2, top + height + line / 2), label, fill=INK, font=font, anchor="mm")
+    return page

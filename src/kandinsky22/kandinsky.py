@@ -63,7 +63,9 @@ class Kandinsky:
         decoder, prior = folder / catalog.DECODER, folder / catalog.PRIOR
         for part in (decoder, prior):
             if not part.is_dir():
-                raise CheckpointError(f"{folder} has no {part.name}/ folder; a model is a folder with both pipelines in it")
+                raise CheckpointError(
+                    f"{folder} has no {part.name}/ folder; a model is a folder with both pipelines in it"
+                )
         self.folder = folder
         self.stored_unet = Stored(decoder / "unet", UNet, UNetConfig)
         self.stored_movq = Stored(decoder / "movq", MoVQ, MoVQConfig)
@@ -78,7 +80,9 @@ class Kandinsky:
         self.defaults = self._defaults(schedulers)
 
     @classmethod
-    def load(cls, model: str | Path = catalog.BOX, *, device: str | None = None, dtype: str | torch.dtype | None = None) -> Self:
+    def load(
+        cls, model: str | Path = catalog.BOX, *, device: str | None = None, dtype: str | torch.dtype | None = None
+    ) -> Self:
         """The model in the box, or the one in a folder.
 
         device: "cuda" where there is one, else "cpu". dtype: float16 on cuda, else float32, in which a seed's picture is
@@ -97,7 +101,9 @@ class Kandinsky:
                 raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
             dtype = DTYPES[dtype]
         folder = catalog.locate(str(model))
-        return cls(folder, name=catalog.BOX if model == catalog.BOX else folder.resolve().name, device=place, dtype=dtype)
+        return cls(
+            folder, name=catalog.BOX if model == catalog.BOX else folder.resolve().name, device=place, dtype=dtype
+        )
 
     @cached_property
     def unet(self) -> UNet:
@@ -122,7 +128,9 @@ class Kandinsky:
     @cached_property
     def image_encoder(self) -> CLIPVision:
         """CLIP's vision tower."""
-        return Stored(self.folder / catalog.PRIOR / "image_encoder", CLIPVision, CLIPVisionConfig).load(self.dtype, self.device)
+        return Stored(self.folder / catalog.PRIOR / "image_encoder", CLIPVision, CLIPVisionConfig).load(
+            self.dtype, self.device
+        )
 
     @cached_property
     def image_processor(self) -> CLIPImageProcessor:
@@ -138,7 +146,7 @@ class Kandinsky:
     @cached_property
     def made_by(self) -> dict[str, Any]:
         """What decides a request's pixels besides the request."""
-        weights = {
+        weights: dict[str, Stored[Any, Any]] = {
             "unet": self.stored_unet, "movq": self.stored_movq, "prior": self.stored_prior,
             "text_encoder": self.stored_text_encoder,
         }  # fmt: skip
@@ -187,7 +195,11 @@ class Kandinsky:
         latents = yield from self._sample(requests, embeds, begun, noises)
         for key, request in requests.items():
             images = self.decode(latents[key], height=request.height, width=request.width)
-            pictures = [Picture(image, request.single(k), self.made_by) for k, image in enumerate(images)]
+            batches = [{"index": k, "of": len(images)} for k in range(len(images))]  # company changes how sums are rounded
+            pictures = [
+                Picture(image, request.single(k), {**self.made_by, "batch": batch})
+                for k, (image, batch) in enumerate(zip(images, batches, strict=True))
+            ]
             yield key, Result(pictures, request, time.perf_counter() - began)
 
     def resolved(self, request: Request) -> Request:
@@ -279,7 +291,9 @@ class Kandinsky:
         denoiser: Denoiser[Conditioned] = Denoiser(self.unet, self.decoder_schedule, guided, self.dtype)
         return (yield from self._run("decoder", jobs, denoiser, previews=True))
 
-    def _run(self, stage: str, jobs: dict[K, tuple[Job, int]], denoiser: Denoiser[Any], *, previews: bool = False) -> Stage[K, Tensor]:
+    def _run(
+        self, stage: str, jobs: dict[K, tuple[Job, int]], denoiser: Denoiser[Any], *, previews: bool = False
+    ) -> Stage[K, Tensor]:
         """Drive one stage's samplers to their ends."""
         done = dict.fromkeys(jobs, 0)
         finished = {}

@@ -1,13 +1,16 @@
 """Whether a request fits: an estimate of what it needs beside the weights, against what is free."""
 
 import os
+from pathlib import Path
 
 import torch
 
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 
-MOVQ_TENSORS = 8  # of the widest level at full size that are alive at once while decoding; measured at 512x512, rounded up
+MOVQ_TENSORS = (
+    8  # of the widest level at full size that are alive at once while decoding; measured at 512x512, rounded up
+)
 UNET_TENSORS = 40  # of the first level, skips included, likewise
 BYTES = 4
 
@@ -17,7 +20,10 @@ def needed(unet: UNetConfig, movq: MoVQConfig, num_images: int, height: int, wid
     pixels = height * width
     decoding = MOVQ_TENSORS * max(movq.block_out_channels[:2]) * pixels * BYTES
     cells = pixels // movq.factor**2
-    return max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells * 2 * num_images * BYTES) + 16 * num_images * pixels
+    return (
+        max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells * 2 * num_images * BYTES)
+        + 16 * num_images * pixels
+    )
 
 
 def free(device: torch.device) -> int:
@@ -26,7 +32,7 @@ def free(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     page = os.sysconf("SC_PAGE_SIZE")
     try:
-        with open("/proc/meminfo") as lines:  # counts what the page cache would give back
+        with Path("/proc/meminfo").open() as lines:  # counts what the page cache would give back
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return int(os.sysconf("SC_PHYS_PAGES")) * page

@@ -1,6 +1,28 @@
-"""The tasks, as pure functions from what a user says to a `Request`. Imports no torch."""
+"""The tasks, as pure functions from what a user says to a `Request`. Imports no torch.
 
-from kandinsky22.request import Request, Sampling, Text
+Every public function here is a task: the edges make a command, a route or a form of it from its signature, and take what
+each parameter means from `MEANINGS`.
+"""
+
+from kandinsky22.request import SAMPLERS, SMALLEST, Request, Sampling, Text
+
+_SAMPLERS = ", ".join(SAMPLERS)
+MEANINGS = {
+    "prompt": "what to paint, in words",
+    "negative_prompt": "what to keep away from",
+    "height": f"height in pixels, from {SMALLEST} up",
+    "width": f"width in pixels, from {SMALLEST} up",
+    "num_images": "how many pictures; each has the next seed",
+    "seed": "where chance starts; a seed paints the same picture again",
+    "num_inference_steps": "steps of the decoder",
+    "guidance_scale": "how closely the decoder follows the prior, 1 is off",
+    "sampler": f"sampler of the decoder: {_SAMPLERS}",
+    "prior_num_inference_steps": "steps of the prior",
+    "prior_guidance_scale": "how closely the prior follows the prompt, 1 is off",
+    "prior_sampler": f"sampler of the prior: {_SAMPLERS}",
+    "model": "the model in the box, or a folder with decoder/ and prior/",
+}
+"""What each parameter means, in one line."""
 
 
 def text2img(

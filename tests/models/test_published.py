@@ -18,14 +18,22 @@ UNET = {
 NETWORKS = {
     "prior": lambda: PriorTransformer(
         PriorConfig.from_dict(
-            {"num_layers": 20, "num_attention_heads": 32, "attention_head_dim": 64, "embedding_dim": 1280, "num_embeddings": 77}
+            {
+                "num_layers": 20,
+                "num_attention_heads": 32,
+                "attention_head_dim": 64,
+                "embedding_dim": 1280,
+                "num_embeddings": 77,
+            }
         )
     ),
     "unet": lambda: UNet(UNetConfig.from_dict(UNET)),
     "unet_inpaint": lambda: UNet(UNetConfig.from_dict({**UNET, "in_channels": 9})),
     "unet_hint": lambda: UNet(UNetConfig.from_dict({**UNET, "in_channels": 8, "addition_embed_type": "image_hint"})),
     "movq": lambda: MoVQ(
-        MoVQConfig.from_dict({"block_out_channels": [128, 256, 256, 512], "layers_per_block": 2, "num_vq_embeddings": 16384})
+        MoVQConfig.from_dict(
+            {"block_out_channels": [128, 256, 256, 512], "layers_per_block": 2, "num_vq_embeddings": 16384}
+        )
     ),
 }
 

@@ -36,7 +36,12 @@ def test_inpainting_unet_agrees() -> None:
 
 def test_depth_unet_agrees() -> None:
     ours, theirs = unets(replace(UNET, in_channels=8, addition_embed_type="image_hint"))
-    x, hint, embeds, t = draw(2, 4, 8, 16), draw(2, 3, 64, 128, seed=1).sigmoid(), draw(2, 24, seed=2), torch.tensor([3, 900])
+    x, hint, embeds, t = (
+        draw(2, 4, 8, 16),
+        draw(2, 3, 64, 128, seed=1).sigmoid(),
+        draw(2, 24, seed=2),
+        torch.tensor([3, 900]),
+    )
     reference = theirs(x, t, None, added_cond_kwargs={"image_embeds": embeds, "hint": hint}).sample
     assert error(ours(x, t, ours.condition(embeds, hint=hint)), reference) < TOLERANCE
 

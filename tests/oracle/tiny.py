@@ -8,23 +8,17 @@ import torch
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
+from tests.models_on_disk import randomise
 
 PRIOR = PriorConfig(num_layers=3, num_attention_heads=2, attention_head_dim=16, embedding_dim=24, num_embeddings=9)
 UNET = UNetConfig(
-    block_out_channels=(32, 64, 96), layers_per_block=2, attention_head_dim=16, cross_attention_dim=20, encoder_hid_dim=24
+    block_out_channels=(32, 64, 96),
+    layers_per_block=2,
+    attention_head_dim=16,
+    cross_attention_dim=20,
+    encoder_hid_dim=24,
 )
 MOVQ = MoVQConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, num_vq_embeddings=48)
-
-
-def randomise(network: torch.nn.Module, seed: int = 0) -> None:
-    """Fill every parameter: several start at zero, which would hide mistakes. Weights keep the activations' scale."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-            values = torch.randn(parameter.shape, generator=generator) * (fan_in**-0.5 if parameter.ndim > 1 else 0.3)
-            is_scale = parameter.ndim == 1 and name.endswith("weight") or name == "clip_std"
-            parameter.copy_(values.abs() + 0.5 if is_scale else values)
 
 
 def twins(ours: torch.nn.Module, theirs: torch.nn.Module, seed: int = 0) -> tuple[Any, Any]:

@@ -12,6 +12,23 @@ DECODER, PRIOR = "decoder", "prior"  # the two pipelines' folders inside a model
 PUBLISHED_STEPS = {PRIOR: 25, DECODER: 50}
 PUBLISHED_GUIDANCE = 4.0
 
+PRIOR_INDEX = {
+    "_class_name": "KandinskyV22PriorPipeline",
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "image_processor": ["transformers", "CLIPImageProcessor"],
+    "prior": ["diffusers", "PriorTransformer"],
+    "scheduler": ["diffusers", "UnCLIPScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+DECODER_INDEX = {
+    "_class_name": "KandinskyV22Pipeline",
+    "movq": ["diffusers", "VQModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+}
+"""The `model_index.json` of each pipeline: which class of which library diffusers loads each part with."""
+
 
 def locate(model: str) -> Path:
     """The folder of a model, with `decoder/` and `prior/` in it. Raises `ValueError` saying where it was looked for."""

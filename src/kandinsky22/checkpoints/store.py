@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -52,10 +53,12 @@ def weights_file(folder: Path) -> Path:
         for name in WEIGHT_NAMES:
             if (folder / (name + suffix)).is_file():
                 return folder / (name + suffix)
-    raise CheckpointError(f"{folder} has no weights; it should hold {WEIGHT_NAMES[0]}.safetensors or {WEIGHT_NAMES[1]}.safetensors")
+    raise CheckpointError(
+        f"{folder} has no weights; it should hold {WEIGHT_NAMES[0]}.safetensors or {WEIGHT_NAMES[1]}.safetensors"
+    )
 
 
-class Stored(Generic[N]):
+class Stored(Generic[N, C]):
     """A network in a folder: checked, not yet read.
 
     Raises `CheckpointError` for a configuration that is not this network's, and listing every tensor that is missing,
@@ -66,7 +69,8 @@ class Stored(Generic[N]):
         self.folder = folder
         try:
             with torch.device("meta"):
-                self._empty = network(config.from_dict(read_json(folder / "config.json")))
+                self.config = config.from_dict(read_json(folder / "config.json"))
+                self._empty = network(self.config)
         except CheckpointError:
             raise
         except (ValueError, TypeError) as error:
@@ -147,7 +151,10 @@ def cache() -> Path:
 
 def _tensors(path: Path) -> list[tuple[str, Tensor]]:
     if path.suffix == ".bin":
-        return list(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
+        try:
+            return list(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
+        except UnpicklingError:
+            raise ValueError("it holds more than tensors, which is not read from strangers' files") from None
     with safe_open(path, framework="pt") as file:
         return [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118  # no mapping
 
@@ -156,7 +163,9 @@ def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[s
     wrong = [f"missing {name}" for name in wanted if name not in found]
     wrong += [f"extra {name}" for name in found if name not in wanted]
     wrong += [
-        f"misshapen {name} {found[name]}, not {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape
+        f"misshapen {name} {found[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if found.get(name, shape) != shape
     ]
     if wrong:
         raise CheckpointError(f"{path} does not hold this network's tensors: {'; '.join(wrong)}")

@@ -15,7 +15,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     length = read_json(folder / "tokenizer_config.json").get("model_max_length", 77)
     try:
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [(left, right) for left, right in (line.split() for line in lines if line and not line.startswith("#version"))]
+        merges = [
+            (left, right)
+            for left, right in (line.split() for line in lines if line and not line.startswith("#version"))
+        ]
         return Tokenizer(vocab, merges, length)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} does not hold CLIP's tokenizer: {error}") from error

@@ -35,7 +35,7 @@ def zero_image_embed(prior: Path) -> Tensor:
 
 
 @torch.inference_mode()
-def compute(stored: Stored[CLIPVision]) -> Tensor:
+def compute(stored: Stored[CLIPVision, CLIPVisionConfig]) -> Tensor:
     """The embedding, float32 [1, D], by the encoder itself."""
     encoder = stored.load(torch.float32, torch.device("cpu"))
     side = encoder.config.image_size

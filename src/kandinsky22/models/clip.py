@@ -125,8 +125,7 @@ class CLIPVision(nn.Module):
         -> [B, projection_dim], not L2-normalised. Raises ValueError for another size.
         """
         class_token = self.vision_model(pixels)[:, 0]
-        embed: Tensor = self.visual_projection(class_token)
-        return embed
+        return self.visual_projection(class_token)
 
 
 class _TextEmbeddings(nn.Module):
@@ -174,8 +173,7 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
-        out: Tensor = x + self.mlp(self.layer_norm2(x))
-        return out
+        return x + self.mlp(self.layer_norm2(x))
 
 
 class _Attention(nn.Module):
@@ -191,8 +189,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class _QuickGELU(nn.Module):

@@ -12,7 +12,9 @@ def sinusoids(t: Tensor, dim: int) -> Tensor:
 
     Vaswani et al. 2017, section 3.5, with DDPM's frequencies exp(-ln(10000) i / (dim / 2)).
     """
-    frequencies = torch.exp(torch.arange(dim // 2, device=t.device, dtype=torch.float32) * (-math.log(10_000) / (dim // 2)))
+    frequencies = torch.exp(
+        torch.arange(dim // 2, device=t.device, dtype=torch.float32) * (-math.log(10_000) / (dim // 2))
+    )
     angles = t.to(torch.float32)[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -29,8 +31,7 @@ class TimestepEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Timesteps [B] -> [B, width]. The features are computed in float32, then cast to the weights' dtype."""
         features = sinusoids(t, self.dim).to(self.linear_1.weight.dtype)
-        out: Tensor = self.linear_2(F.silu(self.linear_1(features)))
-        return out
+        return self.linear_2(F.silu(self.linear_1(features)))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -5,6 +5,7 @@ Its decoder is told the latent again at every normalisation (spatial norm). Know
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -107,15 +108,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
-        self.spatial = spatial
-        self.add_module("spatial_norm" if spatial else "group_norm", norm(config, channels, spatial))
+        self.norm = "spatial_norm" if spatial else "group_norm"  # the published names
+        self.add_module(self.norm, norm(config, channels, spatial))
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
-        h = self.spatial_norm(x, z) if self.spatial else self.group_norm(x)
+        h = getattr(self, self.norm)(x, z)
         h = h.flatten(2).transpose(1, 2)
         h = self.to_out[0](attend(*(split_heads(proj(h), 1) for proj in (self.to_q, self.to_k, self.to_v))))
         return x + h.transpose(1, 2).unflatten(-1, x.shape[-2:])
@@ -129,8 +130,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return out
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -141,8 +141,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0))
-        return out
+        return self.conv(F.interpolate(x, scale_factor=2.0))
 
 
 class Block(nn.Module):
@@ -154,11 +153,15 @@ class Block(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         widths = [channels, *[out_channels] * layers]
-        self.resnets = nn.ModuleList(ResnetBlock(config, a, b, spatial) for a, b in zip(widths, widths[1:], strict=False))
-        self.attentions = nn.ModuleList(Attention(config, out_channels, spatial) for _ in range(layers if attention else 0))
+        self.resnets = nn.ModuleList(
+            ResnetBlock(config, a, b, spatial) for a, b in pairwise(widths)
+        )
+        self.attentions = nn.ModuleList(
+            Attention(config, out_channels, spatial) for _ in range(layers if attention else 0)
+        )
         if resample == "down":
             self.downsamplers = nn.ModuleList([Downsample(out_channels)])
-        elif resample == "up":
+        if resample == "up":
             self.upsamplers = nn.ModuleList([Upsample(out_channels)])
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
@@ -166,7 +169,7 @@ class Block(nn.Module):
             x = resnet(x, z)
             if len(self.attentions):
                 x = self.attentions[i](x, z)
-        for resampler in getattr(self, "downsamplers", ()) or getattr(self, "upsamplers", ()):
+        for resampler in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
             x = resampler(x)
         return x
 
@@ -180,8 +183,7 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([Attention(config, channels, spatial)])
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
-        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x, z), z), z)
-        return out
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, z), z), z)
 
 
 class Encoder(nn.Module):
@@ -208,8 +210,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             h = block(h, None)
         h = self.mid_block(h, None)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
-        return out
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
 class Decoder(nn.Module):
@@ -235,8 +236,7 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(h), z)
         for block in self.up_blocks:
             h = block(h, z)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h, z)))
-        return out
+        return self.conv_out(F.silu(self.conv_norm_out(h, z)))
 
 
 class Quantizer(nn.Module):
@@ -269,10 +269,8 @@ class MoVQ(nn.Module):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f], deterministic and not quantised."""
-        z: Tensor = self.quant_conv(self.encoder(pictures))
-        return z
+        return self.quant_conv(self.encoder(pictures))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise."""
-        pictures: Tensor = self.decoder(self.post_quant_conv(z), z)
-        return pictures
+        return self.decoder(self.post_quant_conv(z), z)

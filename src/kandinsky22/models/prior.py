@@ -77,7 +77,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(config.width, config.width)
         self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         q, k, v = (split_heads(proj(x), self.heads) for proj in (self.to_q, self.to_k, self.to_v))
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -103,8 +105,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out
+        return self.net(x)
 
 
 class Block(nn.Module):
@@ -117,7 +118,9 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(config.width)
         self.ff = FeedForward(config.width)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         attended, kv = self.attn1(self.norm1(x), past, mask)
         x = x + attended
         return x + self.ff(self.norm3(x)), kv
@@ -179,5 +182,4 @@ class PriorTransformer(nn.Module):
         visible = torch.cat([prefix.mask[:, None, None, :].expand(rows), causal.expand(rows)], dim=-1)
         for block, past in zip(self.transformer_blocks, prefix.layers, strict=True):
             h, _ = block(h, past, visible)
-        out: Tensor = self.proj_to_clip_embeddings(self.norm_out(h[:, -1]))
-        return out
+        return self.proj_to_clip_embeddings(self.norm_out(h[:, -1]))

@@ -6,7 +6,7 @@ Two methods: `condition` computes, once per run, all that depends on neither `x`
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,19 @@ from kandinsky22.models.config import Config
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
 
 IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
-HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256, 4)  # the hint block's convolutions; every second one from the third on halves
+HINT_WIDTHS = (
+    16,
+    16,
+    32,
+    32,
+    96,
+    96,
+    256,
+    4,
+)  # the hint block's convolutions; every second one from the third on halves
 HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
+
+KeysValues: TypeAlias = Iterator[tuple[Tensor, Tensor]]  # of the image tokens, for each attention in the order they run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +49,9 @@ class UNetConfig(Config):
 
     def __post_init__(self) -> None:
         if self.addition_embed_type not in ("image", "image_hint"):
-            raise ValueError(f"UNetConfig: addition_embed_type must be 'image' or 'image_hint', got {self.addition_embed_type!r}")
+            raise ValueError(
+                f"UNetConfig: addition_embed_type must be 'image' or 'image_hint', got {self.addition_embed_type!r}"
+            )
 
     @property
     def hinted(self) -> bool:
@@ -83,7 +96,10 @@ class Conditioned:
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """All rows of `parts`, in order."""
-        image = tuple((torch.cat(k), torch.cat(v)) for k, v in (zip(*kvs, strict=True) for kvs in zip(*(p.image for p in parts), strict=True)))
+        image = tuple(
+            (torch.cat(k), torch.cat(v))
+            for k, v in (zip(*kvs, strict=True) for kvs in zip(*(p.image for p in parts), strict=True))
+        )
         extras = [p.extra for p in parts if p.extra is not None]
         return cls(torch.cat([p.embedding for p in parts]), image, torch.cat(extras) if extras else None)
 
@@ -149,20 +165,48 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One level, down or up: residual blocks, each followed by attention where the level has it."""
+    """One level: residual blocks, each followed by attention where the level has it, and the resampling if any."""
 
-    def __init__(self, config: UNetConfig, widths: Sequence[int], out_channels: int, *, attention: bool, resample: str | None) -> None:
+    def __init__(
+        self, config: UNetConfig, widths: Sequence[int], out_channels: int, *, attention: bool, resample: str | None
+    ) -> None:  # fmt: skip
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(config, width, out_channels) for width in widths)
         self.attentions = nn.ModuleList(Attention(config, out_channels) for _ in widths if attention)
         if resample is not None:
-            resampler = ResnetBlock(config, out_channels, out_channels, resample)
-            self.add_module(f"{resample}samplers", nn.ModuleList([resampler]))
+            self.add_module(
+                f"{resample}samplers", nn.ModuleList([ResnetBlock(config, out_channels, out_channels, resample)])
+            )
 
-    def layer(self, i: int, x: Tensor, emb: Tensor, kvs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def layer(self, i: int, x: Tensor, emb: Tensor, kvs: KeysValues) -> Tensor:
         """Residual block `i` and its attention."""
         x = self.resnets[i](x, emb)
         return self.attentions[i](x, next(kvs)) if len(self.attentions) else x
+
+
+class DownBlock(Block):
+    """A level on the way down."""
+
+    def forward(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> list[Tensor]:
+        """The output of every layer, and of the downsampler if there is one: the skips. The last goes on."""
+        outputs = [x]
+        for i in range(len(self.resnets)):
+            outputs.append(self.layer(i, outputs[-1], emb, kvs))
+        for downsampler in getattr(self, "downsamplers", ()):
+            outputs.append(downsampler(outputs[-1], emb))
+        return outputs[1:]
+
+
+class UpBlock(Block):
+    """A level on the way up."""
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, kvs: KeysValues) -> Tensor:
+        """Each layer takes one of `skips` from the end."""
+        for i in range(len(self.resnets)):
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), emb, kvs)
+        for upsampler in getattr(self, "upsamplers", ()):
+            x = upsampler(x, emb)
+        return x
 
 
 class MidBlock(nn.Module):
@@ -173,10 +217,9 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(config, channels)])
 
-    def forward(self, x: Tensor, emb: Tensor, kvs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> Tensor:
         x = self.attentions[0](self.resnets[0](x, emb), next(kvs))
-        out: Tensor = self.resnets[1](x, emb)
-        return out
+        return self.resnets[1](x, emb)
 
 
 class ImageTokens(nn.Module):
@@ -188,8 +231,7 @@ class ImageTokens(nn.Module):
         self.norm = nn.LayerNorm(config.cross_attention_dim)
 
     def forward(self, embeds: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.image_embeds(embeds).unflatten(-1, (IMAGE_TOKENS, -1)))
-        return out
+        return self.norm(self.image_embeds(embeds).unflatten(-1, (IMAGE_TOKENS, -1)))
 
 
 class AddedEmbedding(nn.Module):
@@ -207,8 +249,7 @@ class AddedEmbedding(nn.Module):
             self.input_hint_block = nn.Sequential(*layers[:-1])
 
     def forward(self, embeds: Tensor) -> Tensor:
-        out: Tensor = self.image_norm(self.image_proj(embeds))
-        return out
+        return self.image_norm(self.image_proj(embeds))
 
 
 class UNet(nn.Module):
@@ -230,7 +271,7 @@ class UNet(nn.Module):
         for i, width in enumerate(widths):
             entering = [widths[max(i - 1, 0)], *[width] * (layers - 1)]
             resample = "down" if i < last else None
-            self.down_blocks.append(Block(config, entering, width, attention=i > 0, resample=resample))
+            self.down_blocks.append(DownBlock(config, entering, width, attention=i > 0, resample=resample))
             skips += [width] * (layers + (i < last))
 
         self.mid_block = MidBlock(config, widths[-1])
@@ -239,7 +280,7 @@ class UNet(nn.Module):
         below = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             entering = [before + skips.pop() for before in [below, *[width] * layers]]
-            self.up_blocks.append(Block(config, entering, width, attention=i > 0, resample="up" if i > 0 else None))
+            self.up_blocks.append(UpBlock(config, entering, width, attention=i > 0, resample="up" if i > 0 else None))
             below = width
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
@@ -263,21 +304,9 @@ class UNet(nn.Module):
         h = self.conv_in(x if conditioned.extra is None else torch.cat([x, conditioned.extra], dim=1))
 
         skips = [h]
-        for block in self.down_blocks:
-            for i in range(len(block.resnets)):
-                h = block.layer(i, h, emb, kvs)
-                skips.append(h)
-            for downsampler in getattr(block, "downsamplers", ()):
-                h = downsampler(h, emb)
-                skips.append(h)
-
-        h = self.mid_block(h, emb, kvs)
-
-        for block in self.up_blocks:
-            for i in range(len(block.resnets)):
-                h = block.layer(i, torch.cat([h, skips.pop()], dim=1), emb, kvs)
-            for upsampler in getattr(block, "upsamplers", ()):
-                h = upsampler(h, emb)
-
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
-        return out
+        for down in self.down_blocks:
+            skips += down(skips[-1], emb, kvs)
+        h = self.mid_block(skips[-1], emb, kvs)
+        for up in self.up_blocks:
+            h = up(h, skips, emb, kvs)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))

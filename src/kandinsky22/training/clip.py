@@ -13,6 +13,7 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.loop import Objective, Recipe
 from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.run import Sheet
 
 MAX_SCALE = 60.0  # of the logits
 PROBE_WEIGHT = 2.0
@@ -49,14 +50,19 @@ def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Reci
         text = clip.text(trimmed(tokenizer, captions + wrong)).embed.float()
         scale = clip.logit_scale.exp().clamp(max=MAX_SCALE)
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-        same = torch.tensor([[a == b and i != j for j, b in enumerate(captions + wrong)] for i, a in enumerate(captions)])
+        same = torch.tensor(
+            [[a == b and i != j for j, b in enumerate(captions + wrong)] for i, a in enumerate(captions)]
+        )
         logits = logits.masked_fill(same, -1e4)  # another picture's caption, word for word, is not wrong
         targets = torch.arange(recipe.batch)
         contrast = F.cross_entropy(logits, targets) + F.cross_entropy(logits[:, : recipe.batch].T, targets)
 
         probes = clip.probes.loss(image, labels(scenes))
         probes = probes + clip.probes.loss(text, labels(scenes + wrong_scenes, captions + wrong))
-        return contrast / 2 + PROBE_WEIGHT * probes, {"contrast": float(contrast.detach()) / 2, "probes": float(probes.detach())}
+        return contrast / 2 + PROBE_WEIGHT * probes, {
+            "contrast": float(contrast.detach()) / 2,
+            "probes": float(probes.detach()),
+        }
 
     return loss
 
@@ -64,7 +70,7 @@ def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Reci
 @torch.no_grad()
 def validate(clip: CLIP, tokenizer: Tokenizer, held_out: Compositions, count: int = 512) -> dict[str, float]:
     """Retrieval among `count` unseen pairs, hard negatives told apart, and the probes' readings of both embeddings."""
-    rng = np.random.default_rng(0)
+    rng, count = np.random.default_rng(0), min(count, len(held_out))
     scenes = [held_out.scene(i) for i in range(count)]
     captions = [caption(scene, rng, whole=True) for scene in scenes]
     wrong = [caption(perturb(scene, rng), rng, whole=True) for scene in scenes]
@@ -85,3 +91,13 @@ def validate(clip: CLIP, tokenizer: Tokenizer, held_out: Compositions, count: in
         rates = clip.probes.accuracy(embeds, labels(scenes, said))
         measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
     return measured
+
+
+def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Compositions) -> Sheet:
+    """No picture, but `validate` of the averaged weights, loaded into `copy`."""
+
+    def draw(weights: dict[str, Tensor]) -> tuple[None, dict[str, float]]:
+        copy.load_state_dict(weights)
+        return None, validate(copy, tokenizer, held_out)
+
+    return draw

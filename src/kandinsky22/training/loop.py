@@ -42,7 +42,7 @@ class Training:
     def __init__(self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int) -> None:
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
         self.step = 0
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         self.ema = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
@@ -62,7 +62,7 @@ class Training:
         with torch.autocast(device, torch.bfloat16, enabled=recipe.bfloat16):
             loss, measured = self.objective(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
@@ -74,7 +74,7 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(self.ema, self.parameters, 1 - decay)
         self.step += 1
-        return {"step": self.step, "loss": float(loss.detach()), "grad_norm": float(norm), **measured}
+        return {"step": self.step, "of": self.steps, "loss": float(loss.detach()), "grad_norm": float(norm), **measured}
 
     def averaged(self) -> dict[str, Tensor]:
         """The network's state dict with the averaged weights in place of the current ones."""

@@ -5,12 +5,14 @@ with a little noise, so that the U-Net's small errors stay small in the picture.
 """
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.models.movq import Attention, MoVQ, ResnetBlock, SpatialNorm
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.loop import Objective, Recipe, generator
+from kandinsky22.training.run import Sheet, grid
 
 LATENT_NOISE = 0.05  # standard deviation added before decoding, in units of the latents' own
 LATENT_WEIGHT = 1e-3
@@ -34,17 +36,15 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
     return loss
 
 
-def objective(movq: MoVQ, data: Compositions, recipe: Recipe, *, compiled: bool = False) -> Objective:
+def objective(movq: MoVQ, data: Compositions, recipe: Recipe) -> Objective:
     """Reconstruction of the pictures in `data`."""
-    encode = torch.compile(movq.encode) if compiled else movq.encode
-    decode = torch.compile(movq.decode) if compiled else movq.decode
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draw = generator(recipe.seed, step)
         indices = torch.randint(len(data), (recipe.batch,), generator=draw)
         pictures = data.pictures(indices.numpy())
-        z = encode(pictures).float()
-        decoded = decode(z + LATENT_NOISE * torch.randn(z.shape, generator=draw)).float()
+        z = movq.encode(pictures).float()
+        decoded = movq.decode(z + LATENT_NOISE * torch.randn(z.shape, generator=draw)).float()
         reconstruction = reconstruction_loss(decoded, pictures)
         return reconstruction + LATENT_WEIGHT * z.square().mean(), {"reconstruction": float(reconstruction.detach())}
 
@@ -65,10 +65,7 @@ def initialise(movq: MoVQ, pictures: Tensor) -> None:
             nn.init.zeros_(module.conv2.weight)
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)  # type: ignore[arg-type]  # a linear layer
-    latents = movq.encode(pictures)
-    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-    movq.quant_conv.weight.div_(std[:, None, None, None])
-    movq.quant_conv.bias.sub_(mean).div_(std)  # type: ignore[union-attr]  # likewise
+    _whiten(movq, movq.encode(pictures))
 
 
 def psnr(decoded: Tensor, pictures: Tensor) -> Tensor:
@@ -80,9 +77,7 @@ def psnr(decoded: Tensor, pictures: Tensor) -> Tensor:
 def standardise(movq: MoVQ, latents: Tensor) -> None:
     """Give the latents zero mean and unit deviation in every channel, as measured on `latents` [N, 4, h, w], by changing
     the 1x1 convolutions around them. Decoding gives the same pictures as before."""
-    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-    movq.quant_conv.weight.div_(std[:, None, None, None])
-    movq.quant_conv.bias.sub_(mean).div_(std)  # type: ignore[union-attr]  # the convolution has a bias
+    mean, std = _whiten(movq, latents)
     readers = [movq.post_quant_conv]
     for module in movq.modules():
         if isinstance(module, SpatialNorm):
@@ -106,3 +101,25 @@ def fit_codebook(codes: nn.Embedding, latents: Tensor, rounds: int = 20, seed: i
         centres[used] = (sums / counts[:, None])[used]
     codes.weight.copy_(centres)
     return float(used.float().mean())
+
+
+def _whiten(movq: MoVQ, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Make `encode` give these latents with zero mean and unit deviation; returns what they were, [4] each."""
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    movq.quant_conv.weight.div_(std[:, None, None, None])
+    movq.quant_conv.bias.sub_(mean).div_(std)  # type: ignore[union-attr]  # the convolution has a bias
+    return mean, std
+
+
+def sheet(movq: MoVQ, held_out: Compositions, count: int = 64) -> Sheet:
+    """Unseen pictures above what comes back of them, and the mean PSNR."""
+    copy = MoVQ(movq.config)
+    pictures = held_out.pictures(range(min(count, len(held_out))))
+
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+        copy.load_state_dict(weights)
+        with torch.no_grad():
+            decoded = copy.decode(copy.encode(pictures))
+        return grid([*pictures[:8], *decoded[:8]], 8), {"psnr": float(psnr(decoded, pictures).mean())}
+
+    return draw

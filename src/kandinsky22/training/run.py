@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,13 @@ Sheet = Callable[[dict[str, Tensor]], tuple[Image.Image | None, dict[str, float]
 """Averaged weights -> a picture to look at, and what a held-out set says."""
 
 
+def grid(pictures: Sequence[Tensor], columns: int) -> Image.Image:
+    """Pictures [3, H, W] in [-1, 1] side by side, row after row."""
+    rows = [torch.cat([*pictures[i : i + columns]], dim=2) for i in range(0, len(pictures), columns)]
+    whole = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
+    return Image.fromarray(whole.round().byte().movedim(0, -1).numpy())
+
+
 def seconds_per_step(training: Training, rounds: int = 4) -> float:
     """Time a few steps without taking them: the weights do not move. The first, which may compile, does not count."""
     times = []
@@ -23,7 +30,7 @@ def seconds_per_step(training: Training, rounds: int = 4) -> float:
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=training.recipe.bfloat16):
             loss, _ = training.objective(step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         training.optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
     return sorted(times[1:])[len(times) // 2 - 1]
@@ -47,7 +54,9 @@ def resume(training: Training, folder: Path) -> bool:
     return True
 
 
-def run(training: Training, folder: Path, *, sheet: Sheet | None = None, every: int = 250) -> Iterator[dict[str, float]]:
+def run(
+    training: Training, folder: Path, *, sheet: Sheet | None = None, every: int = 250
+) -> Iterator[dict[str, float]]:
     """Train to the end, writing a metrics line a step, and a checkpoint and a sheet every `every` steps and at the end.
 
     Yields each line as it is written.

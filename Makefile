@@ -1,0 +1,73 @@
+# The project's plumbing; `make` alone says what there is. GNU make 3.81 and a POSIX sh are enough.
+#
+#   PYTHON=  the Python that .venv is made from; without it, the first of those below that fits
+#   TORCH=   what to install where there is no torch yet; "torch==2.13.0 --index-url ..." picks another build
+#   ARGS=    more options for the command that a target runs
+
+# PROMPT reaches Python through the environment as it was typed: `value` reads it without expanding it and := keeps
+# make from expanding it on export, so quotes, dollars and # survive, whether it came as an argument or a variable.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+TORCH = torch==2.13.0
+KANDINSKY22 = .venv/bin/kandinsky22
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+PYTHON_FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+TORCH_FITS = import torch; assert (2, 9) <= tuple(map(int, torch.__version__.split(".")[:2])) < (3, 0)
+
+.PHONY: help run test check bench train-box
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'such as: make run PROMPT="three red circles over a blue triangle" ARGS="--seed 7"'
+
+run: .venv/.installed ## install what is missing, then paint PROMPT, or something at random
+	@if [ -n "$$PROMPT" ]; then $(KANDINSKY22) $(ARGS) -- "$$PROMPT"; else $(KANDINSKY22) $(ARGS); fi
+
+test: check ## install what is missing, then run every check
+	.venv/bin/python -m pytest $(ARGS)
+
+check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+bench: .venv/.installed-test ## measure speed side by side with diffusers
+	.venv/bin/python benchmarks/text2img.py $(ARGS)
+
+train-box: .venv/.installed ## train the model in the box again, from nothing (hours)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" sh runs/train_box.sh $(ARGS)
+
+# A stamp is written after the last step only, and what is there already is kept: an interrupted install goes on.
+
+.venv/.installed-test: .venv/.installed
+	@echo "adding what the tests need"
+	@$(PIP) install --quiet --editable '.[test]'
+	@touch $@
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	@echo "installing into .venv (once; a minute or two, more if torch has to be downloaded)"
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
+	@.venv/bin/python -c '$(TORCH_FITS)' 2>/dev/null || $(PIP) install $$([ -t 1 ] || echo --quiet) $(TORCH)
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+# A torch that the chosen Python has already is lent to .venv: a .pth file puts its folder last on .venv's path. So
+# neither a vendor's own build is replaced nor gigabytes fetched twice, and unlike with --system-site-packages this
+# also holds when the chosen Python is an activated virtual environment. The price: what lies beside that torch is
+# seen too. pip installs over it, in .venv only, what does not fit; a Python without torch gives a sealed .venv.
+
+.venv/bin/python:
+	@if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; \
+	else set -- python3.11 python3.12 python3.13 python3.14 python3 python; fi; \
+	for python in "$$@"; do \
+	    "$$python" -c '$(PYTHON_FITS)' >/dev/null 2>&1 || continue; \
+	    "$$python" -m venv --clear .venv || exit; \
+	    "$$python" -c '$(TORCH_FITS); print(torch.__path__[0][:-6])' 2>/dev/null | .venv/bin/python -c \
+	        'import sys, site; open(site.getsitepackages()[0] + "/lent.pth", "w").write(sys.stdin.read())'; \
+	    exit; \
+	done; \
+	echo "kandinsky22 needs Python 3.11 to 3.14 with venv$${PYTHON:+, which $$PYTHON is not}: install one" \
+	    "(Debian, Ubuntu: sudo apt install python3-venv; macOS: brew install python@3.13)" \
+	    "or name yours with PYTHON=/path/to/python." >&2; \
+	exit 2

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Rebuild the model in the box from nothing: sh runs/train_box.sh [FOLDER]
+#
+# Two jobs of one thread each, on two cores: MoVQ beside CLIP and the prior, then the U-Net. Hours. Stopped, it goes on
+# where it was when it is started again. The result replaces src/kandinsky22/weights only when all of it is there.
+set -eu
+
+folder=${1:-runs/box}
+train() { kandinsky22 train "$@" --folder "$folder"; }
+
+train movq & movq=$!
+train clip
+train prior
+wait "$movq"
+train decoder --threads 2
+
+python runs/score_box.py --model "$folder/model" --sheet "$folder/sheet.png" --output "$folder/scores.md"
+rm -rf src/kandinsky22/weights/decoder src/kandinsky22/weights/prior
+cp -R "$folder/model/." src/kandinsky22/weights/
+echo "src/kandinsky22/weights now holds the model of $folder"

@@ -1,0 +1,86 @@
+"""`kandinsky22 replay`: a picture painted again from its recipe, and whether it came out the same, and if not, why."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image, ImageChops
+
+from kandinsky22.cli import files, paint
+from kandinsky22.cli.options import Parser
+from kandinsky22.cli.show import one_file
+from kandinsky22.cli.terminal import display, printable
+from kandinsky22.images import Recipe, read_recipe
+from kandinsky22.request import Request
+
+DIFFERENT = 1  # status: nothing differs that should matter, and yet the pixels do
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Paint a picture again, as exactly as this machine can, and compare."""
+    usage = "kandinsky22 replay [options] FILE"
+    parser = Parser("kandinsky22 replay", "Paint a picture again, to the same pixels.", usage=usage)
+    parser.option("model", metavar="FOLDER", help="the model (default: the one that painted it)")
+    parser.add_edge()
+    options, words, _ = parser.parse(arguments)
+    file = one_file(words, "replay")
+    recipe = read_recipe(file)
+    with Image.open(file) as stored:
+        then = stored.convert("RGB")
+    request, index = _with_its_company(recipe)
+    if "model" in options:
+        request = replace(request, model=options["model"])
+    place = files.Place.of(options.get("output", paint.OUTPUT))
+    with display(options.get("quiet", False)) as shown:
+        backend = paint.load(request.model, _as_then(recipe.made_by) | options)
+        result = paint.carry_out(request, backend, shown, place)
+    picture = result.pictures[index]
+    same = _furthest(then, picture.image)
+    differences = list(_differences(recipe.made_by, picture.made_by))
+    print(files.save_picture(picture, place))
+    for line in differences:
+        print(printable(line))
+    print(f"the pixels are those of {file}" if same == 0 else f"the pixels differ from {file} by up to {same} of 255")
+    if same and not differences:
+        print("nothing that should matter differs: was the file edited?")
+        return DIFFERENT
+    return 0
+
+
+def _with_its_company(recipe: Recipe) -> tuple[Request, int]:
+    """The request as it was painted, and which of its pictures this one is: company changes how sums are rounded."""
+    batch = recipe.made_by.get("batch")
+    index, of = (batch.get("index"), batch.get("of")) if isinstance(batch, Mapping) else (0, 1)
+    seed = recipe.request.seed
+    if not (isinstance(index, int) and isinstance(of, int) and seed is not None and 0 <= index < of and index <= seed):
+        return recipe.request, 0
+    return replace(recipe.request, num_images=of, seed=seed - index), index
+
+
+def _as_then(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Device, dtype and threads as they were, where this machine has them."""
+    import torch
+
+    threads, device, dtype = (made_by.get(name) for name in ("threads", "device", "dtype"))
+    if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return {"device": device if here.get(str(device)) else None, "dtype": dtype if isinstance(dtype, str) else None}
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """A line for everything that decides pixels and is not as it was."""
+    for name in dict.fromkeys([*then, *now]):
+        before, after = then.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{name} of the " if name == "weights" else f"{name} ")
+        elif before != after:
+            yield f"{of}{name}: {before} then, {after} now"
+
+
+def _furthest(then: Image.Image, now: Image.Image) -> int:
+    """The largest difference of two pictures in any channel."""
+    if then.size != now.size:
+        return 255
+    return max(high for _, high in ImageChops.difference(then, now).getextrema())  # type: ignore[misc]

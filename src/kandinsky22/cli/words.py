@@ -1,0 +1,77 @@
+"""`kandinsky22 words`: the language that a small model was trained in. Reads JSON only, no torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kandinsky22.checkpoints import catalog
+from kandinsky22.cli.options import Parser
+from kandinsky22.cli.terminal import is_terminal, printable
+
+
+class Language(NamedTuple):
+    """Phrases by kind, and whole prompts; both empty for a model that knows no bounds."""
+
+    words: Mapping[str, Sequence[str]]
+    examples: Sequence[str]
+
+
+def read_language(model: str) -> Language:
+    """The language of a model. Raises `ValueError` where there is no such model."""
+    folder = catalog.locate(model)
+    if not (folder / catalog.DECODER).is_dir():
+        raise ValueError(f"{folder} has no {catalog.DECODER}/ folder, so it is no model")
+    path = folder / catalog.DECODER / "kandinsky22.json"
+    try:
+        about: Any = json.loads(path.read_text(encoding="utf-8"))
+        return Language(about.get("words", {}), about.get("examples", []))
+    except FileNotFoundError:
+        return Language({}, [])
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print a model's language, by kind, and examples."""
+    usage = "kandinsky22 words [--model FOLDER]"
+    parser = Parser("kandinsky22 words", "The words a small model was trained in, with examples.", usage=usage)
+    parser.option("model", metavar="FOLDER", help="whose words (default: the model in the box)")
+    options, words, _ = parser.parse(arguments)
+    if words:
+        raise ValueError(f"`words` takes no words of yours; see {parser.prog} --help")
+    language = read_language(options.get("model", catalog.BOX))
+    if not language.words:
+        print("this model was not trained in a small language: write what you like")
+        return
+    say = _in_colour if is_terminal() else _plainly
+    say({kind: [printable(phrase) for phrase in phrases] for kind, phrases in language.words.items()})
+    for example in language.examples:
+        print(f'kandinsky22 "{printable(example)}"')
+
+
+def _plainly(words: Mapping[str, Sequence[str]]) -> None:
+    for kind, phrases in words.items():
+        print(f"{kind + ':':12} {', '.join(phrases)}")
+    print()
+
+
+def _in_colour(words: Mapping[str, Sequence[str]]) -> None:
+    """With a swatch before the name of every colour."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    from kandinsky22.compositions import COLORS, GROUNDS
+
+    table = Table.grid(padding=(0, 2))
+    for kind, phrases in words.items():
+        line = Text()
+        for i, phrase in enumerate(phrases):
+            rgb = {"colors": COLORS, "grounds": GROUNDS}.get(kind, {}).get(phrase)
+            line.append("   " if rgb and i else ", " if i else "")
+            if rgb:
+                line.append("■ ", "#{:02x}{:02x}{:02x}".format(*rgb))
+            line.append(phrase.replace(" ", "\N{NO-BREAK SPACE}"))
+        table.add_row(Text(kind, "dim"), line)
+    Console(highlight=False).print(Padding(table, (1, 0)))

@@ -1,0 +1,193 @@
+"""The model in the box, stage by stage: each stage reads what the ones before it wrote into the model's folder, trains
+one network, and adds it there in the published layout. A stage that is stopped goes on where it was.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kandinsky22.checkpoints import catalog, zero_image
+from kandinsky22.checkpoints.store import Stored, save, write_json
+from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from kandinsky22.compositions import EXAMPLES, caption, language
+from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from kandinsky22.models.movq import MoVQ, MoVQConfig
+from kandinsky22.models.prior import PriorTransformer
+from kandinsky22.models.tokenizer import Tokenizer, learn
+from kandinsky22.models.unet import UNet
+from kandinsky22.training import clip, decoder, movq, prior
+from kandinsky22.training.data import Compositions
+from kandinsky22.training.loop import Training
+from kandinsky22.training.probes import Probes
+from kandinsky22.training.recipes import BoxRecipe
+from kandinsky22.training.run import Sheet, resume, run, seconds_per_step
+
+CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
+HELD_OUT_SEED, HELD_OUT = 1, 1000
+CAPTIONS_TO_LEARN_FROM = 20_000
+
+
+@dataclass(frozen=True)
+class Box:
+    """The training of a small model in `folder`; the model itself grows in `folder/model`."""
+
+    recipe: BoxRecipe
+    folder: Path
+
+    @property
+    def decoder_folder(self) -> Path:
+        """The decoder pipeline."""
+        return self.folder / "model" / catalog.DECODER
+
+    @property
+    def prior_folder(self) -> Path:
+        """The prior pipeline."""
+        return self.folder / "model" / catalog.PRIOR
+
+    @cached_property
+    def data(self) -> Compositions:
+        """What is learnt from."""
+        return Compositions(self.folder, self.recipe.pictures, self.recipe.side)
+
+    @cached_property
+    def held_out(self) -> Compositions:
+        """What progress is measured on."""
+        return Compositions(self.folder, HELD_OUT, self.recipe.side, HELD_OUT_SEED)
+
+    def train(
+        self, network: str, *, steps: int | None = None, minutes: float | None = None
+    ) -> Iterator[dict[str, float]]:
+        """Train one network and add it to the model. Yields a line of metrics a step.
+
+        `minutes` times a few steps and fixes their number; else it is `steps`, else the recipe's.
+        """
+        training, sheet = getattr(self, f"_{network}")()
+        folder = self.folder / network
+        if not resume(training, folder):
+            training.steps = steps or self.recipe.steps[network]
+            if minutes is not None:
+                training.steps = max(1, round(60 * minutes / seconds_per_step(training)))
+        yield from run(training, folder, sheet=sheet)
+        training.network.load_state_dict(training.averaged())
+        getattr(self, f"_add_{network}")(training.network.eval().requires_grad_(False))
+
+    def _movq(self) -> tuple[Training, Sheet]:
+        torch.manual_seed(0)
+        network = MoVQ(self.recipe.movq)
+        movq.initialise(network, self.data.pictures(range(min(64, len(self.data)))))
+        return self._training("movq", network, movq.objective), movq.sheet(network, self.held_out)
+
+    def _add_movq(self, network: MoVQ) -> None:
+        latents = self._encoded(network.encode, self.held_out)
+        movq.standardise(network, latents)
+        movq.fit_codebook(network.quantize.embedding, self._encoded(network.encode, self.held_out))
+        save(self.decoder_folder / "movq", network, dtype=SAVED)
+
+    def _clip(self) -> tuple[Training, Sheet]:
+        torch.manual_seed(0)
+        rng = np.random.default_rng(0)
+        captions = [caption(self.data.scene(i % len(self.data)), rng) for i in range(CAPTIONS_TO_LEARN_FROM)]
+        tokenizer = learn(captions, self.recipe.vocabulary, self.recipe.text_length)
+        save_tokenizer(self.prior_folder / "tokenizer", tokenizer)
+        configs = self.recipe.vision, self.recipe.text_config(len(tokenizer.vocab))
+        network, copy = clip.CLIP(*configs), clip.CLIP(*configs)
+        hard = self.recipe.hard_negatives
+        training = self._training("clip", network, lambda n, data, r: clip.objective(n, tokenizer, data, r, hard=hard))
+        return training, clip.sheet(copy, tokenizer, self.held_out)
+
+    def _add_clip(self, network: clip.CLIP) -> None:
+        save(self.prior_folder / "text_encoder", network.text, dtype=SAVED, name="model")
+        save(self.prior_folder / "image_encoder", network.vision, dtype=SAVED, name="model")
+        write_json(
+            self.prior_folder / "image_processor" / "preprocessor_config.json", self.recipe.image_processor.to_dict()
+        )
+        stored = Stored(self.prior_folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+        zero_image.write(self.prior_folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
+        save_file(network.probes.state_dict(), self.folder / "probes.safetensors")
+
+    def _prior(self) -> tuple[Training, Sheet]:
+        torch.manual_seed(0)
+        network = PriorTransformer(self.recipe.prior)
+        embeds, unseen = self.embeds(self.data), self.embeds(self.held_out)
+        for parameter, value in ((network.clip_mean, embeds.mean(0)), (network.clip_std, embeds.std(0))):
+            parameter.requires_grad_(False).copy_(value)
+        schedule = NoiseSchedule.from_config(self.recipe.prior_scheduler)
+        known = self.text_encoder, self.tokenizer, schedule
+        training = self._training("prior", network, lambda n, data, r: prior.objective(n, *known, data, embeds, r))
+        probes = Probes(self.recipe.dim)
+        probes.load_state_dict(load_file(self.folder / "probes.safetensors"))
+        return training, prior.sheet(network, *known, self.held_out, unseen, probes)
+
+    def _add_prior(self, network: PriorTransformer) -> None:
+        save(self.prior_folder / "prior", network, dtype=SAVED)
+        write_json(self.prior_folder / "scheduler" / "scheduler_config.json", self.recipe.prior_scheduler)
+        write_json(self.prior_folder / "model_index.json", catalog.PRIOR_INDEX)
+
+    def _decoder(self) -> tuple[Training, Sheet]:
+        torch.manual_seed(0)
+        network = UNet(self.recipe.unet)
+        schedule = NoiseSchedule.from_config(self.recipe.decoder_scheduler)
+        zero = zero_image.zero_image_embed(self.prior_folder)
+        known = self.latents(self.data), self.embeds(self.data), zero
+        training = self._training("decoder", network, lambda n, data, r: decoder.objective(n, schedule, *known, r))
+        unseen = self.latents(self.held_out), self.embeds(self.held_out), zero
+        return training, decoder.sheet(network, self.movq, schedule, *unseen, self.recipe.runs["decoder"])
+
+    def _add_decoder(self, network: UNet) -> None:
+        save(self.decoder_folder / "unet", network, dtype=SAVED)
+        write_json(self.decoder_folder / "scheduler" / "scheduler_config.json", self.recipe.decoder_scheduler)
+        write_json(self.decoder_folder / "model_index.json", catalog.DECODER_INDEX)
+        about = {"defaults": self.recipe.defaults, "words": language(), "examples": EXAMPLES}
+        write_json(self.decoder_folder / "kandinsky22.json", about)
+
+    def _training(self, name: str, network: nn.Module, objective: Any) -> Training:
+        recipe = self.recipe.runs[name]
+        return Training(network, objective(network, self.data, recipe), recipe, self.recipe.steps[name])
+
+    @cached_property
+    def movq(self) -> MoVQ:
+        """The trained autoencoder."""
+        return Stored(self.decoder_folder / "movq", MoVQ, MoVQConfig).load(FLOAT32, CPU)
+
+    @cached_property
+    def text_encoder(self) -> CLIPText:
+        """The trained text tower."""
+        return Stored(self.prior_folder / "text_encoder", CLIPText, CLIPTextConfig).load(FLOAT32, CPU)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The learnt tokenizer."""
+        return load_tokenizer(self.prior_folder / "tokenizer")
+
+    def latents(self, data: Compositions) -> Tensor:
+        """MoVQ's latents of all pictures, float16 [N, 4, h, w], computed once."""
+        stored = Stored(self.decoder_folder / "movq", MoVQ, MoVQConfig)
+        return self._computed(f"latents-{stored.fingerprint}", data, lambda: self.movq.encode)
+
+    def embeds(self, data: Compositions) -> Tensor:
+        """CLIP's embeddings of all pictures, float32 [N, D], computed once."""
+        stored = Stored(self.prior_folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+        return self._computed(f"embeds-{stored.fingerprint}", data, lambda: stored.load(FLOAT32, CPU)).float()
+
+    def _computed(self, name: str, data: Compositions, encoder: Any) -> Tensor:
+        path = self.folder / f"{name}-{data.seed}-{len(data)}.safetensors"
+        if not path.exists():
+            partial = path.with_suffix(".part")
+            save_file({"values": self._encoded(encoder(), data).to(torch.float16).contiguous()}, partial)
+            partial.replace(path)
+        return load_file(path)["values"]
+
+    @staticmethod
+    @torch.no_grad()
+    def _encoded(encode: Any, data: Compositions, batch: int = 100) -> Tensor:
+        return torch.cat(
+            [encode(data.pictures(range(i, min(i + batch, len(data))))) for i in range(0, len(data), batch)]
+        )

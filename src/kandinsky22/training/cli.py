@@ -1,0 +1,64 @@
+"""`kandinsky22 train NETWORK`: one network of the small model, with progress, metrics, sheets and checkpoints."""
+
+import argparse
+import ctypes
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kandinsky22.training.box import Box
+from kandinsky22.training.recipes import BOX, NETWORKS
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what large tensors free, instead of returning it page by page: 1.1-1.4 times faster on a CPU,
+    with the same numbers. Elsewhere it does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 << 20)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train as the arguments say. Raises `ValueError` for what cannot be done."""
+    parser = argparse.ArgumentParser(prog="kandinsky22 train", description="Train one network of the small model.")
+    parser.add_argument(
+        "network", choices=NETWORKS, help="in this order, each needs the ones before; movq and clip are independent"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/box"), help="where the run and its model grow (default: %(default)s)"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="how many steps (default: the recipe's)")
+    length.add_argument("--minutes", type=float, help="time a few steps, then fix how many fit in this")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the processor; two runs of one thread beat one of two (default: 1)"
+    )
+    chosen = parser.parse_args(arguments)
+    keep_freed_memory()
+    torch.set_num_threads(chosen.threads)
+
+    box = Box(BOX, chosen.folder)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(chosen.network, total=None, said="")
+        for line in box.train(chosen.network, steps=chosen.steps, minutes=chosen.minutes):
+            progress.update(task, total=line["of"], completed=line["step"], said=f"loss {line['loss']:.4f}")
+            measured = {
+                k: round(v, 4) for k, v in line.items() if k not in ("step", "of", "loss", "grad_norm", "seconds")
+            }
+            if len(measured) > 2 or line["step"] == line["of"]:
+                progress.console.print(f"step {line['step']}", measured)
+    print(f"the model so far is in {box.folder / 'model'}")

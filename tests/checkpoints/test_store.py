@@ -1,0 +1,155 @@
+"""Folders: what is written is read back, what does not fit is refused with its names, what is read is not written to."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.models_on_disk import randomise
+from tests.oracle.tiny import UNET
+
+from kandinsky22.checkpoints import catalog, zero_image
+from kandinsky22.checkpoints.store import CheckpointError, Stored, cache, save
+from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
+from kandinsky22.models.tokenizer import learn
+from kandinsky22.models.unet import UNet, UNetConfig
+
+CPU = torch.device("cpu")
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def unet(tmp_path: Path) -> UNet:
+    """A network, also saved in `tmp_path`."""
+    network = UNet(UNET)
+    randomise(network)
+    save(tmp_path, network, dtype=torch.float32)
+    return network
+
+
+def change(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Put other tensors in the saved file; None removes one."""
+    kept = load_file(folder / FILE)
+    for name, value in tensors.items():
+        kept.pop(name, None)
+        if value is not None:
+            kept[name] = value
+    save_file(kept, folder / FILE)
+
+
+def test_what_was_saved_comes_back(unet: UNet, tmp_path: Path) -> None:
+    loaded = Stored(tmp_path, UNet, UNetConfig).load(torch.float32, CPU)
+    assert loaded.config == UNET
+    assert all(torch.equal(value, unet.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_weights_arrive_in_the_wanted_dtype(unet: UNet, tmp_path: Path) -> None:
+    save(tmp_path, unet, dtype=torch.float16)
+    loaded = Stored(tmp_path, UNet, UNetConfig).load(torch.bfloat16, CPU)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.bfloat16}
+
+
+def test_nothing_is_allocated_before_the_weights_arrive(unet: UNet, tmp_path: Path) -> None:
+    empty = Stored(tmp_path, UNet, UNetConfig)._empty
+    assert all(value.is_meta for value in empty.state_dict().values())
+
+
+def test_pickled_weights_are_read_without_running_them(unet: UNet, tmp_path: Path) -> None:
+    (tmp_path / FILE).unlink()
+    torch.save(unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    loaded = Stored(tmp_path, UNet, UNetConfig).load(torch.float32, CPU)
+    assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight)
+
+    class Harm:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "harm",)
+
+    torch.save({**unet.state_dict(), "harm": Harm()}, tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        Stored(tmp_path, UNet, UNetConfig)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_every_wrong_tensor_is_named(unet: UNet, tmp_path: Path) -> None:
+    change(tmp_path, **{"conv_in.bias": None, "conv_out.bias": torch.zeros(3), "lora.up": torch.zeros(1)})
+    with pytest.raises(CheckpointError) as refused:
+        Stored(tmp_path, UNet, UNetConfig)
+    for part in ("missing conv_in.bias", "extra lora.up", "misshapen conv_out.bias (3,), not (8,)"):
+        assert part in str(refused.value)
+
+
+def test_old_constants_of_clip_are_ignored(unet: UNet, tmp_path: Path) -> None:
+    change(tmp_path, **{"text_model.embeddings.position_ids": torch.arange(77)[None]})
+    Stored(tmp_path, UNet, UNetConfig).load(torch.float32, CPU)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 2000])
+def test_a_truncated_file_is_called_damaged(unet: UNet, tmp_path: Path, keep: int) -> None:
+    data = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(data[:keep])
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        Stored(tmp_path, UNet, UNetConfig)
+
+
+def test_missing_files_are_named(unet: UNet, tmp_path: Path) -> None:
+    (tmp_path / FILE).unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        Stored(tmp_path, UNet, UNetConfig)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        Stored(tmp_path, UNet, UNetConfig)
+
+
+def test_a_fingerprint_tells_weights_apart(unet: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for whole in (1 << 30, 1 << 10):  # hashed whole, and by samples
+        monkeypatch.setattr("kandinsky22.checkpoints.store.HASHED_WHOLE", whole)
+        first = Stored(tmp_path, UNet, UNetConfig).fingerprint
+        assert Stored(tmp_path, UNet, UNetConfig).fingerprint == first
+        with torch.no_grad():
+            unet.conv_in.weight.mul_(1.5)
+            unet.mid_block.resnets[0].conv1.weight.add_(0.1)
+        save(tmp_path, unet, dtype=torch.float32)
+        assert Stored(tmp_path, UNet, UNetConfig).fingerprint != first
+
+
+def test_a_tokenizer_survives_its_files(tmp_path: Path) -> None:
+    tokenizer = learn(["two red circles over a blue triangle"] * 3, 560, 20)
+    save_tokenizer(tmp_path, tokenizer)
+    loaded = load_tokenizer(tmp_path)
+    for text in ("a red circle, привет", "TWO circles #1", "zebra"):
+        assert torch.equal(loaded([text]).ids, tokenizer([text]).ids)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nnot a merge\n")
+    with pytest.raises(CheckpointError, match="does not hold CLIP's tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_zero_image_is_shipped_or_computed_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three ways give the same numbers; the model's folder stays as it is."""
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
+    prior = shutil.copytree(tiny_model / "prior", tmp_path / "prior")
+    shipped = zero_image.zero_image_embed(prior)
+    (prior / zero_image.SHIPPED).unlink()
+    before = sorted((path, path.stat().st_mtime_ns) for path in prior.rglob("*"))
+    assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
+    assert len(list((cache() / "zero-image").iterdir())) == 1
+    monkeypatch.setattr(zero_image, "compute", lambda stored: pytest.fail("computed twice"))
+    assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
+    assert sorted((path, path.stat().st_mtime_ns) for path in prior.rglob("*")) == before
+
+    encoder = Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig)
+    zero_image.write(prior / zero_image.SHIPPED, shipped + 1, "of another encoder")
+    assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
+    zero_image.write(prior / zero_image.SHIPPED, shipped + 1, encoder.fingerprint)
+    assert torch.allclose(zero_image.zero_image_embed(prior), shipped + 1, atol=1e-6)
+
+
+def test_unknown_models_are_refused_with_what_there_is() -> None:
+    with pytest.raises(ValueError, match="there is no model 'nowhere'"):
+        catalog.locate("nowhere")
+    with pytest.raises(ValueError, match="huggingface-cli download kandinsky-community/kandinsky-2-2-decoder"):
+        catalog.locate("kandinsky-2.2")

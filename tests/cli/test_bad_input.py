@@ -1,0 +1,116 @@
+"""Bad input on a real model: one clear sentence, status 2, and not a file more than before."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kandinsky22.cli import files as places
+from kandinsky22.cli.app import run
+from tests.cli.fake import files
+
+UNET = Path("decoder/unet/diffusion_pytorch_model.safetensors")
+Said = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Said, *arguments: str) -> str:
+    """The one sentence that a command line is refused with."""
+    assert run(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("kandinsky22: "), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["--steps", "0"], "steps must be a whole number from 1 to 1000, got 0; try 25"),
+        (["--prior-num-inference-steps", "0"], "steps must be"),
+        (["--sampler", "eulr"], "sampler must be one of ddpm, unclip, ddim, dpmpp_2m, heun, got 'eulr'"),
+        (["--size", "63"], "height must be a whole number from 64 up, got 63; try 64"),
+        (["--width", "-64"], "width must be"),
+        (["--size", "200000x200000"], "ask for fewer, or at most about"),
+        (["-n", "1000000000"], "ask for fewer"),
+        (["-n", "0"], "num_images must be"),
+        (["--seed", "-1"], "seed must be a whole number from 0"),
+        (["--seed", "99999999999999999999"], "seed must be"),
+        (["--guidance-scale", "nan"], "guidance_scale must be at least 1"),
+        (["--guidance-scale", "0.5"], "guidance_scale must be at least 1"),
+        (["--model", "nowhere"], "there is no model 'nowhere'"),
+        (["--model", "kandinsky-2.2"], "fetch them once with"),
+        (["--device", "warp"], "the device 'warp' cannot be used here; try cpu"),
+        (["--dtype", "float8"], "dtype must be one of"),
+        (["--output", "file/out"], "cannot write into file/out: Not a directory; choose another place with --output"),
+        (["--output", "file/cat.png"], "cannot write into file"),
+        (["--output", "file"], "cannot write into file"),
+    ],
+)
+def test_what_cannot_be_painted(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said, typed: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert sentence in refused(capsys, "a red circle", "--model", str(tiny_model), *typed)
+    assert files(tmp_path) == ["file"] and not Path("out").exists()
+
+
+def test_a_full_disk_is_told_of_before_painting(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda _: full)
+    assert "No space left on device" in refused(capsys, "a red circle", "--model", str(tiny_model))
+    assert files(tmp_path) == []
+
+
+def poison(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["conv_out.bias"][0] = torch.inf
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.unlink(), "has no weights; it should hold"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or incomplete"),
+        (lambda path: path.write_bytes(path.read_bytes()[:4]), "is damaged or incomplete"),
+        (lambda path: path.write_bytes(b""), "is damaged or incomplete"),
+        (lambda path: (path.parent / "config.json").unlink(), "config.json is missing"),
+        (lambda path: (path.parent / "config.json").write_text("{"), "cannot be read"),
+        (lambda path: shutil.rmtree(path.parents[1]), "no decoder/ folder"),
+        (poison, "the decoder's result is not finite in float32; nothing was saved"),
+    ],
+    ids=["missing", "truncated", "stub", "empty", "no config", "broken config", "no decoder", "not finite"],
+)
+def test_weights_that_will_not_do(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said,
+    damage: Callable[[Path], object], sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    damage(model / UNET)
+    before = files(tmp_path)
+    assert sentence in refused(capsys, "a red circle", "--model", str(model), "--seed", "1")
+    assert files(tmp_path) == before and not Path("out").exists()
+
+
+def test_an_over_long_prompt_is_a_warning_that_names_what_is_dropped(
+    tiny_model: Path, tmp_path: Path, capsys: Said
+) -> None:
+    prompt = " ".join(["a red circle over"] * 20 + ["a blue triangle"])
+    assert run([prompt, "--model", str(tiny_model), "-o", str(tmp_path), "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "the prompt is too long for this model; it does not see:" in err and err.endswith("a blue triangle\n")
+
+
+def test_words_that_were_never_learnt_are_one_line(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+    assert run(["a purple elephant", "--model", str(tiny_model), "-o", str(tmp_path), "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert len(err.splitlines()) == 1 and "never learnt elephant" in err and "--model FOLDER" in err

@@ -1,0 +1,214 @@
+"""What is typed, and what is understood: options from signatures, prompts, commands, and mistakes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kandinsky22 import tasks
+from kandinsky22.cli import options
+from kandinsky22.cli.app import COMMANDS, run
+from kandinsky22.cli.prompt import random_prompt
+from kandinsky22.compositions import WORDS
+from kandinsky22.request import Request
+from kandinsky22.tasks import text2img
+from tests.cli.fake import Painter, files
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Painter:
+    return Painter().hired(monkeypatch, tmp_path)
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = "from kandinsky22.cli import main; main()"
+    env = os.environ | environment
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, env=env
+    )
+
+
+@pytest.mark.parametrize("task", options.all_tasks().values(), ids=options.all_tasks())
+def test_a_task_and_its_options_agree(task: options.Task) -> None:
+    parameters = options.inspect.signature(task).parameters
+    known = {action.dest for action in options.task_parser(task, "x", usage="x")._actions}
+    assert known == parameters.keys() - {"prompt"} | {"size", "help", "version", *options.EDGE}
+    assert parameters.keys() <= tasks.MEANINGS.keys()
+
+
+def test_every_option_reaches_the_request(painter: Painter) -> None:
+    values: dict[str, Any] = {
+        "negative_prompt": "red", "height": 70, "width": 90, "num_images": 2, "seed": 3, "num_inference_steps": 4,
+        "guidance_scale": 1.5, "sampler": "heun", "prior_num_inference_steps": 5, "prior_guidance_scale": 6.0,
+        "prior_sampler": "ddim", "model": "elsewhere",
+    }  # fmt: skip
+    assert values.keys() == text2img.__kwdefaults__.keys()
+    typed = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert run(["a red circle", *typed, "--device", "cpu", "--dtype", "float32"]) == 0
+    assert painter.asked == [text2img("a red circle", **values)]
+    assert (painter.options["device"], painter.options["dtype"]) == ("cpu", "float32")
+
+
+def test_shorter_ways_to_say_it(painter: Painter) -> None:
+    assert run(["-n", "2", "--steps=4", "--size", "64x128", "a red circle"]) == 0
+    assert run(["a red circle", "--size", "96"]) == 0
+    wide, square = painter.asked
+    assert wide == text2img("a red circle", num_images=2, num_inference_steps=4, height=64, width=128)
+    assert square == text2img("a red circle", height=96, width=96)
+
+
+def test_a_task_becomes_a_command_by_being_a_function(monkeypatch: pytest.MonkeyPatch, painter: Painter) -> None:
+    def tinted(prompt: str, *, strength: float = 0.3) -> Request:
+        """Tinted pictures."""
+        return text2img(f"{prompt} tinted {strength}")
+
+    tinted.__module__ = tasks.__name__
+    monkeypatch.setattr(tasks, "tinted", tinted, raising=False)
+    monkeypatch.setitem(tasks.MEANINGS, "strength", "how much")
+    assert run(["tinted", "a star", "--strength", "0.5"]) == 0
+    assert painter.asked == [text2img("a star tinted 0.5")]
+
+
+def test_help_is_quick_and_imports_little(capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['kandinsky22', '--help']\n"
+        "from kandinsky22.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'numpy', 'PIL', 'rich'} & sys.modules.keys()"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    seconds = time.perf_counter() - began
+    with capsys.disabled():
+        print(f"[--help: {seconds:.2f} s]", end=" ")
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("--prior-guidance-scale", *COMMANDS))
+    assert seconds < 2.5  # half a second on an idle machine
+
+
+def test_version_and_help_of_each_command() -> None:
+    for arguments in (
+        ["--version"],
+        ["show", "--help"],
+        ["replay", "--help"],
+        ["words", "--help"],
+        ["text2img", "--help"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(arguments)
+        assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"),
+    [
+        (["--", "--help"], "--help"),
+        (["--", "-x"], "-x"),
+        (["--", "show"], "show"),
+        (["--seed", "7", "--", "words"], "words"),
+        (["- a red circle"], "- a red circle"),
+        (["show me a red circle"], "show me a red circle"),
+        (["stars"], "stars"),
+        (["three\tred\ncircles"], "three\tred\ncircles"),
+        (["""it's $5 "red" #1"""], """it's $5 "red" #1"""),
+        (["text2img", "--", "-"], "-"),
+    ],
+)
+def test_prompts_are_painted(painter: Painter, typed: list[str], prompt: str) -> None:
+    assert run(typed) == 0
+    assert [request.condition.prompt for request in painter.asked] == [prompt]
+
+
+@pytest.mark.parametrize("typed", [[], [""], ["--", ""], [" "]])
+def test_no_prompt_paints_a_random_one_of_the_language(painter: Painter, typed: list[str]) -> None:
+    assert run(["--seed", "7", *typed]) == run(["--seed", "7", *typed]) == run(typed) == 0
+    first, same, other = painter.asked
+    assert first == same
+    assert first.condition.prompt == random_prompt(7)
+    assert other.condition.prompt == random_prompt(other.seed or 0)
+    assert set(first.condition.prompt.split()) <= WORDS
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["shwo", "out.png"], 'no command "shwo"; did you mean show?'),
+        (["shwo"], 'no command "shwo"; did you mean show?'),
+        (["Replay", "out.png"], "did you mean replay?"),
+        (["wrods"], "did you mean words?"),
+        (["trian", "movq"], "did you mean train?"),
+        (["text2image", "a star"], "did you mean text2img?"),
+        (["help"], "did you mean --help?"),
+        (["--seed", "3", "show", "out.png"], "the command goes first"),
+        (["three", "red", "circles"], 'needs quotes: kandinsky22 "three red circles"'),
+        (["--", "three", "red"], "needs quotes"),
+        (["there.png"], "did you mean kandinsky22 show there.png"),
+        (["a star", "--sed", "7"], "did you mean --seed?"),
+        (["-x"], "put a prompt that begins with a dash after --"),
+        (["a star", "--seed"], "--seed: expected one argument"),
+        (["a star", "--seed", "x"], "--seed: 'x' is no whole number"),
+        (["a star", "--guidance-scale", "x"], "--guidance-scale: 'x' is no number"),
+        (["a star", "--size", "1x2x3"], "--size: '1x2x3' is no size"),
+        (["a star", "--size", "64", "--width", "64"], "leave those out"),
+        (["show"], "`show` takes one picture, got 0"),
+        (["replay", "a.png", "b.png"], "`replay` takes one picture, got 2"),
+        (["words", "red"], "`words` takes no words"),
+    ],
+)
+def test_mistakes_are_refused_in_a_sentence_that_helps(
+    painter: Painter, tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], sentence: str
+) -> None:
+    (tmp_path / "there.png").touch()
+    assert run(typed) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and sentence in err and len(err.splitlines()) == 1
+    assert painter.asked == [] and files(tmp_path) == ["there.png"]
+
+
+def test_a_word_of_the_models_language_is_no_mistyped_command(painter: Painter, tiny_model: Path) -> None:
+    """ "cross" and "square" are near no command today; should one come near, the language goes before."""
+    assert run(["wards", "--model", str(tiny_model)]) == 2
+    language = (tiny_model / "decoder" / "kandinsky22.json").read_text()
+    model = Path.cwd() / "model"
+    (model / "decoder").mkdir(parents=True)
+    (model / "decoder" / "kandinsky22.json").write_text(language.replace('"red"', '"wards"'))
+    assert run(["wards", "--model", str(model)]) == 0
+
+
+def test_words_prints_the_language_by_kind(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["words", "--model", str(tiny_model)]) == 0
+    out = capsys.readouterr().out
+    assert "shapes:      circle, square, triangle" in out
+    assert 'kandinsky22 "three red circles over a blue triangle"' in out
+    assert "\x1b" not in out
+
+
+def test_words_needs_no_torch(tiny_model: Path) -> None:
+    code = "import sys; from kandinsky22.cli.app import run; run(['words', '--model', sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, tiny_model], capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_model_without_a_language_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "decoder").mkdir()
+    assert run(["words", "--model", str(tmp_path)]) == 0
+    assert "write what you like" in capsys.readouterr().out
+
+
+def test_letters_that_the_output_lacks_do_no_harm(tiny_model: Path) -> None:
+    done = command("words", "--model", str(tiny_model), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    refused = command("show", "три.png", PYTHONIOENCODING="ascii")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+
+
+def test_a_reader_who_goes_away_is_no_error(tiny_model: Path) -> None:
+    code = f"from kandinsky22.cli.app import run; import sys; sys.exit(run(['words', '--model', {str(tiny_model)!r}]))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

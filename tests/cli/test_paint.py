@@ -1,0 +1,237 @@
+"""What is said and what is written while a request is carried out, on a backend that is quick to please."""
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from kandinsky22.cli import terminal
+from kandinsky22.cli.app import run
+from kandinsky22.cli.terminal import Blocks, Pace, Terminal
+from kandinsky22.events import Progress
+from kandinsky22.images import read_recipe, sheet
+from kandinsky22.tasks import text2img
+from tests.cli.fake import DEFAULTS, Painter, files
+
+ARGUMENTS = ["three red circles", "--seed", "7", "-n", "2"]
+PATHS = ["out/three-red-circles-7.png", "out/three-red-circles-8.png", "out/three-red-circles-7-sheet.png"]
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Painter:
+    return Painter().hired(monkeypatch, tmp_path)
+
+
+def test_without_a_terminal_there_are_plain_short_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Painter(notices=("mind this",)).hired(monkeypatch, tmp_path)
+    assert run(ARGUMENTS) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        'painting "three red circles", 64x64, seeds 7 to 8',
+        "prior: 2 steps",
+        "decoder: 3 steps",
+        "painted in 1.5 s",
+        *PATHS,
+    ]
+    assert err == "mind this\n"
+    assert files(tmp_path) == sorted(PATHS)
+
+
+def test_quiet_says_only_where_the_pictures_are(painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*ARGUMENTS, "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines() == PATHS
+
+
+def test_pictures_carry_their_requests(painter: Painter) -> None:
+    assert run(ARGUMENTS) == 0
+    asked = text2img("three red circles", seed=7, num_images=2).resolved(DEFAULTS)
+    for k in range(2):
+        assert read_recipe(PATHS[k]).request == asked.single(k)
+
+
+def test_another_picture_is_never_written_over(painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a star!", "--seed", "7", "-q"]) == run(["a star!", "--seed", "7", "-q"]) == 0
+    same = ["out/a-star-7.png", "out/a-star-7-sheet.png"]
+    assert capsys.readouterr().out.splitlines() == same * 2
+    before = Path(same[0]).read_bytes()
+    assert run(["a star?", "--seed", "7", "-q"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["out/a-star-7-2.png", same[1]]
+    assert Path(same[0]).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        (["a", "-o", "deep/er"], ["deep/er/a-7.png", "deep/er/a-7-sheet.png"]),
+        (["a", "-o", "cat.png"], ["cat.png", "cat-sheet.png"]),
+        (["a", "-o", "some/cat.PNG", "-n", "2"], ["some/cat-7.png", "some/cat-8.png", "some/cat-sheet.png"]),
+        (["a", "--size", "512"], ["out/a-7.png"]),
+        (["///"], ["out/picture-7.png", "out/picture-7-sheet.png"]),
+        (["Красный круг, 画"], ["out/красный-круг-画-7.png", "out/красный-круг-画-7-sheet.png"]),
+        (["画" * 300], [f"out/{'画' * 40}-7.png", f"out/{'画' * 40}-7-sheet.png"]),
+    ],
+)
+def test_names_say_what_is_in_them(
+    painter: Painter, capsys: pytest.CaptureFixture[str], typed: list[str], written: list[str]
+) -> None:
+    assert run([*typed, "--seed", "7", "-q"]) == 0
+    assert capsys.readouterr().out.splitlines() == written
+
+
+def test_a_sheet_shows_the_pictures_enlarged_side_by_side() -> None:
+    page = sheet([Image.new("RGB", (64, 64), color) for color in ("red", "blue")], ["seed 1", "seed 2"])
+    assert page.width == 2 * 512 + 3 * 24
+    assert (page.getpixel((24 + 256, 200)), page.getpixel((2 * 24 + 512 + 256, 200))) == ((255, 0, 0), (0, 0, 255))
+    assert sum(page.crop((0, 24 + 512, page.width, page.height)).convert("L").histogram()[:200]) > 100  # ink
+    assert sheet([Image.new("RGB", (1024, 512))] * 9, ["a"] * 9).width < 2200
+
+
+def test_stopping_is_one_line_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Painter(error=KeyboardInterrupt()).hired(monkeypatch, tmp_path)
+    assert run(ARGUMENTS) == 130
+    assert capsys.readouterr().err == "kandinsky22: stopped; what was written is whole\n"
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory."),
+    ],
+)
+def test_running_out_of_memory_names_what_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    Painter(error=error).hired(monkeypatch, tmp_path)
+    assert run(ARGUMENTS) == 2
+    assert "ask for fewer or smaller pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "bug", [KeyError("x"), RuntimeError("shapes do not match"), TypeError("x"), ZeroDivisionError()]
+)
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bug: Exception) -> None:
+    Painter(error=bug).hired(monkeypatch, tmp_path)
+    with pytest.raises(type(bug)):
+        run(ARGUMENTS)
+
+
+def test_a_full_disk_keeps_what_is_whole(
+    painter: Painter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["three red circles", "--seed", "7"]) == 0
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    capsys.readouterr()
+
+    def save(_: Image.Image, file: Any, *__: Any, **___: Any) -> None:
+        file.write(b"half a picture")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert run(ARGUMENTS) == 2
+    out, err = capsys.readouterr()
+    assert "No space left on device; choose another place with --output" in err and len(err.splitlines()) == 1
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+def test_a_long_run_says_now_and_then_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    shown = terminal.display()
+    for i in range(1, 11):
+        shown.show(Progress("decoder", i, 10))
+    assert capsys.readouterr().out.splitlines() == [
+        "decoder: step 4 of 10, about 24 s left",
+        "decoder: step 7 of 10, about 12 s left",
+        "decoder: 10 steps",
+    ]
+
+
+def test_looking_costs_little() -> None:
+    """A preview a quarter of a second where it is cheap; else a tenth of the time at most."""
+    for cost, most in ((0.01, 4 * 100), (1.0, 10), (5.0, 2)):
+        now, looks = 0.0, 0
+
+        def preview(cost: float = cost) -> Image.Image:
+            nonlocal now, looks
+            now, looks = now + cost, looks + 1
+            return Image.new("RGB", (1, 1))
+
+        pace = Pace(lambda: now)
+        while now < 100:
+            pace.look(preview)
+            now += 0.05
+        assert most * 0.6 <= looks <= most
+    assert pace.look(None) is None
+
+
+def console(color: str | None = "truecolor") -> Console:
+    return Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system=color,
+        width=80,
+        height=40,
+        legacy_windows=False,
+        _environ={},  # type: ignore[arg-type]
+    )
+
+
+def said(console: Console) -> str:
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_half_blocks_have_the_colours_of_the_pixels() -> None:
+    image = Image.new("RGB", (2, 3))
+    pixels = [(10, 20, 30), (40, 50, 60), (70, 80, 90), (100, 110, 120), (130, 140, 150), (160, 170, 180)]
+    for i, pixel in enumerate(pixels):
+        image.putpixel((i % 2, i // 2), pixel)
+    on = console()
+    on.print(Blocks([image]))
+    rows = said(on).splitlines()
+    assert rows[0].count("▀") == rows[1].count("▀") == 2 and len(rows) == 2
+    assert "38;2;10;20;30;48;2;70;80;90" in rows[0] and "38;2;40;50;60;48;2;100;110;120" in rows[0]
+    assert "38;2;130;140;150m" in rows[1] and "48;2" not in rows[1]
+
+
+def test_half_blocks_fit_the_terminal_and_are_never_enlarged() -> None:
+    for count, size in ((1, (64, 64)), (1, (512, 512)), (3, (512, 256)), (9, (64, 640))):
+        on = console()
+        on.print(Blocks([Image.new("RGB", size)] * count))
+        rows = [line.count("▀") + line.count("  ") for line in said(on).splitlines()]
+        assert max(rows) <= 80 and len(rows) <= 32
+    assert said(on).splitlines()[0].count("▀") < 64
+
+
+def test_in_a_terminal_the_picture_appears() -> None:
+    on = console()
+    with Terminal(on) as shown:
+        for event in Painter(notices=("mind \x1b[2Jthis",)).stream(text2img("a \x1b[31mstar", seed=7, num_images=2)):
+            shown.show(event)
+    text = said(on)
+    assert 'painting "a \\x1b[31mstar", 64x64, seeds 7 to 8' in text  # whatever the prompt holds
+    assert "mind \\x1b[2Jthis" in text
+    assert "38;2;7;100;200" in text and "38;2;8;100;200" in text  # both pictures stay
+    assert text.rindex("▀") > text.rindex("decoder")
+
+
+def test_a_terminal_without_colours_gets_bars_alone() -> None:
+    on = console("standard")
+    with Terminal(on) as shown:
+        for event in Painter().stream(text2img("a star", seed=7)):
+            shown.show(event)
+    assert "▀" not in said(on) and "decoder" in said(on)

@@ -1,0 +1,137 @@
+"""`show` and `replay` on a real model: what made a picture, the same pixels again, and what differs if they do not."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
+
+from kandinsky22.cli.app import run
+from kandinsky22.images import RECIPE, read_recipe
+from kandinsky22.tasks import text2img
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def painted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three pictures that were painted together, through the command."""
+    folder = tmp_path_factory.mktemp("painted")
+    model = shutil.copytree(tiny_model, folder / "model")
+    assert run(["a red circle", "--model", str(model), "-n", "3", "--seed", "5", "-o", str(folder / "out"), "-q"]) == 0
+    return [folder / "out" / f"a-red-circle-{seed}.png" for seed in (5, 6, 7)]
+
+
+def test_show_prints_the_request_and_what_made_it(painted: list[Path], capsys: Said) -> None:
+    assert run(["show", str(painted[1])]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["prompt:"], lines["seed:"], lines["size:"]) == ("a red circle", "6", "64x64")
+    assert lines["decoder:"] == "ddpm, 3 steps, guidance 2.0"
+    assert lines["dtype:"] == "float32" and lines["weights:"].startswith("unet ")
+
+
+def test_show_as_json_is_the_recipe(painted: list[Path], capsys: Said) -> None:
+    assert run(["show", "--json", str(painted[1])]) == 0
+    recipe = json.loads(capsys.readouterr().out)
+    assert recipe["request"]["seed"] == 6
+    assert recipe["made_by"]["batch"] == {"index": 1, "of": 3}
+
+
+def test_replay_paints_the_same_pixels(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+    """Each in the company it was painted in, which decides the last bit."""
+    for path in painted:
+        assert run(["replay", str(path), "-o", str(tmp_path), "-q"]) == 0
+        again, verdict = capsys.readouterr().out.splitlines()
+        assert verdict == f"the pixels are those of {path}"
+        assert Image.open(again).tobytes() == Image.open(path).tobytes()
+        assert read_recipe(again) == read_recipe(path)
+
+
+def test_replay_says_which_weights_differ(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+    model = shutil.copytree(painted[0].parents[1] / "model", tmp_path / "model")
+    weights = model / "decoder" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] += 0.1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert run(["replay", str(painted[0]), "--model", str(model), "-o", str(tmp_path), "-q"]) == 0
+    _, difference, verdict = capsys.readouterr().out.splitlines()
+    assert difference.startswith("weights of the unet: ") and " then, " in difference
+    assert verdict.startswith("the pixels differ from ")
+
+
+def test_replay_says_that_the_dtype_differs(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+    assert run(["replay", str(painted[0]), "--dtype", "bfloat16", "-o", str(tmp_path), "-q"]) == 0
+    assert "dtype: float32 then, bfloat16 now" in capsys.readouterr().out.splitlines()
+
+
+def retold(path: Path, to: Path, **made_by: Any) -> Path:
+    """The picture with another account of what made it."""
+    recipe = read_recipe(path)
+    info = PngImagePlugin.PngInfo()
+    told = {"request": json.loads(recipe.request.to_json()), "made_by": {**recipe.made_by, **made_by}}
+    info.add_itxt(RECIPE, json.dumps(told))
+    Image.open(path).save(to, pnginfo=info)
+    return to
+
+
+def test_replay_says_which_versions_differ(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+    old = retold(painted[0], tmp_path / "old.png", torch="1.0", kandinsky22="0.0.1", threads=4096, device="tpu")
+    assert run(["replay", str(old), "-o", str(tmp_path / "out"), "-q"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert f"torch: 1.0 then, {torch.__version__} now" in out
+    assert "kandinsky22: 0.0.1 then, 0.1.0 now" in out
+    assert f"threads: 4096 then, {torch.get_num_threads()} now" in out
+    assert "device: tpu then, cpu now" in out or "device: tpu then, cuda now" in out
+
+
+def test_an_edited_picture_is_found_out(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+    edited = retold(painted[0], tmp_path / "edited.png")
+    with Image.open(edited) as image:
+        image.load()
+    image.putpixel((3, 3), (255, 0, 255))
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(RECIPE, getattr(image, "text")[RECIPE])  # noqa: B009
+    image.save(edited, pnginfo=info)
+    assert run(["replay", str(edited), "-o", str(tmp_path / "out"), "-q"]) == 1
+    assert "was the file edited?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "batch", [{"index": 9, "of": 3}, {"index": 0, "of": "3"}, {"index": 6, "of": 9}, [], "x", {"of": 2}]
+)
+def test_a_strange_account_does_no_harm(painted: list[Path], tmp_path: Path, batch: Any) -> None:
+    strange = retold(painted[0], tmp_path / "strange.png", batch=batch, threads="many", dtype=None)
+    assert run(["replay", str(strange), "-o", str(tmp_path / "out"), "-q"]) == 0
+
+
+@pytest.mark.parametrize("command", ["show", "replay"])
+def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Said, command: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
+    (tmp_path / "text.png").write_text("no picture")
+    hostile = PngImagePlugin.PngInfo()
+    hostile.add_itxt(RECIPE, json.dumps({"request": {"condition": {"prompt": "x"}}, "made_by": [1]}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "hostile.png", pnginfo=hostile)
+    said = {
+        "bare.png": "does not carry a request",
+        "text.png": "it is not a PNG picture",
+        "none.png": "there is no such file",
+        "hostile.png": "carries a request that cannot be read",
+    }
+    for name, sentence in said.items():
+        assert run([command, str(tmp_path / name)]) == 2
+        err = capsys.readouterr().err
+        assert sentence in err and len(err.splitlines()) == 1
+
+
+def test_a_hostile_prompt_does_not_steer_the_terminal(tmp_path: Path, capsys: Said) -> None:
+    info = PngImagePlugin.PngInfo()
+    request = json.loads(text2img("\x1b[2J\x1b]0;owned\x07\n fake: line", seed=1).to_json())
+    info.add_itxt(RECIPE, json.dumps({"request": request, "made_by": {"torch": "\x1b[31m"}}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "hostile.png", pnginfo=info)
+    assert run(["show", str(tmp_path / "hostile.png")]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\n fake" not in out

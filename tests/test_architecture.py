@@ -1,0 +1,161 @@
+"""The rules of the house, read off the source: who may know whom, what may be imported, how long and how named."""
+
+import ast
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from kandinsky22.diffusion import SAMPLERS as REGISTERED
+from kandinsky22.request import SAMPLERS
+
+SRC = Path(__file__).parents[1] / "src" / "kandinsky22"
+FILES = sorted(SRC.rglob("*.py"))
+PARTS = {file.relative_to(SRC).parts[0].removesuffix(".py") for file in FILES}
+
+# Which parts may know which; a part is a module or a package right below kandinsky22. A new one gets its place here.
+VALUES = "request events embedding"
+MATH = "models diffusion"
+ENGINE = f"{VALUES} {MATH} tasks images words depth denoise memory checkpoints acceleration kandinsky __init__"
+PLACES = [
+    ("models diffusion compositions request words studio", ""),
+    ("events embedding", "request"),
+    ("tasks images", VALUES),
+    ("denoise memory checkpoints", MATH),
+    ("acceleration", f"{MATH} denoise"),
+    ("depth", f"{MATH} request images"),
+    ("kandinsky backends", ENGINE),
+    ("cli server evaluation training pipelines", f"{ENGINE} backends compositions"),
+]
+MAY_KNOW = {part: set(known.split()) for parts, known in PLACES for part in parts.split()}
+WITHIN_A_FUNCTION = {("cli", "training")}  # the one edge that starts another: `kandinsky22 train`
+FOR_TESTS_ONLY = {"diffusers", "transformers", "accelerate", "scipy", "torchvision"}
+
+
+class Import(NamedTuple):
+    file: Path
+    name: str  # dotted, absolute
+    within_a_function: bool
+
+    @property
+    def part(self) -> str:
+        """The part of ours that imports."""
+        return self.file.relative_to(SRC).parts[0].removesuffix(".py")
+
+    @property
+    def known(self) -> str | None:
+        """The part of ours that is imported, if it is one; kandinsky22 itself is `__init__`."""
+        first, *rest = self.name.split(".")
+        if first != "kandinsky22":
+            return None
+        return next((part for part in rest[:1] if part in PARTS), "__init__")
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(SRC)} imports {self.name}"
+
+
+def imports(file: Path) -> Iterator[Import]:
+    """Every import in a file, but for those that only type checkers see."""
+    package = ["kandinsky22", *file.relative_to(SRC).parts[:-1]]
+
+    def walk(node: ast.AST, inside: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            yield from (Import(file, alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = [*above, *filter(None, [node.module])]
+            yield from (Import(file, ".".join([*base, alias.name]), inside) for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    return walk(ast.parse(file.read_text("utf-8")), False)
+
+
+IMPORTS = [found for file in FILES for found in imports(file)]
+
+
+def outside(part: str) -> set[str]:
+    """The libraries that a part imports, beyond Python's own."""
+    names = {found.name.partition(".")[0] for found in IMPORTS if found.part == part}
+    return names - sys.stdlib_module_names - {"kandinsky22"}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_every_part_has_its_place() -> None:
+    assert MAY_KNOW.keys() >= PARTS - {"__init__"}
+
+
+def test_imports_go_one_way() -> None:
+    """`__init__` is free: it is the front door, and lazy."""
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if found.part != "__init__"
+        and found.known not in {None, found.part, *MAY_KNOW.get(found.part, set())}
+        and not (found.within_a_function and (found.part, found.known) in WITHIN_A_FUNCTION)
+    ]
+    assert wrong == []
+
+
+def test_leaves_need_little() -> None:
+    assert outside("compositions") <= {"numpy", "PIL"}
+    assert outside("diffusion") <= {"torch"}
+    assert set().union(*map(outside, [*VALUES.split(), "tasks", "words"])) == set()
+
+
+def test_no_library_of_the_tests_is_needed() -> None:
+    assert [str(found) for found in IMPORTS if found.name.partition(".")[0] in FOR_TESTS_ONLY] == []
+
+
+def test_asking_imports_no_torch() -> None:
+    done = python("import sys, kandinsky22, kandinsky22.events, kandinsky22.tasks; sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    """Seconds of processor time, not on the clock: other work on the machine slows the clock."""
+    code = (
+        "import sys; sys.argv = ['kandinsky22', '--help']\n"
+        "from kandinsky22.cli import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python(code)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0 and "kandinsky22" in done.stdout, done.stderr
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 1.0
+
+
+def test_requests_name_every_sampler() -> None:
+    assert sorted(SAMPLERS) == sorted(REGISTERED)
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [str(file) for file in FILES if not ast.get_docstring(ast.parse(file.read_text("utf-8")))] == []
+
+
+def test_every_file_can_be_read_in_a_sitting() -> None:
+    assert [str(file) for file in FILES if len(file.read_text("utf-8").splitlines()) > 450] == []
+
+
+def test_names_say_something() -> None:
+    assert [str(file) for file in FILES if file.stem in {"util", "utils", "helper", "helpers"}] == []
+    classes = [
+        node.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name in classes if re.search(r"(Manager|Helper|Utils)$|^Base([A-Z]|$)", name)] == []

@@ -1,0 +1,80 @@
+"""The whole training of a model, far too short, and what comes of it: a folder that paints, here and in diffusers."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from kandinsky22 import Kandinsky, text2img
+from kandinsky22.checkpoints.store import CheckpointError
+from kandinsky22.models.movq import MoVQConfig
+from kandinsky22.models.prior import PriorConfig
+from kandinsky22.training.box import Box
+from kandinsky22.training.loop import Recipe
+from kandinsky22.training.recipes import BOX, NETWORKS
+
+SHORT = replace(
+    BOX,
+    side=32,
+    pictures=24,
+    dim=32,
+    vision=replace(
+        BOX.vision, image_size=32, hidden_size=32, num_attention_heads=2, num_hidden_layers=1, projection_dim=32
+    ),
+    text={**BOX.text, "num_hidden_layers": 1, "intermediate_size": 32},
+    movq=MoVQConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1, num_vq_embeddings=16, sample_size=32),
+    prior=PriorConfig(num_layers=1, num_attention_heads=2, attention_head_dim=16, embedding_dim=32, num_embeddings=32),
+    unet=replace(BOX.unet, block_out_channels=(32, 32), cross_attention_dim=16, encoder_hid_dim=32, sample_size=8),
+    runs={name: Recipe(batch=4, learning_rate=1e-3, bfloat16=False) for name in NETWORKS},
+    hard_negatives=2,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """All four networks, two steps each."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("kandinsky22.training.box.HELD_OUT", 16)
+    patch.setattr("kandinsky22.training.box.CAPTIONS_TO_LEARN_FROM", 200)
+    box = Box(SHORT, tmp_path_factory.mktemp("box"))
+    for network in NETWORKS:
+        lines = list(box.train(network, steps=2))
+        assert [line["step"] for line in lines] == [1, 2]
+        assert all(line["loss"] > 0 for line in lines)
+    yield box
+    patch.undo()
+
+
+def test_the_folder_paints(trained: Box) -> None:
+    kandinsky = Kandinsky.load(trained.folder / "model")
+    assert kandinsky.defaults.decoder.guidance_scale == BOX.defaults["decoder"]["guidance_scale"]
+    (picture,) = kandinsky(text2img("two red circles", seed=1, num_inference_steps=2, prior_num_inference_steps=2))
+    assert picture.image.size == (64, 64)
+
+
+def test_the_folder_loads_in_diffusers(trained: Box) -> None:
+    prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(trained.prior_folder, dtype=torch.float32)
+    decoder = diffusers.KandinskyV22Pipeline.from_pretrained(trained.decoder_folder, dtype=torch.float32)
+    for pipeline in (prior, decoder):
+        pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    out = prior("two red circles", num_inference_steps=2, generator=generator)
+    images = decoder(**out, num_inference_steps=2, height=64, width=64, generator=generator, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+
+
+def test_a_stage_that_is_started_again_is_done(trained: Box) -> None:
+    assert list(trained.train("prior", steps=2)) == []
+
+
+def test_a_stage_says_which_one_it_needs_first(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        next(Box(SHORT, tmp_path).train("decoder", steps=1))
+
+
+def test_sheets_are_drawn(trained: Box) -> None:
+    assert (trained.folder / "movq" / "sheet.png").stat().st_size > 0
+    assert (trained.folder / "decoder" / "sheet.png").stat().st_size > 0
