@@ -4,10 +4,12 @@
 request of it, and calling the model is `stream` without the events.
 """
 
+import hashlib
 import platform
 import time
 import warnings
 from collections.abc import Generator, Hashable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -151,7 +153,7 @@ class Kandinsky:
             "text_encoder": self.stored_text_encoder,
         }  # fmt: skip
         return {
-            "weights": {name: stored.fingerprint for name, stored in weights.items()},
+            "weights": {name: stored.fingerprint for name, stored in weights.items()} | {"settings": self._settings()},
             "kandinsky22": kandinsky22.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
@@ -195,7 +197,9 @@ class Kandinsky:
         latents = yield from self._sample(requests, embeds, begun, noises)
         for key, request in requests.items():
             images = self.decode(latents[key], height=request.height, width=request.width)
-            batches = [{"index": k, "of": len(images)} for k in range(len(images))]  # company changes how sums are rounded
+            batches = [
+                {"index": k, "of": len(images)} for k in range(len(images))
+            ]  # company changes how sums are rounded
             pictures = [
                 Picture(image, request.single(k), {**self.made_by, "batch": batch})
                 for k, (image, batch) in enumerate(zip(images, batches, strict=True))
@@ -204,7 +208,7 @@ class Kandinsky:
 
     def resolved(self, request: Request) -> Request:
         """The request with nothing left open. Raises `ValueError` for what this model or machine cannot do."""
-        request = request.resolved(self.defaults)
+        request = replace(request.resolved(self.defaults), model=self.name)  # a name: paths are nobody's business
         for stage, schedule in ((request.prior, self.prior_schedule), (request.decoder, self.decoder_schedule)):
             schedule.timesteps(_set(stage.steps))
         height, width = _canvas(request)
@@ -323,6 +327,11 @@ class Kandinsky:
             stages[part] = Sampling(**self.about.get("defaults", {}).get(part, {})).filled(published)
         return Defaults(height=side, width=side, **stages)
 
+    def _settings(self) -> str:
+        """A fingerprint of what decides pixels besides the networks: both schedules and the tokenizer."""
+        values = self.prior_schedule, self.decoder_schedule, sorted(self.tokenizer.vocab.items()), self.tokenizer.merges
+        return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+
     def _notices(self, request: Request) -> Iterator[str]:
         """What the asker should know before it starts."""
         prompts = [text.prompt for text in (request.condition, request.negative) if text is not None]
@@ -349,7 +358,8 @@ def _noise(request: Request, stage: str) -> Noise:
 
 def _canvas(request: Request) -> tuple[int, int]:
     """The sides that are computed: the next multiples of 64."""
-    return tuple(-(-_set(side) // SMALLEST) * SMALLEST for side in (request.height, request.width))  # type: ignore[return-value]
+    height, width = _set(request.height), _set(request.width)
+    return -(-height // SMALLEST) * SMALLEST, -(-width // SMALLEST) * SMALLEST
 
 
 def _to_image(decoded: Tensor, height: int | None, width: int | None) -> Image.Image:

@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 SMALLEST = 64  # pixels of a side; also what computed sides are multiples of
-SAMPLERS = ("ddpm", "unclip", "ddim", "dpmpp_2m", "heun")  # named here so that asking needs no torch; a test keeps them true
+SAMPLERS = (
+    "ddpm",
+    "unclip",
+    "ddim",
+    "dpmpp_2m",
+    "heun",
+)  # named here so that asking needs no torch; a test keeps them true
 MAX_SEED = 2**63 - 1
 
 

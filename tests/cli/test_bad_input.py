@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kandinsky22.cli import files as places
 from kandinsky22.cli.app import run
 from tests.cli.fake import files
 
@@ -62,7 +61,7 @@ def test_a_full_disk_is_told_of_before_painting(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     full = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(places.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
     assert "No space left on device" in refused(capsys, "a red circle", "--model", str(tiny_model))
     assert files(tmp_path) == []
 

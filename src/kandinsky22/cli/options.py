@@ -21,7 +21,11 @@ SHORTER = {"num_images": "-n", "num_inference_steps": "--steps"}
 EDGE: Mapping[str, Mapping[str, Any]] = {
     "device": {"metavar": "NAME", "help": "where to compute: cpu, cuda, mps (default: cuda if there is one, else cpu)"},
     "dtype": {"metavar": "NAME", "help": "float32, bfloat16 or float16 (default: float16 on cuda, else float32)"},
-    "output": {"short": "-o", "metavar": "FOLDER", "help": "where to put the pictures (default: out)"},
+    "output": {
+        "short": "-o",
+        "metavar": "PLACE",
+        "help": "folder for the pictures, or a file ending in .png (default: out)",
+    },
     "quiet": {"short": "-q", "action": "store_true", "help": "say nothing but where the pictures are"},
 }
 """Options that are no part of a request: where it is carried out, and what becomes of the pictures."""
@@ -81,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 
 def all_tasks() -> dict[str, Task]:
     """The tasks by name."""
-    found = {name: value for name, value in vars(tasks).items() if inspect.isfunction(value)}
+    found = {name: value for name, value in vars(tasks).items() if inspect.isfunction(value) and name[0] != "_"}
     return {name: value for name, value in found.items() if value.__module__ == tasks.__name__}
 
 

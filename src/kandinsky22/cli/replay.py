@@ -36,13 +36,13 @@ def main(arguments: Sequence[str]) -> int:
         backend = paint.load(request.model, _as_then(recipe.made_by) | options)
         result = paint.carry_out(request, backend, shown, place)
     picture = result.pictures[index]
-    same = _furthest(then, picture.image)
+    apart = _furthest(then, picture.image)
     differences = list(_differences(recipe.made_by, picture.made_by))
     print(files.save_picture(picture, place))
     for line in differences:
         print(printable(line))
-    print(f"the pixels are those of {file}" if same == 0 else f"the pixels differ from {file} by up to {same} of 255")
-    if same and not differences:
+    print(f"the pixels are those of {file}" if apart == 0 else f"the pixels differ from {file} by up to {apart} of 255")
+    if apart and not differences:
         print("nothing that should matter differs: was the file edited?")
         return DIFFERENT
     return 0

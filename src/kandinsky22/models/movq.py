@@ -153,9 +153,7 @@ class Block(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         widths = [channels, *[out_channels] * layers]
-        self.resnets = nn.ModuleList(
-            ResnetBlock(config, a, b, spatial) for a, b in pairwise(widths)
-        )
+        self.resnets = nn.ModuleList(ResnetBlock(config, a, b, spatial) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(
             Attention(config, out_channels, spatial) for _ in range(layers if attention else 0)
         )
