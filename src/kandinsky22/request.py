@@ -128,7 +128,7 @@ class Request:
             values = json.loads(text)
             known = {f.name for f in fields(cls)}
             if unknown := set(values) - known:
-                raise ValueError(f"it has {', '.join(sorted(unknown))}, which this version does not know")
+                raise TypeError(f"it has {', '.join(sorted(unknown))}, which this version does not know")
             parts: dict[str, Any] = {**values, "condition": Text(**values["condition"])}
             if "negative" in values:
                 parts["negative"] = Text(**values["negative"])

@@ -131,6 +131,7 @@ def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WE
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
     partial = folder / f".{name}.part"
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # the library leaves it to its owner alone
     partial.replace(folder / f"{name}.safetensors")
 
 

@@ -181,13 +181,15 @@ class Box:
         path = self.folder / f"{name}-{data.seed}-{len(data)}.safetensors"
         if not path.exists():
             partial = path.with_suffix(".part")
-            save_file({"values": self._encoded(encoder(), data).to(torch.float16).contiguous()}, partial)
+            with torch.autocast("cpu", torch.bfloat16):  # twice as fast, and off by a hundredth of a deviation
+                values = self._encoded(encoder(), data)
+            save_file({"values": values.to(torch.float16).contiguous()}, partial)
             partial.replace(path)
         return load_file(path)["values"]
 
     @staticmethod
     @torch.no_grad()
-    def _encoded(encode: Any, data: Compositions, batch: int = 100) -> Tensor:
+    def _encoded(encode: Any, data: Compositions, batch: int = 20) -> Tensor:
         return torch.cat(
             [encode(data.pictures(range(i, min(i + batch, len(data))))) for i in range(0, len(data), batch)]
         )

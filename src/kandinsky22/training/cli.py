@@ -5,6 +5,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,9 +26,32 @@ def keep_freed_memory() -> None:
         mallopt(M_TOP_PAD, 64 << 20)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and leaves it to the caller to say it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text}")
+    return value
+
+
 def main(arguments: Sequence[str]) -> None:
     """Train as the arguments say. Raises `ValueError` for what cannot be done."""
-    parser = argparse.ArgumentParser(prog="kandinsky22 train", description="Train one network of the small model.")
+    parser = Parser(prog="kandinsky22 train", description="Train one network of the small model.")
     parser.add_argument(
         "network", choices=NETWORKS, help="in this order, each needs the ones before; movq and clip are independent"
     )
@@ -35,10 +59,10 @@ def main(arguments: Sequence[str]) -> None:
         "--folder", type=Path, default=Path("runs/box"), help="where the run and its model grow (default: %(default)s)"
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="how many steps (default: the recipe's)")
-    length.add_argument("--minutes", type=float, help="time a few steps, then fix how many fit in this")
+    length.add_argument("--steps", type=whole, help="how many steps (default: the recipe's)")
+    length.add_argument("--minutes", type=positive, help="time a few steps, then fix how many fit in this")
     parser.add_argument(
-        "--threads", type=int, default=1, help="of the processor; two runs of one thread beat one of two (default: 1)"
+        "--threads", type=whole, default=1, help="of the processor; two runs of one thread beat one of two (default: 1)"
     )
     chosen = parser.parse_args(arguments)
     keep_freed_memory()
