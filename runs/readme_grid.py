@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--model", default="box")
     parser.add_argument("--output", default="docs/box.png")
     chosen = parser.parse_args()
-    kandinsky = Kandinsky.load(chosen.model)
+    kandinsky = Kandinsky.load(chosen.model, device="cpu", dtype="float32")
     requests = {k: text2img(prompt, seed=22) for k, prompt in enumerate(PROMPTS)}
     pictures = {k: event.pictures[0].image for k, event in kandinsky.stream_many(requests) if isinstance(event, Result)}
     print(save_png(sheet([pictures[k] for k in range(len(PROMPTS))], PROMPTS), chosen.output))

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the table here as well")
     chosen = parser.parse_args()
 
-    kandinsky = Kandinsky.load(chosen.model)
+    kandinsky = Kandinsky.load(chosen.model, device="cpu", dtype="float32")
     side = kandinsky.defaults.height
     scenes = [sample(np.random.default_rng([chosen.seed, i])) for i in range(chosen.captions)]
     painted = painted_from_captions(kandinsky, scenes)

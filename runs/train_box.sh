@@ -6,15 +6,20 @@
 set -eu
 
 folder=${1:-runs/box}
+weights=src/kandinsky22/weights
 train() { kandinsky22 train "$@" --folder "$folder"; }
 
-train movq & movq=$!
+train movq &
+movq=$!
+trap 'kill "$movq" 2>/dev/null' EXIT INT TERM # a job in the background does not hear Ctrl-C by itself
 train clip
 train prior
 wait "$movq"
 train decoder --threads 2
 
 python runs/score_box.py --model "$folder/model" --sheet "$folder/sheet.png" --output "$folder/scores.md"
-rm -rf src/kandinsky22/weights/decoder src/kandinsky22/weights/prior
-cp -R "$folder/model/." src/kandinsky22/weights/
-echo "src/kandinsky22/weights now holds the model of $folder"
+rm -rf "$weights.new"
+cp -R "$folder/model" "$weights.new"
+rm -rf "$weights"
+mv "$weights.new" "$weights"
+echo "$weights now holds the model of $folder; its scores are in $folder/scores.md"

@@ -19,12 +19,13 @@ PARTS = {file.relative_to(SRC).parts[0].removesuffix(".py") for file in FILES}
 # Which parts may know which; a part is a module or a package right below kandinsky22. A new one gets its place here.
 VALUES = "request events embedding"
 MATH = "models diffusion"
-ENGINE = f"{VALUES} {MATH} tasks images words depth denoise memory checkpoints acceleration kandinsky __init__"
+ENGINE = f"{VALUES} {MATH} tasks images files words depth denoise memory checkpoints acceleration kandinsky __init__"
 PLACES = [
-    ("models diffusion compositions request words studio", ""),
+    ("models diffusion compositions request words files studio", ""),
     ("events embedding", "request"),
-    ("tasks images", VALUES),
-    ("denoise memory checkpoints", MATH),
+    ("tasks images", f"{VALUES} files"),
+    ("denoise memory", MATH),
+    ("checkpoints", f"{MATH} request files"),
     ("acceleration", f"{MATH} denoise"),
     ("depth", f"{MATH} request images"),
     ("kandinsky backends", ENGINE),

@@ -54,7 +54,8 @@ def test_it_paints_what_it_is_told_and_not_something_else(box: Kandinsky) -> Non
 
     assert rate(told, "ground") > 0.85 > 0.5 > rate(other, "ground")
     assert rate(told, "present") > 0.65 > 0.4 > rate(other, "present")
-    assert rate(told, "count") > rate(other, "count")
+    assert rate(told, "count") > 2 * rate(other, "count")
+    assert rate(told, "shape") > 2 * rate(other, "shape")
 
 
 def test_diffusers_paints_the_same_picture_from_the_same_folder(box: Kandinsky) -> None:

@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
     before = path.read_bytes()
 
     def full(self: Image.Image, file: Any, *rest: Any, **options: Any) -> None:
-        file.write(b"half")
+        Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
@@ -51,7 +51,7 @@ def test_what_is_no_place_for_a_picture_is_refused(tmp_path: Path) -> None:
 def test_other_files_say_what_they_lack(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     save_png(picture().image, tmp_path / "bare.png")
-    for name, sentence in (("none.png", "no such file"), ("text.png", "not a PNG"), ("bare.png", "does not carry")):
+    for name, sentence in (("none.png", "No such file"), ("text.png", "not a PNG"), ("bare.png", "does not carry")):
         with pytest.raises(ValueError, match=sentence):
             read_recipe(tmp_path / name)
 

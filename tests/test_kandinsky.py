@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from kandinsky22 import Kandinsky, Picture, Request, text2img
+from kandinsky22 import Kandinsky, Picture, Request, memory, text2img
 from kandinsky22.checkpoints import zero_image
-from kandinsky22.checkpoints.store import read_json, write_json
+from kandinsky22.checkpoints.about import read_json, write_json
+from kandinsky22.checkpoints.store import save
 from kandinsky22.events import Notice, Progress, Result, Started
 from kandinsky22.models.clip import CLIPVision
+from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.request import SAMPLERS
 
 FEW = {"num_inference_steps": 4, "prior_num_inference_steps": 3}
@@ -134,6 +136,83 @@ def test_text_to_image_never_reads_the_image_encoder(tiny_model: Path, monkeypat
     model = Kandinsky.load(tiny_model)
     assert model("a red circle", seed=1, **FEW)
     assert "image_encoder" not in vars(model)
+
+
+def test_a_folder_without_its_image_encoder_paints_with_the_constant_it_ships(
+    tiny_model: Path, tmp_path: Path, kandinsky: Kandinsky
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("image_encoder"))
+    assert apart(Kandinsky.load(folder)("a ring", seed=1, **FEW)[0], kandinsky("a ring", seed=1, **FEW)[0]) == 0
+    (folder / "prior" / zero_image.SHIPPED).unlink()
+    assert Kandinsky.load(folder)("a ring", seed=1, guidance_scale=1, **FEW)  # nobody looks at it
+    with pytest.raises(ValueError, match="image_encoder"):
+        Kandinsky.load(folder)("a ring", seed=1, **FEW)
+
+
+def test_a_cache_that_cannot_be_written_costs_no_picture(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns(zero_image.SHIPPED))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "file" / "cache"))
+    assert Kandinsky.load(folder)("a ring", seed=1, **FEW)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "sentence"),
+    [
+        ("decoder/kandinsky22.json", {"defaults": {"decoder": {"stepz": 3}}}, "kandinsky22.json cannot be understood"),
+        ("decoder/kandinsky22.json", {"words": ["red"]}, "kandinsky22.json cannot be understood"),
+        ("prior/tokenizer/tokenizer_config.json", {"model_max_length": 12}, "are not of one model"),
+        ("prior/tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "model_max_length"),
+    ],
+)
+def test_folders_whose_parts_do_not_fit_are_refused_at_once(
+    tiny_model: Path, tmp_path: Path, path: str, change: dict[str, Any], sentence: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    write_json(folder / path, {**read_json(folder / path), **change})
+    with pytest.raises(ValueError, match=sentence):
+        Kandinsky.load(folder)
+
+
+def test_the_weights_of_another_task_are_refused_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = UNetConfig.from_dict(read_json(folder / "decoder" / "unet" / "config.json"))
+    save(folder / "decoder" / "unet", UNet(replace(config, in_channels=9)), dtype=torch.float32)
+    with pytest.raises(ValueError, match="the U-Net of another task"):
+        Kandinsky.load(folder)
+
+
+def test_a_request_for_another_model_is_refused(kandinsky: Kandinsky) -> None:
+    with pytest.raises(ValueError, match=r"the request is for 'kandinsky-2\.2'"):
+        kandinsky("a ring", model="kandinsky-2.2")
+
+
+def test_stages_want_a_seed(kandinsky: Kandinsky) -> None:
+    with pytest.raises(ValueError, match=r"kandinsky\.resolved\(request\)"):
+        kandinsky.begin(text2img("a ring"))
+
+
+def test_a_guidance_barely_above_one_is_guidance_or_none(kandinsky: Kandinsky) -> None:
+    (none,) = kandinsky("a ring", seed=1, guidance_scale=1, prior_guidance_scale=1, **FEW)
+    (barely,) = kandinsky("a ring", seed=1, guidance_scale=1 + 1e-9, prior_guidance_scale=1 + 1e-9, **FEW)
+    assert apart(none, barely) <= 1
+
+
+def test_networks_that_were_read_while_painting_can_be_trained(kandinsky: Kandinsky) -> None:
+    assert kandinsky("a ring", seed=1, **FEW)
+    assert not any(parameter.is_inference() for parameter in kandinsky.unet.parameters())
+
+
+def test_many_requests_must_fit_together(kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = text2img("a ring", seed=1, height=256, width=256, **FEW)
+    config = kandinsky.stored_unet.config, kandinsky.stored_movq.config
+    one = memory.needed(*config, [(1, 256, 256)], 0, 4)
+    monkeypatch.setattr(memory, "free", lambda _: 3 * one)
+    kandinsky.resolved(request)
+    with pytest.raises(ValueError, match="fewer at a time"):
+        next(kandinsky.stream_many(dict.fromkeys(range(40), request)))
 
 
 def test_the_scheduler_config_decides_not_we(tiny_model: Path, tmp_path: Path, kandinsky: Kandinsky) -> None:

@@ -20,20 +20,33 @@ class Rows(Protocol):
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self: ...
 
+    def __getitem__(self, rows: Tensor) -> Self: ...
+
     def __len__(self) -> int: ...
 
 
 R = TypeVar("R", bound=Rows)
 
 
+def led_rows(weight: Tensor) -> Tensor:
+    """The rows [B] that guidance moves: those whose weight is not 1."""
+    return (weight != 1).nonzero()[:, 0]
+
+
 @dataclass(frozen=True, slots=True)
 class Guided(Generic[R]):
     """What a request's pictures are guided by: a condition for each row, and for the rows whose weight is not 1, in
-    order, one to lead away from."""
+    order, one to lead away from. `weight` is float32 [rows], on the network's device."""
 
     cond: R
     uncond: R | None
     weight: Tensor
+
+    @classmethod
+    def by(cls, cond: R, uncond: R, weight: Tensor) -> "Guided[R]":
+        """Rows to lead to and, for each, one to lead away from; those whose weight is 1 are led by nothing."""
+        led = led_rows(weight)
+        return cls(cond, uncond[led] if len(led) else None, weight)
 
     @classmethod
     def join(cls, parts: Sequence["Guided[R]"]) -> "Guided[R]":
@@ -62,8 +75,7 @@ class Denoiser(Generic[R]):
         if tuple(keys) != self._keys:  # the company changed: lay the rows out anew
             self._keys = tuple(keys)
             group = Guided.join([self.guided[key] for key in keys])
-            self._weight = group.weight.to(x.device)
-            self._led = (self._weight != 1).nonzero()[:, 0]
+            self._weight, self._led = group.weight, led_rows(group.weight)
             self._rows = group.cond if group.uncond is None else type(group.cond).cat([group.uncond, group.cond])
         led = self._led
         output = self.network(torch.cat([x[led], x]).to(self.dtype), torch.cat([t[led], t]), self._rows).to(x.dtype)

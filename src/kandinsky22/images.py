@@ -1,6 +1,5 @@
 """Pictures and their files: the request that made a picture is stored in it, and a file is written whole or not at all."""
 
-import contextlib
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from kandinsky22.files import whole
 from kandinsky22.request import Request
 
 RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
@@ -41,17 +41,10 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlu
         raise ValueError(
             f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            image.save(file, "PNG", pnginfo=info)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole(path) as partial:
+            image.save(partial, "PNG", pnginfo=info)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise ValueError(
             f"cannot write {path}: {error.strerror or error}; choose another place with --output"
         ) from error
@@ -73,7 +66,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
             image.load()  # text after the pixels is read only then
             text = getattr(image, "text", {}).get(RECIPE)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it is not a PNG picture"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a PNG picture"
         raise ValueError(f"cannot read {path}: {reason}") from error
     if text is None:
         raise ValueError(f"{path} does not carry a request; only pictures that kandinsky22 saved do")

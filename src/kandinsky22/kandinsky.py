@@ -8,7 +8,7 @@ import hashlib
 import platform
 import time
 import warnings
-from collections.abc import Generator, Hashable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import Tensor
 import kandinsky22
 from kandinsky22 import memory
 from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.store import CheckpointError, Stored, read_json
+from kandinsky22.checkpoints.about import CheckpointError, read_about, read_json
+from kandinsky22.checkpoints.store import Stored
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
 from kandinsky22.denoise import Denoiser, Guided
@@ -47,10 +48,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Embeds(NamedTuple):
-    """CLIP image embeddings, [n, D]: of the pictures to paint, and of what to keep away from."""
+    """CLIP image embeddings, [n, D]: of the pictures to paint, and of what to keep away from (None: of nothing, which is
+    painting without guidance)."""
 
     image: Tensor
-    negative: Tensor
+    negative: Tensor | None
 
 
 class Kandinsky:
@@ -73,13 +75,17 @@ class Kandinsky:
         self.stored_movq = Stored(decoder / "movq", MoVQ, MoVQConfig)
         self.stored_prior = Stored(prior / "prior", PriorTransformer, PriorConfig)
         self.stored_text_encoder = Stored(prior / "text_encoder", CLIPText, CLIPTextConfig)
+        self._stored: dict[str, Stored[Any, Any]] = {
+            "unet": self.stored_unet, "movq": self.stored_movq, "prior": self.stored_prior,
+            "text_encoder": self.stored_text_encoder,
+        }  # fmt: skip
         self.tokenizer = load_tokenizer(prior / "tokenizer")
         schedulers = {part.name: read_json(part / "scheduler" / "scheduler_config.json") for part in (decoder, prior)}
         self.decoder_schedule = NoiseSchedule.from_config(schedulers[catalog.DECODER])
         self.prior_schedule = NoiseSchedule.from_config(schedulers[catalog.PRIOR])
-        about = decoder / "kandinsky22.json"
-        self.about: dict[str, Any] = read_json(about) if about.exists() else {}
+        self.about = read_about(folder)
         self.defaults = self._defaults(schedulers)
+        self._check_together()
 
     @classmethod
     def load(
@@ -145,19 +151,19 @@ class Kandinsky:
         """The embedding [1, D] of the all-zero (grey) picture: what pictures keep away from unless told otherwise."""
         return zero_image_embed(self.folder / catalog.PRIOR).to(self.device)
 
-    @cached_property
+    @property
     def made_by(self) -> dict[str, Any]:
         """What decides a request's pixels besides the request."""
-        weights: dict[str, Stored[Any, Any]] = {
-            "unet": self.stored_unet, "movq": self.stored_movq, "prior": self.stored_prior,
-            "text_encoder": self.stored_text_encoder,
-        }  # fmt: skip
+        cuda = self.device.type == "cuda"
         return {
-            "weights": {name: stored.fingerprint for name, stored in weights.items()} | {"settings": self._settings()},
+            "weights": {
+                **{name: stored.fingerprint for name, stored in self._stored.items()},
+                "settings": self._settings,
+            },
             "kandinsky22": kandinsky22.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
-            "machine": platform.machine(),
+            "processor": torch.cuda.get_device_name(self.device) if cuda else _processor(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
@@ -187,6 +193,7 @@ class Kandinsky:
         """
         began = time.perf_counter()
         requests = {key: self.resolved(request) for key, request in requests.items()}
+        self._check_memory(requests.values())
         for key, request in requests.items():
             yield key, Started(request)
             for text in self._notices(request):
@@ -197,34 +204,35 @@ class Kandinsky:
         latents = yield from self._sample(requests, embeds, begun, noises)
         for key, request in requests.items():
             images = self.decode(latents[key], height=request.height, width=request.width)
-            batches = [
-                {"index": k, "of": len(images)} for k in range(len(images))
-            ]  # company changes how sums are rounded
-            pictures = [
-                Picture(image, request.single(k), {**self.made_by, "batch": batch})
-                for k, (image, batch) in enumerate(zip(images, batches, strict=True))
+            made_by = self.made_by
+            pictures = [  # the batch is told because company changes how sums are rounded
+                Picture(image, request.single(k), {**made_by, "batch": {"index": k, "of": len(images)}})
+                for k, image in enumerate(images)
             ]
             yield key, Result(pictures, request, time.perf_counter() - began)
 
     def resolved(self, request: Request) -> Request:
-        """The request with nothing left open. Raises `ValueError` for what this model or machine cannot do."""
+        """The request with nothing left open. Raises `ValueError` for what this model cannot do."""
+        if Path(request.model).expanduser().resolve().name not in (catalog.BOX, self.name):
+            raise ValueError(f"the request is for {request.model!r}, and this model is {self.name!r}; load that one")
         request = replace(request.resolved(self.defaults), model=self.name)  # a name: paths are nobody's business
         for stage, schedule in ((request.prior, self.prior_schedule), (request.decoder, self.decoder_schedule)):
             schedule.timesteps(_set(stage.steps))
-        height, width = _canvas(request)
-        memory.check(self.stored_unet.config, self.stored_movq.config, request.num_images, height, width, self.device)
         return request
 
     @torch.inference_mode()
     def embed(self, request: Request, noise: AnyNoise | None = None) -> Embeds:
-        """Stage 1: the embeddings that a request asks for, by the prior."""
-        request = self.resolved(request)
+        """Stage 1: the embeddings that a request asks for, by the prior.
+
+        Each stage by itself needs the request's seed, unless it is given `noise`: resolve an open one first.
+        """
+        request = self._seeded(request, noise)
         return _finish(self._embed({0: request}, {0: noise or _noise(request, "prior")}))[0]
 
     @torch.inference_mode()
     def begin(self, request: Request, noise: AnyNoise | None = None) -> Tensor:
         """Stage 2: the latents a request starts from, float32 [n, 4, h, w]."""
-        request = self.resolved(request)
+        request = self._seeded(request, noise)
         height, width = _canvas(request)
         factor = self.stored_movq.config.factor
         shape = (request.num_images, self.stored_movq.config.latent_channels, height // factor, width // factor)
@@ -236,7 +244,7 @@ class Kandinsky:
 
         `noise` goes on where `begin` left it; without one, a fresh stream is moved past the first draw.
         """
-        request = self.resolved(request)
+        request = self._seeded(request, noise)
         if noise is None:
             noise = _noise(request, "decoder")
             noise.draw(latents.shape)
@@ -250,11 +258,9 @@ class Kandinsky:
     @torch.inference_mode()
     def encode_text(self, prompts: list[str]) -> Prefix:
         """The prior's prefix for prompts, a row each."""
-        tokens = self.tokenizer(prompts)
-        longest = int(tokens.mask.sum(dim=1).max())  # nothing before the end token looks at what follows it
-        mask = tokens.mask[:, :longest].to(self.device)
-        features = self.text_encoder(tokens.ids[:, :longest].to(self.device))
-        return self.prior.prefill(features.hidden, features.embed, mask)
+        tokens = self.tokenizer(prompts).trimmed()
+        features = self.text_encoder(tokens.ids.to(self.device))
+        return self.prior.prefill(features.hidden, features.embed, tokens.mask.to(self.device))
 
     def _embed(self, requests: Mapping[K, Request], noises: Mapping[K, AnyNoise]) -> Stage[K, Embeds]:
         """The prior for many requests. A negative prompt's embedding is sampled beside the positive's, unguided."""
@@ -263,10 +269,9 @@ class Kandinsky:
             n, scale = request.num_images, _set(request.prior.guidance_scale)
             avoided = request.negative.prompt if request.negative else ""
             texts = self.encode_text([request.condition.prompt, avoided])
-            positive, negative = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long)
-            rows = positive if request.negative is None else torch.cat([positive, negative])
+            rows = torch.tensor([0] * n + [1] * n if request.negative else [0] * n, device=self.device)
             weight = torch.where(rows == 0, float(scale), 1.0)
-            guided[key] = Guided(texts[rows], texts[negative] if scale != 1 else None, weight)
+            guided[key] = Guided.by(texts[rows], texts[torch.ones_like(rows)], weight)
             x = noises[key].draw((len(rows), self.stored_prior.config.embedding_dim), device=self.device)
             jobs[key] = _job(request.prior, self.prior_schedule, x, noises[key])
         denoiser: Denoiser[Prefix] = Denoiser(self.prior, self.prior_schedule, guided, self.dtype)
@@ -274,10 +279,12 @@ class Kandinsky:
 
         embeds = {}
         for key, request in requests.items():
-            image = self.prior.denormalised(finished[key])
-            negatives = image[request.num_images :]
-            negative = negatives if len(negatives) else self.zero_image_embed.expand_as(image)
-            embeds[key] = Embeds(image[: request.num_images], negative)
+            image, away = self.prior.denormalised(finished[key]).tensor_split([request.num_images])
+            if request.negative is not None:
+                embeds[key] = Embeds(image, away)
+            else:  # the constant is looked for only where it leads
+                led = request.decoder.guidance_scale != 1
+                embeds[key] = Embeds(image, self.zero_image_embed.expand_as(image) if led else None)
         return embeds
 
     def _sample(
@@ -287,10 +294,11 @@ class Kandinsky:
         """The decoder for many requests."""
         jobs, guided = {}, {}
         for key, request in requests.items():
-            scale = _set(request.decoder.guidance_scale)
-            cond, uncond = (self.unet.condition(rows.to(self.dtype)) for rows in embeds[key])
-            weight = torch.full((len(cond),), float(scale))
-            guided[key] = Guided(cond, uncond if scale != 1 else None, weight)
+            image, negative = embeds[key]
+            cond = self.unet.condition(image.to(self.dtype))
+            uncond = cond if negative is None else self.unet.condition(negative.to(self.dtype))
+            scale = 1.0 if negative is None else float(_set(request.decoder.guidance_scale))
+            guided[key] = Guided.by(cond, uncond, torch.full((len(cond),), scale, device=self.device))
             jobs[key] = _job(request.decoder, self.decoder_schedule, latents[key], noises[key])
         denoiser: Denoiser[Conditioned] = Denoiser(self.unet, self.decoder_schedule, guided, self.dtype)
         return (yield from self._run("decoder", jobs, denoiser, previews=True))
@@ -324,9 +332,52 @@ class Kandinsky:
                 steps=catalog.PUBLISHED_STEPS[part],
                 guidance_scale=catalog.PUBLISHED_GUIDANCE,
             )
-            stages[part] = Sampling(**self.about.get("defaults", {}).get(part, {})).filled(published)
+            stages[part] = self.about.defaults.get(part, Sampling()).filled(published)
         return Defaults(height=side, width=side, **stages)
 
+    def _seeded(self, request: Request, noise: AnyNoise | None) -> Request:
+        """The request resolved, for a stage by itself."""
+        if request.seed is None and noise is None:
+            raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolved(request)")
+        return self.resolved(request)
+
+    def _check_together(self) -> None:
+        """Raises `CheckpointError` where networks that are each whole do not fit one another."""
+        unet, movq = self.stored_unet.config, self.stored_movq.config
+        prior, text = self.stored_prior.config, self.stored_text_encoder.config
+        if unet.in_channels != movq.latent_channels or unet.hinted:
+            raise CheckpointError(
+                f"{self.stored_unet.folder} holds the U-Net of another task ({unet.in_channels} channels in, "
+                f"{unet.addition_embed_type}); text to image needs the plain decoder"
+            )
+        widths = {
+            "the text encoder's hidden_size": text.hidden_size,
+            "the text encoder's projection_dim": text.projection_dim,
+            "the prior's embedding_dim": prior.embedding_dim,
+            "the U-Net's encoder_hid_dim": unet.encoder_hid_dim,
+        }
+        lengths = {
+            "the tokenizer's model_max_length": self.tokenizer.max_length,
+            "the prior's num_embeddings": prior.num_embeddings,
+            "the text encoder's max_position_embeddings": text.max_position_embeddings,
+        }
+        for sizes in (widths, lengths):
+            if len(set(sizes.values())) > 1:
+                said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+                raise CheckpointError(f"the parts of {self.folder} are not of one model: {said}")
+        if len(self.tokenizer.vocab) != text.vocab_size:
+            raise CheckpointError(
+                f"the parts of {self.folder} are not of one model: the tokenizer has {len(self.tokenizer.vocab)} tokens, "
+                f"the text encoder {text.vocab_size}"
+            )
+
+    def _check_memory(self, requests: Iterable[Request]) -> None:
+        """Raises `ValueError` for requests that, together and with the weights still to be read, memory cannot hold."""
+        unread = sum(stored.elements for name, stored in self._stored.items() if name not in vars(self))
+        sizes = [(request.num_images, *_canvas(request)) for request in requests]
+        memory.check(self.stored_unet.config, self.stored_movq.config, sizes, unread, self.dtype.itemsize, self.device)
+
+    @cached_property
     def _settings(self) -> str:
         """A fingerprint of what decides pixels besides the networks: both schedules and the tokenizer."""
         values = self.prior_schedule, self.decoder_schedule, sorted(self.tokenizer.vocab.items()), self.tokenizer.merges
@@ -338,7 +389,7 @@ class Kandinsky:
         for dropped in self.tokenizer(prompts).dropped:
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
-        if unknown := unknown_words(prompts, self.about.get("words", {})):
+        if unknown := unknown_words(prompts, self.about.words):
             yield unknown
         if self.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU; use float32 or bfloat16 there"
@@ -376,6 +427,11 @@ def _set(value: T | None) -> T:
     """A field of a resolved request."""
     assert value is not None
     return value
+
+
+def _processor() -> str:
+    """What this processor rounds like: its architecture, and the vector instructions torch uses on it."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _finish(stage: Stage[K, T]) -> dict[K, T]:

@@ -1,7 +1,9 @@
 """Whether a request fits: an estimate of what it needs beside the weights, against what is free."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -12,18 +14,18 @@ MOVQ_TENSORS = (
     8  # of the widest level at full size that are alive at once while decoding; measured at 512x512, rounded up
 )
 UNET_TENSORS = 40  # of the first level, skips included, likewise
-BYTES = 4
+BYTES_KEPT = 16  # for each pixel of a picture: decoded, cropped, and as it is saved
+Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
 
-def needed(unet: UNetConfig, movq: MoVQConfig, num_images: int, height: int, width: int) -> int:
-    """Bytes that a run needs at its peak beside the weights: decoding one picture, or a step of all of them, guided."""
-    pixels = height * width
-    decoding = MOVQ_TENSORS * max(movq.block_out_channels[:2]) * pixels * BYTES
-    cells = pixels // movq.factor**2
-    return (
-        max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells * 2 * num_images * BYTES)
-        + 16 * num_images * pixels
-    )
+def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int) -> int:
+    """Bytes that requests need at their peak: the weights still to be read, `unread` numbers of `itemsize` bytes, and
+    decoding one picture, or a guided step of all of them; and the pictures."""
+    pixels = [height * width for _, height, width in sizes]
+    decoding = MOVQ_TENSORS * max(movq.block_out_channels[:2]) * max(pixels)
+    cells = sum(2 * n * height * width // movq.factor**2 for n, height, width in sizes)
+    kept = sum(BYTES_KEPT * n * height * width for n, height, width in sizes)
+    return (unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells)) * itemsize + kept
 
 
 def free(device: torch.device) -> int:
@@ -38,12 +40,14 @@ def free(device: torch.device) -> int:
         return int(os.sysconf("SC_PHYS_PAGES")) * page
 
 
-def check(unet: UNetConfig, movq: MoVQConfig, num_images: int, height: int, width: int, device: torch.device) -> None:
-    """Raises `ValueError` for a request that memory cannot hold."""
-    wanted, there = needed(unet, movq, num_images, height, width), free(device)
+def check(
+    unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int, device: torch.device
+) -> None:  # fmt: skip
+    """Raises `ValueError` for requests that memory cannot hold."""
+    wanted, there = needed(unet, movq, sizes, unread, itemsize), free(device)
     if wanted > there:
-        side = int((height * width * there / wanted) ** 0.5) // 64 * 64
+        asked = ", ".join(f"{n} of {height}x{width}" for n, height, width in sizes)
         raise ValueError(
-            f"{num_images} of {height}x{width} pixels would need about {wanted / 1e9:.0f} GB of memory and "
-            f"{there / 1e9:.0f} GB is free; ask for fewer, or at most about {side}x{side}"
+            f"painting {asked} pixels would need about {wanted / 1e9:.0f} GB of memory and {there / 1e9:.0f} GB is free; "
+            "ask for smaller pictures, or fewer at a time"
         )

@@ -48,7 +48,7 @@ def text2img(
     """
     return Request(
         condition=Text(prompt),
-        negative=Text(negative_prompt) if negative_prompt else None,
+        negative=Text(negative_prompt) if negative_prompt and negative_prompt.strip() else None,
         height=height,
         width=width,
         num_images=num_images,

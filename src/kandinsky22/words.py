@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+TOLD = ("shapes", "colors")  # the kinds that say in a line what a language is about
+
 
 def unknown_words(prompts: Iterable[str], words: Mapping[str, Any]) -> str | None:
     """One line naming the words outside a model's language, what it does know, and what paints everything.
@@ -17,10 +19,10 @@ def unknown_words(prompts: Iterable[str], words: Mapping[str, Any]) -> str | Non
     strange = list(dict.fromkeys(word for word in said if word not in known))
     if not strange:
         return None
-    colors, shapes = (", ".join(words[kind]) for kind in ("colors", "shapes"))
+    knows = "; ".join(", ".join(words[kind]) for kind in TOLD if kind in words)
     return (
-        f"this small model never learnt {', '.join(strange)}: it knows {shapes} in {colors} (see `kandinsky22 words`); "
-        "for everything else pass the real weights, --model FOLDER"
+        f"this small model never learnt {', '.join(strange)}; it knows {knows} (all of it: `kandinsky22 words`); for "
+        "everything else pass the real weights, --model FOLDER"
     )
 
 

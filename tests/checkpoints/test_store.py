@@ -151,5 +151,5 @@ def test_the_zero_image_is_shipped_or_computed_once(
 def test_unknown_models_are_refused_with_what_there_is() -> None:
     with pytest.raises(ValueError, match="there is no model 'nowhere'"):
         catalog.locate("nowhere")
-    with pytest.raises(ValueError, match="huggingface-cli download kandinsky-community/kandinsky-2-2-decoder"):
+    with pytest.raises(ValueError, match="hf download kandinsky-community/kandinsky-2-2-decoder"):
         catalog.locate("kandinsky-2.2")

@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_what_is_whole(
     capsys.readouterr()
 
     def save(_: Image.Image, file: Any, *__: Any, **___: Any) -> None:
-        file.write(b"half a picture")
+        Path(file).write_bytes(b"half a picture")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", save)

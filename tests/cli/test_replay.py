@@ -26,6 +26,11 @@ def painted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [folder / "out" / f"a-red-circle-{seed}.png" for seed in (5, 6, 7)]
 
 
+def model_of(painted: list[Path]) -> str:
+    """The folder of the model that painted them."""
+    return str(painted[0].parents[1] / "model")
+
+
 def test_show_prints_the_request_and_what_made_it(painted: list[Path], capsys: Said) -> None:
     assert run(["show", str(painted[1])]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
@@ -44,11 +49,17 @@ def test_show_as_json_is_the_recipe(painted: list[Path], capsys: Said) -> None:
 def test_replay_paints_the_same_pixels(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
     """Each in the company it was painted in, which decides the last bit."""
     for path in painted:
-        assert run(["replay", str(path), "-o", str(tmp_path), "-q"]) == 0
+        assert run(["replay", str(path), "--model", model_of(painted), "-o", str(tmp_path), "-q"]) == 0
         again, verdict = capsys.readouterr().out.splitlines()
         assert verdict == f"the pixels are those of {path}"
         assert Image.open(again).tobytes() == Image.open(path).tobytes()
         assert read_recipe(again) == read_recipe(path)
+
+
+def test_a_model_that_cannot_be_found_by_its_name_is_asked_for(painted: list[Path], capsys: Said) -> None:
+    assert run(["replay", str(painted[0])]) == 2
+    err = capsys.readouterr().err
+    assert "painted by a model called 'model'; pass its folder with --model" in err and len(err.splitlines()) == 1
 
 
 def test_replay_says_which_weights_differ(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
@@ -64,7 +75,10 @@ def test_replay_says_which_weights_differ(painted: list[Path], tmp_path: Path, c
 
 
 def test_replay_says_that_the_dtype_differs(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
-    assert run(["replay", str(painted[0]), "--dtype", "bfloat16", "-o", str(tmp_path), "-q"]) == 0
+    assert (
+        run(["replay", str(painted[0]), "--model", model_of(painted), "--dtype", "bfloat16", "-o", str(tmp_path), "-q"])
+        == 0
+    )
     assert "dtype: float32 then, bfloat16 now" in capsys.readouterr().out.splitlines()
 
 
@@ -80,7 +94,7 @@ def retold(path: Path, to: Path, **made_by: Any) -> Path:
 
 def test_replay_says_which_versions_differ(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
     old = retold(painted[0], tmp_path / "old.png", torch="1.0", kandinsky22="0.0.1", threads=4096, device="tpu")
-    assert run(["replay", str(old), "-o", str(tmp_path / "out"), "-q"]) == 0
+    assert run(["replay", str(old), "--model", model_of(painted), "-o", str(tmp_path / "out"), "-q"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert f"torch: 1.0 then, {torch.__version__} now" in out
     assert "kandinsky22: 0.0.1 then, 0.1.0 now" in out
@@ -96,7 +110,7 @@ def test_an_edited_picture_is_found_out(painted: list[Path], tmp_path: Path, cap
     info = PngImagePlugin.PngInfo()
     info.add_itxt(RECIPE, getattr(image, "text")[RECIPE])  # noqa: B009
     image.save(edited, pnginfo=info)
-    assert run(["replay", str(edited), "-o", str(tmp_path / "out"), "-q"]) == 1
+    assert run(["replay", str(edited), "--model", model_of(painted), "-o", str(tmp_path / "out"), "-q"]) == 1
     assert "was the file edited?" in capsys.readouterr().out
 
 
@@ -105,7 +119,7 @@ def test_an_edited_picture_is_found_out(painted: list[Path], tmp_path: Path, cap
 )
 def test_a_strange_account_does_no_harm(painted: list[Path], tmp_path: Path, batch: Any) -> None:
     strange = retold(painted[0], tmp_path / "strange.png", batch=batch, threads="many", dtype=None)
-    assert run(["replay", str(strange), "-o", str(tmp_path / "out"), "-q"]) == 0
+    assert run(["replay", str(strange), "--model", model_of(painted), "-o", str(tmp_path / "out"), "-q"]) == 0
 
 
 @pytest.mark.parametrize("command", ["show", "replay"])
@@ -118,7 +132,7 @@ def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Said, comma
     said = {
         "bare.png": "does not carry a request",
         "text.png": "it is not a PNG picture",
-        "none.png": "there is no such file",
+        "none.png": "No such file or directory",
         "hostile.png": "carries a request that cannot be read",
     }
     for name, sentence in said.items():

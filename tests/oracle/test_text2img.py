@@ -54,7 +54,9 @@ def test_the_whole_run_agrees(
     noise = SharedNoise(generator)
     embeds = kandinsky.embed(request, noise)
     assert error(embeds.image, out.image_embeds) < 2e-5
-    assert error(embeds.negative, out.negative_image_embeds) < 2e-5
+    if guidance > 1 or negative:  # else nobody looks at it, and it is not made
+        assert embeds.negative is not None
+        assert error(embeds.negative, out.negative_image_embeds) < 2e-5
     begun = kandinsky.begin(request, noise)
     finished = kandinsky.sample(request, embeds, begun, noise)
     assert error(finished, latents.images) < 2e-4

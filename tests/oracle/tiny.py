@@ -1,10 +1,14 @@
 """Small networks of the published architecture, built by diffusers with every parameter random, and their twins of ours."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
 import torch
 
+from kandinsky22.checkpoints.store import Stored
+from kandinsky22.models.config import Config
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
@@ -21,27 +25,27 @@ UNET = UNetConfig(
 MOVQ = MoVQConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, num_vq_embeddings=48)
 
 
-def twins(ours: torch.nn.Module, theirs: torch.nn.Module, seed: int = 0) -> tuple[Any, Any]:
-    """Both networks with the same random weights; the names must agree exactly."""
-    randomise(theirs, seed)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return ours.eval().requires_grad_(False), theirs.eval().requires_grad_(False)
-
-
-def _theirs(cls: Any, config: dict[str, Any]) -> Any:
-    return cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+def twins(network: Any, theirs: Any, config: Config) -> tuple[Any, Any]:
+    """Their network with random weights, saved by them, and ours, loaded from that folder."""
+    built = theirs.from_config({k: v for k, v in config.to_dict().items() if not k.startswith("_")})
+    randomise(built)
+    with TemporaryDirectory() as folder:
+        built.save_pretrained(folder)
+        ours = Stored(Path(folder), network, type(config)).load(torch.float32, torch.device("cpu"))
+    assert ours.config == config
+    return ours, built.eval().requires_grad_(False)
 
 
 def priors(config: PriorConfig = PRIOR) -> tuple[PriorTransformer, Any]:
     """The prior, ours and diffusers'."""
-    return twins(PriorTransformer(config), _theirs(diffusers.PriorTransformer, config.to_dict()))
+    return twins(PriorTransformer, diffusers.PriorTransformer, config)
 
 
 def unets(config: UNetConfig = UNET) -> tuple[UNet, Any]:
     """The decoder's U-Net, ours and diffusers'."""
-    return twins(UNet(config), _theirs(diffusers.UNet2DConditionModel, config.to_dict()))
+    return twins(UNet, diffusers.UNet2DConditionModel, config)
 
 
 def movqs(config: MoVQConfig = MOVQ) -> tuple[MoVQ, Any]:
     """MoVQ, ours and diffusers'."""
-    return twins(MoVQ(config), _theirs(diffusers.VQModel, config.to_dict()))
+    return twins(MoVQ, diffusers.VQModel, config)

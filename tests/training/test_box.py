@@ -1,5 +1,6 @@
 """The whole training of a model, far too short, and what comes of it: a folder that paints, here and in diffusers."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kandinsky22 import Kandinsky, text2img
 from kandinsky22.checkpoints.store import CheckpointError
@@ -66,15 +68,52 @@ def test_the_folder_loads_in_diffusers(trained: Box) -> None:
     assert images.shape == (1, 64, 64, 3)
 
 
-def test_a_stage_that_is_started_again_is_done(trained: Box) -> None:
-    assert list(trained.train("prior", steps=2)) == []
+def test_a_stage_that_is_started_again_is_done_and_other_steps_are_refused(trained: Box) -> None:
+    assert list(trained.train("prior")) == []
+    with pytest.raises(ValueError, match="holds a run of 2 steps, 2 of them done"):
+        next(trained.train("prior", steps=3))
 
 
 def test_a_stage_says_which_one_it_needs_first(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="missing"):
-        next(Box(SHORT, tmp_path).train("decoder", steps=1))
+    for stage, first in (("prior", "clip"), ("decoder", "movq")):
+        with pytest.raises(CheckpointError, match=f"train {first} first"):
+            next(Box(SHORT, tmp_path).train(stage, steps=1))
+
+
+def test_a_stopped_stage_reaches_the_weights_of_one_that_was_not(trained: Box, tmp_path: Path) -> None:
+    """The U-Net, stopped after its checkpoint; all that came before is shared."""
+    folder = shutil.copytree(trained.folder, tmp_path / "stopped", ignore=shutil.ignore_patterns("decoder*", "movq"))
+    shutil.copytree(trained.decoder_folder / "movq", folder / "model" / "decoder" / "movq")
+    twin = shutil.copytree(folder, tmp_path / "whole")
+    patch = pytest.MonkeyPatch()
+    patch.setattr("kandinsky22.training.run.run.__kwdefaults__", {"sheet": None, "every": 2})
+    list(Box(SHORT, twin).train("decoder", steps=5))
+    for line in Box(SHORT, folder).train("decoder", steps=5):
+        if line["step"] == 3:
+            break
+    assert [line["step"] for line in Box(SHORT, folder).train("decoder")] == [3, 4, 5]
+    patch.undo()
+    unets = [
+        load_file(f / "model" / "decoder" / "unet" / "diffusion_pytorch_model.safetensors") for f in (folder, twin)
+    ]
+    assert all(torch.equal(value, unets[1][name]) for name, value in unets[0].items())
+
+
+def test_a_checkpoint_does_not_go_on_with_another_clip(trained: Box, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "switched")
+    weights = folder / "model" / "prior" / "image_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["visual_projection.weight"] += 1
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match="the checkpoint learnt from"):
+        next(Box(SHORT, folder).train("decoder"))
+
+
+def test_minutes_fix_the_number_of_steps(trained: Box, tmp_path: Path) -> None:
+    (line,) = Box(SHORT, tmp_path).train("movq", minutes=1e-9)
+    assert line["of"] == 1
 
 
 def test_sheets_are_drawn(trained: Box) -> None:
-    assert (trained.folder / "movq" / "sheet.png").stat().st_size > 0
-    assert (trained.folder / "decoder" / "sheet.png").stat().st_size > 0
+    for network in NETWORKS:
+        assert (trained.folder / network / "sheet.png").stat().st_size > 0

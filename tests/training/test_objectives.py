@@ -10,6 +10,7 @@ from kandinsky22.compositions import COLORS, SHAPES, Group, Scene, caption, samp
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.training import decoder, movq
+from kandinsky22.training.loop import Recipe
 from kandinsky22.training.probes import PLACES, UNSTATED, Probes, labels
 from kandinsky22.training.recipes import BOX
 
@@ -65,7 +66,35 @@ def test_psnr_of_a_known_difference() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_right_answer_costs_the_decoder_nothing(prediction: str) -> None:
-    """A network that knows the noise, in the schedule's own terms, has no loss."""
+    """Where all latents are zero, x is noise alone, and what was asked can be told from it: that network has no loss."""
+    schedule = NoiseSchedule.from_config({**BOX.decoder_scheduler, "prediction_type": prediction})
+
+    class Knowing(torch.nn.Module):
+        factor = 1.0
+
+        def condition(self, embeds: torch.Tensor) -> torch.Tensor:
+            return embeds
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, conditioned: torch.Tensor) -> torch.Tensor:
+            a = schedule.alpha_bar(t).view(-1, 1, 1, 1)
+            noise = x / (1 - a) ** 0.5
+            answers = {"epsilon": noise, "v_prediction": a**0.5 * noise, "sample": torch.zeros_like(x)}
+            return self.factor * torch.cat(
+                [answers[prediction], draw(*x.shape)], dim=1
+            )  # the variance is not looked at
+
+    knowing = Knowing()
+    recipe = Recipe(batch=8, learning_rate=1.0)
+    latents, embeds, zero = torch.zeros(16, 4, 8, 8), draw(16, 24), draw(1, 24)
+    objective = decoder.objective(knowing, schedule, latents, embeds, zero, recipe)  # type: ignore[arg-type]
+    assert objective(0)[0] < 1e-8
+    assert objective(0)[0] == objective(0)[0]
+    knowing.factor = 1.1
+    assert objective(0)[0] > 1e-4 or prediction == "sample"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_what_the_decoder_is_asked_for_gives_the_latents_back(prediction: str) -> None:
     schedule = NoiseSchedule.from_config({**BOX.decoder_scheduler, "prediction_type": prediction})
     x0, noise, t = draw(3, 4, 8, 8), draw(3, 4, 8, 8, seed=1), torch.tensor([1, 400, 999])
     asked = decoder.target(schedule, x0, noise, t)

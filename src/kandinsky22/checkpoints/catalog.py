@@ -8,7 +8,8 @@ PUBLISHED = {
 }
 DECODER, PRIOR = "decoder", "prior"  # the two pipelines' folders inside a model's folder
 
-# What the published pipelines do when nothing is said; their folders do not say it. Sizes follow from the networks.
+# What is done with the published weights when nothing is said; their folders do not say it. The steps are those of the
+# model card's examples (the pipelines' own default is 100 for the decoder). Sizes follow from the networks.
 PUBLISHED_STEPS = {PRIOR: 25, DECODER: 50}
 PUBLISHED_GUIDANCE = 4.0
 
@@ -39,7 +40,7 @@ def locate(model: str) -> Path:
         return folder
     if model in PUBLISHED:
         fetch = "; ".join(
-            f"huggingface-cli download {repo} --local-dir kandinsky-2.2/{part}"
+            f"hf download {repo} --local-dir kandinsky-2.2/{part}"
             for repo, part in zip(PUBLISHED[model], (DECODER, PRIOR), strict=True)
         )
         raise ValueError(f"the weights of {model} are not here; fetch them once with `{fetch}` and pass that folder")

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
+from kandinsky22.files import whole
 from kandinsky22.models.config import Config
 
 N = TypeVar("N", bound=nn.Module)
@@ -28,23 +30,6 @@ WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 IGNORED = ".position_ids"  # a constant that old files of CLIP hold
 HASHED_WHOLE = 64 << 20  # bytes; of larger files, the fingerprint reads the header and samples
 SAMPLES = 256
-
-
-class CheckpointError(ValueError):
-    """A folder that cannot be loaded; the message says what is wrong and where."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping. Raises `CheckpointError`."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} complete?") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return values
 
 
 def weights_file(folder: Path) -> Path:
@@ -81,13 +66,19 @@ class Stored(Generic[N, C]):
 
     def load(self, dtype: torch.dtype, device: torch.device) -> N:
         """The network, for inference. It may be called once."""
-        try:
-            tensors = dict(_tensors(self.path))
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} cannot be read ({error}); fetch it again") from error
-        arrived = {name: tensors[name].to(device, dtype) for name in self._empty.state_dict()}
-        self._empty.load_state_dict(arrived, assign=True)
+        with torch.inference_mode(False):  # else they could never be trained, whoever happened to need them first
+            try:
+                tensors = dict(_tensors(self.path))
+            except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+                raise CheckpointError(f"{self.path} cannot be read ({error}); fetch it again") from error
+            arrived = {name: tensors[name].to(device, dtype) for name in self._empty.state_dict()}
+            self._empty.load_state_dict(arrived, assign=True)
         return self._empty.eval().requires_grad_(False)
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the network is."""
+        return sum(value.numel() for value in self._empty.state_dict().values())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,21 +117,10 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WEIGHT_NAMES[0]) -> None:
     """Write a network and its `config.json` as the published folders hold them."""
     config: Config = network.config  # type: ignore[assignment]  # every network of ours has one
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_dict())
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
-    partial = folder / f".{name}.part"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # the library leaves it to its owner alone
-    partial.replace(folder / f"{name}.safetensors")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """A JSON file, keys in the order given, written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole(folder / f"{name}.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 def cache() -> Path:
@@ -153,9 +133,12 @@ def cache() -> Path:
 def _tensors(path: Path) -> list[tuple[str, Tensor]]:
     if path.suffix == ".bin":
         try:
-            return list(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError:
             raise ValueError("it holds more than tensors, which is not read from strangers' files") from None
+        if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+            raise ValueError("it does not hold names and tensors alone")
+        return list(values.items())
     with safe_open(path, framework="pt") as file:
         return [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118  # no mapping
 

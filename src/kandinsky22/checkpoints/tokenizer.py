@@ -3,16 +3,22 @@
 import json
 from pathlib import Path
 
-from kandinsky22.checkpoints.store import CheckpointError, read_json, write_json
+from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
+from kandinsky22.files import whole
 from kandinsky22.models.tokenizer import END, START, Tokenizer
 
 VERSION = "#version: 0.2\n"
+LONGEST = 4096  # transformers writes 10^30 where nobody said
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`. Raises `CheckpointError`."""
     vocab = read_json(folder / "vocab.json")
     length = read_json(folder / "tokenizer_config.json").get("model_max_length", 77)
+    if not isinstance(length, int) or length > LONGEST:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length must be a number of tokens, got {length}"
+        )
     try:
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [
@@ -26,11 +32,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write the tokenizer as the published folders hold it."""
-    folder.mkdir(parents=True, exist_ok=True)
     vocab = json.dumps(tokenizer.vocab, ensure_ascii=False, separators=(",", ":"))
-    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
-    merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
-    (folder / "merges.txt").write_text(VERSION + merges, encoding="utf-8")
+    merges = VERSION + "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
+    for name, text in (("vocab.json", vocab), ("merges.txt", merges)):
+        with whole(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     write_json(folder / "special_tokens_map.json", special)
     write_json(

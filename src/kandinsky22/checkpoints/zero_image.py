@@ -5,7 +5,6 @@ user's cache under the encoder's fingerprint. The model's folder is never writte
 """
 
 import contextlib
-import os
 from pathlib import Path
 
 import torch
@@ -14,22 +13,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kandinsky22.checkpoints.store import Stored, cache
+from kandinsky22.files import whole
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 
 SHIPPED = "zero_image_embed.safetensors"
-KEY, ENCODER = "zero_image_embed", "encoder"
+KEY, MADE_BY = "zero_image_embed", "encoder"
+ENCODER = "image_encoder"
 
 
 def zero_image_embed(prior: Path) -> Tensor:
-    """float32 [1, D], for the prior pipeline in `prior`. Zeros come after normalisation: the picture is a middle grey."""
-    stored = Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig)
+    """float32 [1, D], for the prior pipeline in `prior`. Zeros come after normalisation: the picture is a middle grey.
+
+    Where the folder has no image encoder, what it ships is trusted. Raises `CheckpointError` where it has neither.
+    """
+    if not (prior / ENCODER).is_dir() and (embed := _read(prior / SHIPPED, None)) is not None:
+        return embed
+    stored = Stored(prior / ENCODER, CLIPVision, CLIPVisionConfig)
     kept = cache() / "zero-image" / f"{stored.fingerprint}.safetensors"
     for path in (prior / SHIPPED, kept):
         if (embed := _read(path, stored.fingerprint)) is not None:
             return embed
     embed = compute(stored)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not pictures
-        kept.parent.mkdir(parents=True, exist_ok=True)
         write(kept, embed, stored.fingerprint)
     return embed
 
@@ -44,16 +49,15 @@ def compute(stored: Stored[CLIPVision, CLIPVisionConfig]) -> Tensor:
 
 def write(path: Path, embed: Tensor, fingerprint: str) -> None:
     """Keep the embedding with the fingerprint of its encoder."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file({KEY: embed.clone()}, partial, metadata={ENCODER: fingerprint})
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file({KEY: embed.clone()}, partial, metadata={MADE_BY: fingerprint})
 
 
-def _read(path: Path, fingerprint: str) -> Tensor | None:
-    """The kept embedding, if it is there, whole, and of this encoder."""
+def _read(path: Path, fingerprint: str | None) -> Tensor | None:
+    """The kept embedding, if it is there, whole, and of this encoder (None: of any)."""
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get(ENCODER) != fingerprint:
+            if fingerprint is not None and (file.metadata() or {}).get(MADE_BY) != fingerprint:
                 return None
         return load_file(path)[KEY]
     except (OSError, SafetensorError, KeyError):

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from kandinsky22.cli.words import read_language
+from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints.about import read_about
 from kandinsky22.words import vocabulary
 
 OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
@@ -43,6 +44,6 @@ def _command_meant(word: str, commands: Sequence[str]) -> str:
 
 def _vocabulary(model: str) -> set[str]:
     try:
-        return vocabulary(read_language(model).words)
+        return vocabulary(read_about(catalog.locate(model)).words)
     except ValueError:  # a model that cannot be read is told of when it is loaded
         return set()

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+from kandinsky22.checkpoints import catalog
 from kandinsky22.cli import files, paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
@@ -29,11 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     with Image.open(file) as stored:
         then = stored.convert("RGB")
     request, index = _with_its_company(recipe)
-    if "model" in options:
-        request = replace(request, model=options["model"])
+    request = replace(request, model=options.get("model", request.model))
     place = files.Place.of(options.get("output", paint.OUTPUT))
     with display(options.get("quiet", False)) as shown:
-        backend = paint.load(request.model, _as_then(recipe.made_by) | options)
+        backend = paint.load(_findable(request.model), _as_then(recipe.made_by) | options)
         result = paint.carry_out(request, backend, shown, place)
     picture = result.pictures[index]
     apart = _furthest(then, picture.image)
@@ -41,11 +41,23 @@ def main(arguments: Sequence[str]) -> int:
     print(files.save_picture(picture, place))
     for line in differences:
         print(printable(line))
-    print(f"the pixels are those of {file}" if apart == 0 else f"the pixels differ from {file} by up to {apart} of 255")
-    if apart and not differences:
+    same = {0: f"the pixels are those of {file}", 1: f"the pixels are those of {file}, to rounding"}
+    print(same.get(apart, f"the pixels differ from {file} by up to {apart} of 255"))
+    if apart > 1 and not differences:
         print("nothing that should matter differs: was the file edited?")
         return DIFFERENT
     return 0
+
+
+def _findable(model: str) -> str:
+    """The model, if it can be found: a picture knows the name of the folder, and not where it was."""
+    try:
+        catalog.locate(model)
+    except ValueError as error:
+        raise ValueError(
+            f"the picture was painted by a model called {model!r}; pass its folder with --model"
+        ) from error
+    return model
 
 
 def _with_its_company(recipe: Recipe) -> tuple[Request, int]:

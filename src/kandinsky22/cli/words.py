@@ -1,34 +1,11 @@
 """`kandinsky22 words`: the language that a small model was trained in. Reads JSON only, no torch."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints.about import read_about
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import is_terminal, printable
-
-
-class Language(NamedTuple):
-    """Phrases by kind, and whole prompts; both empty for a model that knows no bounds."""
-
-    words: Mapping[str, Sequence[str]]
-    examples: Sequence[str]
-
-
-def read_language(model: str) -> Language:
-    """The language of a model. Raises `ValueError` where there is no such model."""
-    folder = catalog.locate(model)
-    if not (folder / catalog.DECODER).is_dir():
-        raise ValueError(f"{folder} has no {catalog.DECODER}/ folder, so it is no model")
-    path = folder / catalog.DECODER / "kandinsky22.json"
-    try:
-        about: Any = json.loads(path.read_text(encoding="utf-8"))
-        return Language(about.get("words", {}), about.get("examples", []))
-    except FileNotFoundError:
-        return Language({}, [])
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError(f"`words` takes no words of yours; see {parser.prog} --help")
-    language = read_language(options.get("model", catalog.BOX))
+    language = read_about(catalog.locate(options.get("model", catalog.BOX)))
     if not language.words:
         print("this model was not trained in a small language: write what you like")
         return

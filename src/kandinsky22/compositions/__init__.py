@@ -3,7 +3,7 @@
 A leaf of the package: numpy and Pillow only. `sample` a scene, `render` it, `caption` it; `read` a picture, `judge` it.
 """
 
-from .captions import EXAMPLES, WORDS, caption, language, perturb
+from .captions import EXAMPLES, OPPOSITES, WORDS, caption, language, perturb
 from .oracle import Reading, Seen, judge, read, wilson
 from .render import Layers, layers, render
 from .world import COLORS, DECORATIONS, GROUNDS, PLURALS, RELATIONS, SHAPES, Group, Piece, Scene, sample
@@ -13,6 +13,7 @@ __all__ = [
     "DECORATIONS",
     "EXAMPLES",
     "GROUNDS",
+    "OPPOSITES",
     "PLURALS",
     "RELATIONS",
     "SHAPES",

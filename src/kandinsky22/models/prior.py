@@ -59,8 +59,8 @@ class Prefix:
         )
         return cls(layers, torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]))
 
-    def __getitem__(self, rows: slice | Tensor) -> "Prefix":
-        return Prefix(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows])
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows])
 
     def __len__(self) -> int:
         return len(self.mask)

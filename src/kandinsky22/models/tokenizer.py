@@ -6,7 +6,7 @@ merges.txt) or are learnt from captions. Knows no files and no network.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import tokenizers
 import torch
@@ -23,6 +23,11 @@ class Tokens(NamedTuple):
     ids: Tensor  # int64 [B, max_length]: start, the prompt, end, and end again as padding
     mask: Tensor  # bool [B, max_length]: true from start to the first end after the prompt
     dropped: tuple[str, ...]  # per prompt, its text from the first word that did not fit whole; "" if all did
+
+    def trimmed(self) -> Self:
+        """Without the padding that no prompt needs: nothing before an end token looks at what follows it."""
+        longest = int(self.mask.sum(dim=1).max())
+        return self._replace(ids=self.ids[:, :longest], mask=self.mask[:, :longest])
 
 
 class Tokenizer:

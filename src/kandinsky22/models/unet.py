@@ -103,9 +103,9 @@ class Conditioned:
         extras = [p.extra for p in parts if p.extra is not None]
         return cls(torch.cat([p.embedding for p in parts]), image, torch.cat(extras) if extras else None)
 
-    def __getitem__(self, rows: slice | Tensor) -> "Conditioned":
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         extra = None if self.extra is None else self.extra[rows]
-        return Conditioned(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra)
+        return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra)
 
     def __len__(self) -> int:
         return len(self.embedding)

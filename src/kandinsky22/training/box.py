@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kandinsky22.checkpoints import catalog, zero_image
-from kandinsky22.checkpoints.store import Stored, save, write_json
+from kandinsky22.checkpoints.about import NAME, CheckpointError, write_json
+from kandinsky22.checkpoints.store import Stored, save
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.compositions import EXAMPLES, caption, language
 from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.files import whole
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorTransformer
@@ -71,7 +73,13 @@ class Box:
         """
         training, sheet = getattr(self, f"_{network}")()
         folder = self.folder / network
-        if not resume(training, folder):
+        if resume(training, folder):
+            if steps is not None and steps != training.steps:
+                raise ValueError(
+                    f"{folder} holds a run of {training.steps} steps, {training.step} of them done, and its schedule is fixed; "
+                    f"leave --steps out to go on, or remove the folder to start anew"
+                )
+        else:
             training.steps = steps or self.recipe.steps[network]
             if minutes is not None:
                 training.steps = max(1, round(60 * minutes / seconds_per_step(training)))
@@ -109,7 +117,7 @@ class Box:
         write_json(
             self.prior_folder / "image_processor" / "preprocessor_config.json", self.recipe.image_processor.to_dict()
         )
-        stored = Stored(self.prior_folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+        stored = self.stored_vision
         zero_image.write(self.prior_folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
         save_file(network.probes.state_dict(), self.folder / "probes.safetensors")
 
@@ -121,7 +129,10 @@ class Box:
             parameter.requires_grad_(False).copy_(value)
         schedule = NoiseSchedule.from_config(self.recipe.prior_scheduler)
         known = self.text_encoder, self.tokenizer, schedule
-        training = self._training("prior", network, lambda n, data, r: prior.objective(n, *known, data, embeds, r))
+        frozen = self.stored_text, self.stored_vision
+        training = self._training(
+            "prior", network, lambda n, data, r: prior.objective(n, *known, data, embeds, r), *frozen
+        )
         probes = Probes(self.recipe.dim)
         probes.load_state_dict(load_file(self.folder / "probes.safetensors"))
         return training, prior.sheet(network, *known, self.held_out, unseen, probes)
@@ -135,9 +146,13 @@ class Box:
         torch.manual_seed(0)
         network = UNet(self.recipe.unet)
         schedule = NoiseSchedule.from_config(self.recipe.decoder_scheduler)
+        latents, embeds = self.latents(self.data), self.embeds(self.data)
         zero = zero_image.zero_image_embed(self.prior_folder)
-        known = self.latents(self.data), self.embeds(self.data), zero
-        training = self._training("decoder", network, lambda n, data, r: decoder.objective(n, schedule, *known, r))
+        known = latents, embeds, zero
+        frozen = self.stored_movq, self.stored_vision
+        training = self._training(
+            "decoder", network, lambda n, data, r: decoder.objective(n, schedule, *known, r), *frozen
+        )
         unseen = self.latents(self.held_out), self.embeds(self.held_out), zero
         return training, decoder.sheet(network, self.movq, schedule, *unseen, self.recipe.runs["decoder"])
 
@@ -146,21 +161,43 @@ class Box:
         write_json(self.decoder_folder / "scheduler" / "scheduler_config.json", self.recipe.decoder_scheduler)
         write_json(self.decoder_folder / "model_index.json", catalog.DECODER_INDEX)
         about = {"defaults": self.recipe.defaults, "words": language(), "examples": EXAMPLES}
-        write_json(self.decoder_folder / "kandinsky22.json", about)
+        write_json(self.decoder_folder / NAME, about)
 
-    def _training(self, name: str, network: nn.Module, objective: Any) -> Training:
+    def _training(self, name: str, network: nn.Module, objective: Any, *frozen: Stored[Any, Any]) -> Training:
         recipe = self.recipe.runs[name]
-        return Training(network, objective(network, self.data, recipe), recipe, self.recipe.steps[name])
+        learnt_from = {stored.folder.name: stored.fingerprint for stored in frozen} | {"pictures": self.data.path.name}
+        return Training(network, objective(network, self.data, recipe), recipe, self.recipe.steps[name], learnt_from)
+
+    @cached_property
+    def stored_movq(self) -> Stored[MoVQ, MoVQConfig]:
+        """The trained autoencoder's file."""
+        return self._stage("movq", self.decoder_folder / "movq", MoVQ, MoVQConfig)
+
+    @cached_property
+    def stored_text(self) -> Stored[CLIPText, CLIPTextConfig]:
+        """The trained text tower's file."""
+        return self._stage("clip", self.prior_folder / "text_encoder", CLIPText, CLIPTextConfig)
+
+    @cached_property
+    def stored_vision(self) -> Stored[CLIPVision, CLIPVisionConfig]:
+        """The trained vision tower's file."""
+        return self._stage("clip", self.prior_folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+
+    @staticmethod
+    def _stage(stage: str, folder: Path, network: Any, config: Any) -> Stored[Any, Any]:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not there yet; train {stage} first")
+        return Stored(folder, network, config)
 
     @cached_property
     def movq(self) -> MoVQ:
         """The trained autoencoder."""
-        return Stored(self.decoder_folder / "movq", MoVQ, MoVQConfig).load(FLOAT32, CPU)
+        return self.stored_movq.load(FLOAT32, CPU)
 
     @cached_property
     def text_encoder(self) -> CLIPText:
         """The trained text tower."""
-        return Stored(self.prior_folder / "text_encoder", CLIPText, CLIPTextConfig).load(FLOAT32, CPU)
+        return self.stored_text.load(FLOAT32, CPU)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -169,22 +206,20 @@ class Box:
 
     def latents(self, data: Compositions) -> Tensor:
         """MoVQ's latents of all pictures, float16 [N, 4, h, w], computed once."""
-        stored = Stored(self.decoder_folder / "movq", MoVQ, MoVQConfig)
-        return self._computed(f"latents-{stored.fingerprint}", data, lambda: self.movq.encode)
+        return self._computed(f"latents-{self.stored_movq.fingerprint}", data, lambda: self.movq.encode)
 
     def embeds(self, data: Compositions) -> Tensor:
         """CLIP's embeddings of all pictures, float32 [N, D], computed once."""
-        stored = Stored(self.prior_folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+        stored = self.stored_vision
         return self._computed(f"embeds-{stored.fingerprint}", data, lambda: stored.load(FLOAT32, CPU)).float()
 
     def _computed(self, name: str, data: Compositions, encoder: Any) -> Tensor:
         path = self.folder / f"{name}-{data.seed}-{len(data)}.safetensors"
         if not path.exists():
-            partial = path.with_suffix(".part")
             with torch.autocast("cpu", torch.bfloat16):  # twice as fast, and off by a hundredth of a deviation
                 values = self._encoded(encoder(), data)
-            save_file({"values": values.to(torch.float16).contiguous()}, partial)
-            partial.replace(path)
+            with whole(path) as partial:
+                save_file({"values": values.to(torch.float16).contiguous()}, partial)
         return load_file(path)["values"]
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kandinsky22.training.box import Box
 from kandinsky22.training.recipes import BOX, NETWORKS
+from kandinsky22.training.run import EVERY
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
@@ -36,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 def positive(text: str) -> float:
     """A number above 0."""
     value = float(text)
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
@@ -80,9 +82,6 @@ def main(arguments: Sequence[str]) -> None:
         task = progress.add_task(chosen.network, total=None, said="")
         for line in box.train(chosen.network, steps=chosen.steps, minutes=chosen.minutes):
             progress.update(task, total=line["of"], completed=line["step"], said=f"loss {line['loss']:.4f}")
-            measured = {
-                k: round(v, 4) for k, v in line.items() if k not in ("step", "of", "loss", "grad_norm", "seconds")
-            }
-            if len(measured) > 2 or line["step"] == line["of"]:
-                progress.console.print(f"step {line['step']}", measured)
+            if line["step"] % EVERY == 0 or line["step"] == line["of"]:  # a held-out set was looked at
+                progress.console.print({k: round(v, 4) for k, v in line.items()})
     print(f"the model so far is in {box.folder / 'model'}")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.loop import Objective, Recipe
 from kandinsky22.training.probes import Probes, labels
-from kandinsky22.training.run import Sheet
+from kandinsky22.training.run import Sheet, beside, grid, nearest
 
 MAX_SCALE = 60.0  # of the logits
 PROBE_WEIGHT = 2.0
@@ -29,12 +30,6 @@ class CLIP(nn.Module):
         self.probes = Probes(vision.projection_dim)
 
 
-def trimmed(tokenizer: Tokenizer, captions: list[str]) -> Tensor:
-    """Ids [B, L], cut after the longest caption: nothing before the end token looks at the padding."""
-    tokens = tokenizer(captions)
-    return tokens.ids[:, : int(tokens.mask.sum(dim=1).max())]
-
-
 def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Recipe, *, hard: int) -> Objective:
     """Contrastive loss over a batch, the first `hard` pictures also against a caption with one change."""
 
@@ -47,7 +42,7 @@ def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Reci
         wrong = [caption(scene, rng, whole=True) for scene in wrong_scenes]
 
         image = clip.vision(data.pictures(indices)).float()
-        text = clip.text(trimmed(tokenizer, captions + wrong)).embed.float()
+        text = clip.text(tokenizer(captions + wrong).trimmed().ids).embed.float()
         scale = clip.logit_scale.exp().clamp(max=MAX_SCALE)
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         same = torch.tensor(
@@ -68,15 +63,20 @@ def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Reci
 
 
 @torch.no_grad()
-def validate(clip: CLIP, tokenizer: Tokenizer, held_out: Compositions, count: int = 512) -> dict[str, float]:
-    """Retrieval among `count` unseen pairs, hard negatives told apart, and the probes' readings of both embeddings."""
+def validate(
+    clip: CLIP, tokenizer: Tokenizer, held_out: Compositions, count: int = 512
+) -> tuple[Image.Image, dict[str, float]]:
+    """Retrieval among `count` unseen pairs, hard negatives told apart, and the probes' readings of both embeddings.
+
+    The picture has a row for each of eight captions: the true picture, then those CLIP finds most like the caption.
+    """
     rng, count = np.random.default_rng(0), min(count, len(held_out))
     scenes = [held_out.scene(i) for i in range(count)]
     captions = [caption(scene, rng, whole=True) for scene in scenes]
     wrong = [caption(perturb(scene, rng), rng, whole=True) for scene in scenes]
     image = torch.cat([clip.vision(held_out.pictures(range(i, min(i + 128, count)))) for i in range(0, count, 128)])
     text, wrong_text = (
-        torch.cat([clip.text(trimmed(tokenizer, said[i : i + 128])).embed for i in range(0, count, 128)])
+        torch.cat([clip.text(tokenizer(said[i : i + 128]).trimmed().ids).embed for i in range(0, count, 128)])
         for said in (captions, wrong)
     )
     images, texts, wrongs = (F.normalize(x, dim=-1) for x in (image, text, wrong_text))
@@ -90,14 +90,15 @@ def validate(clip: CLIP, tokenizer: Tokenizer, held_out: Compositions, count: in
     for name, embeds, said in (("image", image, None), ("text", text, captions)):
         rates = clip.probes.accuracy(embeds, labels(scenes, said))
         measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
-    return measured
+    found = nearest(text[:8], image, held_out.pictures(range(count)), columns=min(7, count))
+    return beside(grid([*held_out.pictures(range(8))], 1), found), measured
 
 
 def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Compositions) -> Sheet:
-    """No picture, but `validate` of the averaged weights, loaded into `copy`."""
+    """`validate` of the averaged weights, loaded into `copy`."""
 
-    def draw(weights: dict[str, Tensor]) -> tuple[None, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
-        return None, validate(copy, tokenizer, held_out)
+        return validate(copy, tokenizer, held_out)
 
     return draw

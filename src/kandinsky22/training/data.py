@@ -1,6 +1,5 @@
 """The picture world as training data: rendered once to a memory-mapped file, captioned anew at every look."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from kandinsky22.compositions import Scene, render, sample
+from kandinsky22.files import whole
 
 
 class Compositions:
@@ -40,13 +40,11 @@ class Compositions:
         return self._pixels
 
     def _render(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(f".{os.getpid()}.part")
-        pixels = open_memmap(partial, "w+", np.uint8, (self.count, self.side, self.side, 3))
-        for index in range(self.count):
-            pixels[index] = render(sample(np.random.default_rng([self.seed, index])), self.side)
-        pixels.flush()
-        partial.replace(self.path)
+        with whole(self.path) as partial:
+            pixels = open_memmap(partial, "w+", np.uint8, (self.count, self.side, self.side, 3))
+            for index in range(self.count):
+                pixels[index] = render(sample(np.random.default_rng([self.seed, index])), self.side)
+            pixels.flush()
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Pictures as float [B, 3, side, side] in [-1, 1]."""

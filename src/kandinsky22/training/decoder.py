@@ -1,6 +1,7 @@
 """The decoder's objective: what was mixed into a latent (eps, or v), given the embedding of its picture."""
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,8 +57,9 @@ def paint(
     """Latents [N, 4, h, w] for embeddings [N, D], deterministic by seed."""
     n = len(embeds)
     noise = Noise(range(seed, seed + n), "decoder")
-    uncond = unet.condition(zero.expand(n, -1)) if guidance_scale != 1 else None
-    guided = {0: Guided(unet.condition(embeds), uncond, torch.full((n,), guidance_scale))}
+    guided = {
+        0: Guided.by(unet.condition(embeds), unet.condition(zero.expand(n, -1)), torch.full((n,), guidance_scale))
+    }
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size)), schedule.timesteps(steps), noise)
     denoiser: Denoiser[Conditioned] = Denoiser(unet, schedule, guided, torch.float32)
     *_, (_, last) = sample_many({0: Job(run)}, denoiser)
@@ -71,7 +73,7 @@ def sheet(
     copy = UNet(unet.config)
     validation = objective(copy, schedule, latents, embeds, zero, recipe)
 
-    def draw(weights: dict[str, Tensor]) -> tuple[object, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
         with torch.no_grad():
             losses = [float(validation(step)[0]) for step in range(4)]
@@ -80,4 +82,4 @@ def sheet(
         rows = [*truth[:8], *pictures[:8], *truth[8:], *pictures[8:]]
         return grid(rows, 8), {"validation": sum(losses) / len(losses)}
 
-    return draw  # type: ignore[return-value]  # object is an Image
+    return draw

@@ -5,7 +5,7 @@ run that is stopped and resumed sees the same numbers as one that never was. Cal
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,17 @@ class Recipe:
 
 
 class Training:
-    """A run: what learns, what it learns, how, and how far it is. `ema` holds the averaged weights that are kept."""
+    """A run: what learns, what it learns, how, and how far it is. `ema` holds the averaged weights that are kept.
 
-    def __init__(self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int) -> None:
+    `learnt_from` names what the objective is made of (fingerprints of frozen networks, the data), so that a checkpoint does
+    not go on with something else.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int, learnt_from: Mapping[str, str] | None = None
+    ) -> None:  # fmt: skip
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
+        self.learnt_from = dict(learnt_from or {})
         self.step = 0
         self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         self.ema = [p.detach().clone() for p in self.parameters]
@@ -85,12 +92,21 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All a resumed run needs."""
         return {
-            "step": self.step, "steps": self.steps, "network": self.network.state_dict(), "ema": self.ema,
+            "learnt_from": self.learnt_from,
+            "step": self.step,
+            "steps": self.steps,
+            "network": self.network.state_dict(),
+            "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved run, to its number of steps."""
+        """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else."""
+        if state["learnt_from"] != self.learnt_from:
+            raise ValueError(
+                f"the checkpoint learnt from {state['learnt_from']}, and there is now {self.learnt_from}; "
+                "remove its folder to start anew"
+            )
         self.step, self.steps = state["step"], state["steps"]
         self.network.load_state_dict(state["network"])
         self.ema = [e.to(p.device) for e, p in zip(state["ema"], self.parameters, strict=True)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kandinsky22.compositions import caption
@@ -13,18 +14,17 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.loop import Objective, Recipe, generator
 from kandinsky22.training.probes import Probes, labels
-from kandinsky22.training.run import Sheet
+from kandinsky22.training.run import Sheet, beside, grid, nearest
 
 UNTOLD = 0.1  # the share of captions left out, for guidance
 
 
 def prefill(prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, captions: list[str]) -> Prefix:
     """The prior's prefix for captions; CLIP's part holds no gradients."""
-    tokens = tokenizer(captions)
-    longest = int(tokens.mask.sum(dim=1).max())
+    tokens = tokenizer(captions).trimmed()
     with torch.no_grad():
-        features = text(tokens.ids[:, :longest])
-    return prior.prefill(features.hidden, features.embed, tokens.mask[:, :longest])
+        features = text(tokens.ids)
+    return prior.prefill(features.hidden, features.embed, tokens.mask)
 
 
 def objective(
@@ -56,8 +56,8 @@ def embed(
     n = len(captions)
     noise = Noise(range(seed, seed + n), "prior")
     cond = prefill(prior, text, tokenizer, captions)
-    uncond = prefill(prior, text, tokenizer, [""])[torch.zeros(n, dtype=torch.long)] if guidance_scale != 1 else None
-    guided = {0: Guided(cond, uncond, torch.full((n,), guidance_scale))}
+    uncond = prefill(prior, text, tokenizer, [""])[torch.zeros(n, dtype=torch.long)]
+    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale))}
     x = noise.draw((n, prior.config.embedding_dim))
     sampler = SAMPLERS["unclip"](schedule, x, schedule.timesteps(steps), noise)
     denoiser: Denoiser[Prefix] = Denoiser(prior, schedule, guided, torch.float32)
@@ -69,16 +69,21 @@ def sheet(
     prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, held_out: Compositions,
     embeds: Tensor, probes: Probes, count: int = 256,
 ) -> Sheet:  # fmt: skip
-    """What CLIP's probes read from sampled embeddings, and their cosine to the pictures' own."""
+    """What CLIP's probes read from sampled embeddings, and their cosine to the pictures' own.
+
+    The picture has a row for each of eight captions: the true picture, then those most like the sampled embedding.
+    """
     copy = PriorTransformer(prior.config)
     scenes = [held_out.scene(i) for i in range(min(count, len(held_out)))]
+    pictures = held_out.pictures(range(len(scenes)))
     captions, targets = [caption(scene) for scene in scenes], labels(scenes)
 
-    def draw(weights: dict[str, Tensor]) -> tuple[None, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
         sampled = embed(copy, text, tokenizer, schedule, captions)
         cosine = torch.nn.functional.cosine_similarity(sampled, embeds[: len(scenes)]).mean()
         rates = {f"sampled_{name}": rate for name, rate in probes.accuracy(sampled, targets).items()}
-        return None, {"cosine": float(cosine), **rates}
+        found = nearest(sampled[:8], embeds[: len(scenes)], pictures, columns=min(7, len(scenes)))
+        return beside(grid([*pictures[:8]], 1), found), {"cosine": float(cosine), **rates}
 
     return draw

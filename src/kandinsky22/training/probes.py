@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, RELATIONS, SHAPES, Scene
+from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, OPPOSITES, RELATIONS, SHAPES, Scene
 
 # For each colour: which shape (the last class: absent), how many, and where (absent, alone, or one of the relations).
 PLACES = ("absent", "alone", *RELATIONS)
@@ -18,12 +18,11 @@ PER_COLOR = {"shape": len(SHAPES) + 1, "count": 5, "place": len(PLACES)}
 WHOLE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS)}
 UNSTATED = -100  # the class index that cross-entropy skips
 ABSENT_WEIGHT = 0.2  # of a colour that is not there, against one that is
-OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
 def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Class indices: [N, 8] for what hangs on a colour, [N] for the ground and the decoration. With captions, what a
-    caption leaves out is UNSTATED."""
+    """Class indices: [N, 8] for what hangs on a colour, [N] for the ground and the decoration. With captions, a
+    ground or decoration that a caption leaves out is UNSTATED; where there is no decoration, silence is the word for it."""
     colors, grounds, shapes = list(COLORS), list(GROUNDS), list(SHAPES)
     out = {
         "shape": torch.full((len(scenes), len(colors)), len(shapes)),
@@ -33,7 +32,7 @@ def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> di
         "decoration": torch.tensor([DECORATIONS.index(s.decoration) for s in scenes]),
     }
     for row, scene in enumerate(scenes):
-        places = ["alone"] if scene.relation is None else [scene.relation, OPPOSITE[scene.relation]]
+        places = ["alone"] if scene.relation is None else [scene.relation, OPPOSITES[scene.relation]]
         for group, place in zip(scene.groups, places, strict=True):
             color = colors.index(group.color)
             out["shape"][row, color] = shapes.index(group.shape)
