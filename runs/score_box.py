@@ -1,6 +1,6 @@
 """How well the model in the box paints what it is told: fresh captions, read back from the pixels by the oracle.
 
-    python runs/score_box.py [--model FOLDER] [--captions 300] [--sheet sheet.png] [--output docs/box-scores.md]
+    python runs/score_box.py [--model FOLDER] [--captions 300] [--sheet SHEET.png] [--output SCORES.md]
 
 Three rows of rates, one for each stage that may be to blame: the true picture through MoVQ; the true picture's own CLIP
 embedding, painted; the caption, painted. The control is judged against another caption: what is painted when the

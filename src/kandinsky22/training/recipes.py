@@ -88,7 +88,7 @@ BOX = BoxRecipe(
             "prior": Recipe(batch=256, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.02, ema_decay=0.998, seed=3),
             "decoder": Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4),
         },
-    steps={"movq": 3000, "clip": 1400, "prior": 800, "decoder": 9000},
+    steps={"movq": 2000, "clip": 1400, "prior": 700, "decoder": 11000},
     hard_negatives=48,
     defaults={
             "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
