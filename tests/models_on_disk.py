@@ -13,29 +13,10 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.tokenizer import learn
 from kandinsky22.models.unet import UNet, UNetConfig
+from tests.diffusion.toy import DECODER_CONFIG, PRIOR_CONFIG
 
 DIM = 32  # of every embedding; a folder that diffusers loads has only one
 TEXT_LENGTH = 24
-PRIOR_SCHEDULER = {  # as published
-    "_class_name": "UnCLIPScheduler",
-    "clip_sample": True,
-    "clip_sample_range": 10.0,
-    "num_train_timesteps": 1000,
-    "prediction_type": "sample",
-    "variance_type": "fixed_small_log",
-}
-DECODER_SCHEDULER = {  # as published
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": True,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-    "thresholding": False,
-}
 DEFAULTS = {"prior": {"steps": 2, "guidance_scale": 2.0}, "decoder": {"steps": 3, "guidance_scale": 2.0}}
 
 
@@ -89,8 +70,8 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
     encoder = Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig)
     zero_image.write(prior / zero_image.SHIPPED, zero_image.compute(encoder), encoder.fingerprint)
     write_json(prior / "image_processor" / "preprocessor_config.json", processor.to_dict())
-    write_json(prior / "scheduler" / "scheduler_config.json", PRIOR_SCHEDULER)
-    write_json(decoder / "scheduler" / "scheduler_config.json", DECODER_SCHEDULER)
+    write_json(prior / "scheduler" / "scheduler_config.json", PRIOR_CONFIG)
+    write_json(decoder / "scheduler" / "scheduler_config.json", DECODER_CONFIG)
     write_json(prior / "model_index.json", catalog.PRIOR_INDEX)
     write_json(decoder / "model_index.json", catalog.DECODER_INDEX)
     write_json(decoder / "kandinsky22.json", {"defaults": DEFAULTS, "words": language(), "examples": EXAMPLES})

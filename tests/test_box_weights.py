@@ -24,11 +24,11 @@ def box() -> Kandinsky:
 
 
 def test_all_weights_fit_in_sixty_megabytes(box: Kandinsky) -> None:
-    assert sum(path.stat().st_size for path in box.folder.rglob("*") if path.is_file()) < 60e6
+    assert sum(path.stat().st_size for path in box.stored.folder.rglob("*") if path.is_file()) < 60e6
 
 
 def test_the_shipped_zero_image_is_the_encoders(box: Kandinsky) -> None:
-    encoder = Stored(box.folder / catalog.PRIOR / "image_encoder", CLIPVision, CLIPVisionConfig)
+    encoder = Stored(box.stored.folder / catalog.PRIOR / "image_encoder", CLIPVision, CLIPVisionConfig)
     assert torch.allclose(zero_image.compute(encoder), box.zero_image_embed, atol=1e-5)
 
 
@@ -59,8 +59,8 @@ def test_it_paints_what_it_is_told_and_not_something_else(box: Kandinsky) -> Non
 
 
 def test_diffusers_paints_the_same_picture_from_the_same_folder(box: Kandinsky) -> None:
-    prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(Path(box.folder) / "prior", dtype=torch.float32)
-    decoder = diffusers.KandinskyV22Pipeline.from_pretrained(Path(box.folder) / "decoder", dtype=torch.float32)
+    prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(Path(box.stored.folder) / "prior", dtype=torch.float32)
+    decoder = diffusers.KandinskyV22Pipeline.from_pretrained(Path(box.stored.folder) / "decoder", dtype=torch.float32)
     for pipeline in (prior, decoder):
         pipeline.set_progress_bar_config(disable=True)
     prompt = "three red circles over a blue triangle"

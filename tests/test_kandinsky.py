@@ -207,7 +207,7 @@ def test_networks_that_were_read_while_painting_can_be_trained(kandinsky: Kandin
 
 def test_many_requests_must_fit_together(kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch) -> None:
     request = text2img("a ring", seed=1, height=256, width=256, **FEW)
-    config = kandinsky.stored_unet.config, kandinsky.stored_movq.config
+    config = kandinsky.stored.unet.config, kandinsky.stored.movq.config
     one = memory.needed(*config, [(1, 256, 256)], 0, 4)
     monkeypatch.setattr(memory, "free", lambda _: 3 * one)
     kandinsky.resolved(request)

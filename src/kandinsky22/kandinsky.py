@@ -4,7 +4,6 @@
 request of it, and calling the model is `stream` without the events.
 """
 
-import hashlib
 import platform
 import time
 import warnings
@@ -21,18 +20,15 @@ from torch import Tensor
 import kandinsky22
 from kandinsky22 import memory
 from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.about import CheckpointError, read_about, read_json
-from kandinsky22.checkpoints.store import Stored
-from kandinsky22.checkpoints.tokenizer import load_tokenizer
-from kandinsky22.checkpoints.zero_image import zero_image_embed
+from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.denoise import Denoiser, Guided
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, SharedNoise, sample_many
 from kandinsky22.events import Event, Notice, Progress, Result, Started
 from kandinsky22.images import Picture
-from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from kandinsky22.models.movq import MoVQ, MoVQConfig
-from kandinsky22.models.prior import Prefix, PriorConfig, PriorTransformer
-from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
+from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
+from kandinsky22.models.movq import MoVQ
+from kandinsky22.models.prior import Prefix, PriorTransformer
+from kandinsky22.models.unet import Conditioned, UNet
 from kandinsky22.request import SMALLEST, Defaults, Request, Sampling
 from kandinsky22.tasks import text2img
 from kandinsky22.words import unknown_words
@@ -63,29 +59,12 @@ class Kandinsky:
     """
 
     def __init__(self, folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.stored = StoredModel(folder)
         self.name, self.device, self.dtype = name, device, dtype
-        decoder, prior = folder / catalog.DECODER, folder / catalog.PRIOR
-        for part in (decoder, prior):
-            if not part.is_dir():
-                raise CheckpointError(
-                    f"{folder} has no {part.name}/ folder; a model is a folder with both pipelines in it"
-                )
-        self.folder = folder
-        self.stored_unet = Stored(decoder / "unet", UNet, UNetConfig)
-        self.stored_movq = Stored(decoder / "movq", MoVQ, MoVQConfig)
-        self.stored_prior = Stored(prior / "prior", PriorTransformer, PriorConfig)
-        self.stored_text_encoder = Stored(prior / "text_encoder", CLIPText, CLIPTextConfig)
-        self._stored: dict[str, Stored[Any, Any]] = {
-            "unet": self.stored_unet, "movq": self.stored_movq, "prior": self.stored_prior,
-            "text_encoder": self.stored_text_encoder,
-        }  # fmt: skip
-        self.tokenizer = load_tokenizer(prior / "tokenizer")
-        schedulers = {part.name: read_json(part / "scheduler" / "scheduler_config.json") for part in (decoder, prior)}
-        self.decoder_schedule = NoiseSchedule.from_config(schedulers[catalog.DECODER])
-        self.prior_schedule = NoiseSchedule.from_config(schedulers[catalog.PRIOR])
-        self.about = read_about(folder)
-        self.defaults = self._defaults(schedulers)
-        self._check_together()
+        self.tokenizer = self.stored.tokenizer
+        self.decoder_schedule = NoiseSchedule.from_config(self.stored.schedulers[catalog.DECODER])
+        self.prior_schedule = NoiseSchedule.from_config(self.stored.schedulers[catalog.PRIOR])
+        self.defaults = self._defaults()
 
     @classmethod
     def load(
@@ -116,50 +95,44 @@ class Kandinsky:
     @cached_property
     def unet(self) -> UNet:
         """The decoder's U-Net."""
-        return self.stored_unet.load(self.dtype, self.device)
+        return self.stored.unet.load(self.dtype, self.device)
 
     @cached_property
     def movq(self) -> MoVQ:
         """The autoencoder."""
-        return self.stored_movq.load(self.dtype, self.device)
+        return self.stored.movq.load(self.dtype, self.device)
 
     @cached_property
     def prior(self) -> PriorTransformer:
         """The prior."""
-        return self.stored_prior.load(self.dtype, self.device)
+        return self.stored.prior.load(self.dtype, self.device)
 
     @cached_property
     def text_encoder(self) -> CLIPText:
         """CLIP's text tower."""
-        return self.stored_text_encoder.load(self.dtype, self.device)
+        return self.stored.text_encoder.load(self.dtype, self.device)
 
     @cached_property
     def image_encoder(self) -> CLIPVision:
         """CLIP's vision tower."""
-        return Stored(self.folder / catalog.PRIOR / "image_encoder", CLIPVision, CLIPVisionConfig).load(
-            self.dtype, self.device
-        )
+        return self.stored.image_encoder.load(self.dtype, self.device)
 
     @cached_property
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""
-        folder = self.folder / catalog.PRIOR / "image_processor"
-        return CLIPImageProcessor.from_dict(read_json(folder / "preprocessor_config.json"))
+        return self.stored.image_processor()
 
     @cached_property
     def zero_image_embed(self) -> Tensor:
         """The embedding [1, D] of the all-zero (grey) picture: what pictures keep away from unless told otherwise."""
-        return zero_image_embed(self.folder / catalog.PRIOR).to(self.device)
+        return self.stored.zero_image_embed().to(self.device)
 
     @property
     def made_by(self) -> dict[str, Any]:
         """What decides a request's pixels besides the request."""
         cuda = self.device.type == "cuda"
         return {
-            "weights": {
-                **{name: stored.fingerprint for name, stored in self._stored.items()},
-                "settings": self._settings,
-            },
+            "weights": self.stored.fingerprints,
             "kandinsky22": kandinsky22.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
@@ -234,8 +207,8 @@ class Kandinsky:
         """Stage 2: the latents a request starts from, float32 [n, 4, h, w]."""
         request = self._seeded(request, noise)
         height, width = _canvas(request)
-        factor = self.stored_movq.config.factor
-        shape = (request.num_images, self.stored_movq.config.latent_channels, height // factor, width // factor)
+        factor = self.stored.movq.config.factor
+        shape = (request.num_images, self.stored.movq.config.latent_channels, height // factor, width // factor)
         return (noise or _noise(request, "decoder")).draw(shape, device=self.device)
 
     @torch.inference_mode()
@@ -272,7 +245,7 @@ class Kandinsky:
             rows = torch.tensor([0] * n + [1] * n if request.negative else [0] * n, device=self.device)
             weight = torch.where(rows == 0, float(scale), 1.0)
             guided[key] = Guided.by(texts[rows], texts[torch.ones_like(rows)], weight)
-            x = noises[key].draw((len(rows), self.stored_prior.config.embedding_dim), device=self.device)
+            x = noises[key].draw((len(rows), self.stored.prior.config.embedding_dim), device=self.device)
             jobs[key] = _job(request.prior, self.prior_schedule, x, noises[key])
         denoiser: Denoiser[Prefix] = Denoiser(self.prior, self.prior_schedule, guided, self.dtype)
         finished = yield from self._run("prior", jobs, denoiser)
@@ -322,17 +295,17 @@ class Kandinsky:
                 )
         return finished
 
-    def _defaults(self, schedulers: Mapping[str, Mapping[str, Any]]) -> Defaults:
+    def _defaults(self) -> Defaults:
         """What the folder says, else what the published pipelines do."""
-        side = self.stored_unet.config.sample_size * self.stored_movq.config.factor
+        side = self.stored.unet.config.sample_size * self.stored.movq.config.factor
         stages = {}
         for part in (catalog.PRIOR, catalog.DECODER):
             published = Sampling(
-                sampler=SAMPLER_OF[schedulers[part]["_class_name"]],
+                sampler=SAMPLER_OF[self.stored.schedulers[part]["_class_name"]],
                 steps=catalog.PUBLISHED_STEPS[part],
                 guidance_scale=catalog.PUBLISHED_GUIDANCE,
             )
-            stages[part] = self.about.defaults.get(part, Sampling()).filled(published)
+            stages[part] = self.stored.about.defaults.get(part, Sampling()).filled(published)
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request, noise: AnyNoise | None) -> Request:
@@ -341,47 +314,11 @@ class Kandinsky:
             raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolved(request)")
         return self.resolved(request)
 
-    def _check_together(self) -> None:
-        """Raises `CheckpointError` where networks that are each whole do not fit one another."""
-        unet, movq = self.stored_unet.config, self.stored_movq.config
-        prior, text = self.stored_prior.config, self.stored_text_encoder.config
-        if unet.in_channels != movq.latent_channels or unet.hinted:
-            raise CheckpointError(
-                f"{self.stored_unet.folder} holds the U-Net of another task ({unet.in_channels} channels in, "
-                f"{unet.addition_embed_type}); text to image needs the plain decoder"
-            )
-        widths = {
-            "the text encoder's hidden_size": text.hidden_size,
-            "the text encoder's projection_dim": text.projection_dim,
-            "the prior's embedding_dim": prior.embedding_dim,
-            "the U-Net's encoder_hid_dim": unet.encoder_hid_dim,
-        }
-        lengths = {
-            "the tokenizer's model_max_length": self.tokenizer.max_length,
-            "the prior's num_embeddings": prior.num_embeddings,
-            "the text encoder's max_position_embeddings": text.max_position_embeddings,
-        }
-        for sizes in (widths, lengths):
-            if len(set(sizes.values())) > 1:
-                said = ", ".join(f"{name} {size}" for name, size in sizes.items())
-                raise CheckpointError(f"the parts of {self.folder} are not of one model: {said}")
-        if len(self.tokenizer.vocab) != text.vocab_size:
-            raise CheckpointError(
-                f"the parts of {self.folder} are not of one model: the tokenizer has {len(self.tokenizer.vocab)} tokens, "
-                f"the text encoder {text.vocab_size}"
-            )
-
     def _check_memory(self, requests: Iterable[Request]) -> None:
         """Raises `ValueError` for requests that, together and with the weights still to be read, memory cannot hold."""
-        unread = sum(stored.elements for name, stored in self._stored.items() if name not in vars(self))
+        unread = sum(stored.elements for name, stored in self.stored.networks.items() if name not in vars(self))
         sizes = [(request.num_images, *_canvas(request)) for request in requests]
-        memory.check(self.stored_unet.config, self.stored_movq.config, sizes, unread, self.dtype.itemsize, self.device)
-
-    @cached_property
-    def _settings(self) -> str:
-        """A fingerprint of what decides pixels besides the networks: both schedules and the tokenizer."""
-        values = self.prior_schedule, self.decoder_schedule, sorted(self.tokenizer.vocab.items()), self.tokenizer.merges
-        return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+        memory.check(self.stored.unet.config, self.stored.movq.config, sizes, unread, self.dtype.itemsize, self.device)
 
     def _notices(self, request: Request) -> Iterator[str]:
         """What the asker should know before it starts."""
@@ -389,7 +326,7 @@ class Kandinsky:
         for dropped in self.tokenizer(prompts).dropped:
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
-        if unknown := unknown_words(prompts, self.about.words):
+        if unknown := unknown_words(prompts, self.stored.about.words):
             yield unknown
         if self.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU; use float32 or bfloat16 there"
