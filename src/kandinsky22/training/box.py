@@ -216,7 +216,7 @@ class Box:
     def _computed(self, name: str, data: Compositions, encoder: Any) -> Tensor:
         path = self.folder / f"{name}-{data.seed}-{len(data)}.safetensors"
         if not path.exists():
-            with torch.autocast("cpu", torch.bfloat16):  # twice as fast, and off by a hundredth of a deviation
+            with torch.autocast("cpu", torch.bfloat16):  # twice as fast, and off by half a percent of a deviation
                 values = self._encoded(encoder(), data)
             with whole(path) as partial:
                 save_file({"values": values.to(torch.float16).contiguous()}, partial)
