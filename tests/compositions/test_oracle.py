@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from kandinsky22.compositions import Group, Scene, judge, perturb, read, render, sample, wilson
+from kandinsky22.compositions import RELATIONS, STYLES, Group, Scene, judge, perturb, read, render, sample, wilson
 from kandinsky22.compositions.captions import OPPOSITES
+from kandinsky22.compositions.pieces import visible
 
 
 def fresh(number: int, seed: int, height: float = 1.0, width: float = 1.0) -> list[Scene]:
@@ -20,7 +21,7 @@ def fresh(number: int, seed: int, height: float = 1.0, width: float = 1.0) -> li
 )
 def test_true_scenes_are_read_right(side: int, height: float, width: float, number: int) -> None:
     verdicts = [judge(read(render(scene, side)), scene) for scene in fresh(number, 101, height, width)]
-    for key in ("ground", "present", "colors", "shape", "count", "relation", "whole"):
+    for key in ("ground", "style", "present", "colors", "shape", "count", "relation", "whole"):
         asked = [verdict[key] for verdict in verdicts if key in verdict]
         assert sum(asked) >= 0.985 * len(asked), key
 
@@ -44,13 +45,14 @@ def test_each_verdict_answers_its_own_question() -> None:
     groups = (Group(2, "red", "ring"), Group(1, "teal", "star"))
     scene = Scene.of(groups, "above", "cream", "arcs", np.random.default_rng(4))
     reading = read(render(scene, 128))
-    true = dict.fromkeys(("ground", "present", "colors", "shape", "count", "relation", "whole"), True)
+    true = dict.fromkeys(("ground", "style", "present", "colors", "shape", "count", "relation", "whole"), True)
     assert judge(reading, scene) == true
 
     def wrong(changed: Scene) -> set[str]:
         return {key for key, value in judge(reading, changed).items() if not value}
 
     assert wrong(replace(scene, ground="pink")) == {"ground", "whole"}
+    assert wrong(replace(scene, style="ink")) == {"style", "whole"}
     assert wrong(replace(scene, relation=OPPOSITES["above"])) == {"relation", "whole"}
     assert wrong(replace(scene, groups=(Group(3, "red", "ring"), groups[1]))) == {"count", "whole"}
     assert wrong(replace(scene, groups=(Group(2, "red", "circle"), groups[1]))) == {"shape", "whole"}
@@ -64,11 +66,11 @@ def test_each_verdict_answers_its_own_question() -> None:
 def test_places_and_areas_are_in_scene_units(side: int) -> None:
     for scene in fresh(10, 104, width=1.5):
         reading = read(render(scene, side))
-        for piece in scene.pieces:
+        for piece, share in zip(scene.pieces, visible(scene.pieces), strict=True):
             seen = min(reading.pieces, key=lambda seen: (seen.x - piece.x) ** 2 + (seen.y - piece.y) ** 2)
             assert (seen.color, seen.shape) == (piece.color, piece.shape)
-            assert abs(seen.x - piece.x) < 0.015
-            assert abs(seen.y - piece.y) < 0.015
+            assert abs(seen.x - piece.x) < (0.015 if share == 1 else 0.05)
+            assert abs(seen.y - piece.y) < (0.015 if share == 1 else 0.05)
             assert 0.25 < seen.area / piece.r**2 < 3.3
             assert seen.overlap > 0.75
 
@@ -79,6 +81,34 @@ def test_mild_losses_are_forgiven() -> None:
 
     scenes = fresh(60, 105)
     assert sum(judge(read(blurred(scene)), scene)["whole"] for scene in scenes) >= 58
+
+
+def test_noise_is_forgiven() -> None:
+    def noisy(scene: Scene) -> np.ndarray:
+        noise = np.random.default_rng(scene.seed).normal(0, 5, (128, 128, 3))
+        return np.clip(render(scene, 128) + noise, 0, 255).astype(np.uint8)
+
+    scenes = fresh(60, 107)
+    assert sum(judge(read(noisy(scene)), scene)["whole"] for scene in scenes) >= 58
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_is_told(style: str) -> None:
+    scenes = [replace(scene, style=style) for scene in fresh(40, 108)]
+    assert sum(read(render(scene, 128)).style == style for scene in scenes) >= 39
+
+
+def test_overlapping_pieces_are_read() -> None:
+    """The hidden part of an outline speaks neither for nor against it."""
+    groups = (Group(1, "red", "circle", "large"), Group(2, "blue", "star"))
+    hidden = 0
+    for seed in range(30):
+        scene = Scene.of(
+            groups, RELATIONS[seed % 4], "cream", "", np.random.default_rng(seed), style=STYLES[seed % 5], overlap=True
+        )
+        hidden += min(visible(scene.pieces)) < 0.95
+        assert judge(read(render(scene, 128)), scene)["whole"], seed
+    assert hidden > 15
 
 
 def test_empty_and_noisy_pictures_are_read_without_complaint() -> None:

@@ -2,11 +2,25 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from kandinsky22.compositions import COLORS, GROUNDS, RELATIONS, SHAPES, Group, Piece, Scene, sample
+from kandinsky22.compositions import (
+    COLORS,
+    GROUNDS,
+    HELD_OUT_PAIRS,
+    RELATIONS,
+    SHAPES,
+    STYLES,
+    Group,
+    Piece,
+    Scene,
+    layers,
+    sample,
+)
+from kandinsky22.compositions.pieces import SEEN, visible
 from kandinsky22.compositions.segments import lab
 from kandinsky22.compositions.shapes import distance
 
@@ -41,9 +55,43 @@ def test_pieces_show_the_groups_inside_the_picture(height: float, width: float) 
 
 
 @pytest.mark.parametrize(("height", "width"), EXTENTS)
-def test_pieces_never_touch(height: float, width: float) -> None:
+def test_pieces_of_one_group_never_touch_and_those_of_two_hide_little(height: float, width: float) -> None:
     for scene in scenes(80, height, width):
-        assert all(gap(one, other) > 0.03 for one, other in itertools.combinations(scene.pieces, 2))
+        for one, other in itertools.combinations(scene.pieces, 2):
+            assert one.group != other.group or gap(one, other) > 0.03
+        shares = visible(scene.pieces)
+        assert min(shares) >= 0.7
+        assert min(shares) == 1 or len(scene.groups) == 2
+
+
+def test_a_moderate_share_of_scenes_overlap() -> None:
+    pairs = [scene for scene in scenes(300) if scene.relation]
+    assert 0.1 < sum(min(visible(scene.pieces)) < 1 for scene in pairs) / len(pairs) < 0.3
+
+
+def test_visible_shares_are_those_of_the_instance_map() -> None:
+    """Measured on a grid about each piece; the map at 256 pixels tells the same, against the piece drawn alone."""
+    overlapping = [scene for scene in scenes(120) if min(visible(scene.pieces)) < 1]
+    assert len(overlapping) > 5
+    for scene in overlapping[:8]:
+        seen = layers(scene, 256).ids
+        for number, (piece, share) in enumerate(zip(scene.pieces, visible(scene.pieces), strict=True), start=1):
+            alone = layers(replace(scene, pieces=(piece,)), 256).ids
+            assert abs((seen == number).sum() / (alone == 1).sum() - share) < 0.02
+
+
+def test_overlap_is_asked_for() -> None:
+    groups = (Group(2, "red", "circle"), Group(2, "blue", "square"))
+    made = [
+        [
+            Scene.of(groups, "above", "cream", "", np.random.default_rng(seed), overlap=overlap).pieces
+            for seed in range(20)
+        ]
+        for overlap in (True, False)
+    ]
+    together, apart = ([min(visible(pieces)) for pieces in scenes] for scenes in made)
+    assert set(apart) == {1.0}
+    assert sum(SEEN <= share < 1 for share in together) > 12
 
 
 @pytest.mark.parametrize(("height", "width"), EXTENTS)
@@ -54,10 +102,22 @@ def test_relations_hold_for_every_pair_and_for_the_middles(height: float, width:
         along, sign = ("y", 1) if scene.relation in ("above", "below") else ("x", 1)
         sign = -sign if scene.relation in ("below", "right of") else sign
         first, second = ([piece for piece in scene.pieces if piece.group == index] for index in (0, 1))
+        overlap = min(visible(scene.pieces)) < 1
         for one, other in itertools.product(first, second):
-            assert sign * (getattr(other, along) - getattr(one, along)) > one.r + other.r + 0.05
+            least = 0.05 if overlap else one.r + other.r + 0.05
+            assert sign * (getattr(other, along) - getattr(one, along)) > least
         offset = {axis: abs(_mean(first, axis) - _mean(second, axis)) for axis in ("x", "y")}
         assert offset.pop(along) > next(iter(offset.values())), scene.relation
+
+
+def test_held_out_pairs_are_never_learnt_from_and_can_be_asked_for() -> None:
+    many = scenes(600)
+    seen = {(group.color, group.shape) for scene in many for group in scene.groups}
+    assert seen == set(itertools.product(COLORS, SHAPES)) - set(HELD_OUT_PAIRS)
+    unseen = [sample(np.random.default_rng((32, index)), held_out=True) for index in range(120)]
+    firsts = {(scene.groups[0].color, scene.groups[0].shape) for scene in unseen}
+    assert firsts == set(HELD_OUT_PAIRS)
+    assert all((group.color, group.shape) in seen for scene in unseen for group in scene.groups[1:])
 
 
 def _mean(pieces: list[Piece], axis: str) -> float:
@@ -77,6 +137,7 @@ def test_all_words_of_the_world_are_used() -> None:
     assert {group.color for scene in many for group in scene.groups} == set(COLORS)
     assert {group.shape for scene in many for group in scene.groups} == set(SHAPES)
     assert {scene.ground for scene in many} == set(GROUNDS)
+    assert {scene.style for scene in many} == set(STYLES)
     assert {scene.relation for scene in many} == {None, *RELATIONS}
     assert {group.size for scene in many for group in scene.groups} == {None, "small", "large"}
     assert 0.55 < sum(len(scene.groups) == 2 for scene in many) / len(many) < 0.75
@@ -126,6 +187,10 @@ def test_the_palette_keeps_its_distance() -> None:
         (lambda: Group(1, "mauve", "star"), "unknown color 'mauve'.*'red'"),
         (lambda: Group(1, "red", "blob"), "unknown shape"),
         (lambda: Group(2, "red", "star", "small"), "only a single shape has a size"),
+        (
+            lambda: Scene.of((Group(1, "red", "star"),), None, "cream", "", np.random.default_rng(0), style="oil"),
+            "unknown style 'oil'.*'paper'",
+        ),
         (lambda: sample(np.random.default_rng(0), height=2.0, width=2.0), "shorter side must be 1"),
         (lambda: sample(np.random.default_rng(0), width=5.0), "at most 4"),
         (

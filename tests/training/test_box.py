@@ -20,7 +20,8 @@ from kandinsky22.training.recipes import BOX, NETWORKS
 
 SHORT = replace(
     BOX,
-    side=32,
+    side=64,
+    crop=32,
     pictures=24,
     dim=32,
     vision=replace(

@@ -5,18 +5,33 @@ A leaf of the package: numpy and Pillow only. `sample` a scene, `render` it, `ca
 
 from .captions import EXAMPLES, OPPOSITES, WORDS, caption, language, perturb
 from .oracle import Reading, Seen, judge, read, wilson
+from .pieces import Piece
 from .render import Layers, layers, render
-from .world import COLORS, DECORATIONS, GROUNDS, PLURALS, RELATIONS, SHAPES, Group, Piece, Scene, sample
+from .world import (
+    COLORS,
+    DECORATIONS,
+    GROUNDS,
+    HELD_OUT_PAIRS,
+    PLURALS,
+    RELATIONS,
+    SHAPES,
+    STYLES,
+    Group,
+    Scene,
+    sample,
+)
 
 __all__ = [
     "COLORS",
     "DECORATIONS",
     "EXAMPLES",
     "GROUNDS",
+    "HELD_OUT_PAIRS",
     "OPPOSITES",
     "PLURALS",
     "RELATIONS",
     "SHAPES",
+    "STYLES",
     "WORDS",
     "Group",
     "Layers",

@@ -1,6 +1,6 @@
 """Scenes in words: the one plain caption, the many other ways to say it, and descriptions that are wrong by a hair.
 
-Says only what a scene's description holds (groups, relation, ground, decoration); knows nothing of pixels or of tokens.
+Says only what a scene's description holds (groups, relation, ground, decoration, style); knows nothing of pixels or of tokens.
 """
 
 from collections.abc import Iterable
@@ -8,72 +8,110 @@ from dataclasses import replace
 
 import numpy as np
 
-from .world import COLORS, DECORATIONS, GROUNDS, MOST, PLURALS, RELATIONS, SHAPES, SIZES, Group, Scene
+from .world import (
+    COLORS,
+    DECORATIONS,
+    GROUNDS,
+    HELD_OUT_PAIRS,
+    MOST,
+    PLURALS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    Group,
+    Scene,
+)
 
 COUNTS: tuple[str, ...] = ("one", "two", "three", "four")
 OPPOSITES: dict[str, str] = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 # How a relation is said between its two groups, and after them ("a circle, a star below").
 BETWEEN: dict[str, tuple[str, ...]] = {
-    "above": ("above", "over"),
+    "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
 }
 AFTER: dict[str, tuple[str, ...]] = {
     "above": ("above",),
     "below": ("below", "beneath"),
-    "left of": ("to the left",),
-    "right of": ("to the right",),
+    "left of": ("to the left", "on the left"),
+    "right of": ("to the right", "on the right"),
 }
+SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "little"), "large": ("large", "big")}
 OPENINGS: tuple[str, ...] = (
     "a painting of",
     "an abstract painting of",
     "a composition of",
     "an abstract composition with",
 )
-GROUND_NOUNS: tuple[str, ...] = ("ground", "background")
+GROUNDING: tuple[str, ...] = ("on a {} ground", "on a {} background", "against a {} background", "on {}")
+GROUNDING_ODDS = (0.4, 0.3, 0.15, 0.15)
+
+# How a style is said before the groups and after everything.
+STYLE_OPENINGS: dict[str, tuple[str, ...]] = {
+    "paper": ("a paper collage of",),
+    "watercolour": ("a watercolour of", "a watercolor of"),
+    "ink": ("an ink drawing of",),
+    "pastel": ("a pastel drawing of",),
+    "clay": ("a clay relief of",),
+}
+STYLE_ENDINGS: dict[str, tuple[str, ...]] = {
+    "paper": ("in cut paper",),
+    "watercolour": ("in watercolour", "in watercolor"),
+    "ink": ("in ink",),
+    "pastel": ("in pastel",),
+    "clay": ("in clay",),
+}
 
 EXAMPLES: tuple[str, ...] = (
     "three red circles over a blue triangle",
     "a large yellow star on a sky blue ground",
-    "two purple rings to the left of a small orange half moon on cream with arcs",
+    "a watercolour of two purple rings to the left of a small orange half moon on cream with arcs",
     "an abstract composition with four green crosses on a white background with a grid",
     "one black square, three teal triangles below, on a pink ground with thin black lines",
+    "on a grey background, a big red star above two blue circles in clay",
+    "an ink drawing of three orange squares under a purple triangle",
+    "two teal half moons on cream in pastel",
 )
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, *, whole: bool = False) -> str:
     """Describe a scene. Without a generator: the full plain caption, always the same.
 
-    With one, the wording varies: synonyms, either group first (with the opposite relation), an opening, commas. Unless
-    `whole`, the ground and the decoration each go unsaid a quarter of the time, and a size one time in five.
+    With one, the wording varies: synonyms, either group first (with the opposite relation), an opening, the ground first,
+    commas. Unless `whole`, the ground and the decoration each go unsaid a quarter of the time, and a size one time in
+    five. The style is always said, but for paper, which mostly goes without saying.
     """
     if rng is None:
         return _plain(scene)
-    text = f"{_one(OPENINGS, rng)} " if rng.random() < 0.25 else ""
-    subject, comma = _subject(scene, rng, whole)
-    text += subject
-    rest = [_ground(scene.ground, rng)] if whole or rng.random() < 0.75 else []
-    if scene.decoration and (whole or rng.random() < 0.75):
-        rest.append(f"with {scene.decoration}")
-    return f"{text}{comma} {' '.join(rest)}" if rest else text
+    subject, is_told_after = _subject(scene, rng, whole)
+    opening, ending = _style(scene.style, rng)
+    grounded = _one(GROUNDING, rng, GROUNDING_ODDS).format(scene.ground) if whole or rng.random() < 0.75 else ""
+    decorated = f"with {scene.decoration}" if scene.decoration and (whole or rng.random() < 0.75) else ""
+    if grounded and not opening and rng.random() < 0.2:
+        return _joined((f"{_joined((grounded, decorated))}, {subject}", ending), after_comma=is_told_after)
+    if not (opening or ending) and rng.random() < 0.3:
+        opening = _one(OPENINGS, rng)
+    rest = _joined((grounded, decorated, ending))
+    return _joined((_joined((opening, subject)), rest), after_comma=is_told_after)
 
 
 def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
     """The same description with exactly one change, for hard negatives: only the words of the result are meant.
 
-    The change is a relation turned round (two times in five where there is one), a colour, shape, count or ground, or
-    the colours or shapes of two groups swapped. The pieces are left as they were, so do not render the result. Compare
-    whole captions (`whole=True`): others may not mention what changed.
+    The change is a relation turned round (two times in five where there is one), a colour, shape, count, ground or style,
+    or the colours or shapes of two groups swapped. No pair that is held out comes up. The pieces are left as they were,
+    so do not render the result. Compare whole captions (`whole=True`): others may not mention what changed.
     """
     if scene.relation is not None and rng.random() < 0.4:
         return replace(scene, relation=OPPOSITES[scene.relation])
-    kinds = ["color", "shape", "ground"]
+    kinds = ["color", "shape", "ground", "style"]
     countable = [index for index, group in enumerate(scene.groups) if group.size is None]
     if countable:
         kinds.append("count")
-    if len(scene.groups) == 2:
+    if len(scene.groups) == 2 and not _crossed(scene.groups) & set(HELD_OUT_PAIRS):
         kinds.append("swap colors")
         if scene.groups[0].shape != scene.groups[1].shape:
             kinds.append("swap shapes")
@@ -82,9 +120,11 @@ def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
     match _one(tuple(kinds), rng):
         case "color":
             taken = {other.color for other in scene.groups}
+            taken |= {color for color, shape in HELD_OUT_PAIRS if shape == group.shape}
             return _with(scene, index, replace(group, color=_other(COLORS, taken, rng)))
         case "shape":
-            return _with(scene, index, replace(group, shape=_other(SHAPES, {group.shape}, rng)))
+            taken = {group.shape} | {shape for color, shape in HELD_OUT_PAIRS if color == group.color}
+            return _with(scene, index, replace(group, shape=_other(SHAPES, taken, rng)))
         case "count":
             index = countable[rng.integers(len(countable))]
             group = scene.groups[index]
@@ -96,6 +136,8 @@ def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
         case "swap shapes":
             first, second = scene.groups
             return replace(scene, groups=(replace(first, shape=second.shape), replace(second, shape=first.shape)))
+        case "style":
+            return replace(scene, style=_other(STYLES, {scene.style}, rng))
         case _:
             return replace(scene, ground=_other(GROUNDS, {scene.ground}, rng))
 
@@ -104,15 +146,16 @@ def language() -> dict[str, tuple[str, ...]]:
     """Everything captions are made of, by kind; phrases of several words stay together."""
     return {
         "counts": ("a", "an", *COUNTS),
-        "sizes": SIZES,
+        "sizes": tuple(word for size in SIZES for word in SIZE_WORDS[size]),
         "colors": tuple(COLORS),
         "shapes": SHAPES,
         "plurals": tuple(PLURALS.values()),
         "relations": tuple(dict.fromkeys(say for relation in RELATIONS for say in BETWEEN[relation] + AFTER[relation])),
         "grounds": tuple(GROUNDS),
         "decorations": tuple(filter(None, DECORATIONS)),
+        "styles": tuple(say for style in STYLES for say in STYLE_OPENINGS[style] + STYLE_ENDINGS[style]),
         "openings": OPENINGS,
-        "others": ("on", "with", *GROUND_NOUNS),
+        "others": ("on", "against", "with", "ground", "background"),
     }
 
 
@@ -120,27 +163,35 @@ WORDS: frozenset[str] = frozenset(word for kind in language().values() for phras
 
 
 def _plain(scene: Scene) -> str:
-    text = f" {scene.relation} ".join(_group(group) for group in scene.groups) + f" on a {scene.ground} ground"
-    return f"{text} with {scene.decoration}" if scene.decoration else text
+    subject = f" {scene.relation} ".join(_group(group) for group in scene.groups)
+    decorated = f"with {scene.decoration}" if scene.decoration else ""
+    ending = STYLE_ENDINGS[scene.style][0] if scene.style != STYLES[0] else ""
+    return _joined((subject, GROUNDING[0].format(scene.ground), decorated, ending))
 
 
-def _subject(scene: Scene, rng: np.random.Generator, whole: bool) -> tuple[str, str]:
-    """The groups in words, and the comma that has to follow if theirs was told with one."""
+def _joined(parts: Iterable[str], after_comma: bool = False) -> str:
+    """What is there of the parts, one after the other."""
+    return (", " if after_comma else " ").join(filter(None, parts))
+
+
+def _subject(scene: Scene, rng: np.random.Generator, whole: bool) -> tuple[str, bool]:
+    """The groups in words, and whether the relation was told after both, so that a comma must follow."""
     groups = [_group(group, rng, whole) for group in scene.groups]
     if scene.relation is None:
-        return groups[0], ""
+        return groups[0], False
     relation = scene.relation
     if rng.random() < 0.5:
         groups.reverse()
         relation = OPPOSITES[relation]
     if rng.random() < 0.12:
-        return f"{groups[0]}, {groups[1]} {_one(AFTER[OPPOSITES[relation]], rng)}", ","
-    return f"{groups[0]} {_one(BETWEEN[relation], rng)} {groups[1]}", ""
+        return f"{groups[0]}, {groups[1]} {_one(AFTER[OPPOSITES[relation]], rng)}", True
+    return f"{groups[0]} {_one(BETWEEN[relation], rng)} {groups[1]}", False
 
 
 def _group(group: Group, rng: np.random.Generator | None = None, whole: bool = True) -> str:
-    says_size = group.size is not None and (rng is None or whole or rng.random() < 0.8)
-    kind = f"{group.size} {group.color}" if says_size else group.color
+    kind = group.color
+    if group.size is not None and (rng is None or whole or rng.random() < 0.8):
+        kind = f"{group.size if rng is None else _one(SIZE_WORDS[group.size], rng)} {group.color}"
     if group.count > 1:
         return f"{COUNTS[group.count - 1]} {kind} {PLURALS[group.shape]}"
     article = "an" if kind[0] in "aeiou" else "a"
@@ -149,10 +200,19 @@ def _group(group: Group, rng: np.random.Generator | None = None, whole: bool = T
     return f"{article} {kind} {group.shape}"
 
 
-def _ground(ground: str, rng: np.random.Generator) -> str:
-    if rng.random() < 0.15:
-        return f"on {ground}"
-    return f"on a {ground} {_one(GROUND_NOUNS, rng)}"
+def _style(style: str, rng: np.random.Generator) -> tuple[str, str]:
+    """The words for a style before the groups and those after everything; one of the two is empty, for paper mostly both."""
+    if style == STYLES[0] and rng.random() < 0.8:
+        return "", ""
+    if rng.random() < 0.4:
+        return _one(STYLE_OPENINGS[style], rng), ""
+    return "", _one(STYLE_ENDINGS[style], rng)
+
+
+def _crossed(groups: tuple[Group, ...]) -> set[tuple[str, str]]:
+    """The (colour, shape) pairs of two groups if one of their colours or shapes were swapped: the same pairs either way."""
+    first, second = groups
+    return {(first.color, second.shape), (second.color, first.shape)}
 
 
 def _with(scene: Scene, index: int, group: Group) -> Scene:
@@ -163,5 +223,5 @@ def _other(choices: Iterable[str], taken: set[str], rng: np.random.Generator) ->
     return _one(tuple(choice for choice in choices if choice not in taken), rng)
 
 
-def _one(choices: tuple[str, ...], rng: np.random.Generator) -> str:
-    return choices[rng.integers(len(choices))]
+def _one(choices: tuple[str, ...], rng: np.random.Generator, odds: tuple[float, ...] | None = None) -> str:
+    return choices[rng.integers(len(choices)) if odds is None else rng.choice(len(choices), p=odds)]

@@ -14,13 +14,17 @@ from PIL import Image
 from .world import COLORS, GROUNDS
 
 Floats = NDArray[np.float32]
+Core = tuple[NDArray[np.bool_], int, int]  # a mask, with the row and column of its corner
 T = TypeVar("T", np.int8, np.bool_)
 SIDE = 128  # pixels of the shorter side
 LEAST = 60  # pixels: anything smaller is a crossing of lines or a speck
-EDGE = 2  # pixels: how far a rim reaches beyond the core of a patch
+TIP = 4  # pixels: how far a point too narrow for the core of a patch reaches beyond it
+EDGE = 2  # pixels: how far a rim does
+MARGIN, WITHIN = 4, 0.75  # what has this share of one other colour in so many pixels about it lies within a patch
 INK = np.array((33, 31, 38), np.float32)
 LIGHTNESS = 0.55  # weight of Lab's L beside a and b: light and shadow change it, paper does not
 COLOR_LIGHTS = (0.65, 0.8, 1.0, 1.15)  # how lit a piece may be
+PIGMENTS = (0.58, 0.75)  # how thin a wash of its paint may be
 GROUND_LIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6)  # how deep in shadow the ground may be
 INK_SHARES = (0.2, 0.35, 0.5)  # how much ink a pixel of a thin line may hold
 
@@ -62,22 +66,65 @@ def segment(pixels: NDArray[np.uint8]) -> tuple[str, list[Patch]]:
     seen = lab(pixels) * np.array((LIGHTNESS, 1, 1), np.float32)
     ground, sheet = _find_ground(pixels, seen)
     names = list(COLORS)
-    colors = [_lit(rgb, COLOR_LIGHTS) for rgb in COLORS.values()]
+    colors = [np.concatenate((_lit(rgb, COLOR_LIGHTS), _washed(rgb))) for rgb in COLORS.values()]
     blends = np.array([sheet * (1 - share) + INK * share for share in INK_SHARES])
     classes = _nearest(seen, [np.concatenate((_lit(sheet, GROUND_LIGHTS), blends)), *colors])
-    cores = [(names[index - 1], core) for index, core in _components(_opened(classes))]
-    return ground, [Patch(name, *_grown(*core, classes != 0)) for name, core in cores]
+    cores = _components(_opened(classes))
+    if _without_gleams(classes, cores):
+        cores = _components(_opened(classes))
+    patches = [Patch(names[kind - 1], *core) for kind, core in cores]
+    owners = numbered(patches, classes.shape)
+    grown = [
+        _grown(patch, classes == kind, (classes != 0) & ((owners == 0) | (owners == number)))
+        for number, (patch, (kind, _)) in enumerate(zip(patches, cores, strict=True), start=1)
+    ]
+    return ground, grown
 
 
-def _grown(
-    mask: NDArray[np.bool_], top: int, left: int, filled: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], int, int]:
-    """A core with the filled pixels around it: what opening took off corners, and rims of mixed colour."""
-    mask = np.pad(mask, EDGE)
-    around = np.pad(filled, EDGE)[top : top + mask.shape[0], left : left + mask.shape[1]]
-    for _ in range(EDGE):
-        mask[1:-1, 1:-1] |= _extreme(mask, np.maximum) & around[1:-1, 1:-1]
-    return mask, top - EDGE, left - EDGE
+def numbered(patches: list[Patch], shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """A map [H, W] of which patch has each pixel, counted from one; 0 is the ground."""
+    owners = np.zeros(shape, np.int16)
+    for number, patch in enumerate(patches, start=1):
+        y, x = np.nonzero(patch.mask)
+        y, x = y + patch.top, x + patch.left
+        inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+        owners[y[inside], x[inside]] = number
+    return owners
+
+
+def _without_gleams(classes: NDArray[np.int8], cores: list[tuple[int, Core]]) -> bool:
+    """Give whatever lies within a patch of one colour that patch's class, in place; whether there was any.
+
+    No shape lies within another in this world: such a spot is light on a round surface.
+    """
+    found = False
+    for kind, (mask, top, left) in cores:
+        core = np.pad(mask, MARGIN)
+        near = core.copy()
+        for _ in range(MARGIN):
+            near[1:-1, 1:-1] |= _extreme(near, np.maximum)
+        rows, columns = (axis - MARGIN + start for axis, start in zip(np.nonzero(near), (top, left), strict=True))
+        inside = (rows >= 0) & (rows < classes.shape[0]) & (columns >= 0) & (columns < classes.shape[1])
+        rows, columns, own = rows[inside], columns[inside], core[near][inside]
+        kinds = np.bincount(classes[rows[~own], columns[~own]], minlength=1)
+        host = int(kinds.argmax())
+        if host not in (0, kind) and kinds[host] > WITHIN * (kinds.sum() - kinds[kind : kind + 1].sum()):
+            classes[rows, columns] = host
+            found = True
+    return found
+
+
+def _grown(patch: Patch, own: NDArray[np.bool_], filled: NDArray[np.bool_]) -> Patch:
+    """A core with what opening took off: narrow tips of its `own` colour, then any filled pixels, rims of mixed colour."""
+    reach = TIP + EDGE
+    height, width = patch.mask.shape
+    mask = np.pad(patch.mask, reach)
+    for steps, ground in ((TIP, own), (EDGE, filled)):
+        around = np.pad(ground, reach)[patch.top : patch.top + height + 2 * reach, :]
+        around = around[:, patch.left : patch.left + width + 2 * reach]
+        for _ in range(steps):
+            mask[1:-1, 1:-1] |= _extreme(mask, np.maximum) & around[1:-1, 1:-1]
+    return Patch(patch.color, mask, patch.top - reach, patch.left - reach)
 
 
 def _find_ground(pixels: NDArray[np.uint8], seen: Floats) -> tuple[str, Floats]:
@@ -93,6 +140,12 @@ def _find_ground(pixels: NDArray[np.uint8], seen: Floats) -> tuple[str, Floats]:
 
 def _lit(rgb: tuple[int, int, int] | Floats, lights: tuple[float, ...]) -> Floats:
     return np.asarray(lights, np.float32)[:, None] * np.asarray(rgb, np.float32)
+
+
+def _washed(rgb: tuple[int, int, int]) -> Floats:
+    """Thinner layers of a paint on white: light passes each layer by the same share."""
+    shares = np.asarray(rgb, np.float32) / 255
+    return np.asarray(255 * shares ** np.array(PIGMENTS, np.float32)[:, None])
 
 
 def _nearest(seen: Floats, choices: list[Floats]) -> NDArray[np.int8]:
@@ -120,7 +173,7 @@ def _extreme(values: NDArray[T], pick: np.ufunc) -> NDArray[T]:
     return np.asarray(pick(pick(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
 
 
-def _components(classes: NDArray[np.int8]) -> list[tuple[int, tuple[NDArray[np.bool_], int, int]]]:
+def _components(classes: NDArray[np.int8]) -> list[tuple[int, Core]]:
     """The 4-connected components of equal class other than 0, as (class, (mask, top, left)), specks left out."""
     width = classes.shape[1] + 1  # one column of ground at the end of each row keeps rows apart
     flat = np.pad(classes, ((0, 0), (0, 1))).ravel()
@@ -156,7 +209,7 @@ def _joined(starts: NDArray[np.intp], ends: NDArray[np.intp], kinds: NDArray[np.
     return np.array([root(run) for run in range(len(parents))], np.intp)
 
 
-def _cut(starts: NDArray[np.intp], ends: NDArray[np.intp], width: int) -> tuple[NDArray[np.bool_], int, int]:
+def _cut(starts: NDArray[np.intp], ends: NDArray[np.intp], width: int) -> Core:
     """Runs as a mask within their bounding box."""
     rows, lefts = np.divmod(starts, width)
     rights = lefts + ends - starts

@@ -1,6 +1,7 @@
 """The little world: abstract compositions that can be named in words, and how they come about at random.
 
-A scene is a description (groups of coloured shapes, their relation, ground and decoration) and the pieces that show it.
+A scene is a description (groups of coloured shapes, their relation, ground, decoration and style) and the pieces that
+show it.
 Knows nothing of pixels (`render`), sentences (`captions`) or reading pictures (`oracle`).
 """
 
@@ -10,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from .layout import arrange
+from .pieces import Offset, Piece, slide_together
 
 RGB = tuple[int, int, int]
 
@@ -42,8 +44,22 @@ PLURALS: dict[str, str] = {
 }
 SHAPES: tuple[str, ...] = tuple(PLURALS)
 DECORATIONS: tuple[str, ...] = ("", "thin black lines", "a grid", "arcs")
+STYLES: tuple[str, ...] = ("paper", "watercolour", "ink", "pastel", "clay")  # the first goes without saying
 RELATIONS: tuple[str, ...] = ("above", "below", "left of", "right of")
+ALONG: dict[str, Offset] = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}  # y down
 SIZES: tuple[str, ...] = ("small", "large")
+OVERLAPS = 0.26  # of scenes with two groups that try to overlap; three in four find a place
+
+# No scene that is learnt from shows one of these, so that what a model makes of them tells whether it combines.
+HELD_OUT_PAIRS: tuple[tuple[str, str], ...] = (
+    ("purple", "star"),
+    ("green", "half moon"),
+    ("orange", "ring"),
+    ("teal", "square"),
+    ("blue", "cross"),
+    ("yellow", "triangle"),
+    ("black", "circle"),
+)
 MOST = 4  # pieces in one group
 LONGEST = 4.0  # of the longer side over the shorter one
 
@@ -81,28 +97,11 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One shape in its place: centre (x, y) and enclosing radius r in units of the picture's shorter side, y down.
-
-    `group` indexes the scene's groups, `angle` is in radians clockwise, z in (.35, 1] is the nearness (1 is nearest).
-    """
-
-    group: int
-    shape: str
-    color: str
-    x: float
-    y: float
-    r: float
-    angle: float
-    z: float
-
-
-@dataclass(frozen=True, slots=True)
 class Scene:
     """A described composition: one group, or two of different colours with the relation of the first to the second.
 
     `pieces` are ordered far first. `height` and `width` are the picture's extents; the shorter one is 1. `seed` feeds
-    what words do not say: tints, texture, the course of the decoration's lines.
+    what words do not say: tints, texture, the course of the decoration's lines. `style` is what all of it is made of.
     """
 
     ground: str
@@ -113,10 +112,12 @@ class Scene:
     seed: int
     height: float = 1.0
     width: float = 1.0
+    style: str = STYLES[0]
 
     def __post_init__(self) -> None:
         _known("ground", self.ground, GROUNDS)
         _known("decoration", self.decoration, DECORATIONS)
+        _known("style", self.style, STYLES)
         if self.relation is not None:
             _known("relation", self.relation, RELATIONS)
         if len(self.groups) != (1 if self.relation is None else 2):
@@ -141,9 +142,14 @@ class Scene:
         *,
         height: float = 1.0,
         width: float = 1.0,
+        style: str = STYLES[0],
+        overlap: bool = False,
     ) -> Self:
-        """Lay out a scene for a description. Raises ValueError for words outside the world."""
-        bare = cls(ground, decoration, groups, relation, (), int(rng.integers(2**31)), height, width)
+        """Lay out a scene for a description. Raises ValueError for words outside the world.
+
+        With `overlap`, pieces of the two groups lie upon each other a little where a place for that is found.
+        """
+        bare = cls(ground, decoration, groups, relation, (), int(rng.integers(2**31)), height, width, style)
         members = tuple((group.count, group.size, WEIGHTS[group.shape]) for group in groups)
         places = arrange(members, relation, height, width, rng)
         pieces = [
@@ -152,26 +158,41 @@ class Scene:
             for disc in discs
         ]
         pieces.sort(key=lambda piece: piece.z)
-        return replace(bare, pieces=tuple(pieces))
+        together = slide_together(pieces, ALONG[relation], height, width, rng) if overlap and relation else None
+        return replace(bare, pieces=together or tuple(pieces))
 
 
-def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0) -> Scene:
-    """A random scene: two groups 65% of the time, the first of 1 to 4 shapes, the second of 1 to 3."""
+def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0, held_out: bool = False) -> Scene:
+    """A random scene: two groups 65% of the time, the first of 1 to 4 shapes, the second of 1 to 3.
+
+    Scenes to learn from show none of `HELD_OUT_PAIRS`. With `held_out`, for tests of what was learnt, the first group
+    is one of them (and the second is not).
+    """
     counts = [int(rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))) + 1]
     relation = None
     if rng.random() < 0.65:
         counts.append(int(rng.choice(3, p=(0.5, 0.3, 0.2))) + 1)
         relation = _one(RELATIONS, rng)
-    colors = rng.permutation(len(COLORS))
     names = tuple(COLORS)
-    groups = tuple(_group(count, names[colors[index]], rng) for index, count in enumerate(counts))
+    kinds = [(names[index], _free_shape(names[index], rng)) for index in rng.permutation(len(names))[: len(counts)]]
+    if held_out:
+        kinds[0] = HELD_OUT_PAIRS[rng.integers(len(HELD_OUT_PAIRS))]
+        if len(kinds) == 2 and kinds[1][0] == kinds[0][0]:
+            color = _one(tuple(name for name in names if name != kinds[0][0]), rng)
+            kinds[1] = (color, _free_shape(color, rng))
+    groups = tuple(_group(count, *kind, rng) for count, kind in zip(counts, kinds, strict=True))
     ground = _one(tuple(GROUNDS), rng)
     decoration = DECORATIONS[rng.choice(len(DECORATIONS), p=(0.4, 0.2, 0.2, 0.2))]
-    return Scene.of(groups, relation, ground, decoration, rng, height=height, width=width)
+    style = STYLES[rng.choice(len(STYLES), p=(0.36, 0.16, 0.16, 0.16, 0.16))]
+    overlap = bool(rng.random() < OVERLAPS)
+    return Scene.of(groups, relation, ground, decoration, rng, height=height, width=width, style=style, overlap=overlap)
 
 
-def _group(count: int, color: str, rng: np.random.Generator) -> Group:
-    shape = _one(SHAPES, rng)
+def _free_shape(color: str, rng: np.random.Generator) -> str:
+    return _one(tuple(shape for shape in SHAPES if (color, shape) not in HELD_OUT_PAIRS), rng)
+
+
+def _group(count: int, color: str, shape: str, rng: np.random.Generator) -> Group:
     return Group(count, color, shape, _one(SIZES, rng) if count == 1 and rng.random() < 0.4 else None)
 
 

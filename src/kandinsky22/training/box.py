@@ -2,7 +2,7 @@
 one network, and adds it there in the published layout. A stage that is stopped goes on where it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints.about import NAME, CheckpointError, write_json
-from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.checkpoints.store import Stored, save, weights_file
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.compositions import EXAMPLES, caption, language
 from kandinsky22.diffusion import NoiseSchedule
@@ -34,6 +34,7 @@ from kandinsky22.training.run import Sheet, resume, run, seconds_per_step
 
 CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
 HELD_OUT_SEED, HELD_OUT = 1, 1000
+WHOLE_FROM = 0.9  # of MoVQ's steps: before it, crops
 CAPTIONS_TO_LEARN_FROM = 20_000
 
 
@@ -43,6 +44,7 @@ class Box:
 
     recipe: BoxRecipe
     folder: Path
+    start: Path | None = None  # a model whose weights, where they fit, a network begins with
 
     @property
     def decoder_folder(self) -> Path:
@@ -57,12 +59,14 @@ class Box:
     @cached_property
     def data(self) -> Compositions:
         """What is learnt from."""
-        return Compositions(self.folder, self.recipe.pictures, self.recipe.side)
+        return Compositions(self.folder, self.recipe.pictures, self.recipe.side, processor=self.recipe.image_processor)
 
     @cached_property
     def held_out(self) -> Compositions:
         """What progress is measured on."""
-        return Compositions(self.folder, HELD_OUT, self.recipe.side, HELD_OUT_SEED)
+        return Compositions(
+            self.folder, HELD_OUT, self.recipe.side, HELD_OUT_SEED, processor=self.recipe.image_processor
+        )
 
     def train(
         self, network: str, *, steps: int | None = None, minutes: float | None = None
@@ -91,12 +95,17 @@ class Box:
         torch.manual_seed(0)
         network = MoVQ(self.recipe.movq)
         movq.initialise(network, self.data.pictures(range(min(64, len(self.data)))))
-        return self._training("movq", network, movq.objective), movq.sheet(network, self.held_out)
+        self._warm({"decoder/movq": network})
+        whole_from = round(WHOLE_FROM * self.recipe.steps["movq"])
+        training = self._training(
+            "movq", network, lambda n, data, r: movq.objective(n, data, r, self.recipe.crop, whole_from)
+        )
+        return training, movq.sheet(network, self.held_out)
 
     def _add_movq(self, network: MoVQ) -> None:
-        latents = self._encoded(network.encode, self.held_out)
-        movq.standardise(network, latents)
-        movq.fit_codebook(network.quantize.embedding, self._encoded(network.encode, self.held_out))
+        movq.standardise(network, self._encoded(network.encode, self.held_out, self.held_out.pictures))
+        latents = self._encoded(network.encode, self.held_out, self.held_out.pictures)
+        movq.fit_codebook(network.quantize.embedding, latents)
         save(self.decoder_folder / "movq", network, dtype=SAVED)
 
     def _clip(self) -> tuple[Training, Sheet]:
@@ -107,6 +116,7 @@ class Box:
         save_tokenizer(self.prior_folder / "tokenizer", tokenizer)
         configs = self.recipe.vision, self.recipe.text_config(len(tokenizer.vocab))
         network, copy = clip.CLIP(*configs), clip.CLIP(*configs)
+        self._warm({"prior/text_encoder": network.text, "prior/image_encoder": network.vision})
         hard = self.recipe.hard_negatives
         training = self._training("clip", network, lambda n, data, r: clip.objective(n, tokenizer, data, r, hard=hard))
         return training, clip.sheet(copy, tokenizer, self.held_out)
@@ -124,6 +134,7 @@ class Box:
     def _prior(self) -> tuple[Training, Sheet]:
         torch.manual_seed(0)
         network = PriorTransformer(self.recipe.prior)
+        self._warm({"prior/prior": network})
         embeds, unseen = self.embeds(self.data), self.embeds(self.held_out)
         for parameter, value in ((network.clip_mean, embeds.mean(0)), (network.clip_std, embeds.std(0))):
             parameter.requires_grad_(False).copy_(value)
@@ -145,6 +156,7 @@ class Box:
     def _decoder(self) -> tuple[Training, Sheet]:
         torch.manual_seed(0)
         network = UNet(self.recipe.unet)
+        self._warm({"decoder/unet": network})
         schedule = NoiseSchedule.from_config(self.recipe.decoder_scheduler)
         latents, embeds = self.latents(self.data), self.embeds(self.data)
         zero = zero_image.zero_image_embed(self.prior_folder)
@@ -167,6 +179,14 @@ class Box:
         recipe = self.recipe.runs[name]
         learnt_from = {stored.folder.name: stored.fingerprint for stored in frozen} | {"pictures": self.data.path.name}
         return Training(network, objective(network, self.data, recipe), recipe, self.recipe.steps[name], learnt_from)
+
+    def _warm(self, networks: Mapping[str, nn.Module]) -> None:
+        """Begin with the weights of another model, where names and shapes are the same."""
+        for name, network in networks.items() if self.start is not None else ():
+            state = network.state_dict()
+            kept = load_file(weights_file(self.start / name))  # type: ignore[operator]  # it is not None
+            fitting = {key: value for key, value in kept.items() if key in state and state[key].shape == value.shape}
+            network.load_state_dict({**state, **fitting})
 
     @cached_property
     def stored_movq(self) -> Stored[MoVQ, MoVQConfig]:
@@ -206,25 +226,25 @@ class Box:
 
     def latents(self, data: Compositions) -> Tensor:
         """MoVQ's latents of all pictures, float16 [N, 4, h, w], computed once."""
-        return self._computed(f"latents-{self.stored_movq.fingerprint}", data, lambda: self.movq.encode)
+        name = f"latents-{self.stored_movq.fingerprint}"
+        return self._computed(name, data, lambda: self.movq.encode, data.pictures)
 
     def embeds(self, data: Compositions) -> Tensor:
         """CLIP's embeddings of all pictures, float32 [N, D], computed once."""
         stored = self.stored_vision
-        return self._computed(f"embeds-{stored.fingerprint}", data, lambda: stored.load(FLOAT32, CPU)).float()
+        name = f"embeds-{stored.fingerprint}"
+        return self._computed(name, data, lambda: stored.load(FLOAT32, CPU), data.seen).float()
 
-    def _computed(self, name: str, data: Compositions, encoder: Any) -> Tensor:
+    def _computed(self, name: str, data: Compositions, encoder: Any, look: Callable[[range], Tensor]) -> Tensor:
         path = self.folder / f"{name}-{data.seed}-{len(data)}.safetensors"
         if not path.exists():
             with torch.autocast("cpu", torch.bfloat16):  # twice as fast, and off by half a percent of a deviation
-                values = self._encoded(encoder(), data)
+                values = self._encoded(encoder(), data, look)
             with whole(path) as partial:
                 save_file({"values": values.to(torch.float16).contiguous()}, partial)
         return load_file(path)["values"]
 
     @staticmethod
     @torch.no_grad()
-    def _encoded(encode: Any, data: Compositions, batch: int = 20) -> Tensor:
-        return torch.cat(
-            [encode(data.pictures(range(i, min(i + batch, len(data))))) for i in range(0, len(data), batch)]
-        )
+    def _encoded(encode: Any, data: Compositions, look: Callable[[range], Tensor], batch: int = 20) -> Tensor:
+        return torch.cat([encode(look(range(i, min(i + batch, len(data))))) for i in range(0, len(data), batch)])

@@ -60,6 +60,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/box"), help="where the run and its model grow (default: %(default)s)"
     )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="MODEL", help="begin with the weights of this model's folder"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=whole, help="how many steps (default: the recipe's)")
     length.add_argument("--minutes", type=positive, help="time a few steps, then fix how many fit in this")
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     torch.set_num_threads(chosen.threads)
 
-    box = Box(BOX, chosen.folder)
+    box = Box(BOX, chosen.folder, chosen.start_from)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

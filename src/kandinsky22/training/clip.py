@@ -41,7 +41,7 @@ def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Reci
         wrong_scenes = [perturb(scene, rng) for scene in scenes[:hard]]
         wrong = [caption(scene, rng, whole=True) for scene in wrong_scenes]
 
-        image = clip.vision(data.pictures(indices)).float()
+        image = clip.vision(data.seen(indices)).float()
         text = clip.text(tokenizer(captions + wrong).trimmed().ids).embed.float()
         scale = clip.logit_scale.exp().clamp(max=MAX_SCALE)
         logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
@@ -74,7 +74,7 @@ def validate(
     scenes = [held_out.scene(i) for i in range(count)]
     captions = [caption(scene, rng, whole=True) for scene in scenes]
     wrong = [caption(perturb(scene, rng), rng, whole=True) for scene in scenes]
-    image = torch.cat([clip.vision(held_out.pictures(range(i, min(i + 128, count)))) for i in range(0, count, 128)])
+    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + 128, count)))) for i in range(0, count, 128)])
     text, wrong_text = (
         torch.cat([clip.text(tokenizer(said[i : i + 128]).trimmed().ids).embed for i in range(0, count, 128)])
         for said in (captions, wrong)

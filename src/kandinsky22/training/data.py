@@ -6,17 +6,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from PIL import Image
 from torch import Tensor
 
 from kandinsky22.compositions import Scene, render, sample
 from kandinsky22.files import whole
+from kandinsky22.models.clip import CLIPImageProcessor
+
+WORLD = "v2"  # of the rendering: pictures of an older one must not be taken for these
 
 
 class Compositions:
-    """`count` scenes of the world, and their pictures of `side` pixels, kept in `folder`. Scene i depends on (seed, i) alone."""
+    """`count` scenes of the world, and their pictures of `side` pixels, kept in `folder`. Scene i depends on (seed, i) alone.
 
-    def __init__(self, folder: Path, count: int, side: int, seed: int = 0) -> None:
-        self.path = folder / f"compositions-{seed}-{side}-{count}.npy"
+    `processor` prepares them for CLIP as it will when the model is used.
+    """
+
+    def __init__(
+        self, folder: Path, count: int, side: int, seed: int = 0, *, processor: CLIPImageProcessor | None = None
+    ) -> None:
+        self.processor = processor
+        self.path = folder / f"compositions-{WORLD}-{seed}-{side}-{count}.npy"
         self.count, self.side, self.seed = count, side, seed
         self._scenes: dict[int, Scene] = {}
         self._pixels: np.ndarray | None = None
@@ -50,3 +60,14 @@ class Compositions:
         """Pictures as float [B, 3, side, side] in [-1, 1]."""
         chosen = torch.from_numpy(self.pixels[np.asarray(indices)])
         return chosen.movedim(-1, 1).to(torch.float32) / 127.5 - 1
+
+    def seen(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """Pictures as CLIP sees them, float [B, 3, S, S]."""
+        assert self.processor is not None
+        return self.processor([Image.fromarray(self.pixels[i]) for i in indices])
+
+    def crops(self, indices: Sequence[int] | np.ndarray, corners: np.ndarray, size: int) -> Tensor:
+        """Squares of `size` pixels cut from pictures, as float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their
+        upper left ones, as (top, left)."""
+        cut = [self.pixels[i, y : y + size, x : x + size] for i, (y, x) in zip(indices, corners, strict=True)]
+        return torch.from_numpy(np.stack(cut)).movedim(-1, 1).to(torch.float32) / 127.5 - 1

@@ -36,13 +36,18 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
     return loss
 
 
-def objective(movq: MoVQ, data: Compositions, recipe: Recipe) -> Objective:
-    """Reconstruction of the pictures in `data`."""
+def objective(movq: MoVQ, data: Compositions, recipe: Recipe, crop: int, whole_from: int) -> Objective:
+    """Reconstruction of squares of `crop` pixels cut from the pictures in `data`: the network is convolutional but for
+    its middle, so small squares teach it most for their cost. From step `whole_from` on it sees whole pictures, as many
+    pixels a step as before, for the middle's sake."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draw = generator(recipe.seed, step)
-        indices = torch.randint(len(data), (recipe.batch,), generator=draw)
-        pictures = data.pictures(indices.numpy())
+        size = crop if step < whole_from else data.side
+        batch = max(1, recipe.batch * crop**2 // size**2)
+        indices = torch.randint(len(data), (batch,), generator=draw)
+        corners = torch.randint(data.side - size + 1, (batch, 2), generator=draw)
+        pictures = data.crops(indices.numpy(), corners.numpy(), size)
         z = movq.encode(pictures).float()
         decoded = movq.decode(z + LATENT_NOISE * torch.randn(z.shape, generator=draw)).float()
         reconstruction = reconstruction_loss(decoded, pictures)

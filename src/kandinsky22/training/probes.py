@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, OPPOSITES, RELATIONS, SHAPES, Scene
+from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, OPPOSITES, RELATIONS, SHAPES, STYLES, Scene
 
 # For each colour: which shape (the last class: absent), how many, and where (absent, alone, or one of the relations).
 PLACES = ("absent", "alone", *RELATIONS)
 PER_COLOR = {"shape": len(SHAPES) + 1, "count": 5, "place": len(PLACES)}
-WHOLE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS)}
+WHOLE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS), "style": len(STYLES)}
 UNSTATED = -100  # the class index that cross-entropy skips
 ABSENT_WEIGHT = 0.2  # of a colour that is not there, against one that is
 
 
 def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Class indices: [N, 8] for what hangs on a colour, [N] for the ground and the decoration. With captions, a
-    ground or decoration that a caption leaves out is UNSTATED; where there is no decoration, silence is the word for it."""
+    """Class indices: [N, 8] for what hangs on a colour, [N] for ground, decoration and style. With captions, a
+    ground or decoration that a caption leaves out is UNSTATED; where there is no decoration, silence is the word for it, and
+    so it is for paper, the usual style."""
     colors, grounds, shapes = list(COLORS), list(GROUNDS), list(SHAPES)
     out = {
         "shape": torch.full((len(scenes), len(colors)), len(shapes)),
@@ -30,6 +31,7 @@ def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> di
         "place": torch.zeros(len(scenes), len(colors), dtype=torch.int64),
         "ground": torch.tensor([grounds.index(s.ground) for s in scenes]),
         "decoration": torch.tensor([DECORATIONS.index(s.decoration) for s in scenes]),
+        "style": torch.tensor([STYLES.index(s.style) for s in scenes]),
     }
     for row, scene in enumerate(scenes):
         places = ["alone"] if scene.relation is None else [scene.relation, OPPOSITES[scene.relation]]

@@ -19,6 +19,7 @@ class BoxRecipe:
     the U-Net is told, so that the folder loads in diffusers."""
 
     side: int  # pixels of the pictures it learns
+    crop: int  # pixels of the squares that MoVQ learns most of the time
     pictures: int
     dim: int
     vocabulary: int  # tokens at most
@@ -52,7 +53,8 @@ class BoxRecipe:
 _DIM = 256
 _TEXT_LENGTH = 32
 BOX = BoxRecipe(
-    side=64,
+    side=128,
+    crop=64,
     pictures=60_000,
     dim=_DIM,
     vocabulary=1024,
@@ -65,13 +67,13 @@ BOX = BoxRecipe(
         "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 4, "layer_norm_eps": 1e-5,
         "hidden_act": "gelu",
     },
-    movq=MoVQConfig(block_out_channels=(32, 32, 64, 96), layers_per_block=1, num_vq_embeddings=1024, sample_size=64),
+    movq=MoVQConfig(block_out_channels=(32, 32, 64, 96), layers_per_block=1, num_vq_embeddings=1024, sample_size=128),
     prior=PriorConfig(
         num_layers=4, num_attention_heads=4, attention_head_dim=64, embedding_dim=_DIM, num_embeddings=_TEXT_LENGTH
     ),
     unet=UNetConfig(
         block_out_channels=(64, 96, 128), layers_per_block=1, attention_head_dim=32, cross_attention_dim=64,
-        encoder_hid_dim=_DIM, sample_size=8,
+        encoder_hid_dim=_DIM, sample_size=16,
     ),
     prior_scheduler={
             "_class_name": "UnCLIPScheduler", "clip_sample": True, "clip_sample_range": 5.0, "num_train_timesteps": 1000,
