@@ -9,6 +9,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -62,7 +64,8 @@ def main() -> None:
     )  # fmt: skip
     side = kandinsky.defaults.height
     theirs = diffusers_run(catalog.locate(chosen.model), side, chosen.steps, chosen.prior_steps)
-    runs = {"kandinsky22": lambda: kandinsky(request), "diffusers": theirs}
+    seeds = count()  # a new one each time: what the prior made of a text and a seed is kept
+    runs = {"kandinsky22": lambda: kandinsky(replace(request, seed=next(seeds))), "diffusers": theirs}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for work in runs.values():
         work()

@@ -3,13 +3,13 @@
     python runs/score_box.py [--model FOLDER] [--captions 300] [--sheet SHEET.png] [--output SCORES.md]
 
 Three rows of rates, one for each stage that may be to blame: the true picture through MoVQ; the true picture's own CLIP
-embedding, painted; the caption, painted. The control is judged against another caption: what is painted when the
-embeddings are shuffled. Scenes come from a seed that no training uses.
+embedding, painted; the caption, painted. A fourth is of captions with a colour and a shape that training never showed
+together. The control is judged against another caption: what is painted when the embeddings are shuffled. Scenes come from
+a seed that no training uses.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from kandinsky22 import Kandinsky, text2img
+from kandinsky22 import Kandinsky, Request, text2img, variations
+from kandinsky22.checkpoints import catalog
 from kandinsky22.compositions import Scene, caption, judge, read, render, sample, wilson
 from kandinsky22.events import Result
-from kandinsky22.kandinsky import Embeds
+from kandinsky22.stages import to_image, to_pixels
 
 FRESH_SEED = 22  # training draws from 0, and looks at 1
 BATCH = 25
-ATTRIBUTES = ("ground", "present", "colors", "shape", "count", "relation", "whole")
+ATTRIBUTES = ("ground", "present", "colors", "shape", "count", "relation", "style", "whole")
 MEANING = {
     "ground": "ground", "present": "asked colours present", "colors": "exactly the asked colours", "shape": "shape",
-    "count": "count", "relation": "relation", "whole": "whole caption",
+    "count": "count", "relation": "relation", "style": "style", "whole": "whole caption",
 }  # fmt: skip
 
 
@@ -38,34 +39,28 @@ def batches(n: int) -> list[range]:
 
 def reconstructed(kandinsky: Kandinsky, scenes: Sequence[Scene], side: int) -> list[Image.Image]:
     """The true pictures, through MoVQ and back."""
-    pixels = torch.tensor(np.stack([render(scene, side) for scene in scenes])).movedim(-1, 1).float() / 127.5 - 1
-    with torch.inference_mode():
-        return [image for part in pixels.split(BATCH) for image in kandinsky.decode(kandinsky.movq.encode(part))]
-
-
-def painted_from_pictures(kandinsky: Kandinsky, scenes: Sequence[Scene], side: int) -> list[Image.Image]:
-    """Paintings of the true pictures' own embeddings."""
-    pictures = []
-    for part in track(batches(len(scenes)), "from true embeddings"):
-        shown = [Image.fromarray(render(scenes[i], side)) for i in part]
+    decoder = kandinsky.decoder(catalog.DECODER)
+    images = []
+    for scene in track(scenes, "through MoVQ"):
+        pixels = to_pixels(render(scene, side).astype(np.float32) / 255)
         with torch.inference_mode():
-            embeds = kandinsky.image_encoder(kandinsky.image_processor(shown))
-        request = replace(text2img("", num_images=len(part), seed=part.start), height=side, width=side)
-        negative = kandinsky.zero_image_embed.expand_as(embeds)
-        latents = kandinsky.sample(request, Embeds(embeds, negative), kandinsky.begin(request))
-        pictures += kandinsky.decode(latents)
-    return pictures
+            images.append(to_image(decoder.decode(decoder.encode(pixels))[0]))
+    return images
 
 
-def painted_from_captions(kandinsky: Kandinsky, scenes: Sequence[Scene]) -> list[Image.Image]:
-    """Paintings of the scenes' plain captions."""
+def painted(kandinsky: Kandinsky, requests: Sequence[Request], name: str) -> list[Image.Image]:
+    """The first painting of each request."""
     pictures: dict[int, Image.Image] = {}
-    for part in track(batches(len(scenes)), "from captions"):
-        requests = {i: text2img(caption(scenes[i]), seed=i) for i in part}
-        for i, event in kandinsky.stream_many(requests):
+    for part in track(batches(len(requests)), name):
+        for i, event in kandinsky.stream_many({i: requests[i] for i in part}):
             if isinstance(event, Result):
                 pictures[i] = event.pictures[0].image
-    return [pictures[i] for i in range(len(scenes))]
+    return [pictures[i] for i in range(len(requests))]
+
+
+def captioned(scenes: Sequence[Scene]) -> list[Request]:
+    """A request for each scene's plain caption."""
+    return [text2img(caption(scene, whole=True), seed=i) for i, scene in enumerate(scenes)]
 
 
 def row(name: str, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> str:
@@ -91,17 +86,20 @@ def main() -> None:
     kandinsky = Kandinsky.load(chosen.model, device="cpu", dtype="float32")
     side = kandinsky.defaults.height
     scenes = [sample(np.random.default_rng([chosen.seed, i])) for i in range(chosen.captions)]
-    painted = painted_from_captions(kandinsky, scenes)
+    unseen = [sample(np.random.default_rng([chosen.seed, 1, i]), held_out=True) for i in range(chosen.captions)]
+    shown = [variations(image=render(scene, side), seed=i) for i, scene in enumerate(scenes)]
+    paintings = painted(kandinsky, captioned(scenes), "from captions")
     others = [*scenes[1:], scenes[0]]
     table = [
         f"| % right of {len(scenes)} (95% interval) | " + " | ".join(MEANING.values()) + " |",
         "|---" * (len(ATTRIBUTES) + 1) + "|",
         row("true picture, through MoVQ", reconstructed(kandinsky, scenes, side), scenes),
-        row("true embedding, painted", painted_from_pictures(kandinsky, scenes, side), scenes),
-        row("**caption, painted**", painted, scenes),
-        row("control: shuffled embeddings", painted, others),
+        row("true embedding, painted", painted(kandinsky, shown, "from true embeddings"), scenes),
+        row("**caption, painted**", paintings, scenes),
+        row("caption of a pair never seen together", painted(kandinsky, captioned(unseen), "unseen pairs"), unseen),
+        row("control: shuffled embeddings", paintings, others),
     ]
-    weights = ", ".join(f"{name} {digest}" for name, digest in kandinsky.made_by["weights"].items())
+    weights = ", ".join(f"{name} {digest}" for name, digest in kandinsky.stored.fingerprints(catalog.DECODER).items())
     stages = [f"{name}: {s.sampler}, {s.steps} steps, guidance {s.guidance_scale:g}"
               for name, s in (("prior", kandinsky.defaults.prior), ("decoder", kandinsky.defaults.decoder))]  # fmt: skip
     text = "\n".join([*table, "", f"{side} px; {'; '.join(stages)}; scene seed {chosen.seed}; weights {weights}.", ""])
@@ -109,7 +107,7 @@ def main() -> None:
     if chosen.output:
         chosen.output.write_text(text)
     if chosen.sheet:
-        tiles = [np.asarray(picture.resize((128, 128), Image.Resampling.BICUBIC)) for picture in painted[:64]]
+        tiles = [np.asarray(picture.resize((128, 128), Image.Resampling.BICUBIC)) for picture in paintings[:64]]
         rows = [np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, len(tiles), 8)]
         Image.fromarray(np.concatenate([r for r in rows if r.shape == rows[0].shape])).save(chosen.sheet)
 

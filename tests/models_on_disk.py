@@ -1,5 +1,7 @@
 """A whole model in a folder, in the published layout, so small that it paints in a blink: random weights, a language."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,8 +34,12 @@ def randomise(network: torch.nn.Module, seed: int = 0) -> None:
 
 
 def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
-    """Write a model of random weights that `Kandinsky.load(folder)` and diffusers load; it paints 64x64."""
+    """Write a model of random weights that `Kandinsky.load(folder)` and diffusers load; it paints 64x64.
+
+    Beside `prior/` and `decoder/` are the decoders of the other tasks, `decoder-inpaint/` and `controlnet-depth/`.
+    """
     decoder, prior = folder / catalog.DECODER, folder / catalog.PRIOR
+    inpaint, depth = folder / catalog.INPAINT, folder / catalog.DEPTH
     tokenizer = learn(EXAMPLES, 600, TEXT_LENGTH)
     tower = {"projection_dim": DIM, "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
     stack = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -61,6 +67,8 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
         prior / "prior": PriorTransformer(prior_config),
         decoder / "unet": UNet(unet),
         decoder / "movq": MoVQ(movq),
+        inpaint / "unet": UNet(replace(unet, in_channels=9)),
+        depth / "unet": UNet(replace(unet, in_channels=8, addition_embed_type="image_hint")),
     }
     for place, network in networks.items():
         randomise(network, seed)
@@ -75,3 +83,15 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
     write_json(prior / "model_index.json", catalog.PRIOR_INDEX)
     write_json(decoder / "model_index.json", catalog.DECODER_INDEX)
     write_json(decoder / "kandinsky22.json", {"defaults": DEFAULTS, "words": language(), "examples": EXAMPLES})
+    for folder, kind, scheduler in (  # every published decoder comes with the same MoVQ
+        (inpaint, "KandinskyV22InpaintPipeline", {**DECODER_CONFIG, "clip_sample": False}),
+        (depth, "KandinskyV22ControlnetPipeline", DECODER_CONFIG),
+    ):
+        shutil.copytree(decoder / "movq", folder / "movq")
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        write_json(folder / "model_index.json", {**catalog.DECODER_INDEX, "_class_name": kind})
+    for folder in (decoder, inpaint):  # the published model cards: where the prior is, a list in their front matter
+        card = (
+            f"---\nlicense: apache-2.0\nprior:\n  - {prior}\ntags:\n  - text-to-image\n---\n\n# A tiny Kandinsky 2.2\n"
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")

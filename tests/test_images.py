@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kandinsky22.images import Picture, read_recipe, save_png, sheet
+from kandinsky22.images import Painting, read_recipe, save_png, sheet
 from kandinsky22.tasks import text2img
 
 
-def picture(level: int = 128) -> Picture:
+def picture(level: int = 128) -> Painting:
     image = Image.fromarray(np.full((8, 12, 3), level, np.uint8))
-    return Picture(image, text2img('кружок $5 "red" #1', seed=3), {"weights": {"unet": "abc"}, "threads": 2})
+    return Painting(image, text2img('кружок $5 "red" #1', seed=3), {"weights": {"unet": "abc"}, "threads": 2})
 
 
 def test_a_picture_carries_its_request(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """A request is a value: it goes to JSON and back, and what no model could paint is refused in one sentence."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kandinsky22.request import MAX_SEED, Defaults, Request, Sampling, Text
+from kandinsky22.embedding import Embedding
+from kandinsky22.picture import Picture
+from kandinsky22.request import MAX_SEED, Condition, Defaults, Mask, Mix, Request, Sampling, Start, Text
 from kandinsky22.tasks import text2img
 
 DEFAULTS = Defaults(
@@ -57,8 +61,8 @@ def test_an_empty_negative_prompt_is_none_at_all_but_an_empty_text_is_literal() 
         ({"num_images": True}, "num_images must be a whole number from 1 up"),
         ({"seed": -1}, "seed must be a whole number from 0"),
         ({"seed": MAX_SEED}, "seed must be a whole number from 0"),
-        ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be at least 1"),
+        ({"guidance_scale": -0.5}, "guidance_scale must be 0 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more"),
     ],
 )
 def test_what_no_model_could_paint_is_refused(options: dict[str, Any], sentence: str) -> None:
@@ -84,3 +88,84 @@ def test_one_picture_of_many_is_the_next_seed() -> None:
     request = text2img("a ring", seed=5, num_images=3)
     assert [request.single(k).seed for k in range(3)] == [5, 6, 7]
     assert request.single(2).num_images == 1
+
+
+RNG = np.random.default_rng(1)
+WIDE = Picture.of(RNG.integers(0, 256, (40, 80, 3), dtype=np.uint8))
+HOLE = Picture.of(np.ones((40, 80), np.uint8))
+VALUE = Embedding.of([1.0, 2.5, -3.0], "clip")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [Text("a", WIDE, 0.5), WIDE, VALUE, Mix((Text("a"), WIDE, VALUE, Text("", WIDE, 1.0)), (0.5, -1, 2, 0.0))],
+    ids=["emb2emb", "picture", "embedding", "mix"],
+)
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"start": Start(WIDE, 0.3)},
+        {"hint": WIDE, "start": Start(WIDE, 1)},
+        {"mask": Mask(image=WIDE, area=HOLE, repaint="black", feather=3, paste_back=False, crop=True)},
+        {"mask": Mask(image=WIDE, pad=(1, 2, 3, 4))},
+    ],
+    ids=["start", "hint", "mask", "pad"],
+)
+def test_every_column_goes_to_json_and_back_without_pixels(condition: Condition, columns: dict[str, Any]) -> None:
+    request = Request(
+        condition=condition, negative=condition, seed=1, variation_seed=2, variation_strength=0.5, **columns
+    )
+    text = request.to_json()
+    again = Request.from_json(text)
+    assert again == request
+    assert len(text) < 4000
+    found = again.with_pictures(request.pictures)
+    assert all(picture.pixels is not None for picture in found.pictures.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({}, (64, 128)),
+        ({"aspect": "16:9", "height": 768, "width": 768}, (576, 1024)),
+        ({"aspect": "16:9", "width": 1920}, (1080, 1920)),
+        ({"aspect": "1:2", "height": 200}, (200, 96)),
+        ({"aspect": "1:1"}, (88, 88)),
+        ({"start": Start(WIDE, 0.3)}, (64, 128)),
+        ({"hint": WIDE, "width": 256}, (128, 256)),
+        ({"start": Start(WIDE, 0.3), "height": 96, "width": 96}, (96, 96)),
+        ({"mask": Mask(image=Picture.of(np.zeros((90, 70))), area=HOLE)}, (90, 70)),
+        ({"mask": Mask(image=Picture.of(np.zeros((90, 70))), pad=(0, 10, 20, 0))}, (110, 80)),
+    ],
+)
+def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: tuple[int, int]) -> None:
+    resolved = Request(condition=Text(""), **asked).resolved(DEFAULTS)
+    assert (resolved.height, resolved.width) == size
+    assert resolved.resolved(DEFAULTS) == resolved
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: Start(WIDE, 0), "strength must be above 0"),
+        (lambda: Start(WIDE, 1.5), "at most 1, got 1.5; try 0.3"),
+        (lambda: Text("a", WIDE), "give both or neither"),
+        (lambda: Mix((), ()), "as many weights"),
+        (lambda: Mix((VALUE,), (float("nan"),)), "weights must be numbers"),
+        (lambda: Mask(image=WIDE), "nothing would be painted"),
+        (lambda: Mask(image=WIDE, area=HOLE, repaint="grey"), "mask_mode must be white or black"),  # type: ignore[arg-type]
+        (lambda: Mask(image=WIDE, pad=(0, -1, 0, 0)), "from 0 up"),
+        (lambda: Request(condition=VALUE, aspect="wide"), "width:height, such as 16:9"),
+        (lambda: Request(condition=VALUE, aspect="100:1"), "at most 8:1"),
+        (lambda: Request(condition=VALUE, variation_strength=0.5), "needs a variation_seed"),
+        (
+            lambda: Request(condition=Text(""), mask=Mask(image=Picture.of(np.zeros((30, 90))), area=HOLE)).resolved(
+                DEFAULTS
+            ),
+            "enlarge it",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(wrong: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        wrong()

@@ -9,7 +9,7 @@ from kandinsky22.request import Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from kandinsky22.images import Picture
+    from kandinsky22.images import Painting
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Progress:
 class Result:
     """The finished pictures, the request they answer, and the seconds it took."""
 
-    pictures: "list[Picture]"
+    pictures: "list[Painting]"
     request: Request
     seconds: float
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ PAPER, INK = (250, 249, 247), (110, 108, 104)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Painting:
     """A painted picture: its pixels, the request for it alone, and what else made it (weights, version, dtype, ...)."""
 
     image: Image.Image
@@ -92,3 +94,52 @@ def sheet(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
         page.paste(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), (left, top))
         draw.text((left + width / 2, top + height + line / 2), label, fill=INK, font=font, anchor="mm")
     return page
+
+
+def strip(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in a row, edge to edge."""
+    width, height = images[0].size
+    page = Image.new("RGB", (width * len(images), height))
+    for k, image in enumerate(images):
+        page.paste(image, (k * width, 0))
+    return page
+
+
+def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool) -> Path:
+    """Write pictures of one size as a film: GIF, APNG (.png, .apng), or MP4 where ffmpeg is installed.
+
+    loop: played again and again. Raises `ValueError` for another ending, and where it cannot be written.
+    """
+    path, shown = Path(path), {"save_all": True, "append_images": [*images[1:]], "duration": round(1000 / fps)}
+    ending = path.suffix.lower()
+    try:
+        with whole(path) as partial:
+            if ending == ".gif":
+                images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
+            elif ending in (".png", ".apng"):
+                images[0].save(partial, "PNG", **shown, loop=0 if loop else 1, default_image=False)
+            elif ending == ".mp4":
+                _save_mp4(images, partial, fps)
+            else:
+                raise ValueError(f"a film is written as .gif, .apng or .mp4, got {path.name}")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    return path
+
+
+def _save_mp4(images: Sequence[Image.Image], path: Path, fps: float) -> None:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise ValueError(
+            "an .mp4 needs the program ffmpeg, which is not installed here; a .gif or an .apng needs nothing"
+        )
+    width, height = images[0].size
+    frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
+    # yuv420p, which every player knows, needs even sides
+    coded = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-crf", "16", "-f", "mp4", str(path)]
+    pixels = b"".join(image.convert("RGB").tobytes() for image in images)
+    done = subprocess.run(
+        [program, "-v", "error", "-y", *frames, *coded], input=pixels, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"ffmpeg could not write the film: {done.stderr.decode(errors='replace').strip()}")

@@ -7,14 +7,17 @@ from typing import TypeAlias
 
 import torch
 
-from kandinsky22.models.movq import MoVQConfig
+from kandinsky22.models.movq import WHOLE, MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 
-# Tensors of the widest level at full size, alive at once while decoding: 7.1 seen with the box at 1536 x 1536.
+# Tensors of the widest level at full size, alive at once while decoding whole: 7.1 seen with the box at 1536 x 1536.
 MOVQ_TENSORS = 8
-# Tensors of the first level alive at once in a step: 16 seen with the box, whose levels have one layer; the published three
-# keep up to three times the skips.
-UNET_TENSORS = 40
+# In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with the
+# published configuration at 1024 and 512, where the tiles themselves weigh more.
+TILED_TENSORS = 2
+# Tensors of the first level alive at once in a step, and what the run is conditioned on: 46 seen with the published
+# configuration at 512, 16 with the box, whose levels have one layer and not three.
+UNET_TENSORS = 48
 BYTES_KEPT = 16  # for each pixel of a picture: decoded, cropped, and as it is saved
 Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
@@ -22,8 +25,9 @@ Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int) -> int:
     """Bytes that requests need at their peak: the weights still to be read, `unread` numbers of `itemsize` bytes, and
     decoding one picture, or a guided step of all of them; and the pictures."""
-    pixels = [height * width for _, height, width in sizes]
-    decoding = MOVQ_TENSORS * max(movq.block_out_channels[:2]) * max(pixels)
+    largest, (last, *before) = max(height * width for _, height, width in sizes), movq.block_out_channels[:2]
+    decoding = MOVQ_TENSORS * max(last, *before) * min(largest, WHOLE)
+    decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - WHOLE, 0)
     cells = sum(2 * n * height * width // movq.factor**2 for n, height, width in sizes)
     kept = sum(BYTES_KEPT * n * height * width for n, height, width in sizes)
     return (unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells)) * itemsize + kept

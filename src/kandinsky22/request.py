@@ -1,17 +1,22 @@
 """What is asked, as a value: a frozen `Request` that goes to JSON and back, and all validation of it. Imports no torch.
 
 A request leaves open what it does not care about (None); `resolved` fills that from a model's own defaults, and a resolved
-request paints the same picture wherever the weights are the same.
+request paints the same picture wherever the weights are the same. Its four columns are where the image embedding comes from
+(`condition`), what painting starts from (`start`), a depth picture to follow (`hint`) and a region to repaint (`mask`).
 """
 
 import json
 import math
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Self, TypeAlias
 
-SMALLEST = 64  # pixels of a side; also what computed sides are multiples of
+from kandinsky22 import sizes
+from kandinsky22.embedding import Embedding
+from kandinsky22.picture import Picture
+from kandinsky22.sizes import SMALLEST
+
 SAMPLERS = (
     "ddpm",
     "unclip",
@@ -26,11 +31,19 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _check_strength(strength: object) -> None:
+    if not (isinstance(strength, int | float) and 0 < strength <= 1):
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}; try 0.3")
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt, taken literally."""
+    """A prompt, taken literally. With an image, the prior starts from that picture's embedding, noised to `strength` (1:
+    from noise alone)."""
 
     prompt: str
+    image: Picture | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -39,11 +52,85 @@ class Text:
             self.prompt.encode()
         except UnicodeEncodeError:
             raise ValueError("the prompt holds half a character (a lone surrogate); type it anew") from None
+        if (self.image is None) != (self.strength is None):
+            raise ValueError(
+                "a prior that starts from a picture needs the picture and a strength; give both or neither"
+            )
+        if self.strength is not None:
+            _check_strength(self.strength)
+
+
+Part: TypeAlias = Text | Picture | Embedding
+"""One thing with an image embedding: what the prior makes of a text, a picture's own, a saved one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A weighted sum of embeddings; the weights are taken as they are."""
+
+    parts: tuple[Part, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(self.parts) != len(self.weights):
+            raise ValueError(f"a mix of {len(self.parts)} needs as many weights, got {len(self.weights)}")
+        for weight in self.weights:
+            if not (isinstance(weight, int | float) and math.isfinite(weight)):
+                raise ValueError(f"weights must be numbers, got {weight!r}")
+
+
+Condition: TypeAlias = Part | Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A picture to start from instead of noise: noised to `strength`, in (0, 1]; 1 is nearly noise alone."""
+
+    image: Picture
+    strength: float
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """A picture of which a part is painted anew, and the rest kept.
+
+    area: which part; where it is `repaint` ("white" or "black"); None is what `pad` adds. pad: pixels added around the
+    picture (top, right, bottom, left), which are painted. feather: pixels over which new and old blend, inside the area.
+    paste_back: whether what is not repainted keeps the picture's own pixels, to the bit. crop: paint a window around the
+    area, enlarged, and not the whole picture; None decides by the area's size.
+    """
+
+    image: Picture
+    area: Picture | None = None
+    repaint: Literal["white", "black"] = "white"
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    feather: int = 0
+    paste_back: bool = True
+    crop: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.repaint not in ("white", "black"):
+            raise ValueError(f"mask_mode must be white or black, the colour that is repainted; got {self.repaint!r}")
+        if len(self.pad) != 4 or not all(_is_int(side) and side >= 0 for side in self.pad):
+            raise ValueError(f"a picture is extended by whole numbers of pixels from 0 up, got {self.pad!r}")
+        if self.area is None and not any(self.pad):
+            raise ValueError("nothing would be painted: give a mask, or pixels to extend the picture by")
+        if not (_is_int(self.feather) and self.feather >= 0):
+            raise ValueError(f"feather must be a whole number of pixels from 0 up, got {self.feather!r}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture with what is added to it."""
+        top, right, bottom, left = self.pad
+        return self.image.height + top + bottom, self.image.width + left + right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one stage is sampled; None is the model's own default. `guidance_scale` 1 is no guidance."""
+    """How one stage is sampled; None is the model's own default. `guidance_scale` of 1 or less is no guidance."""
 
     sampler: str | None = None
     steps: int | None = None
@@ -55,13 +142,19 @@ class Sampling:
         if self.steps is not None and not (_is_int(self.steps) and 1 <= self.steps <= 1000):
             raise ValueError(f"steps must be a whole number from 1 to 1000, got {self.steps!r}; try 25")
         scale = self.guidance_scale
-        if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 1):
-            raise ValueError(f"guidance_scale must be at least 1 (1 is off), got {scale!r}; try 4")
+        if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"guidance_scale must be 0 or more (up to 1 is off), got {scale!r}; try 4")
 
     def filled(self, defaults: Self) -> Self:
         """These choices, and the defaults where there is none."""
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(defaults, **chosen)
+
+    @property
+    def weight(self) -> float:
+        """What guidance multiplies by, for a resolved one: 1 where it is off."""
+        assert self.guidance_scale is not None
+        return max(1.0, float(self.guidance_scale))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +171,27 @@ class Defaults:
 class Request:
     """A wish for `num_images` pictures. Picture k of seed s is the picture of seed s + k alone.
 
-    negative: what to keep away from; None is the embedding of the empty picture. height, width: in pixels, from 64 up.
+    condition: what to paint. negative: what to keep away from; None is the embedding of the empty picture, as is usual;
+    `Text("")` is the empty text, literally, which tints. start, hint, mask: see the module. height, width: in pixels, from
+    64 up; aspect: a ratio such as "16:9", at the area that the sides or the model's own say, or for the one side given.
+    prior_seed: the prior's chance, the same for all pictures; None is each picture's own. variation_seed,
+    variation_strength: another seed's noise is turned to: at 1 it is that noise, at 4 it has come round to the first again.
     Raises `ValueError`, one sentence that names the fix, for what no model could paint.
     """
 
-    condition: Text
-    negative: Text | None = None
+    condition: Condition
+    negative: Condition | None = None
+    start: Start | None = None
+    hint: Picture | None = None
+    mask: Mask | None = None
     height: int | None = None
     width: int | None = None
+    aspect: str | None = None
     num_images: int = 1
     seed: int | None = None
+    prior_seed: int | None = None
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
     prior: Sampling = Sampling()
     decoder: Sampling = Sampling()
     model: str = "box"
@@ -97,17 +201,40 @@ class Request:
             side = getattr(self, name)
             if side is not None and not (_is_int(side) and side >= SMALLEST):
                 raise ValueError(f"{name} must be a whole number from {SMALLEST} up, got {side!r}; try {SMALLEST}")
+        if self.aspect is not None:
+            sizes.ratio(self.aspect)
         if not (_is_int(self.num_images) and self.num_images >= 1):
             raise ValueError(f"num_images must be a whole number from 1 up, got {self.num_images!r}")
-        if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed <= MAX_SEED - self.num_images):
-            raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED - self.num_images}, got {self.seed!r}")
+        for name in ("seed", "prior_seed", "variation_seed"):
+            seed = getattr(self, name)
+            if seed is not None and not (_is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
+                raise ValueError(f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r}")
+        if not (isinstance(self.variation_strength, int | float) and 0 <= self.variation_strength <= 4):
+            raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
+        if self.variation_strength and self.variation_seed is None:
+            raise ValueError("variation_strength needs a variation_seed, the seed to turn to")
+        if self.hint is not None and self.mask is not None:
+            raise ValueError("a hint and a mask do not go together: no weights take both; leave one out")
+
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """Every picture it is about, by the place it has."""
+        return dict(_pictures(self))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt in it, the negative ones last."""
+        conditions = [self.condition, *([self.negative] if self.negative is not None else [])]
+        return tuple(part.prompt for condition in conditions for part in parts(condition) if isinstance(part, Text))
 
     def resolved(self, defaults: Defaults) -> Self:
         """This request with nothing left open; a seed that was not given is drawn."""
+        height, width = self._size(defaults)
         return replace(
             self,
-            height=self.height or defaults.height,
-            width=self.width or defaults.width,
+            height=height,
+            width=width,
+            aspect=None,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
             prior=self.prior.filled(defaults.prior),
             decoder=self.decoder.filled(defaults.decoder),
@@ -115,31 +242,151 @@ class Request:
 
     def single(self, k: int) -> Self:
         """The request for picture `k` alone."""
-        return replace(self, num_images=1, seed=None if self.seed is None else self.seed + k)
+        seed, varied = (s if s is None else s + k for s in (self.seed, self.variation_seed))
+        return replace(self, num_images=1, seed=seed, variation_seed=varied)
+
+    def with_pictures(self, found: Mapping[str, Picture]) -> Self:
+        """This request with pixels for the pictures named by their place in `pictures`."""
+        replaced: Self = _replaced(self, "", found)
+        return replaced
 
     def to_json(self) -> str:
         """The request as JSON; what is None is left out."""
-        return json.dumps(_without_none(asdict(self)), ensure_ascii=False)
+        return json.dumps(_plain(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The request that `to_json` wrote. Raises `ValueError` for anything else."""
         try:
-            values = json.loads(text)
-            known = {f.name for f in fields(cls)}
-            if unknown := set(values) - known:
+            values = dict(json.loads(text))
+            if unknown := set(values) - {f.name for f in fields(cls)}:
                 raise TypeError(f"it has {', '.join(sorted(unknown))}, which this version does not know")
-            parts: dict[str, Any] = {**values, "condition": Text(**values["condition"])}
-            if "negative" in values:
-                parts["negative"] = Text(**values["negative"])
-            for stage in ("prior", "decoder"):
-                parts[stage] = Sampling(**values.get(stage, {}))
-            return cls(**parts)
+            return cls(**{name: _READERS.get(name, _as_it_is)(value) for name, value in values.items()})
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is no request of kandinsky22: {error}") from error
 
+    def _size(self, defaults: Defaults) -> tuple[int, int]:
+        """Height and width: those asked for; else a mask's picture's own; else the model's area in the ratio asked for, or
+        of the picture that is started from or followed."""
+        if self.mask is not None and self.aspect is None:
+            own = self.mask.size
+            if min(own) < SMALLEST and not (self.height or self.width):
+                raise ValueError(
+                    f"the picture has {own[0]}x{own[1]} pixels, and the smallest side is {SMALLEST}; enlarge it"
+                )
+            return self.height or own[0], self.width or own[1]
+        shown = self.start.image if self.start else self.hint
+        ratio = (
+            sizes.ratio(self.aspect) if self.aspect else sizes.ratio_of(shown.height, shown.width) if shown else None
+        )
+        both = self.height is not None and self.width is not None
+        if ratio is None or (both and not self.aspect):
+            return self.height or defaults.height, self.width or defaults.width
+        if self.height and self.width:
+            return sizes.of_area(self.height * self.width, ratio)
+        if self.height:
+            return self.height, sizes.grained(self.height * ratio)
+        if self.width:
+            return sizes.grained(self.width / ratio), self.width
+        return sizes.of_area(defaults.height * defaults.width, ratio)
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
+
+def parts(condition: Condition) -> tuple[Part, ...]:
+    """What a condition is made of: itself, or a mix's parts."""
+    return condition.parts if isinstance(condition, Mix) else (condition,)
+
+
+def said(condition: Condition) -> str:
+    """A condition in words, for people."""
+    match condition:
+        case Text():
+            return condition.prompt if condition.image is None else f"{condition.prompt} (from {said(condition.image)})"
+        case Picture():
+            return f"the picture {condition.name or condition.sha256[:8]}"
+        case Embedding():
+            return f"the embedding {condition.digest}"
+        case Mix():
+            return " + ".join(f"{w:g} {said(part)}" for part, w in zip(condition.parts, condition.weights, strict=True))
+
+
+def _pictures(value: Any, place: str = "") -> Iterator[tuple[str, Picture]]:
+    """Every picture in a request, with where it is: "start", "mask.area", "condition.0"."""
+    if isinstance(value, Picture):
+        yield place, value
+    elif isinstance(value, tuple):
+        for k, item in enumerate(value):
+            yield from _pictures(item, f"{place}.{k}")
+    elif is_dataclass(value) and not isinstance(value, Embedding):
+        for f in fields(value):
+            name = "" if f.name in ("image", "parts") and not isinstance(value, Mask) else f.name
+            yield from _pictures(getattr(value, f.name), ".".join(filter(None, (place, name))))
+
+
+def _replaced(value: Any, place: str, found: Mapping[str, Picture]) -> Any:
+    """A copy with other pictures, walked as `_pictures` walks."""
+    if isinstance(value, Picture):
+        return found.get(place, value)
+    if isinstance(value, tuple):
+        return tuple(_replaced(item, f"{place}.{k}", found) for k, item in enumerate(value))
+    if not is_dataclass(value) or isinstance(value, Embedding):
+        return value
+    changed = {}
+    for f in fields(value):
+        name = "" if f.name in ("image", "parts") and not isinstance(value, Mask) else f.name
+        changed[f.name] = _replaced(getattr(value, f.name), ".".join(filter(None, (place, name))), found)
+    return replace(value, **changed)  # type: ignore[type-var]
+
+
+def _plain(value: Any) -> Any:
+    """For JSON. A condition says what it is by its first key."""
+    match value:
+        case Picture():
+            return {"picture": value.to_dict()}
+        case Embedding():
+            return {"embedding": value.to_dict()}
+        case tuple():
+            return [_plain(item) for item in value]
+        case _ if is_dataclass(value):
+            plain = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+            return {name: item for name, item in plain.items() if item is not None}
     return value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _picture(values: Any) -> Picture:
+    return Picture.from_dict(values["picture"])
+
+
+def _condition(values: Any) -> Condition:
+    if "parts" in values:
+        return Mix(tuple(_part(part) for part in values["parts"]), tuple(values["weights"]))
+    return _part(values)
+
+
+def _part(values: Any) -> Part:
+    if "picture" in values:
+        return _picture(values)
+    if "embedding" in values:
+        return Embedding.from_dict(values["embedding"])
+    image = {"image": _picture(values["image"])} if "image" in values else {}
+    return Text(**{**values, **image})
+
+
+def _mask(values: Any) -> Mask:
+    pictures = {name: _picture(values[name]) for name in ("image", "area") if name in values}
+    return Mask(**{**values, **pictures, "pad": tuple(values["pad"])})
+
+
+_READERS = {
+    "condition": _condition,
+    "negative": _condition,
+    "start": lambda values: Start(**{**values, "image": _picture(values["image"])}),
+    "hint": _picture,
+    "mask": _mask,
+    "prior": lambda values: Sampling(**values),
+    "decoder": lambda values: Sampling(**values),
+}
+"""How a field's value is read back; every other one is what it is."""

@@ -10,7 +10,7 @@ from tests.models_on_disk import randomise
 from tests.oracle.tiny import UNET
 
 from kandinsky22.checkpoints import catalog, zero_image
-from kandinsky22.checkpoints.store import CheckpointError, Stored, cache, save
+from kandinsky22.checkpoints.store import CheckpointError, Stored, save
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 from kandinsky22.models.tokenizer import learn
@@ -136,7 +136,7 @@ def test_the_zero_image_is_shipped_or_computed_once(
     (prior / zero_image.SHIPPED).unlink()
     before = sorted((path, path.stat().st_mtime_ns) for path in prior.rglob("*"))
     assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
-    assert len(list((cache() / "zero-image").iterdir())) == 1
+    assert len(list((catalog.cache() / "zero-image").iterdir())) == 1
     monkeypatch.setattr(zero_image, "compute", lambda stored: pytest.fail("computed twice"))
     assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
     assert sorted((path, path.stat().st_mtime_ns) for path in prior.rglob("*")) == before

@@ -9,7 +9,7 @@ from PIL import Image
 
 from kandinsky22.cli import paint
 from kandinsky22.events import Event, Notice, Progress, Result, Started
-from kandinsky22.images import Picture
+from kandinsky22.images import Painting
 from kandinsky22.request import Defaults, Request, Sampling
 
 DEFAULTS = Defaults(
@@ -40,13 +40,13 @@ class Painter:
         size = (request.width or 0, request.height or 0)
         images = [Image.new("RGB", size, (seed % 251, 100, 200)) for seed in seeds]
         yield from (Progress("decoder", i, 3, lambda: images[0]) for i in (1, 2, 3))
-        pictures = [Picture(image, request.single(k), {"threads": 1}) for k, image in enumerate(images)]
+        pictures = [Painting(image, request.single(k), {"threads": 1}) for k, image in enumerate(images)]
         yield Result(pictures, request, 1.5)
 
     def hired(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> "Painter":
         """Take the place of every model, and work in `folder`."""
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(paint, "load", lambda _, options: self.options.update(options) or self)
+        monkeypatch.setattr(paint, "load", lambda _, options, request=None: self.options.update(options) or self)
         return self
 
 

@@ -36,10 +36,9 @@ def refused(capsys: Said, *arguments: str) -> str:
         (["-n", "0"], "num_images must be"),
         (["--seed", "-1"], "seed must be a whole number from 0"),
         (["--seed", "99999999999999999999"], "seed must be"),
-        (["--guidance-scale", "nan"], "guidance_scale must be at least 1"),
-        (["--guidance-scale", "0.5"], "guidance_scale must be at least 1"),
+        (["--guidance-scale", "nan"], "guidance_scale must be 0 or more"),
+        (["--guidance-scale=-0.5"], "guidance_scale must be 0 or more"),
         (["--model", "nowhere"], "there is no model 'nowhere'"),
-        (["--model", "kandinsky-2.2"], "fetch them once with"),
         (["--device", "warp"], "the device 'warp' cannot be used here; try cpu"),
         (["--dtype", "float8"], "dtype must be one of"),
         (["--output", "file/out"], "cannot write into file/out: Not a directory; choose another place with --output"),
@@ -54,6 +53,20 @@ def test_what_cannot_be_painted(
     Path("file").touch()
     assert sentence in refused(capsys, "a red circle", "--model", str(tiny_model), *typed)
     assert files(tmp_path) == ["file"] and not Path("out").exists()
+
+
+def test_published_weights_where_no_hub_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    """First what would be fetched, and how much; then what to do instead."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
+    assert run(["a cat", "--model", "kandinsky-2.2", "--output", str(tmp_path / "out")]) == 2
+    plan, sentence = capsys.readouterr().err.splitlines()
+    assert plan.startswith("fetching kandinsky-2.2: 15.9 GB in 19 files")  # with the image encoder: no negative prompt
+    assert sentence.startswith("kandinsky22: ") and "no hub can be reached" in sentence and "--local-dir" in sentence
+    assert run(["a cat", "--negative-prompt", "a dog", "--model", "kandinsky-2.2", "-o", str(tmp_path / "out")]) == 2
+    assert "12.2 GB in 17 files" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_told_of_before_painting(
@@ -81,7 +94,7 @@ def poison(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is damaged or incomplete"),
         (lambda path: (path.parent / "config.json").unlink(), "config.json is missing"),
         (lambda path: (path.parent / "config.json").write_text("{"), "cannot be read"),
-        (lambda path: shutil.rmtree(path.parents[1]), "no decoder/ folder"),
+        (lambda path: shutil.rmtree(path.parents[1]), "it lacks the folder decoder/"),
         (poison, "the decoder's result is not finite in float32; nothing was saved"),
     ],
     ids=["missing", "truncated", "stub", "empty", "no config", "broken config", "no decoder", "not finite"],

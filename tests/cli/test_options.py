@@ -1,6 +1,5 @@
 """What is typed, and what is understood: options from signatures, prompts, commands, and mistakes."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kandinsky22 import tasks
+from kandinsky22 import forms, tasks
+from kandinsky22.checkpoints.catalog import BOX
 from kandinsky22.cli import options
 from kandinsky22.cli.app import COMMANDS, run
 from kandinsky22.cli.prompt import random_prompt
@@ -33,21 +33,26 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("task", options.all_tasks().values(), ids=options.all_tasks())
-def test_a_task_and_its_options_agree(task: options.Task) -> None:
-    parameters = inspect.signature(task).parameters
+@pytest.mark.parametrize("task", forms.all_tasks().values(), ids=forms.all_tasks())
+def test_a_task_and_its_options_agree(task: forms.Task) -> None:
+    parameters = forms.parameters(task)
     known = {action.dest for action in options.task_parser(task, "x", usage="x")._actions}
-    assert known == parameters.keys() - {"prompt"} | {"size", "help", "version", *options.EDGE}
-    assert parameters.keys() <= tasks.MEANINGS.keys()
+    assert known == parameters.keys() - set(options.AS_WORDS) | {"size", "help", "version", *options.EDGE}
+    assert tasks.How.__annotations__.keys() <= parameters.keys() <= tasks.MEANINGS.keys()
+
+
+def test_every_meaning_is_of_something() -> None:
+    assert {name for task in forms.all_tasks().values() for name in forms.parameters(task)} == tasks.MEANINGS.keys()
 
 
 def test_every_option_reaches_the_request(painter: Painter) -> None:
     values: dict[str, Any] = {
         "negative_prompt": "red", "height": 70, "width": 90, "num_images": 2, "seed": 3, "num_inference_steps": 4,
         "guidance_scale": 1.5, "sampler": "heun", "prior_num_inference_steps": 5, "prior_guidance_scale": 6.0,
-        "prior_sampler": "ddim", "model": "elsewhere",
+        "prior_sampler": "ddim", "model": "elsewhere", "aspect": "2:1", "prior_seed": 8, "variation_seed": 9,
+        "variation_strength": 0.25,
     }  # fmt: skip
-    assert values.keys() == inspect.signature(text2img).parameters.keys() - {"prompt"}
+    assert values.keys() == forms.parameters(text2img).keys() - {"prompt"}
     typed = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert run(["a red circle", *typed, "--device", "cpu", "--dtype", "float32"]) == 0
     assert painter.asked == [text2img("a red circle", **values)]
@@ -129,8 +134,8 @@ def test_no_prompt_paints_a_random_one_of_the_language(painter: Painter, typed: 
     assert run(["--seed", "7", *typed]) == run(["--seed", "7", *typed]) == run(typed) == 0
     first, same, other = painter.asked
     assert first == same
-    assert first.condition.prompt == random_prompt(7)
-    assert other.condition.prompt == random_prompt(other.seed or 0)
+    assert first.condition.prompt == random_prompt(7, BOX)
+    assert other.condition.prompt == random_prompt(other.seed or 0, BOX)
     assert set(first.condition.prompt.split()) <= WORDS
 
 

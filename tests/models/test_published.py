@@ -55,3 +55,19 @@ def test_another_architecture_is_refused_by_its_key() -> None:
         UNetConfig.from_dict({**UNET, "act_fn": "gelu"})
     with pytest.raises(ValueError, match="lacks layers_per_block"):
         UNetConfig.from_dict({key: value for key, value in UNET.items() if key != "layers_per_block"})
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(512, 512), (512, 1536), (1536, 512), (768, 1024), (1088, 1920), (1536, 1536)]
+)
+def test_full_size_networks_take_every_size_and_ratio(height: int, width: int) -> None:
+    """Shapes alone, on the meta device; 1920x1080 is computed as 1088 high and cropped."""
+    with torch.device("meta"):
+        unet, hinted, inpaint, movq = (NETWORKS[name]() for name in ("unet", "unet_hint", "unet_inpaint", "movq"))
+        x = torch.empty(2, 4, height // 8, width // 8)
+        t, embeds, hint = torch.empty(2), torch.empty(2, 1280), torch.empty(2, 3, height, width)
+        masked = torch.empty(2, 5, height // 8, width // 8)
+        for network, how in ((unet, {}), (hinted, {"hint": hint}), (inpaint, {"masked": masked})):
+            assert network(x, t, network.condition(embeds, **how)).shape == (2, 8, height // 8, width // 8)
+        assert movq.decode(x).shape == (2, 3, height, width)
+        assert movq.encode(torch.empty(2, 3, height, width)).shape == x.shape

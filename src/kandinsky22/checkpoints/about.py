@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.checkpoints import catalog
 from kandinsky22.files import whole
 from kandinsky22.request import Sampling
 
@@ -30,10 +29,9 @@ class About:
     examples: Sequence[str] = ()
 
 
-def read_about(model: Path) -> About:
-    """What a model's folder says of itself. Raises `CheckpointError` where it cannot be understood."""
-    path = model / catalog.DECODER / NAME
-    if not path.exists():
+def read_about(decoder: Path | None) -> About:
+    """What a decoder's folder says of its model. Raises `CheckpointError` where it cannot be understood."""
+    if decoder is None or not (path := decoder / NAME).exists():
         return About()
     values = read_json(path)
     try:

@@ -1,6 +1,8 @@
-"""A model's folder as one thing: its parts, whether they are of one model, and what tells it from others."""
+"""A model's folders as things: the prior, and the decoders of its tasks; whether their parts are of one model, and what tells
+them from others."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.about import CheckpointError, read_about, read_json
+from kandinsky22.checkpoints.about import About, CheckpointError, read_about, read_json
 from kandinsky22.checkpoints.store import Stored
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
@@ -17,9 +19,16 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
 
+SCHEDULER = Path("scheduler") / "scheduler_config.json"
+TASK_OF = {
+    catalog.DECODER: "painting from words, pictures and mixes",
+    catalog.INPAINT: "inpainting",
+    catalog.DEPTH: "following a depth picture",
+}
 
-class StoredModel:
-    """A folder with `decoder/` and `prior/` in the published layout: checked whole, its networks not yet read.
+
+class StoredPrior:
+    """The prior pipeline's folder: checked whole, its networks not yet read.
 
     Raises `CheckpointError` where a part is missing, is not what it should be, or does not fit the others. The image
     encoder is looked at only when it is asked for.
@@ -27,61 +36,15 @@ class StoredModel:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        decoder, self._prior = folder / catalog.DECODER, folder / catalog.PRIOR
-        for part in (decoder, self._prior):
-            if not part.is_dir():
-                raise CheckpointError(
-                    f"{folder} has no {part.name}/ folder; a model is a folder with both pipelines in it"
-                )
-        self.unet = Stored(decoder / "unet", UNet, UNetConfig)
-        self.movq = Stored(decoder / "movq", MoVQ, MoVQConfig)
-        self.prior = Stored(self._prior / "prior", PriorTransformer, PriorConfig)
-        self.text_encoder = Stored(self._prior / "text_encoder", CLIPText, CLIPTextConfig)
-        self.tokenizer = load_tokenizer(self._prior / "tokenizer")
-        self.schedulers = {
-            part.name: read_json(part / "scheduler" / "scheduler_config.json") for part in (decoder, self._prior)
-        }
-        self.about = read_about(folder)
-        self._check_together()
-
-    @property
-    def networks(self) -> dict[str, Stored[Any, Any]]:
-        """The networks that text-to-image needs, by name."""
-        return {"unet": self.unet, "movq": self.movq, "prior": self.prior, "text_encoder": self.text_encoder}
-
-    @property
-    def image_encoder(self) -> Stored[CLIPVision, CLIPVisionConfig]:
-        """CLIP's vision tower."""
-        return Stored(self._prior / "image_encoder", CLIPVision, CLIPVisionConfig)
-
-    def image_processor(self) -> CLIPImageProcessor:
-        """How pictures are prepared for CLIP's vision tower."""
-        return CLIPImageProcessor.from_dict(read_json(self._prior / "image_processor" / "preprocessor_config.json"))
-
-    def zero_image_embed(self) -> Tensor:
-        """float32 [1, D]: see `checkpoints/zero_image.py`."""
-        return zero_image_embed(self._prior)
-
-    @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """What tells this model from others: its networks, and "settings", which are both schedules and the tokenizer."""
-        settings = repr((self.schedulers, sorted(self.tokenizer.vocab.items()), self.tokenizer.merges))
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
-        return {**{name: stored.fingerprint for name, stored in self.networks.items()}, "settings": digest}
-
-    def _check_together(self) -> None:
-        """Raises `CheckpointError` where parts that are each whole are not of one model."""
-        unet, prior, text = self.unet.config, self.prior.config, self.text_encoder.config
-        if unet.in_channels != self.movq.config.latent_channels or unet.hinted:
-            raise CheckpointError(
-                f"{self.unet.folder} holds the U-Net of another task ({unet.in_channels} channels in, "
-                f"{unet.addition_embed_type}); text to image needs the plain decoder"
-            )
+        self.prior = Stored(folder / "prior", PriorTransformer, PriorConfig)
+        self.text_encoder = Stored(folder / "text_encoder", CLIPText, CLIPTextConfig)
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
+        self.scheduler = read_json(folder / SCHEDULER)
+        prior, text = self.prior.config, self.text_encoder.config
         widths = {
             "the text encoder's hidden_size": text.hidden_size,
             "the text encoder's projection_dim": text.projection_dim,
             "the prior's embedding_dim": prior.embedding_dim,
-            "the U-Net's encoder_hid_dim": unet.encoder_hid_dim,
         }
         lengths = {
             "the tokenizer's model_max_length": self.tokenizer.max_length,
@@ -93,6 +56,108 @@ class StoredModel:
             "the text encoder's vocab_size": text.vocab_size,
         }
         for sizes in (widths, lengths, vocabularies):
-            if len(set(sizes.values())) > 1:
-                said = ", ".join(f"{name} is {size}" for name, size in sizes.items())
-                raise CheckpointError(f"the parts of {self.folder} are not of one model: {said}")
+            _check_equal(folder, sizes)
+
+    @cached_property
+    def image_encoder(self) -> Stored[CLIPVision, CLIPVisionConfig]:
+        """CLIP's vision tower."""
+        return Stored(self.folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+
+    def image_processor(self) -> CLIPImageProcessor:
+        """How pictures are prepared for CLIP's vision tower."""
+        return CLIPImageProcessor.from_dict(read_json(self.folder / "image_processor" / "preprocessor_config.json"))
+
+    def zero_image_embed(self) -> Tensor:
+        """float32 [1, D]: see `checkpoints/zero_image.py`."""
+        return zero_image_embed(self.folder)
+
+    @property
+    def space(self) -> str:
+        """What names the space of its embeddings. CLIP's towers are a pair; the text tower, always here, stands for it."""
+        return self.text_encoder.fingerprint
+
+    @property
+    def networks(self) -> dict[str, Stored[Any, Any]]:
+        """Those that text needs, by name."""
+        return {"prior": self.prior, "text_encoder": self.text_encoder}
+
+
+class StoredDecoder:
+    """A decoder pipeline's folder, of any task: checked whole, its networks not yet read.
+
+    Where it has no MoVQ of its own it uses `movq`: the published folders hold the same one each. Raises `CheckpointError`.
+    """
+
+    def __init__(self, folder: Path, movq: Stored[MoVQ, MoVQConfig] | None = None) -> None:
+        self.folder = folder
+        self.unet = Stored(folder / "unet", UNet, UNetConfig)
+        self.movq = movq if movq and not (folder / "movq").is_dir() else Stored(folder / "movq", MoVQ, MoVQConfig)
+        self.scheduler = read_json(folder / SCHEDULER)
+        latent, entering = self.movq.config.latent_channels, self.unet.config.in_channels
+        kinds = {latent: catalog.DECODER, 2 * latent + 1: catalog.INPAINT}
+        kind = catalog.DEPTH if self.unet.config.hinted and entering == 2 * latent else kinds.get(entering)
+        if kind is None:
+            raise CheckpointError(
+                f"{self.unet.folder} takes {entering} channels, which no task of Kandinsky 2.2 gives it"
+            )
+        self.kind = kind
+
+    @property
+    def networks(self) -> dict[str, Stored[Any, Any]]:
+        """Its networks by name."""
+        return {"unet": self.unet, "movq": self.movq}
+
+
+class StoredModel:
+    """A prior and one to three decoders, from the folder of each part (see `catalog`).
+
+    The prior and the first decoder there is are checked at once, the others when they are asked for. Raises
+    `CheckpointError`.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.folders = dict(folders)
+        self._decoders: dict[str, StoredDecoder] = {}
+        kinds = [kind for kind in TASK_OF if kind in self.folders]
+        if catalog.PRIOR not in self.folders or not kinds:
+            raise CheckpointError(f"a model is a {catalog.PRIOR}/ folder and a {catalog.DECODER}/ folder beside it")
+        self.prior = StoredPrior(self.folders[catalog.PRIOR])
+        self.first = self.decoder(kinds[0])
+        self.about: About = read_about(self.folders[kinds[0]])
+
+    def decoder(self, kind: str) -> StoredDecoder:
+        """The decoder of a kind of task. Raises `CheckpointError` where this model has none."""
+        if kind not in self._decoders:
+            if kind not in self.folders:
+                raise CheckpointError(f"this model has no weights for {TASK_OF[kind]}: it lacks the folder {kind}/")
+            first = next(iter(self._decoders.values()), None)
+            stored = StoredDecoder(self.folders[kind], first.movq if first else None)
+            if stored.kind != kind:
+                raise CheckpointError(
+                    f"{stored.folder} holds weights for {TASK_OF[stored.kind]}, not for {TASK_OF[kind]}"
+                )
+            dims = {
+                "the prior's embedding_dim": self.prior.prior.config.embedding_dim,
+                "the U-Net's encoder_hid_dim": stored.unet.config.encoder_hid_dim,
+            }
+            _check_equal(stored.folder, dims)
+            self._decoders[kind] = stored
+        return self._decoders[kind]
+
+    def fingerprints(self, kind: str) -> dict[str, str]:
+        """What tells this model's painting of a kind from others': its networks, and "settings", which are both schedules
+        and the tokenizer."""
+        decoder, prior = self.decoder(kind), self.prior
+        tokenizer = prior.tokenizer
+        schedulers = {catalog.DECODER: decoder.scheduler, catalog.PRIOR: prior.scheduler}
+        settings = repr((schedulers, sorted(tokenizer.vocab.items()), tokenizer.merges))
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        networks = decoder.networks | prior.networks
+        return {**{name: stored.fingerprint for name, stored in networks.items()}, "settings": digest}
+
+
+def _check_equal(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Raises `CheckpointError` where parts that are each whole are not of one model."""
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} is {size}" for name, size in sizes.items())
+        raise CheckpointError(f"the parts of {folder} are not of one model: {said}")

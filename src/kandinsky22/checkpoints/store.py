@@ -4,21 +4,23 @@ A network is built on the meta device, so no memory is allocated before its weig
 name and shape against the file's header before the first is read. A folder that is read is never written to.
 """
 
+import copy
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Generic, TypeVar
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
 from kandinsky22.files import whole
 from kandinsky22.models.config import Config
@@ -28,19 +30,33 @@ C = TypeVar("C", bound=Config)
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 IGNORED = ".position_ids"  # a constant that old files of CLIP hold
+MAPPED = 128 << 20  # bytes of a file that are mapped at a time while it is read
 HASHED_WHOLE = 64 << 20  # bytes; of larger files, the fingerprint reads the header and samples
 SAMPLES = 256
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights in a network's folder: safetensors first, then the pickled kind, float32 before float16."""
-    for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
-        for name in WEIGHT_NAMES:
-            if (folder / (name + suffix)).is_file():
-                return folder / (name + suffix)
+def weights_file(folder: Path, variant: str | None = None) -> Path:
+    """The weights in a network's folder, or the index of the several files they are in: see `catalog.weights`."""
+    names = (
+        catalog.weights((path.name for path in folder.iterdir() if path.is_file()), variant) if folder.is_dir() else []
+    )
+    if names:
+        return folder / names[0]
     raise CheckpointError(
         f"{folder} has no weights; it should hold {WEIGHT_NAMES[0]}.safetensors or {WEIGHT_NAMES[1]}.safetensors"
     )
+
+
+def weights_files(path: Path) -> list[Path]:
+    """The files that hold the tensors of what `weights_file` found. Raises `ValueError` and `OSError` for a bad index."""
+    if path.suffix != ".json":
+        return [path]
+    index = json.loads(path.read_text(encoding="utf-8"))
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    names = sorted(set(map(str, where.values()))) if isinstance(where, dict) else []
+    if not names or not all(catalog.WEIGHTS_NAME.fullmatch(name) for name in names):
+        raise ValueError("it does not say in which files beside it the tensors are")
+    return [path.with_name(name) for name in names]
 
 
 class Stored(Generic[N, C]):
@@ -65,15 +81,17 @@ class Stored(Generic[N, C]):
         _compare(self.path, wanted, shapes(self.path))
 
     def load(self, dtype: torch.dtype, device: torch.device) -> N:
-        """The network, for inference. It may be called once."""
+        """The network, for inference, read anew at each call. Beside what it becomes, only some `MAPPED` bytes of the file
+        are held at a time; numbers that stay as they are, on a CPU, stay in the file until they are used."""
         with torch.inference_mode(False):  # else they could never be trained, whoever happened to need them first
+            network, arrived = copy.deepcopy(self._empty), {}
             try:
-                tensors = dict(_tensors(self.path))
+                for name, value in _tensors(self.path):
+                    arrived[name] = value.to(device, dtype)
             except (OSError, SafetensorError, RuntimeError, ValueError) as error:
                 raise CheckpointError(f"{self.path} cannot be read ({error}); fetch it again") from error
-            arrived = {name: tensors[name].to(device, dtype) for name in self._empty.state_dict()}
-            self._empty.load_state_dict(arrived, assign=True)
-        return self._empty.eval().requires_grad_(False)
+            network.load_state_dict({name: arrived[name] for name in network.state_dict()}, assign=True)
+        return network.eval().requires_grad_(False)
 
     @property
     def elements(self) -> int:
@@ -88,12 +106,13 @@ class Stored(Generic[N, C]):
         so that five gigabytes cost no more than a blink.
         """
         digest = hashlib.sha256(json.dumps(read_json(self.folder / "config.json"), sort_keys=True).encode())
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            if size <= HASHED_WHOLE:
-                digest.update(file.read())
-            else:
-                header = struct.unpack("<Q", file.read(8))[0] if self.path.suffix == ".safetensors" else 0
+        for path in [self.path, *weights_files(self.path)] if self.path.suffix == ".json" else [self.path]:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                if size <= HASHED_WHOLE:
+                    digest.update(file.read())
+                    continue
+                header = struct.unpack("<Q", file.read(8))[0] if path.suffix == ".safetensors" else 0
                 digest.update(str(size).encode() + file.read(min(header, HASHED_WHOLE)))
                 for k in range(SAMPLES):
                     file.seek((size - 4096) * k // (SAMPLES - 1))
@@ -102,16 +121,38 @@ class Stored(Generic[N, C]):
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a file's tensors, without reading them. Raises `CheckpointError` for a truncated file."""
+    """Names and shapes of a file's tensors, or those of an index, without reading them.
+
+    Raises `CheckpointError` for what is truncated or no such file.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    part = path
     try:
-        if path.suffix == ".bin":
-            found = {name: tuple(value.shape) for name, value in _tensors(path)}
-        else:
-            with safe_open(path, framework="pt") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+        for part in weights_files(path):
+            if part.suffix == ".bin":
+                found |= {name: tuple(value.shape) for name, value in read_pickled(part).items()}
+            else:
+                with safe_open(part, framework="pt") as file:
+                    found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
+        raise CheckpointError(f"{part} is damaged or incomplete ({error}); fetch it again") from error
     return {name: shape for name, shape in found.items() if not name.endswith(IGNORED)}
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin` file by name, memory-mapped where it is a zip. Runs nothing that is in it.
+
+    Raises `ValueError` where it holds anything but tensors, and what torch raises for a damaged file.
+    """
+    with path.open("rb") as file:
+        mapped = file.read(4) == b"PK\3\4"  # torch 1.5 and older wrote another kind, which has to be read whole
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UnpicklingError:
+        raise ValueError("it holds more than tensors, which is not read from strangers' files") from None
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise ValueError("it does not hold names and tensors alone")
+    return values
 
 
 def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WEIGHT_NAMES[0]) -> None:
@@ -123,24 +164,27 @@ def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WE
         save_file(tensors, partial, metadata={"format": "pt"})
 
 
-def cache() -> Path:
-    """The user's cache for what is computed once; `KANDINSKY22_CACHE` moves it."""
-    if chosen := os.environ.get("KANDINSKY22_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kandinsky22"
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, one by one. What was read of a mapped file counts as memory until the mapping is gone, so it is
+    mapped anew every `MAPPED` bytes; whoever keeps a tensor keeps its mapping."""
+    for part in weights_files(path):
+        whole_anyway = part.suffix == ".bin" and not is_zipfile(part)  # as torch 1.5 and older wrote
+        file, mapped = _mapping(part), 0
+        for name in list(file):
+            if mapped >= MAPPED and not whole_anyway:
+                file, mapped = _mapping(part), 0
+            value = file[name]()
+            mapped += value.nbytes
+            yield name, value
 
 
-def _tensors(path: Path) -> list[tuple[str, Tensor]]:
+def _mapping(path: Path) -> dict[str, Callable[[], Tensor]]:
+    """What reads each tensor of a file."""
     if path.suffix == ".bin":
-        try:
-            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except UnpicklingError:
-            raise ValueError("it holds more than tensors, which is not read from strangers' files") from None
-        if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-            raise ValueError("it does not hold names and tensors alone")
-        return list(values.items())
-    with safe_open(path, framework="pt") as file:
-        return [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118  # no mapping
+        values = read_pickled(path)
+        return {name: partial(values.__getitem__, name) for name in values}
+    file = safe_open(path, framework="pt").__enter__()  # it is closed when the last tensor goes
+    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118  # no mapping
 
 
 def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kandinsky22.checkpoints.store import Stored, cache
+from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints.store import Stored
 from kandinsky22.files import whole
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 
@@ -26,17 +27,28 @@ def zero_image_embed(prior: Path) -> Tensor:
 
     Where the folder has no image encoder, what it ships is trusted. Raises `CheckpointError` where it has neither.
     """
-    if not (prior / ENCODER).is_dir() and (embed := _read(prior / SHIPPED, None)) is not None:
-        return embed
+    if not (prior / ENCODER).is_dir():
+        for path, name in ((prior / SHIPPED, None), (_kept(published := catalog.published_encoder(prior)), published)):
+            if (embed := _read(path, name)) is not None:
+                return embed
     stored = Stored(prior / ENCODER, CLIPVision, CLIPVisionConfig)
-    kept = cache() / "zero-image" / f"{stored.fingerprint}.safetensors"
-    for path in (prior / SHIPPED, kept):
-        if (embed := _read(path, stored.fingerprint)) is not None:
+    name = catalog.published_encoder(prior) or stored.fingerprint
+    for path in (prior / SHIPPED, _kept(name)):
+        if (embed := _read(path, name)) is not None:
             return embed
     embed = compute(stored)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not pictures
-        write(kept, embed, stored.fingerprint)
+        write(_kept(name), embed, name)
     return embed
+
+
+def is_kept(encoder: str) -> bool:
+    """Whether the embedding by an encoder of this name is in the cache."""
+    return _read(_kept(encoder), encoder) is not None
+
+
+def _kept(encoder: str | None) -> Path:
+    return catalog.cache() / "zero-image" / f"{encoder}.safetensors"
 
 
 @torch.inference_mode()

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from kandinsky22.cli import options
 from kandinsky22.cli.terminal import printable
+from kandinsky22.forms import Task, all_tasks
 
 DEFAULT_TASK = "text2img"
 BAD_INPUT, STOPPED, BROKEN_PIPE = 2, 130, 141  # statuses; the last two as a shell reports the signals
@@ -16,13 +16,33 @@ COMMANDS = {
     "show": ("print the request that a picture carries", "kandinsky22.cli.show"),
     "replay": ("paint a picture again, to the same pixels", "kandinsky22.cli.replay"),
     "words": ("print the small model's language, with examples", "kandinsky22.cli.words"),
+    "embed": ("save the embedding of texts and pictures", "kandinsky22.cli.blend:embed"),
+    "mix": ("blend texts, pictures and saved embeddings", "kandinsky22.cli.blend:blend"),
+    "strip": ("paint the way between them, side by side", "kandinsky22.cli.blend:strip"),
+    "film": ("paint the way between them, as a film", "kandinsky22.cli.blend:film"),
+    "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
+    "doctor": ("say what fits this machine and how long it takes", "kandinsky22.cli.doctor"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
 }
-"""What each does, and the module whose `main(arguments)` does it."""
+"""What each does, and the module whose `main(arguments)` (or the function after the colon) does it."""
 
 USAGE = """kandinsky22 [options] "PROMPT"     without a prompt, one at random
        kandinsky22 COMMAND ..."""
-EXAMPLE = 'kandinsky22 "three red circles over a blue triangle" --seed 7 -n 4'
+PROMPT = '"PROMPT"'
+WORDS = {"interpolate": "WORD-OR-FILE ...", "variations": "FILE"}
+"""What stands beside a task's options, where it is not a prompt."""
+EXAMPLES = {
+    task: f"example:\n  kandinsky22 {example}"
+    for task, example in {
+        "text2img": '"three red circles over a blue triangle" --seed 7 -n 4',
+        "img2img": 'img2img "a yellow star" --image circle.png --strength 0.5',
+        "interpolate": 'interpolate "a red circle" star.png --weights 0.4,0.6',
+        "variations": "variations circle.png -n 4",
+        "inpaint": 'inpaint "a green square" --image circle.png --mask-image mask.png',
+        "outpaint": 'outpaint "two red circles" --image circle.png --right 32',
+        "controlnet": 'controlnet "a purple ring" --hint depth.png',
+    }.items()
+}
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{0,20}memory", re.IGNORECASE)
 
 
@@ -52,21 +72,29 @@ def _route(arguments: Sequence[str]) -> int | None:
     """Hand over to a command, or to a task: what is no command is text to paint."""
     first = arguments[0] if arguments else ""
     if first in COMMANDS:
-        status: int | None = import_module(COMMANDS[first][1]).main(arguments[1:])
+        module, _, function = COMMANDS[first][1].partition(":")
+        status: int | None = getattr(import_module(module), function or "main")(arguments[1:])
         return status
     from kandinsky22.cli import paint
 
-    tasks = options.all_tasks()
-    epilog = f"example:\n  {EXAMPLE}"
+    tasks = all_tasks()
     if first in tasks:
         name = f"kandinsky22 {first}"
-        paint.main(tasks[first], arguments[1:], name=name, usage=f'{name} [options] "PROMPT"', epilog=epilog)
+        usage = f"{name} [options] {WORDS.get(first, PROMPT)}"
+        paint.main(tasks[first], arguments[1:], name=name, usage=usage, epilog=EXAMPLES.get(first, ""))
         return None
+    epilog = EXAMPLES[DEFAULT_TASK]
     known = {name: summary for name, (summary, _) in COMMANDS.items()}
-    epilog = "\n".join(["commands:", *(f"  {name:8} {summary}" for name, summary in known.items()), "", epilog])
+    known = {name: _summary(task) for name, task in tasks.items()} | known
+    epilog = "\n".join(["commands:", *(f"  {name:11} {summary}" for name, summary in known.items()), "", epilog])
     names = [*COMMANDS, *tasks]
     paint.main(tasks[DEFAULT_TASK], arguments, name="kandinsky22", commands=names, usage=USAGE, epilog=epilog)
     return None
+
+
+def _summary(task: Task) -> str:
+    """What a task does, as its docstring begins."""
+    return (task.__doc__ or "").strip().partition("\n")[0].partition(":")[0].rstrip(".").lower()
 
 
 def _sentence(error: Exception) -> str | None:

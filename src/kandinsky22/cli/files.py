@@ -13,8 +13,8 @@ from typing import NamedTuple, Self
 from PIL import Image
 
 from kandinsky22.events import Result
-from kandinsky22.images import Picture, read_recipe, save_png, sheet
-from kandinsky22.request import Request
+from kandinsky22.images import Painting, read_recipe, save_png, sheet
+from kandinsky22.request import Part, Request, Text, parts
 
 NAME_WORDS, NAME_LENGTH = 6, 40
 LARGE = 512  # pixels: a single picture with such sides needs no sheet to be seen
@@ -65,7 +65,7 @@ def save(result: Result, place: Place) -> Iterator[Path]:
         yield save_png(page, _free(place, stem, page))
 
 
-def save_picture(picture: Picture, place: Place, *, alone: bool = True) -> Path:
+def save_picture(picture: Painting, place: Place, *, alone: bool = True) -> Path:
     """Write one picture, which carries its request."""
     stem = place.name if place.name and alone else f"{place.name or _words(picture.request)}-{picture.request.seed}"
     return picture.save(_free(place, stem, picture.image, picture))
@@ -73,17 +73,23 @@ def save_picture(picture: Picture, place: Place, *, alone: bool = True) -> Path:
 
 def _words(request: Request) -> str:
     """A few words of the prompt, as part of a file's name."""
-    words = re.findall(r"[^\W_]+", request.condition.prompt.lower())
+    said = [_name(part) for part in parts(request.condition)]
+    words = re.findall(r"[^\W_]+", " ".join(said).lower())
     return "-".join(words[:NAME_WORDS])[:NAME_LENGTH].strip("-") or "picture"
 
 
-def _free(place: Place, stem: str, image: Image.Image, picture: Picture | None = None) -> Path:
+def _name(part: Part) -> str:
+    """A prompt, or the name of a picture's file without its ending."""
+    return part.prompt if isinstance(part, Text) else Path(getattr(part, "name", None) or "").stem
+
+
+def _free(place: Place, stem: str, image: Image.Image, picture: Painting | None = None) -> Path:
     """The first name that is free, or holds the very same."""
     paths = (place.path(stem, again) for again in count(1))
     return next(path for path in paths if not path.exists() or _holds(path, image, picture))
 
 
-def _holds(path: Path, image: Image.Image, picture: Picture | None) -> bool:
+def _holds(path: Path, image: Image.Image, picture: Painting | None) -> bool:
     try:
         with Image.open(path, formats=("PNG",)) as there:
             if there.size != image.size or there.convert("RGB").tobytes() != image.tobytes():

@@ -1,4 +1,4 @@
-"""Options on the command line: a task's come from its signature, and what they mean from `tasks.MEANINGS`.
+"""Options on the command line: a task's come from its signature (see `forms`).
 
 argparse, because it starts in 50 ms, is always there, and leaves to us how a mistake is told: typer 0.29 takes 150 ms and
 pydantic with it, its errors are boxes of several lines, and a command that needs no name goes against its grain.
@@ -9,18 +9,24 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from types import NoneType
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn
 
-from kandinsky22 import __version__, tasks
+from kandinsky22 import __version__
+from kandinsky22.forms import Kind, Parameter, Task, parameters
 from kandinsky22.request import Request
 
-Task = Callable[..., Request]
-
+AS_WORDS = ("prompt", "images_and_prompts")
 SHORTER = {"num_images": "-n", "num_inference_steps": "--steps"}
 EDGE: Mapping[str, Mapping[str, Any]] = {
-    "device": {"metavar": "NAME", "help": "where to compute: cpu, cuda, mps (default: cuda if there is one, else cpu)"},
-    "dtype": {"metavar": "NAME", "help": "float32, bfloat16 or float16 (default: float16 on cuda, else float32)"},
+    "device": {"metavar": "NAME", "help": "where to compute: auto, cuda, mps, cpu (default: auto, the first there is)"},
+    "dtype": {
+        "metavar": "NAME",
+        "help": "float32, bfloat16, float16 (default: auto: float16 on a GPU, on a CPU bfloat16 for large models)",
+    },
+    "placement": {
+        "choices": ("keep", "offload", "sequential"),
+        "help": "networks stay, or leave when their stage is done, or go block by block (default: keep)",
+    },
     "output": {
         "short": "-o",
         "metavar": "PLACE",
@@ -83,44 +89,51 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"there is no option {option}; {f'did you mean {close[0]}?' if close else dashed}")
 
 
-def all_tasks() -> dict[str, Task]:
-    """The tasks by name."""
-    found = {name: value for name, value in vars(tasks).items() if inspect.isfunction(value) and name[0] != "_"}
-    return {name: value for name, value in found.items() if value.__module__ == tasks.__name__}
-
-
 def task_parser(task: Task, name: str, *, usage: str, epilog: str | None = None) -> Parser:
-    """The options of a task and of the edge."""
-    parameters = inspect.signature(task).parameters
+    """The options of a task and of the edge; what a task takes as words is no option."""
     summary = (inspect.getdoc(task) or "").splitlines()[0]
     parser = Parser(name, f"{summary} What is not said is the model's own choice.", usage=usage, epilog=epilog)
-    for parameter in parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            parser.option(parameter.name, short=SHORTER.get(parameter.name, ""), **_kind(parameter))
-        if parameter.name == "width":
-            parser.option("size", type=_size, metavar="HxW", help="both at once, such as 64x128; 64 is 64x64")
+    add_parameters(parser, task, leave_out=AS_WORDS)
     parser.add_edge()
     return parser
 
 
-def request_of(task: Task, prompt: str, options: Mapping[str, Any]) -> Request:
-    """The request that a task makes of a prompt and what was typed. Raises `ValueError` for values out of range."""
-    known = inspect.signature(task).parameters
-    values = {name: value for name, value in options.items() if name in known}
+def add_parameters(parser: Parser, task: Task, names: Sequence[str] = (), *, leave_out: Sequence[str] = ()) -> None:
+    """Add options for what a task can be told: all of it, or `names` alone, but not what is left out."""
+    for parameter in parameters(task).values():
+        if parameter.name in leave_out or (names and parameter.name not in names):
+            continue
+        parser.option(parameter.name, short=SHORTER.get(parameter.name, ""), **_how_read(parameter))
+        if parameter.name == "width":
+            parser.option("size", type=size_of, metavar="HxW", help="both at once, such as 64x128; 64 is 64x64")
+
+
+def request_of(task: Task, words: Mapping[str, Any], options: Mapping[str, Any]) -> Request:
+    """The request that a task makes of `words` (the values of what it takes as words) and of what was typed.
+
+    Raises `ValueError` for values out of range, and for options that the task cannot do without.
+    """
+    known = parameters(task)
+    values = {name: value for name, value in options.items() if name in known} | {**words}
     if "size" in options:
         if "height" in values or "width" in values:
             raise ValueError("--size says both --height and --width; leave those out")
         values["height"], values["width"] = options["size"]
-    return task(prompt, **values)
+    for parameter in known.values():
+        if parameter.required and parameter.name not in values:
+            raise ValueError(f"{task.__name__} needs --{parameter.name.replace('_', '-')}: {parameter.meaning}")
+    return task(**values)
 
 
-def _kind(parameter: inspect.Parameter) -> dict[str, Any]:
-    """How argparse is to read a parameter, from its type and default."""
-    (kind,) = set(get_args(parameter.annotation) or (parameter.annotation,)) - {NoneType}
-    text = "TEXT" if "prompt" in parameter.name else "NAME"
-    read, metavar = {int: (_whole, "N"), float: (_number, "X"), str: (str, text)}[kind]
-    default = "" if parameter.default is None else f" (default: {parameter.default})"
-    return {"type": read, "metavar": metavar, "help": tasks.MEANINGS[parameter.name] + default}
+def _how_read(parameter: Parameter) -> dict[str, Any]:
+    """How argparse is to read a parameter."""
+    read, metavar = READ[parameter.kind]
+    shown = parameter.default if isinstance(parameter.default, str | int | float) else None
+    said = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
+    how = {"type": read, "metavar": metavar, "help": parameter.meaning + (f" (default: {said})" if said else "")}
+    if parameter.choices:
+        how |= {"choices": parameter.choices, "metavar": "|".join(parameter.choices)}
+    return how
 
 
 def _whole(text: str) -> int:
@@ -136,8 +149,31 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
-def _size(text: str) -> tuple[int, int]:
+def _numbers(text: str) -> list[float]:
+    return [_number(part) for part in text.replace(",", " ").split()]
+
+
+def _yes(text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return text.lower() == "yes"
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width of "64x128"."""
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write height x width, such as 64x128")
     return _whole(sides[0]), _whole(sides[-1])
+
+
+READ: Mapping[Kind, tuple[Callable[[str], Any], str]] = {
+    "text": (str, "TEXT"),
+    "name": (str, "NAME"),
+    "whole": (_whole, "N"),
+    "number": (_number, "X"),
+    "numbers": (_numbers, "X,X,..."),
+    "yes": (_yes, "yes|no"),
+    "picture": (str, "FILE"),
+}
+"""How each kind of parameter is read, and what stands for it in the help."""

@@ -28,13 +28,16 @@ def typed_prompt(words: Sequence[str], commands: Iterable[str], model: str) -> s
     return first
 
 
-def random_prompt(seed: int) -> str:
+def random_prompt(seed: int, model: str) -> str:
     """A sentence of the small model's language; a seed says the same one again."""
     import numpy as np
 
     from kandinsky22.compositions import caption, sample
 
-    return caption(sample(np.random.default_rng(seed)))
+    known = _vocabulary(model)
+    rng = np.random.default_rng(seed)
+    sentences = (caption(sample(rng)) for _ in range(1000))  # the program draws more than every model was taught
+    return next((said for said in sentences if known >= set(said.replace(",", "").split())), caption(sample(rng)))
 
 
 def _command_meant(word: str, commands: Sequence[str]) -> str:
@@ -44,6 +47,6 @@ def _command_meant(word: str, commands: Sequence[str]) -> str:
 
 def _vocabulary(model: str) -> set[str]:
     try:
-        return vocabulary(read_about(catalog.locate(model)).words)
+        return vocabulary(read_about(catalog.parts(model).get(catalog.DECODER)).words)
     except ValueError:  # a model that cannot be read is told of when it is loaded
         return set()

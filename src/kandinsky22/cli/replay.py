@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops
@@ -13,7 +14,8 @@ from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
 from kandinsky22.cli.terminal import display, printable
 from kandinsky22.images import Recipe, read_recipe
-from kandinsky22.request import Request
+from kandinsky22.picture import Picture
+from kandinsky22.request import Request, said
 
 DIFFERENT = 1  # status: nothing differs that should matter, and yet the pixels do
 
@@ -23,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     usage = "kandinsky22 replay [options] FILE"
     parser = Parser("kandinsky22 replay", "Paint a picture again, to the same pixels.", usage=usage)
     parser.option("model", metavar="FOLDER", help="the model (default: the one that painted it)")
+    parser.option(
+        "picture", metavar="FILE", action="append", help="a picture it began with, if that is not beside FILE"
+    )
     parser.add_edge()
     options, words, _ = parser.parse(arguments)
     file = one_file(words, "replay")
@@ -31,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
         then = stored.convert("RGB")
     request, index = _with_its_company(recipe)
     request = replace(request, model=options.get("model", request.model))
+    request = request.with_pictures(_found(request, Path(file), options.get("picture", [])))
     place = files.Place.of(options.get("output", paint.OUTPUT))
+    backend = paint.load(_findable(request.model), _as_then(recipe.made_by) | options, request)
     with display(options.get("quiet", False)) as shown:
-        backend = paint.load(_findable(request.model), _as_then(recipe.made_by) | options)
         result = paint.carry_out(request, backend, shown, place)
     picture = result.pictures[index]
     apart = _furthest(then, picture.image)
@@ -49,10 +55,31 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _found(request: Request, file: Path, given: Sequence[str]) -> dict[str, Picture]:
+    """The pictures that a request began with: those given, or those of the same name and pixels beside the file.
+
+    Raises `ValueError` for one that is nowhere.
+    """
+    at_hand = {picture.sha256: picture for picture in map(Picture.of, given)}
+    found = {}
+    for place, picture in request.pictures.items():
+        for folder in (file.parent, Path()):
+            if picture.sha256 not in at_hand and picture.name and (folder / picture.name).is_file():
+                there = Picture.of(folder / picture.name)
+                at_hand[there.sha256] = there
+        if picture.sha256 not in at_hand:
+            raise ValueError(
+                f"the picture began with {said(picture)}, which is not beside it; pass it with --picture FILE"
+            )
+        found[place] = at_hand[picture.sha256]
+    return found
+
+
 def _findable(model: str) -> str:
     """The model, if it can be found: a picture knows the name of the folder, and not where it was."""
     try:
-        catalog.locate(model)
+        if not catalog.is_remote(model):
+            catalog.parts(model)
     except ValueError as error:
         raise ValueError(
             f"the picture was painted by a model called {model!r}; pass its folder with --model"

@@ -7,7 +7,7 @@ from typing import Any
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import printable
 from kandinsky22.images import Recipe, read_recipe
-from kandinsky22.request import Sampling
+from kandinsky22.request import Sampling, Text, said
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,9 +35,10 @@ def one_file(words: Sequence[str], command: str) -> str:
 def described(recipe: Recipe) -> dict[str, str]:
     """A recipe in words."""
     request = recipe.request
-    lines = {"prompt": request.condition.prompt}
+    lines = {"prompt" if isinstance(request.condition, Text) else "of": said(request.condition)}
     if request.negative is not None:
-        lines["without"] = request.negative.prompt
+        lines["without"] = said(request.negative)
+    lines |= {place: said(picture) for place, picture in request.pictures.items() if not place.startswith("condition")}
     lines |= {
         "size": f"{request.height}x{request.width}",
         "seed": str(request.seed),

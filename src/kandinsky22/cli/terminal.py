@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kandinsky22.events import Event, Notice, Progress, Result, Started
-from kandinsky22.request import Request
+from kandinsky22.request import Request, said
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,7 @@ def describe(request: Request) -> str:
     """A resolved request in one line."""
     first, n = request.seed or 0, request.num_images
     seeds = f"seed {first}" if n == 1 else f"seeds {first} to {first + n - 1}"
-    return f'painting "{printable(request.condition.prompt)}", {request.height}x{request.width}, {seeds}'
+    return f'painting "{printable(said(request.condition))}", {request.height}x{request.width}, {seeds}'
 
 
 class Plain:

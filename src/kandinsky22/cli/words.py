@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError(f"`words` takes no words of yours; see {parser.prog} --help")
-    language = read_about(catalog.locate(options.get("model", catalog.BOX)))
+    language = read_about(catalog.parts(options.get("model", catalog.BOX)).get(catalog.DECODER))
     if not language.words:
         print("this model was not trained in a small language: write what you like")
         return

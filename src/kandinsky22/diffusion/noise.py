@@ -5,6 +5,7 @@ samplers call `noise`: `noise(x)` is like x. `draw` makes noise for a shape, suc
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,10 +17,17 @@ class Noise:
 
     Row k is what seed k would draw alone, whatever else is in the batch, and no stage moves another one's stream. Drawn
     in float32 on the CPU and then cast and moved, so that a seed means the same on every device.
+
+    `towards` names other seeds, to whose noise each row is turned by a strength in [0, 1]: along a quarter circle, on which
+    two independent standard normal draws stay standard normal.
     """
 
-    def __init__(self, seeds: Sequence[int], stage: str) -> None:
+    def __init__(
+        self, seeds: Sequence[int], stage: str, *, towards: Sequence[int] | None = None, strength: float = 0.0
+    ) -> None:
         self._generators = [torch.Generator("cpu").manual_seed(_stream(seed, stage)) for seed in seeds]
+        self._other = None if towards is None or strength == 0 else Noise(towards, stage)
+        self._angle = strength * math.pi / 2
 
     def __call__(self, x: Tensor) -> Tensor:
         """The next noise for x [len(seeds), ...], like x."""
@@ -32,7 +40,10 @@ class Noise:
         if shape[0] != len(self._generators):
             raise ValueError(f"noise for {shape[0]} rows was asked of {len(self._generators)} seeds; give one per row")
         rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
-        return torch.stack(rows).to(device, dtype)
+        drawn = torch.stack(rows)
+        if self._other is not None:
+            drawn = math.cos(self._angle) * drawn + math.sin(self._angle) * self._other.draw(shape)
+        return drawn.to(device, dtype)
 
 
 class SharedNoise:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kandinsky22.models import tiles
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import attend, split_heads
 
 NORM_EPS = 1e-6
 SPATIAL_NORM_GROUPS = 32  # the published code fixes this, whatever norm_num_groups says
+WHOLE = 256 * 256  # pixels up to which a picture is not cut into tiles
+TILE = 16_384  # pixels of a tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +68,14 @@ class SpatialNorm(nn.Module):
         self.conv_b = nn.Conv2d(latent_channels, channels, 1)
 
     def forward(self, f: Tensor, z: Tensor) -> Tensor:
-        size = f.shape[-2:]
+        return self.modulated(self.norm_layer(f), z)
+
+    def modulated(self, normal: Tensor, z: Tensor) -> Tensor:
+        """What is already normalised, [B, C, H, W], told the latent [B, vq_embed_dim, h, w]."""
+        size = normal.shape[-2:]
         scale = F.interpolate(self.conv_y(z), size=size)
         shift = F.interpolate(self.conv_b(z), size=size)
-        return torch.addcmul(shift, self.norm_layer(f), scale)
+        return torch.addcmul(shift, normal, scale)
 
 
 class PlainNorm(nn.GroupNorm):
@@ -162,11 +169,16 @@ class Block(nn.Module):
         if resample == "up":
             self.upsamplers = nn.ModuleList([Upsample(out_channels)])
 
-    def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
+    def layers(self, x: Tensor, z: Tensor | None) -> Tensor:
+        """All but the resampling."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, z)
             if len(self.attentions):
                 x = self.attentions[i](x, z)
+        return x
+
+    def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
+        x = self.layers(x, z)
         for resampler in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
             x = resampler(x)
         return x
@@ -265,10 +277,32 @@ class MoVQ(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.vq_embed_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f], deterministic and not quantised."""
+    def encode(self, pictures: Tensor, *, tile: int | None = None) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f], deterministic and not quantised.
+
+        `tile`: as for `decode`.
+        """
+        if rows := self._rows(pictures.shape[-2], pictures.shape[-1], tile):
+            return self.quant_conv(torch.cat([tiles.encode(self.encoder, x, rows) for x in pictures.split(1)]))
         return self.quant_conv(self.encoder(pictures))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise."""
-        return self.decoder(self.post_quant_conv(z), z)
+    def decode(self, z: Tensor, *, tile: int | None = None) -> Tensor:
+        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise.
+
+        Without gradients, pictures of more than `WHOLE` pixels are decoded one by one in tiles of about `tile` pixels
+        (None: `TILE`), which rounds differently and needs an eighth of the memory. A given `tile` also cuts smaller
+        pictures that it does not cover; with gradients it raises `ValueError`.
+        """
+        h = self.post_quant_conv(z)
+        if rows := self._rows(z.shape[-2] * self.config.factor, z.shape[-1] * self.config.factor, tile):
+            cut = zip(h.split(1), z.split(1), strict=True)
+            return torch.cat([tiles.decode(self.decoder, *one, rows) for one in cut])
+        return self.decoder(h, z)
+
+    def _rows(self, height: int, width: int, tile: int | None) -> int:
+        """How many rows of latents make a tile; 0: the picture is not cut."""
+        if tile is not None and torch.is_grad_enabled():
+            raise ValueError("no gradient flows through tiles; leave tile out, or use torch.no_grad()")
+        if height * width <= (WHOLE if tile is None else tile) or torch.is_grad_enabled():
+            return 0
+        return max(1, (tile or TILE) // (width * self.config.factor))

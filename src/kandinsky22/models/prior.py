@@ -155,14 +155,14 @@ class PriorTransformer(nn.Module):
 
     def prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor) -> Prefix:
         """The text's part, once a run: CLIP's text states `hidden` [B, L, D], text embedding `embed` [B, D], and `mask`
-        bool [B, L], True up to and including the end token. Padding is dropped as far as the longest text allows."""
-        length = int(mask.sum(dim=1).max())
-        text = self.encoder_hidden_states_proj(hidden[:, :length])
+        bool [B, L], True up to and including the end token. L need only be as long as the longest text: `Tokens.trimmed`."""
+        length = mask.shape[1]
+        text = self.encoder_hidden_states_proj(hidden)
         x = torch.cat([text, self.embedding_proj(embed)[:, None]], dim=1)
         positions = self.positional_embedding[:, : self.config.num_embeddings + 1]
         x = x + torch.cat([positions[:, :length], positions[:, -1:]], dim=1)
 
-        real = F.pad(mask[:, :length], (0, 1), value=True)
+        real = F.pad(mask, (0, 1), value=True)
         causal = torch.ones(length + 1, length + 1, dtype=torch.bool, device=mask.device).tril()
         visible = causal & real[:, None, None, :]
         layers = []

@@ -1,0 +1,21 @@
+"""Text to image with ControlNet conditioning: a picture that follows a depth picture.
+
+Here the depth is exact, from the program that draws the scene. Of a photograph it is `kandinsky22.depth("cat.png")`, with the
+extra `depth` installed; or pass a depth picture that you have. Needs weights for depth:
+python examples/controlnet_text_to_image.py ["PROMPT"] [MODEL]
+"""
+
+import sys
+
+import numpy as np
+
+from kandinsky22 import Kandinsky, controlnet
+from kandinsky22.compositions import layers, sample
+
+PROMPT, MODEL = "two blue stars above a red circle", "kandinsky-2.2"
+
+prompt, model = sys.argv[1:] + [PROMPT, MODEL][len(sys.argv) - 1 :]
+kandinsky = Kandinsky.load(model)
+hint = layers(sample(np.random.default_rng(4)), 128).depth
+(picture,) = kandinsky(controlnet(prompt, hint=hint, seed=43))
+print(picture.save("out/controlnet.png"))

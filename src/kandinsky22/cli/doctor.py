@@ -1,0 +1,118 @@
+"""`kandinsky22 doctor`: what fits this machine, what will be used, and about how long a picture takes; fetches nothing."""
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from kandinsky22 import __version__
+from kandinsky22.checkpoints import catalog
+from kandinsky22.cli.options import EDGE, Parser, size_of
+
+EXTRAS = {
+    "huggingface_hub": "fetches published weights: pip install 'kandinsky22[hub]'",
+    "transformers": "makes depth pictures of photographs: pip install 'kandinsky22[depth]'",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Look, measure for a few seconds, and say."""
+    parser = Parser(
+        "kandinsky22 doctor", "Say what fits this machine, what will be used, and about how long a picture takes.",
+        usage="kandinsky22 doctor [options]",
+    )  # fmt: skip
+    parser.option("size", type=size_of, metavar="HxW", help="of the picture (default: the model's own)")
+    parser.option("model", metavar="NAME", help="one model alone (default: the box and the published one)")
+    parser.add_edge(*(name for name in EDGE if name in ("device", "dtype")))
+    options, words, _ = parser.parse(arguments)
+    if words:
+        raise ValueError("doctor takes no words")
+    for line in _findings(options):
+        print(line, flush=True)
+
+
+def _findings(options: dict[str, Any]) -> Iterator[str]:
+    import torch
+
+    from kandinsky22 import memory
+    from kandinsky22.kandinsky import DTYPES, device_of
+
+    device = device_of(options.get("device"))
+    yield f"kandinsky22 {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
+    free = _gigabytes(memory.free(device))
+    yield f"computes on {device.type} ({name}), {torch.get_num_threads()} threads, {free} of memory free"
+    for model in [options["model"]] if "model" in options else [catalog.BOX, *catalog.published()]:
+        yield ""
+        yield from _model(model, device, DTYPES.get(options.get("dtype", "auto")), options.get("size"))
+    yield ""
+    for library, use in EXTRAS.items():
+        yield f"{library}: {'installed' if find_spec(library) else f'not installed; it {use}'}"
+    yield f"ffmpeg: {'installed' if shutil.which('ffmpeg') else 'not installed; it writes films as .mp4'}"
+
+
+def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
+    """A model: whether it is here, what it needs, how long it takes."""
+    from kandinsky22 import cost, memory
+    from kandinsky22.checkpoints import full_size, hub
+    from kandinsky22.kandinsky import LARGE, Kandinsky, fitting_dtype
+    from kandinsky22.models.clip import CLIPText
+    from kandinsky22.models.movq import MoVQ
+    from kandinsky22.models.prior import PriorTransformer
+    from kandinsky22.models.unet import UNet
+
+    networks: tuple[Any, ...] = (CLIPText, PriorTransformer, UNet, MoVQ)
+    here = None
+    if catalog.is_remote(model) and (plan := hub.planned(model)).missing:
+        yield f"{model}: not here yet; {plan}"
+        configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
+        steps = tuple(catalog.PUBLISHED_STEPS[part] for part in (catalog.PRIOR, catalog.DECODER))
+        side = full_size.UNET.sample_size * full_size.MOVQ.factor
+        height, width = size or (side, side)
+        dtype = dtype or fitting_dtype(full_size.elements(UNet, full_size.UNET), device)
+    else:
+        here = Kandinsky.load(model, device=str(device), dtype=dtype)
+        prior, decoder = here.stored.prior, here.stored.first
+        configs = prior.text_encoder.config, prior.prior.config, decoder.unet.config, decoder.movq.config
+        steps = _given(here.defaults.prior.steps), _given(here.defaults.decoder.steps)
+        height, width = size or (here.defaults.height, here.defaults.width)
+        dtype = here.dtype
+        yield f"{model}: here, with weights for {', '.join(here.stored.folders)}"
+    named = str(dtype).removeprefix("torch.")
+    counts = [full_size.elements(*pair) for pair in zip(networks, configs, strict=True)]
+    needs = {
+        placement: memory.needed(*configs[2:], [(1, height, width)], unread, dtype.itemsize)
+        for placement, unread in (("keep", sum(counts)), ("offload", max(counts)))
+    }
+    free = memory.free(device)
+    fits = next((placement for placement, need in needs.items() if need < free), None)
+    said = ", ".join(f"{_gigabytes(need)} with --placement {placement}" for placement, need in needs.items())
+    yield f"  a picture of {height}x{width} in {named} needs about {said}: " + (
+        f"{fits} fits" if fits else "neither fits; try --placement sequential on a GPU, or a smaller --size"
+    )
+    if counts[2] < LARGE and here is not None:  # a small network's time is not in its arithmetic; paint one
+        began = time.perf_counter()
+        here(here.stored.about.examples[0] if here.stored.about.examples else "", height=height, width=width, seed=0)
+        yield f"  and took {_duration(time.perf_counter() - began)} just now, reading the weights included"
+        return
+    work = cost.work(*configs, height=height, width=width).of_a_picture(*steps)
+    seconds = work / cost.rate(device, dtype)
+    yield f"  and takes about {_duration(seconds)}: {work / 1e12:.3g} TFLOP, {steps[0]} + {steps[1]} steps, guided"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _given(value: int | None) -> int:
+    assert value is not None
+    return value

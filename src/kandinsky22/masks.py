@@ -1,0 +1,226 @@
+"""Where a picture is repainted, and what of it stays untouched: the geometry of inpainting, on pixels.
+
+An area is float32 [H, W] in [0, 1], where 1 is repainted. Whatever was given as a mask becomes one first (`repaint_area`),
+and everything else starts from it: a crop around it (`window`), the way back from the painted crop (`feathered`,
+`paste_back`), and a picture with new room at its sides (`padded`). Knows numpy and Pillow; no network and no request.
+"""
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+REPAINTS = ("white", "black")  # which colour of a mask means: paint here
+MUCH = 0.6  # a share of the picture that is seldom meant; the other colour often is
+MOST = 0.7  # a crop of more than this share of the picture would enlarge it by less than a fifth
+FAINT = 8 / 255  # what JPEG of good quality leaves of black where black was, and lacks of white
+ZOOM = 4  # a crop enlarged more than this shows the network nothing to go on from
+
+FloatArray: TypeAlias = NDArray[np.float32]
+
+
+def repaint_area(mask: Image.Image | ArrayLike, size: tuple[int, int], repaint: str = "white") -> FloatArray:
+    """What is to be repainted: float32 [H, W] in [0, 1], 1 is repaint; greys stay greys, but for the all but black and white.
+
+    mask: a picture, or an array [H, W] in [0, 1]; where it holds whole numbers up to 255, in [0, 255], but one of nothing
+    but 0 and 1 is taken at its word. It is stretched to `size`, which is (height, width), with an antialiased triangle
+    filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that repaints, "white" or "black".
+    Raises `ValueError` for another colour, for a mask that is transparent in places (some programs mean "repaint" by
+    it, others "keep"), and for an array of another shape or range.
+    """
+    if repaint not in REPAINTS:
+        raise ValueError(f"mask_mode must be 'white' or 'black', the colour that is repainted, got {repaint!r}")
+    values = _picture_values(mask) if isinstance(mask, Image.Image) else _array_values(np.asarray(mask))
+    values[values <= FAINT], values[values >= 1 - FAINT] = 0, 1
+    if values.shape != size:
+        height, width = size
+        values = np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+    return values if repaint == "white" else 1 - values
+
+
+def _picture_values(mask: Image.Image) -> FloatArray:
+    """A picture's brightness in [0, 1]."""
+    if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
+        raise ValueError("the mask is transparent in places, which may mean repaint or keep; make it black and white")
+    if mask.mode == "F":
+        return _array_values(np.asarray(mask))
+    if mask.mode.startswith("I"):  # 16 bits of grey
+        return _array_values(np.asarray(mask, np.float32) / 65535)
+    return _array_values(np.asarray(mask.convert("L")))
+
+
+def _array_values(mask: NDArray[Any]) -> FloatArray:
+    """An array as float32 [H, W] in [0, 1], a copy."""
+    shape = mask.shape
+    if mask.ndim > 2:  # [1, 1, H, W], [H, W, 1]
+        mask = mask.reshape([side for side in shape if side != 1])
+    if mask.ndim != 2 or mask.size == 0:
+        raise ValueError(f"the mask must have one value per pixel, [height, width], got the shape {list(shape)}")
+    values = mask.astype(np.float32)
+    if np.issubdtype(mask.dtype, np.integer) and values.max() > 1:
+        values /= 255
+    if not (values.min() >= 0 and values.max() <= 1):  # also what is not a number
+        raise ValueError(
+            f"the mask must hold values from 0 to 1, got {values.min():g} to {values.max():g}; divide it by its largest"
+        )
+    return values
+
+
+def check(area: FloatArray, repaint: str = "white") -> None:
+    """Raises `ValueError` where nothing is to be repainted."""
+    if not area.any():
+        other = "black" if repaint == "white" else "white"
+        raise ValueError(
+            f"the mask repaints nothing; make {repaint} what should change, or say mask_mode='{other}' if {other} should"
+        )
+
+
+def share(area: FloatArray) -> float:
+    """How much of the picture is repainted, 0 to 1."""
+    return float(area.mean(dtype=np.float64))
+
+
+def reminder(share: float, repaint: str = "white") -> str | None:
+    """One sentence on which colour repaints, where so much would be that the other may be meant; else None."""
+    if share <= MUCH:
+        return None
+    other = "black" if repaint == "white" else "white"
+    return (
+        f"the mask repaints {share:.0%} of the picture, for {repaint} is what is repainted; "
+        f"if {repaint} was to stay, say mask_mode='{other}'"
+    )
+
+
+def feathered(area: FloatArray, pixels: int) -> FloatArray:
+    """How much of the painted picture to take, float32 [H, W]: 1 inside the area, 0 outside, smooth between.
+
+    It falls inwards over `pixels` from the border of the area, so it is exactly 0 wherever the area is, and no pixel outside
+    it changes. The picture's own edge is no border. Where the area is too thin to reach 1 that way, it falls from its
+    middle instead, so a line is repainted too. Greys of the area that are lower stay. Raises `ValueError` for less than 0.
+    """
+    if pixels < 0:
+        raise ValueError(f"feather must be a number of pixels from 0 up, got {pixels}; try 16")
+    weight = area.copy()
+    if pixels and area.any():
+        (top, bottom), (left, right) = _span(area, 1), _span(area, 0)
+        part = (slice(max(top - 1, 0), bottom + 1), slice(max(left - 1, 0), right + 1))  # all of it, and its border
+        depth = _depth(area[part] > 0, pixels + 1)
+        ramp = np.divide(depth, _deepest(depth, pixels + 1), out=np.zeros_like(depth), where=depth > 0)
+        weight[part] = np.minimum(area[part], ramp * ramp * (3 - 2 * ramp))
+    return weight
+
+
+def _depth(inside: NDArray[np.bool_], reach: int) -> FloatArray:
+    """Euclidean distance of each pixel to the nearest that is not inside, at most `reach`; 0 outside.
+
+    First along the columns, then the least over the row of what Pythagoras makes of it (Saito and Toriwaki, 1994).
+    """
+    height, width = inside.shape
+    row = np.arange(height)[:, None]
+    above = np.maximum.accumulate(np.where(inside, -reach, row), axis=0)
+    below = np.minimum.accumulate(np.where(inside, height + reach, row)[::-1], axis=0)[::-1]
+    along = np.minimum(np.minimum(row - above, below - row), reach).astype(np.float32) ** 2
+    nearest = along.copy()
+    for k in range(1, min(reach, width)):
+        np.minimum(nearest[:, k:], along[:, :-k] + k * k, out=nearest[:, k:])
+        np.minimum(nearest[:, :-k], along[:, k:] + k * k, out=nearest[:, :-k])
+    return np.sqrt(nearest)
+
+
+def _deepest(depth: FloatArray, steps: int) -> FloatArray:
+    """The highest depth within `steps` steps of each pixel, never stepping outside the area, to any of the eight around."""
+    inside = depth > 0
+    for _ in range(steps):
+        wider = np.pad(depth, 1)
+        rows = np.maximum(np.maximum(wider[:-2], wider[1:-1]), wider[2:])
+        depth = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]) * inside
+    return depth
+
+
+def paste_back(original: Image.Image, painted: Image.Image, weight: FloatArray) -> Image.Image:
+    """The painted picture where `weight` [H, W] is 1, the original where it is 0, both bit for bit; rounded between.
+
+    Raises `ValueError` where the three are not of one size.
+    """
+    if not original.size == painted.size == weight.shape[::-1]:
+        sizes = ", ".join(f"{h}x{w}" for w, h in (original.size, painted.size, weight.shape[::-1]))
+        raise ValueError(f"original, painted picture and weight must have one size (height x width), got {sizes}")
+    before, after = (np.asarray(image.convert("RGB"), np.float32) for image in (original, painted))
+    mixed = before + weight[..., None] * (after - before)
+    return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+
+
+class Box(NamedTuple):
+    """A part of a picture in pixels, right and bottom excluded: what `PIL.Image.Image.crop` takes."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.right - self.left
+
+
+def window(area: FloatArray, height: int, width: int, *, margin: float = 0.5) -> Box | None:
+    """The smallest box to paint at height x width instead of the whole picture, or None where no box pays.
+
+    It holds all of the area with `margin` of the area's own height and width around it on each side, as far as the picture
+    goes, has the sides' ratio height : width to the pixel, and is never enlarged more than `ZOOM` times unless the picture
+    itself is. There is none where it would be most of the picture, nor where no box of that ratio holds the area. Raises
+    `ValueError` where there is nothing to repaint, and for a negative margin.
+    """
+    check(area)
+    if margin < 0:
+        raise ValueError(f"the margin around the mask must be at least 0, got {margin}; try 0.5")
+    (top, bottom), (left, right) = _span(area, 1), _span(area, 0)
+    whole_height, whole_width = area.shape
+    tall = max(math.ceil((bottom - top) * (1 + 2 * margin)), math.ceil(height / ZOOM))
+    wide = max(math.ceil((right - left) * (1 + 2 * margin)), math.ceil(width / ZOOM))
+    scale = min(max(tall / height, wide / width), whole_height / height, whole_width / width)
+    tall = min(_nearest(height * scale), whole_height)
+    wide = min(_nearest(width * scale), whole_width)
+    if tall < bottom - top or wide < right - left or tall * wide > MOST * area.size:
+        return None
+    y, x = _place(top, bottom, tall, whole_height), _place(left, right, wide, whole_width)
+    return Box(x, y, x + wide, y + tall)
+
+
+def _nearest(side: float) -> int:
+    return max(1, math.floor(side + 0.5))
+
+
+def _span(area: FloatArray, across: int) -> tuple[int, int]:
+    """From the first row to after the last that holds some of the area; columns where `across` is 0."""
+    places = np.flatnonzero(area.max(axis=across))
+    return int(places[0]), int(places[-1]) + 1
+
+
+def _place(start: int, stop: int, length: int, whole: int) -> int:
+    """Where a stretch of `length` begins that is centred on start..stop and shifted into 0..whole."""
+    return min(max((start + stop - length) // 2, 0), whole - length)
+
+
+def padded(
+    image: Image.Image, top: int = 0, right: int = 0, bottom: int = 0, left: int = 0
+) -> tuple[Image.Image, FloatArray]:
+    """The picture with new room at its sides, RGB, and the area that is new: 1 there, 0 on the old picture.
+
+    The room holds the picture's own edge, drawn out: the softest thing MoVQ can see beside what is kept. Raises
+    `ValueError` for a negative number of pixels.
+    """
+    if min(top, right, bottom, left) < 0:
+        raise ValueError("a picture is extended by 0 pixels or more on each side; crop it first to lose some")
+    room = ((top, bottom), (left, right))
+    pixels = np.pad(np.asarray(image.convert("RGB")), (*room, (0, 0)), mode="edge")
+    area = np.pad(np.zeros((image.height, image.width), np.float32), room, constant_values=1)
+    return Image.fromarray(pixels), area

@@ -1,0 +1,120 @@
+"""Where networks are while a request is carried out, and when they come and go.
+
+"keep": what was read stays on the device. "offload": a network is there only while a stage needs it, so a run needs room
+for its largest stage and not for the sum. "sequential": the weights stay in the processor's memory, and a large one is on
+the device only while it is used. The numbers are the same in all three. On a CPU there is nowhere else to be: there a
+network that leaves is let go and read again when it is next needed, and "sequential" is "offload".
+
+Networks that come and go are for reading: what is changed in one is lost when it leaves.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kandinsky22.checkpoints.store import Stored
+from kandinsky22.models.config import Config
+
+N = TypeVar("N", bound=nn.Module)
+C = TypeVar("C", bound=Config)
+Placement = Literal["keep", "offload", "sequential"]
+CPU = torch.device("cpu")
+SMALL_NETWORK = (
+    256 << 20
+)  # bytes; one is moved whole even in "sequential". MoVQ is one: its tiles look at a weight often
+SMALL_WEIGHT = 256 << 10  # bytes; those of a large network that are not worth a journey stay on the device
+
+
+class Networks:
+    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, placement: Placement = "keep") -> None:
+        if placement not in get_args(Placement):
+            raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
+        self.device, self.dtype, self.placement = device, dtype, placement
+        self._loaded: dict[Stored[Any, Any], nn.Module] = {}
+        self._homes: dict[Stored[Any, Any], Mapping[str, Tensor]] = {}  # on the CPU, of networks that are moved whole
+        self._away: set[Stored[Any, Any]] = set()  # of those, the ones on the device
+
+    @torch.inference_mode(False)  # what is made here may be trained later
+    def get(self, stored: Stored[N, C]) -> N:
+        """The network, ready to compute on the device; it is read when it is first needed."""
+        if stored not in self._loaded:
+            give_back()  # what left a moment ago may only now be free
+            self._loaded[stored] = self._read(stored)
+        network: Any = self._loaded[stored]
+        if stored in self._homes and stored not in self._away:
+            moved = {name: value.to(self.device) for name, value in self._homes[stored].items()}
+            network.load_state_dict(moved, assign=True)
+            self._away.add(stored)
+        return network
+
+    @torch.inference_mode(False)
+    def leave(self, stored: Stored[N, C]) -> None:
+        """A stage is done with a network. Whoever still has it must not use it before the next `get`."""
+        if self.placement == "keep":
+            return
+        if stored in self._away:
+            self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
+            self._away.remove(stored)
+        if self.device.type == "cpu":
+            self._loaded.pop(stored, None)
+        give_back()
+
+    def holds(self, stored: Stored[N, C]) -> bool:
+        """Whether a network takes room on the device already."""
+        return stored in self._loaded and (stored not in self._homes or stored in self._away)
+
+    def unread(self, needed: Iterable[Stored[Any, Any]]) -> int:
+        """How many numbers of networks will take room on the device, at once, for a run that needs these."""
+        coming = [stored.elements for stored in needed if not self.holds(stored)]
+        if self.placement == "sequential" and self.device.type != "cpu":
+            coming = [min(elements, SMALL_NETWORK // self.dtype.itemsize) for elements in coming]
+        return sum(coming) if self.placement == "keep" else max(coming, default=0)
+
+    def _read(self, stored: Stored[N, C]) -> N:
+        if self.placement == "keep" or self.device.type == "cpu":
+            return stored.load(self.dtype, self.device)
+        network = stored.load(self.dtype, CPU)
+        if self.placement == "sequential" and stored.elements * self.dtype.itemsize > SMALL_NETWORK:
+            visit(network, self.device)
+        else:
+            self._homes[stored] = network.state_dict()
+        return network
+
+
+class _Visit(nn.Module):
+    """What a weight is to whoever looks at it: a copy on the device, gone when it was used."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self.device)
+
+
+@torch.inference_mode(False)
+def visit(network: nn.Module, device: torch.device) -> None:
+    """Keep a network's large weights where they are and bring each to the device when it is used; the rest moves there."""
+    visiting = _Visit(device)
+    for module in list(network.modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.nbytes > SMALL_WEIGHT:
+                parametrize.register_parametrization(module, name, visiting, unsafe=True)
+            else:
+                setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
+
+
+def give_back() -> None:
+    """Return memory that is free but still held, the device's and the processor's, to the system."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's alone
+    if trim is not None:
+        trim(0)

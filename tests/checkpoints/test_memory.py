@@ -1,0 +1,94 @@
+"""Reading a network takes the memory of what it becomes, and little of what it is in the file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.models_on_disk import randomise
+from tests.oracle.tiny import PRIOR
+
+from kandinsky22.checkpoints import store
+from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.models.prior import PriorConfig, PriorTransformer
+
+CPU = torch.device("cpu")
+FILE = "diffusion_pytorch_model"
+
+
+@pytest.fixture
+def prior(tmp_path: Path) -> PriorTransformer:
+    """A network, also saved in `tmp_path`."""
+    network = PriorTransformer(PRIOR)
+    randomise(network)
+    save(tmp_path, network, dtype=torch.float32)
+    return network
+
+
+def pickle(folder: Path, network: torch.nn.Module, *, zipped: bool = True) -> None:
+    """Put a `.bin` in the place of the safetensors file."""
+    (folder / f"{FILE}.safetensors").unlink()
+    torch.save(network.state_dict(), folder / f"{FILE}.bin", _use_new_zipfile_serialization=zipped)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "old bin"])
+@pytest.mark.parametrize("mapped", [1, 3000, 1 << 30])
+def test_however_it_is_mapped_the_same_is_read(
+    prior: PriorTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mapped: int
+) -> None:
+    """Mapped anew for every tensor, for some, and never."""
+    if kind != "safetensors":
+        pickle(tmp_path, prior, zipped=kind == "bin")
+    monkeypatch.setattr(store, "MAPPED", mapped)
+    loaded = Stored(tmp_path, PriorTransformer, PriorConfig).load(torch.float32, CPU)
+    assert all(torch.equal(value, prior.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_network_is_read_anew_at_each_call(prior: PriorTransformer, tmp_path: Path) -> None:
+    stored = Stored(tmp_path, PriorTransformer, PriorConfig)
+    half, whole = stored.load(torch.bfloat16, CPU), stored.load(torch.float32, CPU)
+    assert half is not whole
+    assert half.prd_embedding.dtype == torch.bfloat16 and whole.prd_embedding.dtype == torch.float32
+    assert torch.equal(whole.prd_embedding, prior.prd_embedding)
+    assert stored.elements == sum(value.numel() for value in prior.state_dict().values())
+
+
+@torch.inference_mode()
+def test_what_was_read_while_painting_can_be_trained(prior: PriorTransformer, tmp_path: Path) -> None:
+    loaded = Stored(tmp_path, PriorTransformer, PriorConfig).load(torch.float32, CPU)
+    assert not any(parameter.is_inference() for parameter in loaded.parameters())
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from kandinsky22.checkpoints import store
+from kandinsky22.models.prior import PriorConfig, PriorTransformer
+
+store.MAPPED = 8 << 20
+status = lambda key: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) << 10
+stored = store.Stored(Path(sys.argv[1]), PriorTransformer, PriorConfig)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the high-water mark starts anew
+before = status("VmRSS")
+network = stored.load(torch.bfloat16, torch.device("cpu"))
+print(status("VmHWM") - before, 2 * stored.elements)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_float32_file_in_bfloat16_needs_half_its_size(tmp_path: Path, kind: str) -> None:
+    """Of resident memory, in which pages of a mapped file count; in a process of its own."""
+    config = PriorConfig(
+        num_layers=4, num_attention_heads=16, attention_head_dim=64, embedding_dim=64, num_embeddings=9
+    )
+    network = PriorTransformer(config)
+    save(tmp_path, network, dtype=torch.float32)
+    if kind == "bin":
+        pickle(tmp_path, network)
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    peak, weights = map(int, done.stdout.split())
+    assert peak - weights < 40 << 20 < weights, done.stdout  # what is mapped, a tensor beyond it, and the reader itself

@@ -1,0 +1,297 @@
+"""One file for a whole model: what comes back is what went in, to the byte; nothing is trusted, nothing left half-done."""
+
+import json
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from kandinsky22.checkpoints import catalog, single, tensors
+from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints.model import StoredModel
+from kandinsky22.checkpoints.store import Stored
+from kandinsky22.models.unet import UNet, UNetConfig
+
+UNET = Path("decoder/unet/diffusion_pytorch_model.safetensors")
+TEXT = Path("prior/text_encoder/model.safetensors")
+ZERO = Path("prior/zero_image_embed.safetensors")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {p.relative_to(folder).as_posix(): load_file(p) for p in folder.rglob("*.safetensors")}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """The same names, dtypes, shapes and bits."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A small model that may be changed."""
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+@pytest.fixture
+def file(tiny_model: Path, tmp_path: Path) -> Path:
+    """The small model in one file."""
+    single.convert([str(tiny_model)], tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("model", ["tiny", catalog.BOX])
+def test_a_round_trip_changes_no_byte(tiny_model: Path, tmp_path: Path, model: str) -> None:
+    source = catalog.locate(str(tiny_model) if model == "tiny" else model)
+    single.convert([str(source)], tmp_path / "one.safetensors")
+    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
+    assert contents(tmp_path / "folder") == contents(source)
+    single.convert([str(tmp_path / "folder")], tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "folder", "one.safetensors"]
+
+
+def test_every_tensor_is_there_by_its_place(tiny_model: Path, file: Path) -> None:
+    """Key by key, as the library reads the file."""
+    expected = {
+        ".".join((*Path(place).parent.parts, name)): value
+        for place, held in weights(tiny_model).items()
+        for name, value in held.items()
+    }
+    for key in (
+        "prior.prior.clip_mean", "prior.text_encoder.text_projection.weight", "decoder.movq.quantize.embedding.weight",
+        "decoder.unet.conv_in.weight", "decoder-inpaint.unet.conv_in.weight", "controlnet-depth.unet.conv_in.weight",
+    ):  # fmt: skip
+        assert key in expected
+    assert equal(load_file(file), expected)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["decoder/unet/config.json"])["in_channels"] == 4
+    assert metadata["prior/tokenizer/merges.txt"].startswith("#version")
+
+
+def test_numbers_of_two_bytes_do_not_push_those_of_eight_out_of_line(copy: Path, tmp_path: Path) -> None:
+    """The published encoder is float16 with a constant in int64."""
+    odd = {"a": torch.ones(3, dtype=torch.float16), "x.position_ids": torch.arange(3)}
+    save_file({**load_file(copy / TEXT), **odd}, copy / TEXT)
+    single.convert([str(copy)], tmp_path / "one.safetensors")
+    header, start = tensors.read_header(tmp_path / "one.safetensors")
+    assert start % 8 == 0
+    assert all(entry.begin % tensors.SIZES[entry.dtype] == 0 for entry in tensors.entries(header))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_change_dtype_on_the_way(tiny_model: Path, copy: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """As torch converts them; whole numbers, and what is no network, stay as they are. Sources may be mixed."""
+    mixed = {
+        name: value.to(dtype) if i % 2 else value for i, (name, value) in enumerate(load_file(copy / UNET).items())
+    }
+    save_file({**mixed, "old.position_ids": torch.arange(77)[None]}, copy / UNET)
+    name = str(dtype).removeprefix("torch.")
+    for way in ("one.safetensors", "folder"):
+        single.convert([str(copy)], tmp_path / way, name)
+    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
+    assert contents(tmp_path / "unpacked") == contents(tmp_path / "folder")
+    before, after = weights(copy), weights(tmp_path / "folder")
+    for place, held in before.items():
+        wanted = {k: v if k == "old.position_ids" or place == str(ZERO) else v.to(dtype) for k, v in held.items()}
+        assert equal(after[place], wanted), place
+    assert (tmp_path / "folder" / UNET).stat().st_size < 0.6 * (tiny_model / UNET).stat().st_size
+    StoredModel(catalog.parts(str(tmp_path / "folder")))
+
+
+def test_float32_comes_back_from_half_on_the_way_out(file: Path, tmp_path: Path) -> None:
+    single.convert([str(file)], tmp_path / "half.safetensors", "float16")
+    single.convert([str(tmp_path / "half.safetensors")], tmp_path / "folder", "float32")
+    half = load_file(tmp_path / "half.safetensors")
+    found = load_file(tmp_path / "folder" / UNET)
+    assert all(torch.equal(value, half[f"decoder.unet.{name}"].float()) for name, value in found.items())
+
+
+def test_what_would_overflow_is_refused(copy: Path, tmp_path: Path) -> None:
+    save_file({**load_file(copy / UNET), "conv_in.bias": torch.full((32,), 1e6)}, copy / UNET)
+    with pytest.raises(ValueError, match=r"conv_in\.bias has numbers that F16 cannot hold; use --dtype bfloat16"):
+        single.convert([str(copy)], tmp_path / "one.safetensors", "float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
+def test_pickled_weights_become_safetensors(copy: Path, tmp_path: Path, name: str) -> None:
+    """As the published depth decoder is on its main branch."""
+    held = load_file(copy / UNET)
+    (copy / UNET).unlink()
+    torch.save(held, (copy / UNET).with_name(name))
+    single.convert([str(copy)], tmp_path / "folder")
+    assert equal(load_file((tmp_path / "folder" / UNET).with_name(name.replace(".bin", ".safetensors"))), held)
+    assert not list((tmp_path / "folder").rglob("*.bin"))
+    torch.save(load_file(copy / TEXT), (copy / TEXT).with_name("pytorch_model.bin"))
+    (copy / TEXT).unlink()
+    single.convert([str(copy)], tmp_path / "one.safetensors")
+    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
+    StoredModel(catalog.parts(str(tmp_path / "unpacked")))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_several_files_stay_so(copy: Path, tmp_path: Path, suffix: str) -> None:
+    held = load_file(copy / UNET)
+    (copy / UNET).unlink()
+    shards(copy / UNET.parent, held, suffix)
+    single.convert([str(copy)], tmp_path / "one.safetensors")
+    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
+    if suffix == "safetensors":
+        assert contents(tmp_path / "folder") == contents(copy)
+    loaded = Stored(tmp_path / "folder" / UNET.parent, UNet, UNetConfig).load(torch.float32, torch.device("cpu"))
+    assert equal(dict(loaded.state_dict()), held)
+
+
+def shards(folder: Path, held: dict[str, torch.Tensor], suffix: str) -> None:
+    """Write weights in two files with an index."""
+    files = [f"diffusion_pytorch_model-0000{k}-of-00002.{suffix}" for k in (1, 2)]
+    where = {name: files[i % 2] for i, name in enumerate(held)}
+    for file in files:
+        part = {name: value for name, value in held.items() if where[name] == file}
+        torch.save(part, folder / file) if suffix == "bin" else save_file(part, folder / file)
+    index = folder / f"diffusion_pytorch_model.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+
+
+def test_second_copies_and_strange_files_are_left_out_and_told(copy: Path, tmp_path: Path) -> None:
+    before = contents(copy)
+    torch.save({}, copy / "decoder/unet/diffusion_pytorch_model.bin")
+    (copy / "decoder/original.ckpt").write_bytes(b"\xff\xfe")
+    (copy / "decoder/.cache/huggingface").mkdir(parents=True)
+    (copy / "decoder/.cache/huggingface/download.json").write_text("{}")
+    done = single.convert([str(copy)], tmp_path / "folder")
+    assert done.left_out == ["decoder/original.ckpt", "decoder/unet/diffusion_pytorch_model.bin"]
+    assert contents(tmp_path / "folder") == before
+
+
+def test_pipelines_can_be_given_one_by_one(tiny_model: Path, copy: Path, tmp_path: Path) -> None:
+    """By the class that their `model_index.json` names; also links, as the hub's cache has them."""
+    cached = tmp_path / "snapshots" / "c0ffee"
+    for path in (copy / "decoder-inpaint").rglob("*"):
+        if path.is_file():
+            link = cached / path.relative_to(copy / "decoder-inpaint")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(path, link.parent))
+    single.convert([str(cached), str(copy / "prior")], tmp_path / "folder")
+    expected = {
+        name: held for name, held in contents(tiny_model).items() if name.split("/")[0] in ("prior", "decoder-inpaint")
+    }
+    assert contents(tmp_path / "folder") == expected
+    with pytest.raises(ValueError, match="are both prior/ folders"):
+        single.convert([str(copy), str(copy / "prior")], tmp_path / "twice")
+
+
+def test_tensors_pass_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """29 MB of weights need no 29 MB of memory: of the copy, little more than a piece; of a cast, a few of the largest."""
+    monkeypatch.setattr(tensors, "CHUNK", 1 << 16)
+    peaks = []
+    for dtype in (None, "float16"):
+        tracemalloc.start()
+        single.convert([catalog.BOX], tmp_path / f"{dtype}.safetensors", dtype)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    largest = max(value.numel() * value.itemsize for value in load_file(tmp_path / "None.safetensors").values())
+    headers = 8 * tensors.read_header(tmp_path / "None.safetensors")[1]  # as text, as JSON, and as entries
+    assert peaks[0] < headers + (1 << 20) and peaks[1] < headers + (1 << 20) + 6 * largest
+    assert headers + 6 * largest < (tmp_path / "None.safetensors").stat().st_size
+
+
+def test_progress_reaches_the_end(file: Path, tmp_path: Path) -> None:
+    said: list[tuple[int, int]] = []
+    done = single.convert([str(file)], tmp_path / "folder", progress=lambda *told: said.append(told))
+    assert said[-1] == (done.bytes, done.bytes)
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+
+
+@pytest.mark.parametrize("target", ["stopped.safetensors", "stopped"])
+def test_what_is_stopped_leaves_nothing(tiny_model: Path, tmp_path: Path, target: str) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        single.convert([str(tiny_model)], tmp_path / target, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_over_and_no_disk_filled(
+    file: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    for there in (file, tmp_path / "full"):
+        with pytest.raises(ValueError, match="is there already; choose another name"):
+            single.convert([str(tiny_model)], there)
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+        single.convert([str(tiny_model)], tmp_path / "folder", "int8")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match=r"takes 0\.0 GB, and 0\.0 GB is free there; make room"):
+        single.convert([str(tiny_model)], tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", file.name]
+
+
+def forged(file: Path, **changed: Any) -> Path:
+    """The file, with other metadata; None removes some."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = {**opened.metadata(), **changed}
+    save_file(load_file(file), file, {name: text for name, text in metadata.items() if text is not None})
+    return file
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../evil.json", "/etc/evil.json", "decoder/../../evil.json", "decoder/.git/config.json",
+     "evil.json", "decoder/run.py", "other/config.json",
+     "decoder\\..\\evil.json", "header ../x.safetensors", "header decoder/unet/x.py", "decoder//x.json"],
+)  # fmt: skip
+def test_no_file_is_written_outside_a_models_folders(file: Path, tmp_path: Path, place: str) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="would write what is no part of a model"):
+        single.convert([str(forged(file, **{place: "{}"}))], tmp_path / "a" / "folder")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "[]", '{"a": 1}', '{"conv_in.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+     '{"no.such":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+     '{"conv_out.bias":{"dtype":"F32","shape":[8],"data_offsets":[64,96]}}',
+     '{"conv_out.bias":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},'
+     '"conv_in.bias":{"dtype":"F32","shape":[32],"data_offsets":[64,192]}}'],
+)  # fmt: skip
+def test_a_header_that_lies_is_refused(file: Path, tmp_path: Path, header: str) -> None:
+    with pytest.raises(CheckpointError, match="does not hold the decoder/unet/"):
+        single.convert([str(forged(file, **{f"header {UNET.as_posix()}": header}))], tmp_path / "folder")
+
+
+def test_other_files_are_told_apart(file: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no whole model in one file"):
+        single.convert([str(tiny_model / UNET)], tmp_path / "folder")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged or incomplete"):
+        single.convert([str(file)], tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"unpack it once with `kandinsky22 convert"):
+        catalog.parts(str(file))
+    (tmp_path / "decoder").mkdir()
+    with pytest.raises(CheckpointError, match="there are no weights in"):
+        single.convert([str(tmp_path)], tmp_path / "folder")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(
+        CheckpointError, match=r"is of a StableDiffusionPipeline, which is no pipeline of Kandinsky 2\.2"
+    ):
+        single.convert([str(tmp_path)], tmp_path / "folder")

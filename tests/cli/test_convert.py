@@ -1,0 +1,77 @@
+"""`kandinsky22 convert`: what it says, and that it says it without torch where it can."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from kandinsky22.cli import convert
+
+Said = pytest.CaptureFixture[str]
+
+
+def test_there_and_back(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+    one, folder = tmp_path / "one.safetensors", tmp_path / "folder"
+    convert.main([str(tiny_model), str(one), "--dtype", "float16"])
+    convert.main([str(one), str(folder)])
+    assert capsys.readouterr() == (f"{one}\n{folder}\n", "")
+    half = load_file(folder / "decoder/unet/diffusion_pytorch_model.safetensors")
+    assert {str(value.dtype) for value in half.values()} == {"torch.float16"}
+
+
+def test_what_was_left_out_is_said_unless_quiet(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "decoder").symlink_to(tiny_model / "decoder")
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior" / "notes.doc").write_text("")
+    convert.main([str(tmp_path), str(tmp_path / "one.safetensors")])
+    assert "left out, as no part of the model: prior/notes.doc" in capsys.readouterr().err
+    convert.main([str(tmp_path), str(tmp_path / "two.safetensors"), "--quiet"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [[], ["box"]])
+def test_a_name_too_few_is_told(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="`convert` takes a model and where to write it"):
+        convert.main(words)
+
+
+def test_help_and_a_copy_import_no_torch(tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from kandinsky22.cli import convert\n"
+        "try: convert.main(sys_argv)\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    for argv in (["--help"], [str(tiny_model), str(tmp_path / "one.safetensors")]):
+        command = [sys.executable, "-c", code.replace("sys_argv", repr(argv))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "convert" in done.stdout or "one.safetensors" in done.stdout
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_told_from_the_third_second_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: Said, terminal: bool
+) -> None:
+    """Every quarter of a second in a terminal, in one line; else every ten; and at the end."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    now = 0.0
+    tell = convert.progress(lambda: now)
+    for now in (1.0, 1.9, 3.0, 3.1, 11.0, 12.0, 14.0):
+        tell(int(now * 10**9), 15 * 10**9)
+    now = 15.0
+    tell(15 * 10**9, 15 * 10**9)
+    said = capsys.readouterr().err
+    expected = ["3.0", "11.0", "12.0", "14.0", "15.0"] if terminal else ["11.0", "15.0"]
+    assert [line.split()[1] for line in said.replace("\r", "\n").splitlines() if line.strip()] == expected
+    assert "about 4 s left" in said and said.count("\n") == (1 if terminal else 2)
+
+
+def test_a_quick_conversion_says_nothing(capsys: Said) -> None:
+    now = 0.0
+    tell = convert.progress(lambda: now)
+    now = 1.5
+    tell(5, 5)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,41 @@
+"""`doctor`: what is here, what it needs, how long it takes; nothing is fetched and nothing written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kandinsky22 import cost
+from kandinsky22.checkpoints import full_size
+from kandinsky22.cli.app import run
+
+
+def test_it_says_what_is_here_and_what_would_be_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(cost, "rate", lambda *_: 1e12)
+    assert run(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "box: here, with weights for prior, decoder" in said
+    assert "kandinsky-2.2: not here yet; fetching kandinsky-2.2: 12.2 GB in 17 files" in said
+    assert "a picture of 512x512" in said and "88.2 TFLOP" in said and "about 88.2 s" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_ones_own(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--model", str(tiny_model), "--size", "64x128", "--dtype", "float32"]) == 0
+    assert "a picture of 64x128 in float32" in capsys.readouterr().out
+    assert run(["doctor", "--model", "nowhere"]) == 2
+
+
+def test_the_count_is_that_of_the_specification() -> None:
+    """GFLOP at 512 x 512 (spec 6): U-Net 856.1 with its conditioning, MoVQ 1999.5, prior 164.6 and text encoder 97.9, of which
+    ours runs the text once."""
+    configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
+    work = cost.work(*configs, height=512, width=500)
+    assert work.decoder_step / 1e9 == pytest.approx(856.1, rel=0.01)
+    assert work.decode / 1e9 == pytest.approx(1999.5, rel=0.01)
+    assert (work.text + work.prior_step) / 1e9 == pytest.approx(164.6 + 97.9, rel=0.01)
+    assert cost.rate(torch.device("cpu"), torch.float32) > 1e8
