@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PROMPT = "three red circles over a blue triangle"
 SCHEDULERS = {
@@ -35,6 +36,8 @@ BLOCK = 1_000_003  # numbers that are drawn once and written over and over; a pr
 
 def write_model(folder: Path) -> None:
     """A model of random weights as the published folders hold it; what is there already is kept."""
+    import torch
+
     from kandinsky22.checkpoints import catalog, full_size, zero_image
     from kandinsky22.checkpoints.about import write_json
     from kandinsky22.checkpoints.store import Stored
@@ -45,7 +48,7 @@ def write_model(folder: Path) -> None:
     from kandinsky22.models.unet import UNet
 
     prior, decoder = folder / catalog.PRIOR, folder / catalog.DECODER
-    networks = {
+    networks: dict[Path, tuple[Any, Any, str]] = {
         prior / "text_encoder": (CLIPText, full_size.TEXT_ENCODER, "float32"),
         prior / "image_encoder": (CLIPVision, full_size.IMAGE_ENCODER, "float16"),
         prior / "prior": (PriorTransformer, full_size.PRIOR, "float32"),
@@ -65,10 +68,14 @@ def write_model(folder: Path) -> None:
     processor = CLIPImageProcessor(size=224, crop_size=224, image_mean=mean, image_std=std)
     write_json(prior / "image_processor" / "preprocessor_config.json", processor.to_dict())
     save_tokenizer(prior / "tokenizer", tokenizer())
-    write_zeros(prior / zero_image.SHIPPED, Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig).fingerprint)
+    encoder = Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig)
+    some = torch.zeros(
+        1, full_size.IMAGE_ENCODER.projection_dim
+    )  # for the embedding that is computed once and then kept
+    zero_image.write(prior / zero_image.SHIPPED, some, encoder.fingerprint)
 
 
-def write_random(path: Path, network: Callable[..., object], config: object, dtype: str) -> None:
+def write_random(path: Path, network: Any, config: Any, dtype: str) -> None:
     """A network's weights, N(0, 0.02), in the safetensors format."""
     import torch
 
@@ -92,16 +99,7 @@ def write_random(path: Path, network: Callable[..., object], config: object, dty
     partial.rename(path)
 
 
-def write_zeros(path: Path, encoder: str) -> None:
-    """The embedding of the zero image, which is computed once for a model and then kept: some numbers for it."""
-    import torch
-
-    from kandinsky22.checkpoints import full_size, zero_image
-
-    zero_image.write(path, torch.zeros(1, full_size.IMAGE_ENCODER.projection_dim), encoder)
-
-
-def tokenizer() -> object:
+def tokenizer() -> Any:
     """A byte-level tokenizer with as many tokens as CLIP's: pairs of letters."""
     from kandinsky22.checkpoints import full_size
     from kandinsky22.models.tokenizer import END, START, WORD_END, Tokenizer, learn
@@ -112,47 +110,50 @@ def tokenizer() -> object:
     return Tokenizer({token: i for i, token in enumerate(tokens)}, pairs, 77)
 
 
-def kandinsky22(folder: Path, side: int, steps: int, placement: str) -> None:
+def kandinsky22(placement: Any) -> Callable[[Path, int, int], object]:
     """A picture by this package."""
-    from kandinsky22 import Kandinsky
 
-    model = Kandinsky.load(folder, device="cpu", dtype="bfloat16", placement=placement)
-    model(
-        PROMPT, seed=0, height=side, width=side, num_inference_steps=steps, prior_num_inference_steps=steps,
-        guidance_scale=4.0, prior_guidance_scale=4.0,
-    )  # fmt: skip
+    def run(folder: Path, side: int, steps: int) -> object:
+        from kandinsky22 import Kandinsky
+
+        model = Kandinsky.load(folder, device="cpu", dtype="bfloat16", placement=placement)
+        sizes = {"height": side, "width": side, "num_inference_steps": steps, "prior_num_inference_steps": steps}
+        return model(PROMPT, seed=0, guidance_scale=4.0, prior_guidance_scale=4.0, **sizes)
+
+    return run
 
 
-def diffusers(folder: Path, side: int, steps: int, sparing: bool) -> None:
-    """A picture by diffusers: as its documentation has it, or sparing memory by hand. Then the image encoder is left out,
-    which asks for a negative prompt, and the prior's pipeline is deleted before the decoder's is loaded."""
+def diffusers(folder: Path, side: int, steps: int) -> object:
+    """A picture by diffusers, as its documentation has it: both pipelines, then both runs."""
+    prior, decoder = pipeline(folder, "prior"), pipeline(folder, "decoder")
+    embeds = prior(PROMPT, num_inference_steps=steps, guidance_scale=4.0)
+    return decoder(**embeds, height=side, width=side, num_inference_steps=steps, guidance_scale=4.0)
+
+
+def sparing(folder: Path, side: int, steps: int) -> object:
+    """The same with what can be spared by hand: the prior's pipeline is deleted before the decoder's is loaded, and the
+    image encoder is left out, which asks for a negative prompt."""
+    prior = pipeline(folder, "prior", image_encoder=None)
+    embeds = prior(PROMPT, negative_prompt="", num_inference_steps=steps, guidance_scale=4.0)
+    del prior
+    gc.collect()
+    decoder = pipeline(folder, "decoder")
+    return decoder(**embeds, height=side, width=side, num_inference_steps=steps, guidance_scale=4.0)
+
+
+def pipeline(folder: Path, part: str, **changes: Any) -> Any:
+    """diffusers' pipeline of a part of the model."""
     import torch
-    from diffusers import KandinskyV22PriorPipeline
+    from diffusers import DiffusionPipeline
 
-    more, negative = ({"image_encoder": None}, "") if sparing else ({}, None)
-    prior = KandinskyV22PriorPipeline.from_pretrained(folder / "prior", torch_dtype=torch.bfloat16, **more)
-    decoder = None if sparing else decoder_of(folder)
-    embeds = prior(PROMPT, negative_prompt=negative, num_inference_steps=steps, guidance_scale=4.0)
-    if decoder is None:
-        del prior
-        gc.collect()
-        decoder = decoder_of(folder)
-    decoder(**embeds, height=side, width=side, num_inference_steps=steps, guidance_scale=4.0)
+    return DiffusionPipeline.from_pretrained(folder / part, torch_dtype=torch.bfloat16, **changes)
 
 
-def decoder_of(folder: Path) -> object:
-    """diffusers' pipeline of the decoder."""
-    import torch
-    from diffusers import KandinskyV22Pipeline
-
-    return KandinskyV22Pipeline.from_pretrained(folder / "decoder", torch_dtype=torch.bfloat16)
-
-
-ROWS: dict[str, Callable[[Path, int, int], None]] = {
-    "kandinsky22, offload": lambda *asked: kandinsky22(*asked, "offload"),
-    "kandinsky22, keep": lambda *asked: kandinsky22(*asked, "keep"),
-    "diffusers, sparing": lambda *asked: diffusers(*asked, sparing=True),
-    "diffusers": lambda *asked: diffusers(*asked, sparing=False),
+ROWS = {
+    "kandinsky22, offload": kandinsky22("offload"),
+    "kandinsky22, keep": kandinsky22("keep"),
+    "diffusers, sparing": sparing,
+    "diffusers": diffusers,
 }
 
 
@@ -176,24 +177,16 @@ def main() -> None:
         ROWS[chosen.row](chosen.folder, chosen.side, chosen.steps)
         print(json.dumps({"peak": peak(), "seconds": time.process_time() - began}))
         return
-    subprocess.run(
-        [sys.executable, "-c", "import sys; from memory import write_model, Path; write_model(Path(sys.argv[1]))",
-         str(chosen.folder)], cwd=Path(__file__).parent, check=True,
-    )  # fmt: skip
+    write_model(chosen.folder)
     print(
-        f"{chosen.side} px, {chosen.steps} + {chosen.steps} steps, guided, bfloat16 on a CPU, {chosen.threads} thread(s)"
+        f"{chosen.side} px, {chosen.steps} + {chosen.steps} steps, guided, bfloat16 on a CPU, threads: {chosen.threads}"
     )
     print("| | peak, GB resident | processor seconds |\n|---|---|---|")
     environment = {**os.environ, "OMP_NUM_THREADS": str(chosen.threads), "HF_HUB_OFFLINE": "1"}
+    asked = [str(chosen.folder), "--side", str(chosen.side), "--steps", str(chosen.steps)]
     for row in chosen.only or ROWS:
-        again = [arg for arg in sys.argv[1:] if arg != "--only" and arg not in ROWS]
-        done = subprocess.run(
-            [sys.executable, __file__, *again, "--row", row],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+        command = [sys.executable, __file__, *asked, "--row", row]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         told = json.loads(done.stdout.splitlines()[-1])
         print(f"| {row} | {told['peak'] / 1e9:.2f} | {told['seconds']:.0f} |", flush=True)
 

@@ -25,7 +25,7 @@ ENGINE = (
     "depth_estimation kandinsky __init__"
 )
 PLACES = [
-    ("models diffusion compositions picture pixels masks sizes words files studio", ""),
+    ("models diffusion compositions picture masks sizes words files studio", ""),
     ("embedding", "files"),
     ("request", "picture embedding sizes"),
     ("events", "request images"),
@@ -43,9 +43,7 @@ PLACES = [
     ("depth_estimation", "picture"),
     ("kandinsky backends", ENGINE),
     ("cost", f"{MATH} sizes"),
-    ("runs", f"{STAGES} stages frame"),
-    ("assembly", STAGES),
-    ("pipelines", f"{ENGINE} assembly runs pixels"),
+    ("pipelines", f"{STAGES} stages frame"),
     ("cli server evaluation training", f"{ENGINE} cost backends compositions"),
 ]
 MAY_KNOW = {part: set(known.split()) for parts, known in PLACES for part in parts.split()}

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kandinsky22 import assembly, pipelines
+from kandinsky22 import pipelines
 from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.catalog import DEPTH, INPAINT
 from kandinsky22.pipelines import (
@@ -34,6 +34,7 @@ from kandinsky22.pipelines import (
     KandinskyV22Pipeline,
     KandinskyV22PriorEmb2EmbPipeline,
     KandinskyV22PriorPipeline,
+    assembly,
 )
 from tests.models_on_disk import DIM
 

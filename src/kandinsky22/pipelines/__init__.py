@@ -16,21 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22 import pixels
-from kandinsky22.assembly import (
-    Assembly,
-    ImagePipelineOutput,
-    Joint,
-    KandinskyPriorPipelineOutput,
-    Output,
-    signature_of,
-)
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.components import PREFIX, DecoderParts, PriorParts
 from kandinsky22.checkpoints.schedulers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
-from kandinsky22.pixels import load_image
-from kandinsky22.runs import Canvas, Told, Words, canvas, dealt, decoder_run, joined, prior_run, texts, to_start_from
 from kandinsky22.stages import DecoderStage, Embeds, PriorStage, only_draw, rows, to_image, weighted
+
+from . import pixels
+from .assembly import Assembly, ImagePipelineOutput, Joint, KandinskyPriorPipelineOutput, Output, signature_of
+from .pixels import load_image
+from .runs import Canvas, Told, Words, canvas, dealt, decoder_run, joined, prior_run, texts, to_start_from
 
 SIZE, LED = "height=512 width=512", "num_inference_steps=100 guidance_scale=4.0"
 ONE = "num_images_per_prompt=1"

@@ -1,5 +1,5 @@
 """Pipelines as code written against diffusers knows them: named parts put together, that can be moved, saved, exchanged and
-made into another pipeline. What a pipeline does when it is called, `pipelines.py` says.
+made into another pipeline. What a pipeline does when it is called, `pipelines/__init__.py` says.
 
 Networks are read when they are first needed. Without an accelerator float16 runs in float32, and says so once.
 """
