@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from kandinsky22.cli.app import run
 from kandinsky22.depth_estimation import DEFAULT, depth
 from tests.models_on_disk import randomise
 
@@ -265,3 +266,18 @@ def test_no_depth_at_all(folders: dict[str, Path], picture: Image.Image, monkeyp
         else:
             with pytest.raises(ValueError, match="no numbers"):
                 depth(picture, model=folders["dpt"])
+
+
+def test_from_the_command_line(
+    folders: dict[str, Path], picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    picture.save("cat.png")
+    folder = next(iter(folders.values()))
+    assert run(["depth", "cat.png", "--estimator", str(folder)]) == 0
+    assert capsys.readouterr().out == "out/cat-depth.png\n"
+    with Image.open("out/cat-depth.png") as made:
+        assert made.size == picture.size and made.mode == "L"
+    assert run(["depth", "cat.png", "--estimator", "nowhere/at-all"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,6 +1,8 @@
 """Folders: what is written is read back, what does not fit is refused with its names, what is read is not written to."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,10 @@ def test_unknown_models_are_refused_with_what_there_is() -> None:
         catalog.locate("nowhere")
     with pytest.raises(ValueError, match="hf download kandinsky-community/kandinsky-2-2-decoder"):
         catalog.locate("kandinsky-2.2")
+
+
+def test_loading_a_model_imports_no_compiler(tiny_model: Path) -> None:
+    """torch's initialisers import it on the meta device, for over a second, and there is nothing to initialise."""
+    load = f"from kandinsky22 import Kandinsky; Kandinsky.load({str(tiny_model)!r})"
+    code = f"import sys; {load}; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

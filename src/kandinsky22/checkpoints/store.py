@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
@@ -59,6 +60,21 @@ def weights_files(path: Path) -> list[Path]:
     return [path.with_name(name) for name in names]
 
 
+RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+
+
+class Uninitialised(TorchFunctionMode):
+    """While it is entered, tensors are not filled with random numbers. On the meta device there is nothing to fill, and yet
+    torch would spend over a second on importing what decides so."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:  # fmt: skip
+        if function in RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 class Stored(Generic[N, C]):
     """A network in a folder: checked, not yet read.
 
@@ -69,7 +85,7 @@ class Stored(Generic[N, C]):
     def __init__(self, folder: Path, network: Callable[[C], N], config: type[C]) -> None:
         self.folder = folder
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), Uninitialised():
                 self.config = config.from_dict(read_json(folder / "config.json"))
                 self._empty = network(self.config)
         except CheckpointError:

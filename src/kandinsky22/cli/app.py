@@ -20,6 +20,7 @@ COMMANDS = {
     "mix": ("blend texts, pictures and saved embeddings", "kandinsky22.cli.blend:blend"),
     "strip": ("paint the way between them, side by side", "kandinsky22.cli.blend:strip"),
     "film": ("paint the way between them, as a film", "kandinsky22.cli.blend:film"),
+    "depth": ("estimate a picture's depth, to follow as a hint", "kandinsky22.cli.depth"),
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
     "doctor": ("say what fits this machine and how long it takes", "kandinsky22.cli.doctor"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),

@@ -147,7 +147,7 @@ class _VisionEmbeddings(nn.Module):
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
         self.shape = (config.num_channels, config.image_size, config.image_size)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(width), std=width**-0.5))
         self.patch_embedding = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch, bias=False)
         self.position_embedding = _embedding((config.image_size // patch) ** 2 + 1, width)
 

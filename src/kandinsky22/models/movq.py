@@ -290,7 +290,7 @@ class MoVQ(nn.Module):
         """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise.
 
         Without gradients, pictures of more than `WHOLE` pixels are decoded one by one in tiles of about `tile` pixels
-        (None: `TILE`), which rounds differently and needs an eighth of the memory. A given `tile` also cuts smaller
+        (None: `TILE`), which rounds differently and needs about a third of the memory. A given `tile` also cuts smaller
         pictures that it does not cover; with gradients it raises `ValueError`.
         """
         h = self.post_quant_conv(z)

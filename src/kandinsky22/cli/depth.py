@@ -1,0 +1,32 @@
+"""`kandinsky22 depth`: a photograph's depth picture, to follow as a hint. Needs the extra `depth`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kandinsky22.cli import paint
+from kandinsky22.cli.options import Parser
+from kandinsky22.cli.show import one_file
+from kandinsky22.picture import Picture
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Estimate the depth of a picture and write it."""
+    parser = Parser(
+        "kandinsky22 depth", "Estimate the depth of a picture, near is bright, for controlnet's --hint.",
+        usage="kandinsky22 depth [options] FILE",
+        epilog="example:\n  kandinsky22 depth cat.png -o depth.png\n  kandinsky22 controlnet \"a robot\" --hint depth.png",
+    )  # fmt: skip
+    parser.option("estimator", metavar="NAME", help="a depth-estimation checkpoint or its folder (default: DPT-large)")
+    parser.add_edge("device")
+    parser.option("output", short="-o", metavar="FILE", help="where to, a .png (default: out/FILE-depth.png)")
+    options, words, _ = parser.parse(arguments)
+    file = one_file(words, "depth")
+    picture = Picture.of(file)
+
+    from kandinsky22.depth_estimation import depth
+    from kandinsky22.images import save_png
+    from kandinsky22.kandinsky import device_of
+
+    place = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
+    device = str(device_of(options.get("device")))
+    print(save_png(depth(picture, model=options.get("estimator"), device=device).image, place))
