@@ -21,7 +21,7 @@ VALUES = "request events embedding picture"
 MATH = "models diffusion"
 STAGES = f"{MATH} checkpoints denoise placement"
 ENGINE = (
-    f"{VALUES} {STAGES} tasks images files words sizes forms masks frame memory conditions stages journey acceleration "
+    f"{VALUES} {STAGES} tasks images files words sizes forms masks frame memory conditions stages journey kept acceleration "
     "depth_estimation kandinsky __init__"
 )
 PLACES = [
@@ -39,7 +39,8 @@ PLACES = [
     ("placement", f"{MATH} checkpoints"),
     ("acceleration", f"{MATH} denoise"),
     ("stages", STAGES),
-    ("conditions", f"{VALUES} {STAGES} stages"),
+    ("kept", "files"),
+    ("conditions", f"{VALUES} {STAGES} stages kept"),
     ("depth_estimation", "picture"),
     ("kandinsky backends", ENGINE),
     ("cost", f"{MATH} sizes"),

@@ -1,25 +1,28 @@
 """What a request is about, as image embeddings: words through the prior, pictures through CLIP, saved ones, and mixes.
 
 What the prior made of a text is kept by all that decides it (the words, the seeds, how it was sampled), so that painting
-the same embedding once more, at another size or with another seed for the decoder, does not run the prior.
+the same embedding once more, at another size or with another seed for the decoder, does not run the prior. With a large
+prior it is kept in the user's cache too, so that the next command does not even read the prior.
 """
 
-from collections import OrderedDict
 from collections.abc import Generator, Hashable, Mapping
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from kandinsky22.checkpoints import catalog
 from kandinsky22.diffusion import Noise
 from kandinsky22.embedding import Embedding
 from kandinsky22.events import Event, Progress
+from kandinsky22.kept import Kept
 from kandinsky22.picture import Picture
 from kandinsky22.request import Condition, Mix, Part, Request, Sampling, Text, parts
 from kandinsky22.stages import Embeds, PriorStage, begin
 
 K = TypeVar("K", bound=Hashable)
-KEPT = 256  # texts whose embeddings are remembered
+LARGE = 100_000_000  # numbers of a prior whose results are worth a file
 
 
 class Sampled(NamedTuple):
@@ -38,7 +41,7 @@ class Conditions:
 
     def __init__(self, prior: PriorStage) -> None:
         self.prior = prior
-        self._kept: OrderedDict[Sampled, Tensor] = OrderedDict()
+        self._kept = Kept(self._folder() if prior.stored.prior.elements > LARGE else None)
 
     def check(self, request: Request) -> None:
         """Raises `ValueError` for what a resolved request's conditions ask and cannot get; nothing is computed."""
@@ -64,15 +67,20 @@ class Conditions:
     def stage(self, requests: Mapping[K, Request]) -> Generator[tuple[K, Event], None, dict[K, Embeds]]:
         """The embeddings of many resolved requests; texts that are not known yet go through the prior together."""
         wanted = {key: list(dict.fromkeys(_texts(request))) for key, request in requests.items()}
-        missing = {key: [text for text in texts if text not in self._kept] for key, texts in wanted.items()}
+        kept = {text: self._kept.get(text) for texts in wanted.values() for text in texts}
+        known = {text: embeds.to(self.prior.networks.device) for text, embeds in kept.items() if embeds is not None}
+        missing = {key: [text for text in texts if text not in known] for key, texts in wanted.items()}
         made = yield from self._sample({key: texts for key, texts in missing.items() if texts})
-        known = {text: made[text] if text in made else self._kept[text] for texts in wanted.values() for text in texts}
-        for text, embeds in known.items():
-            self._kept[text] = embeds
-            self._kept.move_to_end(text)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return {key: self._embeds(request, known) for key, request in requests.items()}
+        for text, embeds in made.items():
+            self._kept.put(text, embeds)
+        return {key: self._embeds(request, known | made) for key, request in requests.items()}
+
+    def _folder(self) -> Path:
+        """In the user's cache, for this model, device and dtype."""
+        networks, stored = self.prior.networks, self.prior.stored
+        dtype = str(networks.dtype).removeprefix("torch.")
+        weights = f"{stored.prior.fingerprint}-{stored.space}-{networks.device.type}-{dtype}"
+        return catalog.cache() / "embeddings" / weights
 
     def _sample(self, texts: Mapping[K, list[Sampled]]) -> Generator[tuple[K, Event], None, dict[Sampled, Tensor]]:
         """Run the prior for texts, each named once; its progress is told for every request that waits for one."""

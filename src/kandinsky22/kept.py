@@ -1,0 +1,56 @@
+"""What was computed and may be wanted again: in memory, and for what is dear also in a folder. Knows only keys and tensors."""
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kandinsky22.files import whole
+
+IN_MEMORY, ON_DISK = 256, 10_000  # values at most; the oldest go
+VALUE = "value"
+
+
+class Kept:
+    """Tensors by key, the latest `IN_MEMORY` of them; with a folder, in files there too, named after the key's hash.
+
+    A key must be told from others by its `repr`, in every process. A folder that cannot be read or written costs time only.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._latest: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """The value, if it is kept."""
+        if key not in self._latest and self.folder is not None:
+            with contextlib.suppress(OSError, SafetensorError, KeyError):
+                self._remember(key, load_file(self._path(key))[VALUE])
+        if key in self._latest:
+            self._latest.move_to_end(key)
+        return self._latest.get(key)
+
+    def put(self, key: Hashable, value: Tensor) -> None:
+        """Keep a value."""
+        self._remember(key, value)
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                with whole(self._path(key)) as partial:
+                    save_file({VALUE: value.cpu().contiguous()}, partial)
+                files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+                for path in files[: max(0, len(files) - ON_DISK)]:
+                    path.unlink(missing_ok=True)
+
+    def _remember(self, key: Hashable, value: Tensor) -> None:
+        self._latest[key] = value
+        if len(self._latest) > IN_MEMORY:
+            self._latest.popitem(last=False)
+
+    def _path(self, key: Hashable) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.safetensors"
