@@ -90,6 +90,7 @@ class Conditions:
                 waiting.setdefault(text, []).append(key)
         if not waiting:
             return {}
+        looked = {text: self.prior.look([text.text.image.rgb]) for text in waiting if text.text.image is not None}
         # every way to see the same words is read once
         prompts = list(dict.fromkeys(prompt for text in waiting for prompt in (text.text.prompt, text.away)))
         read = self.prior.read(prompts)
@@ -98,8 +99,8 @@ class Conditions:
             rows = torch.full((len(text.seeds),), prompts.index(text.text.prompt), device=self.prior.networks.device)
             away = torch.full_like(rows, prompts.index(text.away))
             noise = Noise(text.seeds, "prior")
-            if text.text.image is not None and text.text.strength is not None:
-                clean = self.prior.network.normalised(self.prior.look([text.text.image.rgb]))
+            if text.text.strength is not None:
+                clean = self.prior.network.normalised(looked[text])
                 start = (clean.expand(len(text.seeds), -1), text.text.strength)
                 begun = begin(self.prior.schedule, text.steps, noise, start=start)
             else:

@@ -42,6 +42,7 @@ Stage = Generator[tuple[K, Event], None, dict[K, T]]
 """A stage for many requests: tells of its progress, returns what it made for each."""
 
 SAMPLER_OF = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UnCLIPScheduler": "unclip"}
+ROOM = 1.5  # times the weights that an accelerator must have free for all of them to stay there
 LARGE = 100_000_000  # numbers of a U-Net from which half precision pays on a CPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,11 +61,12 @@ class Kandinsky:
 
     def __init__(
         self, folders: Mapping[str, Path], *, name: str, device: torch.device,
-        dtype: torch.dtype | None = None, placement: Placement = "keep",
+        dtype: torch.dtype | None = None, placement: Placement | None = None,
     ) -> None:  # fmt: skip
         self.stored = StoredModel(folders)
         self.name = name
-        self.networks = Networks(device, dtype or fitting_dtype(self.stored.first.unet.elements, device), placement)
+        dtype = dtype or fitting_dtype(self.stored.first.unet.elements, device)
+        self.networks = Networks(device, dtype, placement or _fitting_placement(self.stored, device, dtype))
         self.prior = PriorStage(self.stored.prior, self.networks)
         self.conditions = Conditions(self.prior)
         self._decoders: dict[str, DecoderStage] = {}
@@ -74,7 +76,7 @@ class Kandinsky:
     @classmethod
     def load(
         cls, model: str | Path = catalog.BOX, *, device: str | None = None, dtype: str | torch.dtype | None = None,
-        placement: Placement = "keep", request: Request | None = None, say: Callable[[str], None] = _to_stderr,
+        placement: Placement | None = None, request: Request | None = None, say: Callable[[str], None] = _to_stderr,
     ) -> Self:  # fmt: skip
         """The model in the box, a published one, or the one in a folder.
 
@@ -84,17 +86,16 @@ class Kandinsky:
         device: "auto" (as None) is cuda where there is one, else mps, else cpu. dtype: "auto" (as None) is float16 on cuda and
         mps; on a CPU it is bfloat16 for large models where the processor has instructions for it, else float32, in which a
         seed's picture is most exact. placement: "keep" networks, "offload" each when its stage is done, or move them
-        "sequential"ly, block by block. Raises `ValueError` where the folder, the device or the dtype will not do.
+        "sequential"ly, weight by weight; None offloads a large model on a CPU, where reading it again costs little beside
+        painting, and where an accelerator has no room for all of it. Raises `ValueError` where the folder, the device or the
+        dtype will not do.
         """
-        folders = (
-            catalog.parts(str(model))
-            if not catalog.is_remote(str(model))
-            else hub.fetch(str(model), parts_of(str(model), request or text2img("")), say=say)
-        )
-        place = device_of(device)
-        name = (
-            str(model) if str(model) in (catalog.BOX, *catalog.published()) else Path(model).expanduser().resolve().name
-        )
+        said, place = str(model), device_of(device)
+        if catalog.is_remote(said):
+            folders = hub.fetch(said, parts_of(said, request or text2img("")), say=say)
+        else:
+            folders = catalog.parts(said)
+        name = said if said in (catalog.BOX, *catalog.published()) else Path(said).expanduser().resolve().name
         return cls(folders, name=name, device=place, dtype=_dtype(dtype), placement=placement)
 
     @property
@@ -383,6 +384,13 @@ def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
         return torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native and elements > LARGE else torch.float32
+
+
+def _fitting_placement(stored: StoredModel, device: torch.device, dtype: torch.dtype) -> Placement:
+    networks = [*stored.prior.networks.values(), *stored.first.networks.values()]
+    if device.type == "cpu":
+        return "offload" if stored.first.unet.elements > LARGE else "keep"
+    return "keep" if ROOM * sum(n.elements for n in networks) * dtype.itemsize < memory.free(device) else "offload"
 
 
 def _set(value: T | None) -> T:

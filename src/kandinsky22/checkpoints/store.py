@@ -110,6 +110,11 @@ class Stored(Generic[N, C]):
         return network.eval().requires_grad_(False)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the file holds its first tensor in."""
+        return next(value.dtype for name, value in _tensors(self.path) if not name.endswith(IGNORED))
+
+    @property
     def elements(self) -> int:
         """How many numbers the network is."""
         return sum(value.numel() for value in self._empty.state_dict().values())

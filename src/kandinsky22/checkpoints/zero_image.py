@@ -5,7 +5,9 @@ user's cache under the encoder's fingerprint. The model's folder is never writte
 """
 
 import contextlib
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,10 +55,18 @@ def _kept(encoder: str | None) -> Path:
 
 @torch.inference_mode()
 def compute(stored: Stored[CLIPVision, CLIPVisionConfig]) -> Tensor:
-    """The embedding, float32 [1, D], by the encoder itself."""
-    encoder = stored.load(torch.float32, torch.device("cpu"))
+    """The embedding, float32 [1, D], by the encoder itself.
+
+    Computed in float32, and yet the encoder stays as its file has it, half the size where that is float16: each of its
+    parts is widened only while it runs.
+    """
+    encoder = stored.load(stored.dtype, torch.device("cpu"))
+    tower: Any = encoder.vision_model
     side = encoder.config.image_size
-    return encoder(torch.zeros(1, encoder.config.num_channels, side, side))
+    h = torch.zeros(1, encoder.config.num_channels, side, side)
+    for part in (tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers, tower.post_layernorm):
+        h = copy.deepcopy(part).float()(h)
+    return copy.deepcopy(encoder.visual_projection).float()(h[:, 0])
 
 
 def write(path: Path, embed: Tensor, fingerprint: str) -> None:

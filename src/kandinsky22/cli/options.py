@@ -25,7 +25,7 @@ EDGE: Mapping[str, Mapping[str, Any]] = {
     },
     "placement": {
         "choices": ("keep", "offload", "sequential"),
-        "help": "networks stay, or leave when their stage is done, or go block by block (default: keep)",
+        "help": "networks stay, leave when their stage is done, or come weight by weight (default: what fits)",
     },
     "output": {
         "short": "-o",

@@ -75,7 +75,7 @@ def load(model: str, options: dict[str, Any], request: Request | None = None) ->
         model,
         device=options.get("device"),
         dtype=options.get("dtype"),
-        placement=options.get("placement", "keep"),
+        placement=options.get("placement"),
         request=request,
     )
 
