@@ -21,8 +21,8 @@ VALUES = "request events embedding picture"
 MATH = "models diffusion"
 STAGES = f"{MATH} checkpoints denoise placement"
 ENGINE = (
-    f"{VALUES} {STAGES} tasks images files words sizes forms masks frame memory conditions stages journey kept acceleration "
-    "depth_estimation kandinsky __init__"
+    f"{VALUES} {STAGES} tasks images files words sizes forms masks frame memory conditions stages journey kept machine "
+    "acceleration depth_estimation kandinsky __init__"
 )
 PLACES = [
     ("models diffusion compositions picture masks sizes words files studio", ""),
@@ -39,6 +39,7 @@ PLACES = [
     ("placement", f"{MATH} checkpoints"),
     ("acceleration", f"{MATH} denoise"),
     ("stages", STAGES),
+    ("machine", "memory placement"),
     ("kept", "files"),
     ("conditions", f"{VALUES} {STAGES} stages kept"),
     ("depth_estimation", "picture"),

@@ -1,6 +1,7 @@
 """Files: the request comes back from a picture, and a file is written whole or not at all."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,16 @@ def test_a_sheet_holds_every_picture_enlarged() -> None:
     page = np.asarray(sheet(images, ["1", "2", "3"]))
     for color in ((255, 0, 0), (0, 128, 0), (0, 0, 255)):
         assert (page == color).all(axis=-1).sum() > 512 * 250
+
+
+def test_a_file_is_as_private_as_its_owner_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And `~` is the home folder, not a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = os.umask(0o077)
+    try:
+        saved = picture().save("~/private.png")
+    finally:
+        os.umask(before)
+    assert saved == tmp_path / "private.png"
+    assert saved.stat().st_mode & 0o777 == 0o600
+    assert picture().save(tmp_path / "open.png").stat().st_mode & 0o777 == 0o666 & ~before

@@ -21,6 +21,7 @@ from kandinsky22.masks import (
     share,
     window,
 )
+from kandinsky22.picture import Picture
 
 
 def random_areas(count: int = 40) -> Iterator[tuple[np.random.Generator, FloatArray]]:
@@ -64,21 +65,42 @@ def test_every_way_to_write_a_mask_means_the_same() -> None:
     truth = square(9, 7, 2, 1, 4, 3)
     bits = (truth * 255).astype(np.uint8)
     image = Image.fromarray(bits)
-    masks = [image, *(image.convert(mode) for mode in ("1", "RGB", "P", "RGBA"))]
-    masks += [Image.fromarray(values) for values in (truth, bits.astype(np.uint16) * 257, bits // 255)]
+    masks = [image, *(image.convert(mode) for mode in ("1", "RGB", "P", "RGBA", "LA", "CMYK"))]
+    masks += [Image.fromarray(values) for values in (truth, bits.astype(np.uint16) * 257, bits.astype(np.int32))]
     arrays = [truth, truth.astype(np.float64), bits, bits // 255, truth > 0, truth[None, None], bits[..., None]]
-    for mask in [*masks, *arrays, truth.tolist()]:
-        assert np.array_equal(repaint_area(mask, (9, 7)), truth)
+    for mask in [*masks, *arrays]:
+        assert np.array_equal(repaint_area(Picture.of(mask, mask=True).image, (9, 7)), truth)
+    assert np.array_equal(repaint_area(truth, (9, 7)), truth)
+    assert not repaint_area(Image.fromarray(bits // 255), (9, 7)).any()  # a picture's levels go to 255: all but black
+
+
+def test_what_is_transparent_is_never_repainted() -> None:
+    """Whichever colour is repainted and whatever colour the transparent pixel hides, stretched or not; half is half."""
+    alpha = np.array([[255, 255, 128, 128, 0, 0]], np.uint8)
+    level = np.array([[255, 0, 255, 0, 255, 0]], np.uint8)
+    seen = Image.fromarray(np.dstack([level, level, level, alpha]))
+    half = pytest.approx(128 / 255)
+    assert repaint_area(seen, (1, 6)).tolist() == [[1, 0, half, 0, 0, 0]]
+    assert repaint_area(seen, (1, 6), "black").tolist() == [[0, 1, 0, half, 0, 0]]
+    for colour in ("white", "black"):
+        hidden = Image.new("RGBA", (8, 6), (*[255 * (colour == "white")] * 3, 0))
+        for size in ((6, 8), (3, 4), (60, 80)):
+            assert not repaint_area(hidden, size, colour).any()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    palette.putpixel((1, 2), 0)
+    file = io.BytesIO()
+    palette.save(file, "PNG", transparency=1)
+    area = repaint_area(Picture.of(file.getvalue(), mask=True).image, (4, 4), "black")
+    assert np.array_equal(area, square(4, 4, 2, 1, 1, 1))
 
 
 def test_a_given_mask_is_not_written_to() -> None:
-    mask = np.full((4, 4), 200, np.uint8)
-    soft = np.full((4, 4), 0.25, np.float32)
-    for given in (mask, soft):
-        before = given.copy()
+    for given in (np.full((4, 4), 0.25, np.float32), Image.new("L", (4, 4), 200)):
+        before = np.array(given)
         repaint_area(given, (4, 4), "black")[:] = 9
         repaint_area(given, (4, 4))[:] = 9
-        assert np.array_equal(given, before)
+        assert np.array_equal(np.asarray(given), before)
 
 
 def test_a_mask_is_stretched_to_the_picture_and_stays_soft() -> None:
@@ -89,7 +111,7 @@ def test_a_mask_is_stretched_to_the_picture_and_stays_soft() -> None:
     assert (np.diff(area[0]) > 0).all() and area.min() >= 0 and area.max() <= 1
     for level in (0, 1):
         for size in ((3, 5), (100, 31)):
-            assert (repaint_area(np.full((17, 23), level), size) == level).all()
+            assert (repaint_area(np.full((17, 23), level, np.float32), size) == level).all()
 
 
 def test_what_jpeg_leaves_beside_the_mask_is_not_painted() -> None:
@@ -100,7 +122,8 @@ def test_what_jpeg_leaves_beside_the_mask_is_not_painted() -> None:
     noisy = np.asarray(Image.open(file))
     assert len(np.unique(noisy)) > 2
     for mask, repaint in ((noisy, "white"), (255 - noisy, "black")):
-        assert np.array_equal(repaint_area(mask, (160, 200), repaint), np.asarray(image) / 255)
+        area = repaint_area(Image.fromarray(mask), (160, 200), repaint)
+        assert np.array_equal(area, np.asarray(image) / 255)
 
 
 def test_a_pixel_survives_being_made_small() -> None:
@@ -110,13 +133,11 @@ def test_a_pixel_survives_being_made_small() -> None:
 
 
 def test_what_is_no_mask_is_refused() -> None:
-    see_through = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
     for mask, sentence in (
-        (see_through, "transparent in places"),
         (np.zeros((4, 4, 3)), "one value per pixel"),
         (np.zeros((0, 4)), "one value per pixel"),
         (np.full((4, 4), 255.0), "from 0 to 1, got 255 to 255"),
-        (np.full((4, 4), -1), "from 0 to 1"),
+        (np.full((4, 4), -1.0), "from 0 to 1"),
         (np.full((4, 4), np.nan), "from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -125,9 +146,9 @@ def test_what_is_no_mask_is_refused() -> None:
 
 def test_a_mask_that_repaints_nothing_names_the_way_out() -> None:
     nothing = np.zeros((8, 8), np.float32)
-    with pytest.raises(ValueError, match=r"nothing; make white .* say mask_mode='black'"):
+    with pytest.raises(ValueError, match=r"nothing; make white, .* say mask_mode='black'"):
         check(nothing)
-    with pytest.raises(ValueError, match=r"nothing; make black .* say mask_mode='white'"):
+    with pytest.raises(ValueError, match=r"nothing; make black, .* say mask_mode='white'"):
         check(1 - repaint_area(np.zeros((8, 8)), (8, 8), "black"), "black")
     with pytest.raises(ValueError, match="repaints nothing"):
         window(nothing, 8, 8)

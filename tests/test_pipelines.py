@@ -36,6 +36,7 @@ from kandinsky22.pipelines import (
     KandinskyV22PriorPipeline,
     assembly,
 )
+from kandinsky22.pipelines.pixels import repainted
 from tests.models_on_disk import DIM
 
 FEW = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
@@ -117,7 +118,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("decoder", {"height": 0}, "height must be a whole number"),
     ("decoder", {"width": 64.0}, "width must be a whole number"),
     ("decoder", {"num_inference_steps": 1000}, "ask for fewer steps"),
-    ("decoder", {"num_inference_steps": 0}, "steps must be in"),
+    ("decoder", {"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 up"),
     ("decoder", {"num_inference_steps": 2.5}, "whole number"),
     ("decoder", {"guidance_scale": "high"}, "guidance_scale must be a number"),
     ("decoder", {"num_images_per_prompt": 0}, "from 1 up"),
@@ -141,8 +142,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("inpaint", {"mask_image": [upper_half()] * 3}, "got 3"),
     ("inpaint", {"image": np.zeros((64, 64, 3), np.float32)}, "whole numbers from 0 to 255"),
     ("depth", {"hint": None}, "hint must be given"),
-    ("depth", {"hint": randn(1, 3, 32, 32)}, r"hint must be \[B, 3, 64, 64\], got \[3, 32, 32\]; resize it"),
-    ("depth", {"hint": randn(3, 3, 64, 64)}, "hint must be one for all or 1, got 3"),
+    ("depth", {"hint": randn(1, 3, 32, 32).sigmoid()}, r"hint must be \[B, 3, 64, 64\], got \[3, 32, 32\]; resize it"),
+    ("depth", {"hint": randn(3, 3, 64, 64).sigmoid()}, "hint must be one for all or 1, got 3"),
     ("depth", {"hint": photo()}, "hint must be a tensor"),
     ("depth", {"output_type": "latent"}, "output_type must be one of pil, np, pt, got"),
     ("prior", {"prompt": None}, "need as many negative prompts|1 prompts|0 prompts"),
@@ -152,6 +153,34 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("prior", {"negative_prompt": "a", "generator": [seeded()] * 3}, "3 generators for 2 rows"),
     ("prior", {"latents": randn(2, DIM)}, r"latents must be \[1, 32\]"),
     ("prior", {"output_type": "pil"}, "output_type must be one of pt, np"),
+    ("prior", {"generator": 5}, "generator must be a torch.Generator, got 5"),
+    ("decoder", {"generator": 5}, "generator must be a torch.Generator, got 5"),
+    ("decoder", {"generator": [None]}, "generator must be a torch.Generator, got None"),
+    ("decoder", {"num_images_per_prompt": True}, "whole number from 1 up, got True"),
+    ("decoder", {"guidance_scale": True}, "guidance_scale must be a number, got True"),
+    ("decoder", {"guidance_scale": float("nan")}, "guidance_scale must be a number, got nan"),
+    ("decoder", {"height": np.float32(64)}, "height must be a whole number"),
+    ("decoder", {"callback_steps": 0.5}, "callback_steps must be a whole number"),
+    ("decoder", {"latents": np.zeros((1, 4, 8, 8))}, "latents must be .*, a tensor; got ndarray"),
+    ("decoder", {"latents": torch.full((1, 4, 8, 8), torch.nan)}, "latents must be finite"),
+    ("decoder", {"image_embeds": torch.full((1, DIM), torch.inf)}, "image_embeds must be finite"),
+    ("decoder", {"image_embeds": torch.zeros(0, DIM)}, "image_embeds must be finite numbers, at least one"),
+    ("img2img", {"strength": "half"}, "strength must be a number"),
+    ("img2img", {"image": torch.zeros(0, 3, 64, 64)}, "picture or mask is empty"),
+    ("img2img", {"image": torch.zeros(1, 3, 0, 64)}, "picture or mask is empty"),
+    ("img2img", {"image": Image.new("RGB", (0, 0))}, "picture or mask is empty"),
+    ("img2img", {"image": np.zeros((0, 64, 3), np.uint8)}, "picture or mask is empty"),
+    ("img2img", {"image": torch.full((1, 4, 8, 8), torch.nan)}, "latents to start from must be finite"),
+    ("inpaint", {"mask_image": []}, "the list of masks is empty"),
+    ("inpaint", {"mask_image": torch.zeros(0, 64, 64)}, "picture or mask is empty"),
+    ("inpaint", {"mask_image": np.zeros((0, 64), np.float32)}, "picture or mask is empty"),
+    ("inpaint", {"mask_image": Image.new("L", (0, 0))}, "picture or mask is empty"),
+    ("inpaint", {"mask_image": upper_half() * -3}, r"mask_image must lie in \[0, 1\], got -3 to"),
+    ("inpaint", {"mask_image": upper_half() * np.nan}, "mask_image must lie in"),
+    ("depth", {"hint": torch.full((1, 3, 64, 64), torch.nan)}, "hint must be finite"),
+    ("depth", {"hint": torch.full((1, 3, 64, 64), 255.0)}, r"hint must lie in \[0, 1\], .*divide by 255"),
+    ("depth", {"hint": torch.full((1, 3, 64, 64), -0.5)}, r"hint must lie in \[0, 1\]"),
+    ("depth", {"hint": torch.zeros(0, 3, 64, 64)}, "hint must be finite numbers, at least one"),
 ]
 
 
@@ -187,7 +216,89 @@ def test_interpolate_refuses_before_any_network_runs(prior: KandinskyV22PriorPip
             prior.interpolate(["a", "b"], [1.0])
         with pytest.raises(ValueError, match="texts, PIL pictures and tensors"):
             prior.interpolate(["a", 3], [1.0, 1.0])
+        for parts, weights, said in (
+            ([], [], "at least one text or picture"),
+            ("a", [1.0], "must be a list"),
+            (["a"], 1.0, "need as many weights, got 1.0"),
+            (["a"], ["x"], "each of weights must be a number, got 'x'"),
+            (["a"], [float("nan")], "each of weights must be a number, got nan"),
+            (["a"], [True], "each of weights must be a number, got True"),
+            ([randn(3, 32, 32)], [1.0], r"pixels \[1, 3, S, S\]"),
+            ([torch.full((1, 3, 32, 32), torch.nan)], [1.0], "finite"),
+            (["a", randn(2, 3, 32, 32)], [1.0, 1.0], "one picture each"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                prior.interpolate(parts, weights)
         assert ran == []
+
+
+def test_emb2emb_refuses_what_it_cannot_start_from(tiny_model: Path) -> None:
+    pipe = KandinskyV22PriorEmb2EmbPipeline.from_pretrained(tiny_model / "prior")
+    with counted() as ran:
+        for image in (
+            [],
+            torch.zeros(0, DIM),
+            torch.full((1, DIM), torch.nan),
+            randn(1, DIM + 1),
+            Image.new("L", (0, 0)),
+        ):
+            with pytest.raises(ValueError, match="image"):
+                pipe("a ring", image, strength=0.5)
+        assert ran == []
+
+
+def test_numpys_numbers_are_numbers(prior: KandinskyV22PriorPipeline, img2img: KandinskyV22Img2ImgPipeline) -> None:
+    """As Python's, to the bit: 0.5, 1.5 and the like are the same numbers in float32."""
+    whole: Any
+    real: Any
+    made = []
+    for whole, real in ((int, float), (np.int64, np.float32), (np.uint8, np.float64)):
+        few = {"num_inference_steps": whole(2), "num_images_per_prompt": whole(2), "guidance_scale": real(1.5)}
+        mixed = prior.interpolate(["a ring", photo()], [real(0.5), real(0.25)], generator=seeded(), **few)
+        out = img2img(
+            **embeds(), **few, image=photo(), strength=real(0.5), height=whole(64), width=whole(64), output_type="np",
+            callback_steps=whole(1), generator=seeded(),
+        )  # fmt: skip
+        made.append((mixed.image_embeds.numpy(), out.images))
+    for other in made[1:]:
+        assert all(np.array_equal(one, two) for one, two in zip(made[0], other, strict=True))
+    weights = np.array([0.5, 0.25])
+    again = prior.interpolate(["a ring", photo()], weights, 2, 2, seeded(), guidance_scale=1.5)  # type: ignore[arg-type]
+    assert np.array_equal(again.image_embeds.numpy(), made[0][0])
+
+
+def test_a_hint_that_a_filter_resized_is_taken(depth: KandinskyV22ControlnetPipeline) -> None:
+    """A bicubic filter leaves a little outside [0, 1]."""
+    assert depth(**embeds(), **FEW, hint=torch.full((1, 3, 64, 64), 1.005)).images.shape == (1, 64, 64, 3)
+
+
+def test_a_folder_that_is_a_file_is_not_saved_to(decoder: KandinskyV22Pipeline, tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    for folder in (file, file / "decoder"):
+        with pytest.raises(ValueError, match="notes is a file; choose a folder"):
+            decoder.save_pretrained(folder)
+    assert file.read_text() == "mine"
+
+
+def test_dtypes_by_name_and_of_networks(tiny_model: Path) -> None:
+    """The network's own dtype, and that of its part before and after it is read."""
+    pipe = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder", dtype="bfloat16")
+    assert pipe.dtype == torch.bfloat16 and pipe.handles()["unet"].dtype == torch.float32  # in its file
+    assert pipe.unet.dtype == pipe.handles()["unet"].dtype == pipe.components["movq"].dtype == torch.bfloat16
+    assert pipe.to(dtype="float32").unet.dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype must be one for all"):
+        pipe.to(dtype="half")
+
+
+def test_the_originals_preset_through_a_schedulers_configuration(tiny_model: Path) -> None:
+    """As docs/diffusers.md says: it is followed, and paints something else."""
+    pipe = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")
+    plain = pipe(**embeds(), **FEW, generator=seeded()).images
+    preset = {"variance_type": "learned_range", "clip_sample_range": 2.0, "timestep_spacing": "linspace"}
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, **preset)
+    assert all(getattr(pipe.stage.schedule, name) == value for name, value in preset.items())
+    assert not np.array_equal(pipe(**embeds(), **FEW, generator=seeded()).images, plain)
 
 
 def test_unknown_arguments_are_refused(decoder: KandinskyV22Pipeline) -> None:
@@ -445,7 +556,8 @@ def test_a_variant_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
     [
         ({"device_map": "balanced"}, ValueError, r"use .to\(device\)"),
         ({"cache_dir": "here"}, ValueError, "set HF_HOME"),
-        ({"torch_dtype": "float16"}, ValueError, "such as torch.float16"),
+        ({"torch_dtype": "int8"}, ValueError, "such as torch.float16"),
+        ({"dtype": torch.int8}, ValueError, "such as torch.float16"),
         ({"torch_dype": torch.float16}, TypeError, "no argument 'torch_dype'"),
         ({"unet": nn.Linear(1, 1)}, ValueError, "unet must be a UNet of kandinsky22"),
     ],
@@ -588,6 +700,21 @@ def test_load_image_from_an_address() -> None:
             pipelines.load_image(wrong)
 
 
+def test_load_image_says_what_cannot_be_read(tmp_path: Path) -> None:
+    """A file that is no picture, half a picture, and an address where nobody answers."""
+    photo().save(tmp_path / "photo.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "photo.png").read_bytes()[:2000])
+    (tmp_path / "t1.py").write_text("print()")
+    for file in ("half.png", "t1.py"):
+        with pytest.raises(ValueError, match=f"cannot read .*{file} as a picture"):
+            pipelines.load_image(str(tmp_path / file))
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        port = server.server_port  # free again in a moment
+    for address in (f"http://127.0.0.1:{port}/photo.png", "http://"):
+        with pytest.raises(ValueError, match="cannot fetch http"):
+            pipelines.load_image(address)
+
+
 # The door stays a door.
 
 
@@ -621,3 +748,9 @@ def test_exceptions_are_stated_in_docstrings() -> None:
     for kind, words in said.items():
         text = inspect.getdoc(kind) or ""
         assert "Not reproduced" in text and words in text.replace("\n", " ")
+
+
+def test_a_mask_of_bytes_is_white_but_for_zero() -> None:
+    """As diffusers takes it, whose threshold at one half all other bytes pass."""
+    mask = np.array([[0, 1], [128, 255]], np.uint8)
+    assert repainted(mask, 2, 2).flatten().tolist() == [0, 1, 1, 1]

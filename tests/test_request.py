@@ -9,7 +9,7 @@ import pytest
 from kandinsky22.embedding import Embedding
 from kandinsky22.picture import Picture
 from kandinsky22.request import MAX_SEED, Condition, Defaults, Mask, Mix, Request, Sampling, Start, Text
-from kandinsky22.tasks import text2img
+from kandinsky22.tasks import controlnet, interpolate, text2img
 
 DEFAULTS = Defaults(
     height=64,
@@ -136,6 +136,7 @@ def test_every_column_goes_to_json_and_back_without_pixels(condition: Condition,
         ({"start": Start(WIDE, 0.3), "height": 96, "width": 96}, (96, 96)),
         ({"mask": Mask(image=Picture.of(np.zeros((90, 70))), area=HOLE)}, (90, 70)),
         ({"mask": Mask(image=Picture.of(np.zeros((90, 70))), pad=(0, 10, 20, 0))}, (110, 80)),
+        ({"mask": Mask(image=Picture.of(np.zeros((100, 200))), area=HOLE), "height": 200}, (200, 400)),
     ],
 )
 def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: tuple[int, int]) -> None:
@@ -169,3 +170,44 @@ def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: 
 def test_columns_that_cannot_be_are_refused(wrong: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         wrong()
+
+
+def test_numbers_may_be_numpys() -> None:
+    request = text2img("a", seed=np.int64(5), height=np.int32(64), guidance_scale=np.float32(2), aspect="1:1")  # type: ignore[typeddict-item]
+    assert request == text2img("a", seed=5, height=64, guidance_scale=2.0, aspect="1:1")
+    assert Mix((VALUE, WIDE), np.array([0.5, 1], np.float32)).weights == (0.5, 1.0)  # type: ignore[arg-type]
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: Request(condition="a cat"), "condition must be a Text, Picture, Embedding or Mix, got str"),
+        (lambda: Request(condition=Text("a"), negative="b"), "negative must be a Text"),
+        (lambda: Request(condition=Text("a"), hint="depth.png"), "hint must be a Picture"),
+        (lambda: Request(condition=Text("a"), prior={"steps": 3}), "prior must be a Sampling"),
+        (lambda: Start("cat.png", 0.3), "image must be a Picture"),
+        (lambda: Mask(image="cat.png"), "image must be a Picture"),
+        (lambda: Request(condition=Text("a"), mask=Mask(image=WIDE, area=HOLE), aspect="1:1"), "keeps the picture's own ratio"),
+        (lambda: text2img("a", bogus=5), "there is no option bogus; there are negative_prompt"),
+        (lambda: text2img("a", negative_prompt=["x"]), "the prompt must be text, got list"),
+        (lambda: interpolate("a cat"), "takes a list"),
+        (lambda: interpolate([]), "at least one"),
+        (lambda: interpolate(["a"], weights=1.0), "weights are a list"),
+        (lambda: controlnet("a", hint=WIDE, strength=0.5), "of the image to begin with"),
+        (lambda: text2img("a", aspect="-1:-1"), "width:height, such as 16:9"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_kind_is_refused_at_once(wrong: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        wrong()
+
+
+def test_a_mix_of_one_thing_whole_is_that_thing() -> None:
+    assert interpolate(["a"]) == text2img("a")
+    assert Request(condition=WIDE, negative=Mix((Text("b"),), (1,))).negative == Text("b")
+
+
+def test_a_picture_of_a_batch_knows_its_company() -> None:
+    whole = text2img("a", seed=4, num_images=3, variation_seed=9, variation_strength=0.5)
+    assert all(whole.single(k).company(k, 3) == whole for k in range(3))

@@ -146,6 +146,21 @@ def test_a_small_hole_in_a_large_picture_is_painted_in_a_window(kandinsky: Kandi
     assert np.abs(pixels(picture) - pixels(large))[hole == 1].mean() > 5
 
 
+def test_a_start_lies_where_the_window_is_and_where_room_was_added(kandinsky: Kandinsky) -> None:
+    """Starting from the very picture is starting from what is known of it."""
+    large, hole = PHOTO.resize((480, 320)), np.zeros((320, 480), np.float32)
+    hole[100:130, 200:240] = 1
+    for request in (
+        inpaint("a ring", image=large, mask_image=hole, **FEW),
+        outpaint("a ring", image=PHOTO, left=32, **FEW),
+    ):
+        assert request.mask is not None
+        resolved = kandinsky.resolved(replace(request, start=Start(request.mask.image, 0.7)))
+        frame = kandinsky.frame(resolved)
+        assert frame.known is not None and resolved.start is not None
+        assert np.abs(frame.started(resolved.start.image.rgb) - frame.known[0]).max() < 1e-6
+
+
 def test_one_pixel_is_enough_to_be_repainted(kandinsky: Kandinsky) -> None:
     """Between the pixels that a nearest-neighbour look at the mask would see."""
     dot = np.zeros((64, 96), np.float32)

@@ -124,27 +124,29 @@ class Conditions:
                     yield key, Progress("prior", i, step.n)
 
     def _embeds(self, request: Request, known: Mapping[Sampled, Tensor]) -> Embeds:
-        image = self._vectors(request, request.condition, known)
+        image = self._vectors(request, request.condition, known, negative=False)
         if request.decoder.weight == 1:
             return Embeds(image, None)
         if request.negative is None:  # the constant is looked for only where it leads
             return Embeds(image, self.prior.zero_image_embed.expand_as(image))
-        return Embeds(image, self._vectors(request, request.negative, known))
+        return Embeds(image, self._vectors(request, request.negative, known, negative=True))
 
-    def _vectors(self, request: Request, condition: Condition, known: Mapping[Sampled, Tensor]) -> Tensor:
+    def _vectors(
+        self, request: Request, condition: Condition, known: Mapping[Sampled, Tensor], *, negative: bool
+    ) -> Tensor:
         """float32 [n, D] of one condition."""
         if isinstance(condition, Mix):
             weighted = [
-                weight * self._vectors(request, part, known)
+                weight * self._vectors(request, part, known, negative=False)
                 for part, weight in zip(condition.parts, condition.weights, strict=True)
             ]
             return torch.stack(weighted).sum(dim=0)
-        vectors = self._part(request, condition, known)
+        vectors = self._part(request, condition, known, negative=negative)
         return vectors.expand(request.num_images, -1)
 
-    def _part(self, request: Request, part: Part, known: Mapping[Sampled, Tensor]) -> Tensor:
+    def _part(self, request: Request, part: Part, known: Mapping[Sampled, Tensor], *, negative: bool) -> Tensor:
         if isinstance(part, Text):
-            return known[_sampled(request, part, negative=part is request.negative)]
+            return known[_sampled(request, part, negative=negative)]
         if isinstance(part, Picture):
             return self.prior.look([part.rgb])
         return torch.tensor(part.vector, device=self.prior.networks.device)[None]
@@ -154,10 +156,9 @@ def _texts(request: Request) -> list[Sampled]:
     """The texts of a resolved request that have to go through the prior."""
     texts = [_sampled(request, part) for part in parts(request.condition) if isinstance(part, Text)]
     if request.negative is not None and request.decoder.weight != 1:
-        negative = request.negative
-        texts += [
-            _sampled(request, part, negative=part is negative) for part in parts(negative) if isinstance(part, Text)
-        ]
+        alone = isinstance(request.negative, Text)
+        negatives = [part for part in parts(request.negative) if isinstance(part, Text)]
+        texts += [_sampled(request, part, negative=alone) for part in negatives]
     return texts
 
 

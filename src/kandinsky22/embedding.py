@@ -45,7 +45,7 @@ class Embedding:
         """From any vector of numbers, [D] or [1, D]."""
         import numpy as np
 
-        values = np.asarray(vector, FLOAT)
+        values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
         if values.size != max(values.shape, default=0):
             raise ValueError(f"an embedding is one vector, got shape {values.shape}")
         return cls(values.tobytes(), encoder, made_by or {})
@@ -63,21 +63,34 @@ class Embedding:
         return hashlib.sha256(self.data).hexdigest()[:8]
 
     @property
+    def name(self) -> str:
+        """How it is called in sums: by what it is the sum of, else by its digest."""
+        return str(self.made_by.get("sum", self.digest))
+
+    @property
     def length(self) -> float:
         """The Euclidean norm."""
         return math.sqrt(float((self.vector.astype(float) ** 2).sum()))
 
     def __add__(self, other: "Embedding") -> "Embedding":
+        if not isinstance(other, Embedding):
+            return NotImplemented
         self._check_same_space(other)
-        return self._like(self.vector + other.vector)
+        return self._like(self.vector + other.vector, f"({self.name} + {other.name})")
 
     def __sub__(self, other: "Embedding") -> "Embedding":
         return self + other * -1.0
 
     def __mul__(self, weight: float) -> Self:
-        return self._like(self.vector * weight)
+        return self._like(self.vector * weight, f"{weight:g} {self.name}")
 
     __rmul__ = __mul__
+
+    def __truediv__(self, weight: float) -> Self:
+        return self * (1 / weight)
+
+    def __neg__(self) -> Self:
+        return self * -1.0
 
     def subtract(self, other: "Embedding", weight: float = 1.0) -> "Embedding":
         """This one without `other`: self - weight * other."""
@@ -112,7 +125,7 @@ class Embedding:
 
         from kandinsky22.files import whole
 
-        path = Path(path)
+        path = Path(path).expanduser()
         said = {ENCODER: self.encoder, MADE_BY: json.dumps(self.made_by, ensure_ascii=False)}
         try:
             with whole(path) as partial:
@@ -127,7 +140,7 @@ class Embedding:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="numpy") as file:
+            with safe_open(Path(path).expanduser(), framework="numpy") as file:
                 said = file.metadata() or {}
                 return cls.of(file.get_tensor(KEY), said[ENCODER], json.loads(said.get(MADE_BY, "{}")))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -142,8 +155,8 @@ class Embedding:
         """What `to_dict` wrote."""
         return cls(base64.b64decode(values["data"], validate=True), values["encoder"])
 
-    def _like(self, vector: "np.ndarray") -> Self:
-        return type(self)(vector.astype(FLOAT).tobytes(), self.encoder)
+    def _like(self, vector: "np.ndarray", sum_of: str) -> Self:
+        return type(self)(vector.astype(FLOAT).tobytes(), self.encoder, {"sum": sum_of})
 
     def _check_same_space(self, other: "Embedding") -> None:
         if (self.encoder, len(self.data)) != (other.encoder, len(other.data)):

@@ -55,6 +55,15 @@ class Frame:
             image = image.resize((self.width, self.height), MEAN)
         return self.padded(np.asarray(image, np.float32) / 255)
 
+    def started(self, image: Image.Image) -> np.ndarray:
+        """A picture to start from on the canvas: where inpainting computes a part, that part of it; where it added room, the
+        room too, if the picture is without."""
+        if self.inpainting is None:
+            return self.laid(image)
+        whole, box = self.inpainting.whole, self.inpainting.box
+        page = image if image.size == whole.size else self.inpainting.extended(image)
+        return self.laid(page if box is None else page.crop(box))
+
     def padded(self, values: np.ndarray) -> np.ndarray:
         """[height, width, ...] on the canvas, the edges repeated."""
         (top, left), (height, width) = self.corner, self.canvas
@@ -91,6 +100,7 @@ class Inpainting:
     area: np.ndarray
     weight: np.ndarray | None
     box: Box | None
+    mask: Mask
 
     @classmethod
     def of(cls, mask: Mask, size: tuple[int, int], own: tuple[int, int]) -> Self:
@@ -106,7 +116,13 @@ class Inpainting:
             area = masks.repaint_area(area, size, "white")
         masks.check(area, mask.repaint)
         box = masks.window(area, *own) if _pays(mask, size, own) else None
-        return cls(whole, area, masks.feathered(area, mask.feather) if mask.paste_back else None, box)
+        return cls(whole, area, masks.feathered(area, mask.feather) if mask.paste_back else None, box, mask)
+
+    def extended(self, image: Image.Image) -> Image.Image:
+        """Another picture brought to the place of this one."""
+        if image.size == (self.mask.image.width, self.mask.image.height):
+            image, _ = masks.padded(image, *self.mask.pad)
+        return image.resize(self.whole.size, MEAN)
 
     def finished(self, painted: Image.Image) -> Image.Image:
         """The whole with what was painted in its place."""

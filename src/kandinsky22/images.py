@@ -38,7 +38,7 @@ class Painting:
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlugin.PngInfo | None = None) -> Path:
     """Write a PNG under a temporary name, then rename it. Raises `ValueError` where it cannot be written."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() != ".png":
         raise ValueError(
             f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
@@ -110,7 +110,11 @@ def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fp
 
     loop: played again and again. Raises `ValueError` for another ending, and where it cannot be written.
     """
-    path, shown = Path(path), {"save_all": True, "append_images": [*images[1:]], "duration": round(1000 / fps)}
+    check_film(path, fps)
+    path, shown = (
+        Path(path).expanduser(),
+        {"save_all": True, "append_images": [*images[1:]], "duration": round(1000 / fps)},
+    )
     ending = path.suffix.lower()
     try:
         with whole(path) as partial:
@@ -118,21 +122,29 @@ def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fp
                 images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
             elif ending in (".png", ".apng"):
                 images[0].save(partial, "PNG", **shown, loop=0 if loop else 1, default_image=False)
-            elif ending == ".mp4":
-                _save_mp4(images, partial, fps)
             else:
-                raise ValueError(f"a film is written as .gif, .apng or .mp4, got {path.name}")
+                _save_mp4(images, partial, fps)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     return path
 
 
-def _save_mp4(images: Sequence[Image.Image], path: Path, fps: float) -> None:
-    program = shutil.which("ffmpeg")
-    if program is None:
+def check_film(path: str | os.PathLike[str], fps: float) -> None:
+    """Raises `ValueError` for a film that could not be written: another ending, no ffmpeg, no such rate."""
+    ending = Path(path).suffix.lower()
+    if ending not in (".gif", ".png", ".apng", ".mp4"):
+        raise ValueError(f"a film is written as .gif, .apng or .mp4, got {Path(path).name}")
+    if ending == ".mp4" and shutil.which("ffmpeg") is None:
         raise ValueError(
             "an .mp4 needs the program ffmpeg, which is not installed here; a .gif or an .apng needs nothing"
         )
+    if not 0.1 <= fps <= 100:
+        raise ValueError(f"fps must be from 0.1 to 100 pictures a second, got {fps!r}; try 12")
+
+
+def _save_mp4(images: Sequence[Image.Image], path: Path, fps: float) -> None:
+    program = shutil.which("ffmpeg")
+    assert program is not None
     width, height = images[0].size
     frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
     # yuv420p, which every player knows, needs even sides

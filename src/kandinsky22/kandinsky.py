@@ -4,7 +4,6 @@
 request of it, and calling the model is `stream` without the events.
 """
 
-import platform
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ from kandinsky22.embedding import Embedding
 from kandinsky22.events import Event, Notice, Progress, Result, Started
 from kandinsky22.frame import Frame
 from kandinsky22.images import Painting
+from kandinsky22.machine import device_of, dtype_of, fitting_dtype, fitting_placement, processor
 from kandinsky22.picture import Picture
 from kandinsky22.placement import Networks, Placement
 from kandinsky22.request import Defaults, Request, Sampling, Text, parts
@@ -42,9 +42,6 @@ Stage = Generator[tuple[K, Event], None, dict[K, T]]
 """A stage for many requests: tells of its progress, returns what it made for each."""
 
 SAMPLER_OF = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UnCLIPScheduler": "unclip"}
-ROOM = 1.5  # times the weights that an accelerator must have free for all of them to stay there
-LARGE = 100_000_000  # numbers of a U-Net from which half precision pays on a CPU
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def _to_stderr(line: str) -> None:
@@ -65,8 +62,14 @@ class Kandinsky:
     ) -> None:  # fmt: skip
         self.stored = StoredModel(folders)
         self.name = name
-        dtype = dtype or fitting_dtype(self.stored.first.unet.elements, device)
-        self.networks = Networks(device, dtype, placement or _fitting_placement(self.stored, device, dtype))
+        first = self.stored.first
+        all_of_it = [*self.stored.prior.networks.values(), *first.networks.values()]
+        dtype = dtype or fitting_dtype(first.unet.elements, device)
+        self.networks = Networks(
+            device,
+            dtype,
+            placement or fitting_placement(first.unet.elements, sum(n.elements for n in all_of_it), device, dtype),
+        )
         self.prior = PriorStage(self.stored.prior, self.networks)
         self.conditions = Conditions(self.prior)
         self._decoders: dict[str, DecoderStage] = {}
@@ -96,7 +99,7 @@ class Kandinsky:
         else:
             folders = catalog.parts(said)
         name = said if said in (catalog.BOX, *catalog.published()) else Path(said).expanduser().resolve().name
-        return cls(folders, name=name, device=place, dtype=_dtype(dtype), placement=placement)
+        return cls(folders, name=name, device=place, dtype=dtype_of(dtype), placement=placement)
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +125,7 @@ class Kandinsky:
             "kandinsky22": kandinsky22.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
-            "processor": torch.cuda.get_device_name(self.device) if cuda else _processor(),
+            "processor": torch.cuda.get_device_name(self.device) if cuda else processor(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
@@ -231,7 +234,7 @@ class Kandinsky:
         if request.start is None:
             x = noise.draw(decoder.shape(n, *frame.canvas), device=self.device)
             return begin(decoder.schedule, steps, noise, x=x)
-        z = decoder.encode(to_pixels(frame.laid(request.start.image.rgb)))
+        z = decoder.encode(to_pixels(frame.started(request.start.image.rgb)))
         return begin(decoder.schedule, steps, noise, start=(z.expand(n, -1, -1, -1), request.start.strength))
 
     def _sample(
@@ -315,9 +318,9 @@ class Kandinsky:
 def parts_of(model: str, request: Request) -> list[str]:
     """The parts of a published model that a request needs (see `catalog`); the image encoder only where a picture is looked
     at, or for the constant that guidance without a negative prompt leads away from, if that is not kept yet."""
-    looks = any(
-        isinstance(part, Picture) or (isinstance(part, Text) and part.image) for part in parts(request.condition)
-    )
+    conditions = [condition for condition in (request.condition, request.negative) if condition is not None]
+    embedded = [part for condition in conditions for part in parts(condition)]
+    looks = any(isinstance(part, Picture) or (isinstance(part, Text) and part.image) for part in embedded)
     scale = request.decoder.guidance_scale
     led_from_nothing = request.negative is None and (scale is None or scale > 1)
     needed = looks or (led_from_nothing and not zero_image.is_kept(catalog.encoder_of(model)))
@@ -357,48 +360,7 @@ def _check_steps(decoder: DecoderStage, sampling: Sampling, strength: float | No
     begin(decoder.schedule, _set(sampling.steps), torch.zeros_like, shape=(1, 1), start=start)
 
 
-def device_of(device: str | None) -> torch.device:
-    """The device of a name; "auto" or None is the first there is of cuda, mps, cpu. Raises `ValueError`."""
-    if device in (None, "auto"):
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {device!r} cannot be used here; try cpu") from error
-    return place
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if not isinstance(dtype, str):
-        return dtype
-    if dtype not in ("auto", *DTYPES):
-        raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES.get(dtype)
-
-
-def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
-    """float16 on an accelerator; on a CPU with instructions for it, bfloat16 for a U-Net that is large enough to gain."""
-    if device.type != "cpu":
-        return torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and elements > LARGE else torch.float32
-
-
-def _fitting_placement(stored: StoredModel, device: torch.device, dtype: torch.dtype) -> Placement:
-    networks = [*stored.prior.networks.values(), *stored.first.networks.values()]
-    if device.type == "cpu":
-        return "offload" if stored.first.unet.elements > LARGE else "keep"
-    return "keep" if ROOM * sum(n.elements for n in networks) * dtype.itemsize < memory.free(device) else "offload"
-
-
 def _set(value: T | None) -> T:
     """A field of a resolved request."""
     assert value is not None
     return value
-
-
-def _processor() -> str:
-    """What this processor rounds like: its architecture, and the vector instructions torch uses on it."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -6,10 +6,10 @@ and everything else starts from it: a crop around it (`window`), the way back fr
 """
 
 import math
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 REPAINTS = ("white", "black")  # which colour of a mask means: paint here
@@ -21,51 +21,41 @@ ZOOM = 4  # a crop enlarged more than this shows the network nothing to go on fr
 FloatArray: TypeAlias = NDArray[np.float32]
 
 
-def repaint_area(mask: Image.Image | ArrayLike, size: tuple[int, int], repaint: str = "white") -> FloatArray:
+def repaint_area(mask: Image.Image | FloatArray, size: tuple[int, int], repaint: str = "white") -> FloatArray:
     """What is to be repainted: float32 [H, W] in [0, 1], 1 is repaint; greys stay greys, but for the all but black and white.
 
-    mask: a picture, or an array [H, W] in [0, 1]; where it holds whole numbers up to 255, in [0, 255], but one of nothing
-    but 0 and 1 is taken at its word. It is stretched to `size`, which is (height, width), with an antialiased triangle
-    filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that repaints, "white" or "black".
-    Raises `ValueError` for another colour, for a mask that is transparent in places (some programs mean "repaint" by
-    it, others "keep"), and for an array of another shape or range.
+    mask: a picture of mode L, RGB or RGBA, or floats [H, W] in [0, 1]. What is transparent is never repainted, whichever
+    colour is, and what is half transparent only half. It is stretched to `size`, which is (height, width), with an
+    antialiased triangle filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that repaints,
+    "white" or "black". Raises `ValueError` for another colour, and for floats of another shape or range.
     """
     if repaint not in REPAINTS:
         raise ValueError(f"mask_mode must be 'white' or 'black', the colour that is repainted, got {repaint!r}")
-    values = _picture_values(mask) if isinstance(mask, Image.Image) else _array_values(np.asarray(mask))
+    values = _picture_values(mask) if isinstance(mask, Image.Image) else _array_values(mask)
     values[values <= FAINT], values[values >= 1 - FAINT] = 0, 1
-    if values.shape != size:
+    bright, opaque = values
+    area: FloatArray = (bright if repaint == "white" else 1 - bright) * opaque
+    if area.shape != size:  # after the product, lest the colour of what is transparent leaks
         height, width = size
-        values = np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
-    return values if repaint == "white" else 1 - values
+        area = np.array(Image.fromarray(area).resize((width, height), Image.Resampling.BILINEAR))
+    return area
 
 
 def _picture_values(mask: Image.Image) -> FloatArray:
-    """A picture's brightness in [0, 1]."""
-    if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
-        raise ValueError("the mask is transparent in places, which may mean repaint or keep; make it black and white")
-    if mask.mode == "F":
-        return _array_values(np.asarray(mask))
-    if mask.mode.startswith("I"):  # 16 bits of grey
-        return _array_values(np.asarray(mask, np.float32) / 65535)
-    return _array_values(np.asarray(mask.convert("L")))
-
-
-def _array_values(mask: NDArray[Any]) -> FloatArray:
-    """An array as float32 [H, W] in [0, 1], a copy."""
-    shape = mask.shape
-    if mask.ndim > 2:  # [1, 1, H, W], [H, W, 1]
-        mask = mask.reshape([side for side in shape if side != 1])
-    if mask.ndim != 2 or mask.size == 0:
-        raise ValueError(f"the mask must have one value per pixel, [height, width], got the shape {list(shape)}")
-    values = mask.astype(np.float32)
-    if np.issubdtype(mask.dtype, np.integer) and values.max() > 1:
-        values /= 255
-    if not (values.min() >= 0 and values.max() <= 1):  # also what is not a number
-        raise ValueError(
-            f"the mask must hold values from 0 to 1, got {values.min():g} to {values.max():g}; divide it by its largest"
-        )
+    """A picture's brightness and how opaque it is, [2, H, W] in [0, 1]."""
+    values: FloatArray = np.asarray(mask.convert("LA"), np.float32).transpose(2, 0, 1) / np.float32(255)
     return values
+
+
+def _array_values(mask: FloatArray) -> FloatArray:
+    """An array as a brightness that is opaque, [2, H, W] in [0, 1], a copy."""
+    if mask.ndim != 2 or mask.size == 0:
+        raise ValueError(f"the mask must have one value per pixel, [height, width], got the shape {list(mask.shape)}")
+    if not (mask.min() >= 0 and mask.max() <= 1):  # also what is not a number
+        raise ValueError(
+            f"the mask must hold values from 0 to 1, got {mask.min():g} to {mask.max():g}; divide it by its largest"
+        )
+    return np.stack([mask, np.ones_like(mask)]).astype(np.float32)
 
 
 def check(area: FloatArray, repaint: str = "white") -> None:
@@ -73,7 +63,8 @@ def check(area: FloatArray, repaint: str = "white") -> None:
     if not area.any():
         other = "black" if repaint == "white" else "white"
         raise ValueError(
-            f"the mask repaints nothing; make {repaint} what should change, or say mask_mode='{other}' if {other} should"
+            f"the mask repaints nothing; make {repaint}, and not transparent, what should change, "
+            f"or say mask_mode='{other}' if {other} should"
         )
 
 

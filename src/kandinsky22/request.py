@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import NoneType
 from typing import Any, Literal, Self, TypeAlias
 
 from kandinsky22 import sizes
@@ -36,6 +37,19 @@ def _check_strength(strength: object) -> None:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}; try 0.3")
 
 
+def _plain_numbers(value: Any) -> None:
+    """Make Python's own numbers of a new value's fields that are numpy's or torch's."""
+    for f in fields(value):
+        number = getattr(value, f.name)
+        if hasattr(number, "item") and getattr(number, "ndim", 1) == 0:
+            object.__setattr__(value, f.name, number.item())
+
+
+def _check_kind(name: str, value: object, kinds: tuple[type, ...], fix: str) -> None:
+    if not isinstance(value, kinds):
+        raise ValueError(f"{name} must be {fix}, got {type(value).__name__}")
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A prompt, taken literally. With an image, the prior starts from that picture's embedding, noised to `strength` (1:
@@ -57,9 +71,12 @@ class Text:
                 "a prior that starts from a picture needs the picture and a strength; give both or neither"
             )
         if self.strength is not None:
+            _plain_numbers(self)
+            _check_kind("image", self.image, (Picture,), "a Picture: Picture.of(...)")
             _check_strength(self.strength)
 
 
+PARTS = (Text, Picture, Embedding)
 Part: TypeAlias = Text | Picture | Embedding
 """One thing with an image embedding: what the prior makes of a text, a picture's own, a saved one."""
 
@@ -72,6 +89,10 @@ class Mix:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        weights = (w.item() if hasattr(w, "item") and getattr(w, "ndim", 1) == 0 else w for w in self.weights)
+        object.__setattr__(self, "weights", tuple(weights))
+        for part in self.parts:
+            _check_kind("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
         if not self.parts or len(self.parts) != len(self.weights):
             raise ValueError(f"a mix of {len(self.parts)} needs as many weights, got {len(self.weights)}")
         for weight in self.weights:
@@ -79,6 +100,7 @@ class Mix:
                 raise ValueError(f"weights must be numbers, got {weight!r}")
 
 
+CONDITIONS = (*PARTS, Mix)
 Condition: TypeAlias = Part | Mix
 
 
@@ -90,6 +112,8 @@ class Start:
     strength: float
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
+        _check_kind("image", self.image, (Picture,), "a Picture: Picture.of(...)")
         _check_strength(self.strength)
 
 
@@ -112,6 +136,9 @@ class Mask:
     crop: bool | None = None
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
+        _check_kind("image", self.image, (Picture,), "a Picture: Picture.of(...)")
+        _check_kind("area", self.area, (Picture, NoneType), "a Picture: Picture.of(...)")
         if self.repaint not in ("white", "black"):
             raise ValueError(f"mask_mode must be white or black, the colour that is repainted; got {self.repaint!r}")
         if len(self.pad) != 4 or not all(_is_int(side) and side >= 0 for side in self.pad):
@@ -137,6 +164,7 @@ class Sampling:
     guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         if self.steps is not None and not (_is_int(self.steps) and 1 <= self.steps <= 1000):
@@ -197,6 +225,18 @@ class Request:
     model: str = "box"
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
+        _check_kind("condition", self.condition, CONDITIONS, "a Text, Picture, Embedding or Mix")
+        _check_kind("negative", self.negative, (*CONDITIONS, NoneType), "a Text, Picture, Embedding or Mix, or None")
+        _check_kind("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
+        _check_kind("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
+        _check_kind("mask", self.mask, (Mask, NoneType), "a Mask(...)")
+        _check_kind("prior", self.prior, (Sampling,), "a Sampling(...)")
+        _check_kind("decoder", self.decoder, (Sampling,), "a Sampling(...)")
+        for name in ("condition", "negative"):
+            given = getattr(self, name)
+            if isinstance(given, Mix) and given.weights == (1,):  # one thing, whole, is that thing
+                object.__setattr__(self, name, given.parts[0])
         for name in ("height", "width"):
             side = getattr(self, name)
             if side is not None and not (_is_int(side) and side >= SMALLEST):
@@ -213,6 +253,10 @@ class Request:
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
         if self.variation_strength and self.variation_seed is None:
             raise ValueError("variation_strength needs a variation_seed, the seed to turn to")
+        if self.aspect is not None and self.mask is not None:
+            raise ValueError(
+                "inpainting keeps the picture's own ratio; leave aspect out, or extend the picture with outpaint"
+            )
         if self.hint is not None and self.mask is not None:
             raise ValueError("a hint and a mask do not go together: no weights take both; leave one out")
 
@@ -245,6 +289,12 @@ class Request:
         seed, varied = (s if s is None else s + k for s in (self.seed, self.variation_seed))
         return replace(self, num_images=1, seed=seed, variation_seed=varied)
 
+    def company(self, index: int, of: int) -> Self:
+        """The request for `of` pictures of which this one is picture `index`: what `single` came from. Raises `ValueError`
+        where there is none."""
+        seed, varied = (s if s is None else s - index for s in (self.seed, self.variation_seed))
+        return replace(self, num_images=of, seed=seed, variation_seed=varied)
+
     def with_pictures(self, found: Mapping[str, Picture]) -> Self:
         """This request with pixels for the pictures named by their place in `pictures`."""
         replaced: Self = _replaced(self, "", found)
@@ -268,27 +318,25 @@ class Request:
     def _size(self, defaults: Defaults) -> tuple[int, int]:
         """Height and width: those asked for; else a mask's picture's own; else the model's area in the ratio asked for, or
         of the picture that is started from or followed."""
-        if self.mask is not None and self.aspect is None:
-            own = self.mask.size
-            if min(own) < SMALLEST and not (self.height or self.width):
-                raise ValueError(
-                    f"the picture has {own[0]}x{own[1]} pixels, and the smallest side is {SMALLEST}; enlarge it"
-                )
-            return self.height or own[0], self.width or own[1]
+        own = self.mask.size if self.mask else (defaults.height, defaults.width)
+        if self.mask and min(own) < SMALLEST and not (self.height or self.width):
+            raise ValueError(
+                f"the picture has {own[0]}x{own[1]} pixels, and the smallest side is {SMALLEST}; enlarge it"
+            )
         shown = self.start.image if self.start else self.hint
-        ratio = (
-            sizes.ratio(self.aspect) if self.aspect else sizes.ratio_of(shown.height, shown.width) if shown else None
-        )
-        both = self.height is not None and self.width is not None
-        if ratio is None or (both and not self.aspect):
-            return self.height or defaults.height, self.width or defaults.width
+        size = self.mask.size if self.mask else (shown.height, shown.width) if shown else None
+        ratio = sizes.ratio(self.aspect) if self.aspect else sizes.ratio_of(*size) if size else None
         if self.height and self.width:
-            return sizes.of_area(self.height * self.width, ratio)
+            return (
+                sizes.of_area(self.height * self.width, ratio) if self.aspect and ratio else (self.height, self.width)
+            )
+        if ratio is None or (self.mask and not (self.height or self.width)):
+            return self.height or own[0], self.width or own[1]
         if self.height:
             return self.height, sizes.grained(self.height * ratio)
         if self.width:
             return sizes.grained(self.width / ratio), self.width
-        return sizes.of_area(defaults.height * defaults.width, ratio)
+        return sizes.of_area(own[0] * own[1], ratio)
 
 
 def parts(condition: Condition) -> tuple[Part, ...]:

@@ -9,7 +9,7 @@ def ratio(aspect: str) -> float:
     """Width over height of "16:9". Raises `ValueError`."""
     try:
         across, _, down = str(aspect).partition(":")
-        found = float(across) / float(down or 1)
+        found = float(across) / float(down or 1) if float(across) > 0 else 0.0
     except (ValueError, ZeroDivisionError):
         found = 0.0
     if not 1 / LONGEST <= found <= LONGEST:

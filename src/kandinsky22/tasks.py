@@ -4,7 +4,8 @@ Every public function here is a task: the edges make a command, a route or a for
 stands for the options of `How`, and take what each parameter means from `MEANINGS`. The names are the model card's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from typing import Any, Literal, TypedDict, Unpack
 
 from kandinsky22.embedding import Embedding
@@ -12,12 +13,13 @@ from kandinsky22.picture import Picture, Source
 from kandinsky22.request import SAMPLERS, Condition, Mask, Mix, Part, Request, Sampling, Start, Text
 from kandinsky22.sizes import SMALLEST
 
+FROM_PICTURE, FROM_PRIOR = 0.5, 0.85  # controlnet's strengths with an image, as on the model card
 _SAMPLERS = ", ".join(SAMPLERS)
 MEANINGS = {
     "prompt": "what to paint, in words",
     "negative_prompt": "what to keep away from",
     "image": "the picture to begin with",
-    "strength": "how much of the picture is painted anew, above 0 up to 1",
+    "strength": "how much of the image is painted anew, above 0 up to 1",
     "images_and_prompts": "texts, pictures and saved embeddings to blend",
     "weights": "how much of each; the same of all if not said",
     "mask_image": "which part of the picture to repaint: where it is white",
@@ -30,7 +32,7 @@ MEANINGS = {
     "top": "pixels to add at the top",
     "bottom": "pixels to add at the bottom",
     "hint": "a depth picture to follow, near is bright",
-    "prior_strength": "how far the prior goes from the picture's own embedding, above 0 up to 1",
+    "prior_strength": "how far the prior goes from the image's own embedding, above 0 up to 1",
     "height": f"height in pixels, from {SMALLEST} up",
     "width": f"width in pixels, from {SMALLEST} up",
     "aspect": "width:height such as 16:9, at the area of the size",
@@ -94,7 +96,13 @@ def interpolate(
 
     A string is a text; a picture's file is a `Path`. The weights are taken as they are, and are equal if not given.
     """
+    if isinstance(images_and_prompts, str | bytes | PathLike) or not isinstance(images_and_prompts, Iterable):
+        raise ValueError("interpolate takes a list of texts and pictures; put even one into a list")
     mixed = tuple(_part(part) for part in images_and_prompts)
+    if not mixed:
+        raise ValueError("interpolate needs at least one text, picture or embedding")
+    if weights is not None and not isinstance(weights, Iterable):
+        raise ValueError(f"weights are a list, one for each part, got {weights!r}")
     if weights is None:
         weights = [1 / len(mixed)] * len(mixed)
     return _request(Mix(mixed, tuple(weights)), how)
@@ -111,8 +119,8 @@ def inpaint(
 ) -> Request:  # fmt: skip
     """A part of a picture painted anew; the rest keeps its pixels."""
     mask = Mask(
-        image=Picture.of(image), area=Picture.of(mask_image), repaint=mask_mode, feather=feather, paste_back=paste_back,
-        crop=crop,
+        image=Picture.of(image), area=Picture.of(mask_image, mask=True), repaint=mask_mode, feather=feather,
+        paste_back=paste_back, crop=crop,
     )  # fmt: skip
     return _request(Text(prompt), how, mask=mask)
 
@@ -134,7 +142,7 @@ def outpaint(
 
 
 def controlnet(
-    prompt: str, *, hint: Source, image: Source | None = None, strength: float = 0.5, prior_strength: float = 0.85,
+    prompt: str, *, hint: Source, image: Source | None = None, strength: float | None = None, prior_strength: float | None = None,
     **how: Unpack[How],
 ) -> Request:  # fmt: skip
     """A picture that follows a depth picture.
@@ -142,9 +150,15 @@ def controlnet(
     With an image it keeps more of that: the prior starts from its embedding, and the decoder from its latents.
     """
     if image is None:
+        if strength is not None or prior_strength is not None:
+            raise ValueError(
+                "strength and prior_strength are of the image to begin with; give an image, or leave them out"
+            )
         return _request(Text(prompt), how, hint=Picture.of(hint))
     picture = Picture.of(image)
-    return _request(Text(prompt, picture, prior_strength), how, start=Start(picture, strength), hint=Picture.of(hint))
+    text = Text(prompt, picture, FROM_PRIOR if prior_strength is None else prior_strength)
+    start = Start(picture, FROM_PICTURE if strength is None else strength)
+    return _request(text, how, start=start, hint=Picture.of(hint))
 
 
 def _request(condition: Condition, how: How, **columns: Any) -> Request:
@@ -153,10 +167,12 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
     An empty negative prompt is none at all: it stands for the empty picture, not for the empty text, whose embedding tints.
     """
     said = {name: value for name, value in how.items() if value is not None}
-    negative = str(said.pop("negative_prompt", ""))
+    if unknown := said.keys() - How.__annotations__.keys():
+        raise ValueError(f"there is no option {sorted(unknown)[0]}; there are {', '.join(How.__annotations__)}")
+    negative = Text(said.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text refuses what is no text
     return Request(
         condition=condition,
-        negative=Text(negative) if negative.strip() else None,
+        negative=negative if negative.prompt.strip() else None,
         prior=_sampling(said, "prior_"),
         decoder=_sampling(said, ""),
         **columns,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kandinsky22 import Kandinsky
 from kandinsky22.cli.app import run
 from kandinsky22.embedding import Embedding, mix
 from kandinsky22.images import read_recipe
@@ -49,6 +50,15 @@ def test_embeddings_are_saved_mixed_and_painted(capsys: pytest.CaptureFixture[st
     assert size("both.png") == (64, 64)
 
 
+def test_negative_weights_need_no_equals_sign() -> None:
+    done("embed", "a red circle", "a star", *FEW)
+    one, two = (Embedding.load(f"out/{name}.safetensors") for name in ("a-red-circle", "a-star"))
+    done("mix", "out/a-red-circle.safetensors", "out/a-star.safetensors", "--weights", "-0.5,1", "-o", "m.safetensors")
+    made = Embedding.load("m.safetensors")
+    assert made == mix([one, two], [-0.5, 1])
+    assert made.made_by["weights"] == [-0.5, 1]
+
+
 def test_a_strip_and_films(capsys: pytest.CaptureFixture[str]) -> None:
     done("strip", "a red circle", "cat.png", *FEWER, "--frames", "3", "-o", "way.png")
     assert size("way.png") == (3 * 64, 64)
@@ -72,13 +82,26 @@ def test_a_strip_and_films(capsys: pytest.CaptureFixture[str]) -> None:
         (["inpaint", "a star", "--image", "cat.png", "--mask-image", "nowhere.png"], "nowhere.png is not there"),
         (["variations", "cat.png", "star.jpg"], "variations takes one picture"),
         (["interpolate"], "needs texts or files"),
+        (["mix"], "two texts or files or more"),
+        (["mix", "a", "b", "--slerp", "3"], "--slerp goes from 0 to 1"),
+        (["mix", "a", "b", "--length=-1"], "--length must be above 0"),
+        (["mix", "a", "b", "-o", "m.txt"], "ends in .safetensors"),
+        (["film", "a", "b", "--fps", "0"], "fps must be from 0.1"),
+        (["film", "a", "b", "--fps", "nan"], "fps must be from 0.1"),
+        (["film", "a", "b", "--frames", "1"], "two frames or more"),
+        (["strip", "a", "b", "-o", "way.jpg"], "written as PNG"),
+        (["film", "a", "b", "-o", "cat.png/below/way.gif"], "cannot write into"),
+        (["a red circle", "-o", "way.jpg"], "written as PNG"),
+        (["doctor", "--dtype", "banana"], "dtype must be one of"),
+        (["doctor", "--size", "1"], "height must be"),
         (["inpaint", "a", "--image", "cat.png", "--mask-image", "cat.png", "--mask-mode", "grey"], "invalid choice"),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
 ) -> None:
     before = sorted(path.name for path in Path().iterdir())
+    monkeypatch.setattr(Kandinsky, "stream_many", lambda *_: pytest.fail("it painted"))
     assert run([*arguments, "--model", "tiny-model"]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
@@ -122,6 +145,28 @@ def test_replaying_finds_the_pictures_it_began_with_or_asks_for_them(capsys: pyt
     done("replay", "first.png", "--picture", "moved.png", "-o", "again")
     Path("star.jpg").rename("cat.png")  # another picture of that name
     assert run(["replay", "first.png", "--model", "tiny-model"]) == 2
+
+
+def test_every_task_replays_to_the_same_pixels(capsys: pytest.CaptureFixture[str]) -> None:
+    """The second of two pictures, which is painted again in its company; the noise is turned to another seed's."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save("mask.png")
+    done("embed", "a ring", *FEW, "-o", "ring.safetensors")
+    for name, arguments in {
+        "text2img": ["a star"],
+        "img2img": ["a star", "--image", "cat.png", "--strength", "0.6"],
+        "interpolate": ["a star", "cat.png", "ring.safetensors", "--weights", "0.5,-0.3,0.8"],
+        "variations": ["cat.png"],
+        "inpaint": ["a star", "--image", "cat.png", "--mask-image", "mask.png", "--feather", "2"],
+        "outpaint": ["a star", "--image", "cat.png", "--right", "32"],
+        "controlnet": ["a star", "--hint", "cat.png", "--image", "star.jpg"],
+    }.items():
+        varied = ["-n", "2", "--variation-seed", "8", "--variation-strength", "0.4"]
+        done(name, *arguments, *varied, *FEWER, "-o", f"{name}.png", "-q")
+        capsys.readouterr()
+        done("replay", f"{name}-4.png", "-o", "again", "-q")
+        assert f"the pixels are those of {name}-4.png\n" in capsys.readouterr().out, name
 
 
 def test_every_task_paints_from_the_command_line() -> None:

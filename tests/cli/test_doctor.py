@@ -15,11 +15,12 @@ def test_it_says_what_is_here_and_what_would_be_fetched(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cost, "rate", lambda *_: 1e12)
     assert run(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "box: here, with weights for prior, decoder" in said
-    assert "kandinsky-2.2: not here yet; fetching kandinsky-2.2: 12.2 GB in 17 files" in said
+    assert "kandinsky-2.2: not here yet; fetching kandinsky-2.2: 15.9 GB in 19 files" in said
     assert "a picture of 512x512" in said and "88.2 TFLOP" in said and "about 88.2 s" in said
     assert list(tmp_path.iterdir()) == []
 

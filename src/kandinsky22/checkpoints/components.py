@@ -41,7 +41,16 @@ NOT_HERE = {
     "custom_pipeline": "only the published pipelines are here",
 }
 """What else `from_pretrained` takes elsewhere, and what to do here instead."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 IN_ANY_CASE = {"use_safetensors", "low_cpu_mem_usage"}  # what they ask for is done here, or changes nothing
+
+
+def dtype_of(given: Any) -> torch.dtype:
+    """A dtype by itself or by its name. Raises `ValueError` for one that networks are not computed in."""
+    dtype = DTYPES.get(given) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one for all, such as torch.float16, of {', '.join(DTYPES)}; got {given!r}")
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,7 @@ class Loading:
             if name not in {"torch_dtype", *cls.__dataclass_fields__, *NOT_HERE, *IN_ANY_CASE}:
                 raise TypeError(f"from_pretrained has no argument {name!r}")
         dtype = how.get("dtype") or how.get("torch_dtype") or torch.float32
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"torch_dtype must be one dtype for all, such as torch.float16, got {dtype!r}")
-        return cls(dtype, how.get("variant"), how.get("revision"), bool(how.get("local_files_only")))
+        return cls(dtype_of(dtype), how.get("variant"), how.get("revision"), bool(how.get("local_files_only")))
 
     def folder(self, name: str | Path) -> Path:
         """The folder of a pipeline by its path or its name on the hub, fetched if need be. Raises `CheckpointError`."""
@@ -90,6 +97,15 @@ KINDS = {
     "image_encoder": Kind(CLIPVision, CLIPVisionConfig, "model"),
 }
 """The networks, by the names of the folders they are in."""
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """The dtype that a network's numbers are in."""
+    return next(network.parameters()).dtype
+
+
+for _kind_of in KINDS.values():  # programs read `pipe.unet.dtype`; asked each time, it is right after any `.to` as well
+    _kind_of.network.dtype = property(_dtype)
 CHANNELS = {catalog.DECODER: (4, False), catalog.INPAINT: (9, False), catalog.DEPTH: (8, True)}
 """What a U-Net of each kind of task takes: how many channels, and whether a hint makes some of them."""
 
@@ -148,6 +164,11 @@ class Part(Stored[Any, Any]):
         network = self.stored.load(dtype, device) if self.network is None else self.network.to(device, dtype)
         self.network = network if self.shared or self.given else None
         return network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network, or of its file while it was not read."""
+        return self.stored.dtype if self.place is None else self.place[1]
 
     @property
     def place(self) -> tuple[torch.device, torch.dtype] | None:

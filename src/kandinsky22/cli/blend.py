@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OF_THE_PRIOR = (
     "negative_prompt", "seed", "prior_num_inference_steps", "prior_guidance_scale", "prior_sampler", "model",
 )  # fmt: skip
+FPS = 12.0
 COMPANY = 8  # frames that are painted together
 ENDING = ".safetensors"
 
@@ -59,17 +60,29 @@ def blend(arguments: Sequence[str]) -> None:
     parser.option("output", short="-o", metavar="FILE", help=f"a file ending in {ENDING} (default: out/mix{ENDING})")
     parser.add_edge("device", "dtype", "placement")
     options, words, _ = parser.parse(arguments)
+    if len(words) < 2:
+        raise ValueError(f"a mix is of two texts or files or more, in quotes, got {len(words)}")
     if "slerp" in options and ("weights" in options or len(words) != 2):
         raise ValueError("--slerp goes between two embeddings, and takes no --weights")
+    if not 0 <= options.get("slerp", 0) <= 1:
+        raise ValueError(f"--slerp goes from 0 to 1, got {options['slerp']:g}; weights go beyond")
+    if not options.get("length", 1) > 0:
+        raise ValueError(f"--length must be above 0, got {options['length']:g}")
     weights = options.get("weights", [1 / len(words)] * len(words))
     if len(weights) != len(words):
         raise ValueError(f"{len(words)} embeddings need as many weights, got {len(weights)}")
+    place = Path(options.get("output", _free(Path(paint.OUTPUT) / f"mix{ENDING}"))).expanduser()
+    if place.suffix != ENDING:
+        raise ValueError(f"an embedding's file ends in {ENDING}, got {place.name}")
     stops = _embeddings(words, options, at_least=2)
     made = stops[0].slerp(stops[1], options["slerp"]) if "slerp" in options else mix(stops, weights)
     if "length" in options:
         made = made.normalised(options["length"])
-    place = Path(options.get("output", _free(Path(paint.OUTPUT) / f"mix{ENDING}"))).expanduser()
-    print(replace(made, made_by={"mix": words, "weights": weights}).save(place))
+    how: dict[str, Any] = {key: options[key] for key in ("slerp", "length") if key in options}
+    said: dict[str, Any] = {"mix": words, **how}
+    if "slerp" not in options:
+        said["weights"] = weights
+    print(replace(made, made_by=said).save(place))
 
 
 def strip(arguments: Sequence[str]) -> None:
@@ -85,7 +98,7 @@ def film(arguments: Sequence[str]) -> None:
     from kandinsky22 import images
 
     options, painted, place = _journey(arguments, "film", frames=24, ending=".gif")
-    print(images.save_film(painted, place, fps=options.get("fps", 12), loop=options.get("loop", False)))
+    print(images.save_film(painted, place, fps=options.get("fps", FPS), loop=options.get("loop", False)))
 
 
 def _journey(
@@ -112,10 +125,25 @@ def _journey(
     place = Path(options.get("output", _free(Path(paint.OUTPUT) / f"{name}{ending}"))).expanduser()
     how = {key: options[key] for key in ("loop", "path", "noise") if key in options}
     parts, like = _asked(words, options, at_least=2)
-    model = paint.load(like.model, options)
-    stops = _of(parts, like, model)
-    requests = journey.requests(stops, options.get("frames", frames), like, **how)
+    count = options.get("frames", frames)
+    _check_place(name, place, options.get("fps", FPS), count)
+    model = paint.load(like.model, options, like)
+    requests = journey.requests(_of(parts, like, model), count, like, **how)
     return options, _painted(model, requests, quiet=options.get("quiet", False)), place
+
+
+def _check_place(name: str, place: Path, fps: float, frames: int) -> None:
+    """Raises `ValueError` for what could not be painted or written, before anything is."""
+    from kandinsky22 import images
+    from kandinsky22.cli.files import Place, check_writable
+
+    if frames < 2:
+        raise ValueError(f"a {name} has two frames or more, got {frames}")
+    if name == "film":
+        images.check_film(place, fps)
+    elif place.suffix.lower() != ".png":
+        raise ValueError(f"a strip is written as PNG, got {place.name}; name it {place.with_suffix('.png').name}")
+    check_writable(Place(place.parent), 0)
 
 
 def _painted(model: "Kandinsky", requests: Sequence[Request], *, quiet: bool) -> "list[Image.Image]":
@@ -141,7 +169,7 @@ def _embeddings(words: Sequence[str], options: Mapping[str, Any], *, at_least: i
     parts, like = _asked(words, dict(options), at_least=at_least)
     if all(isinstance(stop, Embedding) for stop in parts):  # no model is needed
         return [stop for stop in parts if isinstance(stop, Embedding)]
-    return _of(parts, like, paint.load(like.model, dict(options)))
+    return _of(parts, like, paint.load(like.model, dict(options), like))
 
 
 def _asked(words: Sequence[str], options: dict[str, Any], *, at_least: int) -> tuple[list[Part], Request]:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from kandinsky22.depth_estimation import depth
     from kandinsky22.images import save_png
-    from kandinsky22.kandinsky import device_of
+    from kandinsky22.machine import device_of
 
     place = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
     device = str(device_of(options.get("device")))

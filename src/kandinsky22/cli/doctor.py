@@ -11,6 +11,7 @@ from typing import Any
 from kandinsky22 import __version__
 from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import EDGE, Parser, size_of
+from kandinsky22.tasks import text2img
 
 EXTRAS = {
     "huggingface_hub": "fetches published weights: pip install 'kandinsky22[hub]'",
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError("doctor takes no words")
+    if "size" in options:
+        text2img("", height=options["size"][0], width=options["size"][1])  # raises for what cannot be
     for line in _findings(options):
         print(line, flush=True)
 
@@ -38,7 +41,7 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
     import torch
 
     from kandinsky22 import memory
-    from kandinsky22.kandinsky import DTYPES, device_of
+    from kandinsky22.machine import device_of, dtype_of
 
     device = device_of(options.get("device"))
     yield f"kandinsky22 {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
@@ -49,7 +52,7 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
     yield f"computes on {device.type} ({name}), {torch.get_num_threads()} threads, {free} of memory free"
     for model in [options["model"]] if "model" in options else [catalog.BOX, *catalog.published()]:
         yield ""
-        yield from _model(model, device, DTYPES.get(options.get("dtype", "auto")), options.get("size"))
+        yield from _model(model, device, dtype_of(options.get("dtype")), options.get("size"))
     yield ""
     for library, use in EXTRAS.items():
         yield f"{library}: {'installed' if find_spec(library) else f'not installed; it {use}'}"
@@ -60,7 +63,8 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     """A model: whether it is here, what it needs, how long it takes."""
     from kandinsky22 import cost, memory
     from kandinsky22.checkpoints import full_size, hub
-    from kandinsky22.kandinsky import LARGE, Kandinsky, fitting_dtype
+    from kandinsky22.kandinsky import Kandinsky, parts_of
+    from kandinsky22.machine import LARGE, fitting_dtype
     from kandinsky22.models.clip import CLIPText
     from kandinsky22.models.movq import MoVQ
     from kandinsky22.models.prior import PriorTransformer
@@ -68,7 +72,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
 
     networks: tuple[Any, ...] = (CLIPText, PriorTransformer, UNet, MoVQ)
     here = None
-    if catalog.is_remote(model) and (plan := hub.planned(model)).missing:
+    if catalog.is_remote(model) and (plan := hub.planned(model, parts_of(model, text2img("")))).missing:
         yield f"{model}: not here yet; {plan}"
         configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
         steps = tuple(catalog.PUBLISHED_STEPS[part] for part in (catalog.PRIOR, catalog.DECODER))

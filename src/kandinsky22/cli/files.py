@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 from PIL import Image
 
 from kandinsky22.events import Result
+from kandinsky22.forms import PICTURES
 from kandinsky22.images import Painting, read_recipe, save_png, sheet
 from kandinsky22.request import Part, Request, Text, parts
 
@@ -32,6 +33,10 @@ class Place(NamedTuple):
         path = Path(output).expanduser()
         if path.suffix.lower() == ".png" and not path.is_dir():
             return cls(path.parent, path.stem)
+        if path.suffix.lower() in PICTURES and not path.is_dir():
+            raise ValueError(
+                f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
+            )
         return cls(path)
 
     def path(self, stem: str, again: int) -> Path:
@@ -41,7 +46,11 @@ class Place(NamedTuple):
 
 def check_room(place: Place, request: Request) -> None:
     """Raises `ValueError` if the pictures of a resolved request could not be written; leaves no trace."""
-    size = request.num_images * (request.height or 0) * (request.width or 0) * 3
+    check_writable(place, request.num_images * (request.height or 0) * (request.width or 0) * 3)
+
+
+def check_writable(place: Place, size: int) -> None:
+    """Raises `ValueError` if so many bytes could not be written to a place; leaves no trace."""
     try:
         there = next(folder for folder in (place.folder, *place.folder.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=there) as file:

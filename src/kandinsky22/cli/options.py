@@ -15,6 +15,7 @@ from kandinsky22 import __version__
 from kandinsky22.forms import Kind, Parameter, Task, parameters
 from kandinsky22.request import Request
 
+NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
 AS_WORDS = ("prompt", "images_and_prompts")
 SHORTER = {"num_images": "-n", "num_inference_steps": "--steps"}
 EDGE: Mapping[str, Mapping[str, Any]] = {
@@ -74,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         """What was typed. Everything after a `--` is words, whatever it begins with."""
         literal = "--" in arguments
         cut = list(arguments).index("--") if literal else len(arguments)
-        options, words = self.parse_known_args(arguments[:cut])
+        options, words = self.parse_known_args(_joined(arguments[:cut]))
         for word in words:
             if word.startswith("-") and " " not in word and word != "-":
                 self._no_such(word.partition("=")[0])
@@ -134,6 +135,17 @@ def _how_read(parameter: Parameter) -> dict[str, Any]:
     if parameter.choices:
         how |= {"choices": parameter.choices, "metavar": "|".join(parameter.choices)}
     return how
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """With `--option=-1,2` for `--option -1,2`, which argparse would take for an option of that name."""
+    joined: list[str] = []
+    for word in arguments:
+        if NUMBERS.fullmatch(word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _whole(text: str) -> int:

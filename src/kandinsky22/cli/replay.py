@@ -1,5 +1,6 @@
 """`kandinsky22 replay`: a picture painted again from its recipe, and whether it came out the same, and if not, why."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -91,10 +92,10 @@ def _with_its_company(recipe: Recipe) -> tuple[Request, int]:
     """The request as it was painted, and which of its pictures this one is: company changes how sums are rounded."""
     batch = recipe.made_by.get("batch")
     index, of = (batch.get("index"), batch.get("of")) if isinstance(batch, Mapping) else (0, 1)
-    seed = recipe.request.seed
-    if not (isinstance(index, int) and isinstance(of, int) and seed is not None and 0 <= index < of and index <= seed):
-        return recipe.request, 0
-    return replace(recipe.request, num_images=of, seed=seed - index), index
+    if isinstance(index, int) and isinstance(of, int) and 0 <= index < of:
+        with contextlib.suppress(ValueError):  # seeds that no company has
+            return recipe.request.company(index, of), index
+    return recipe.request, 0
 
 
 def _as_then(made_by: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from kandinsky22.checkpoints.schedulers import DDIMScheduler, DDPMScheduler, UnC
 from kandinsky22.stages import DecoderStage, Embeds, PriorStage, only_draw, rows, to_image, weighted
 
 from . import pixels
+from .arguments import canvas, dealt, joined, mixture, texts, to_start_from
 from .assembly import Assembly, ImagePipelineOutput, Joint, KandinskyPriorPipelineOutput, Output, signature_of
 from .pixels import load_image
-from .runs import Canvas, Told, Words, canvas, dealt, decoder_run, joined, prior_run, texts, to_start_from
+from .runs import Canvas, Told, Words, decoder_run, prior_run
 
 SIZE, LED = "height=512 width=512", "num_inference_steps=100 guidance_scale=4.0"
 ONE = "num_images_per_prompt=1"
@@ -140,10 +141,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
 
         Where diffusers runs the prior for an embedding that it then does not use, only the noise is drawn.
         """
-        if len(images_and_prompts) != len(weights):
-            raise ValueError(f"{len(images_and_prompts)} images_and_prompts need as many weights, got {len(weights)}")
-        if wrong := [one for one in images_and_prompts if not isinstance(one, str | Image.Image | Tensor)]:
-            raise ValueError(f"images_and_prompts takes texts, PIL pictures and tensors, not {type(wrong[0])}")
+        weights = mixture(images_and_prompts, weights)
         how = {
             **ABSENT, "num_images_per_prompt": num_images_per_prompt, "num_inference_steps": num_inference_steps,
             "generator": generator, "latents": latents, "guidance_scale": guidance_scale, "output_type": "pt",
@@ -155,7 +153,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
 
         avoided = asked(negative_prompt)
         parts = [asked(one) if isinstance(one, str) else one for one in images_and_prompts]
-        mixed = weighted([self.embedding(part, num_images_per_prompt) for part in parts], weights)
+        mixed = weighted([self.embedding(part, avoided.each) for part in parts], weights)
         if negative_prompt != "":
             return self.out(Embeds(mixed, self.embeds(avoided).image))
         if avoided.negatives:
@@ -237,6 +235,7 @@ class _Decoder(_Pipeline):
             columns |= {"start": image, "strength": a.strength, "apart": apart}
         if a.hint is not None:
             columns["hint"] = joined("hint", a.hint)
+            pixels.check_unit(columns["hint"], "hint")
         count = embeds if isinstance(embeds, int) else len(embeds.image)
         asked = Canvas(height=height, width=width, count=count, **columns, **self._how(a))
         self.now(asked.guidance, asked.check(self.stage, None if isinstance(embeds, int) else embeds))

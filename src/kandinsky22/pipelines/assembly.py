@@ -20,7 +20,7 @@ from rich.progress import Progress
 from kandinsky22.checkpoints import components
 from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.catalog import PRIOR_INDEX
-from kandinsky22.checkpoints.components import PREFIX, Loading, Part
+from kandinsky22.checkpoints.components import PREFIX, Loading, Part, dtype_of
 from kandinsky22.placement import Networks, Placement
 
 LEAVE_OUT = "nothing would change here; leave the line out"
@@ -148,8 +148,11 @@ class Assembly:
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
     ) -> None:  # fmt: skip
-        """Write a folder that this package and diffusers load; always safetensors."""
-        components.write(Path(save_directory), type(self).__name__, self.handles(), self._dtype, variant)
+        """Write a folder that this package and diffusers load; always safetensors. Raises `ValueError` where it is a file."""
+        folder = Path(save_directory)
+        if taken := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:
+            raise ValueError(f"cannot save to {folder}: {taken[0]} is a file; choose a folder")
+        components.write(folder, type(self).__name__, self.handles(), self._dtype, variant)
 
     @classmethod
     def made_of(cls, other: "Assembly", **parts: Any) -> Self:
@@ -181,11 +184,12 @@ class Assembly:
         """The dtype that it was asked to compute in."""
         return self._dtype
 
-    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None, **ignored: Any) -> Self:
-        """Compute on a device, in a dtype, or both. Raises `ValueError` where this machine has no such device."""
+    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | str | None = None, **ignored: Any) -> Self:
+        """Compute on a device, in a dtype, or both. Raises `ValueError` where this machine has no such device,
+        and for other dtypes than float32, bfloat16 and float16."""
         dtype = next((arg for arg in args if isinstance(arg, torch.dtype)), dtype)
         device = next((arg for arg in args if arg is not None and not isinstance(arg, torch.dtype)), device)
-        self.place(device, dtype, None if device is None else "keep")
+        self.place(device, None if dtype is None else dtype_of(dtype), None if device is None else "keep")
         return self
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:

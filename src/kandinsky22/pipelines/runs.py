@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep, start_at
-from kandinsky22.frame import Frame
 from kandinsky22.models.prior import Prefix
 from kandinsky22.models.unet import Conditioned
 from kandinsky22.stages import Begun, Constrain, DecoderStage, Embeds, Known, PriorStage, Run, begin, rows
+
+from .arguments import check_finite, number, whole
 
 Tensors = Callable[[], Mapping[str, Tensor]]
 
@@ -32,6 +33,9 @@ class Told:
     names: Sequence[str] = ("latents",)
     heard: Callable[..., Any] | None = None
     every: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "every", whole("callback_steps", self.every, 1))  # it is frozen
 
     def through(self, timesteps: Sequence[int], tensors: Tensors) -> Constrain:
         """The constraint that tells, for a run through `timesteps`; `tensors` makes what there is to see besides latents.
@@ -70,7 +74,7 @@ class Told:
 @dataclass(frozen=True, kw_only=True)
 class How:
     """What either stage is told: guidance of 1 or less is off; `each` rows for every prompt or embedding; latents to begin
-    with, if noise is not to be drawn."""
+    with, if noise is not to be drawn; what a run starts from is noised to `strength`. Raises `ValueError`."""
 
     steps: int
     guidance: float
@@ -79,14 +83,17 @@ class How:
     told: Told
     each: int = 1
     latents: Tensor | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.each, int) and self.each >= 1):
-            raise ValueError(f"num_images_per_prompt must be a whole number from 1 up, got {self.each!r}")
-        if not isinstance(self.guidance, int | float):
-            raise ValueError(f"guidance_scale must be a number, got {self.guidance!r}; try 4")
-        if not isinstance(self.steps, int):
-            raise ValueError(f"num_inference_steps must be a whole number, got {self.steps!r}; try 50")
+        plain = {
+            "each": whole("num_images_per_prompt", self.each, 1),
+            "steps": whole("num_inference_steps", self.steps, 50),
+            "guidance": number("guidance_scale", self.guidance, 4),
+            "strength": number("strength", self.strength, 0.3),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # it is frozen
 
     @property
     def weight(self) -> float:
@@ -106,12 +113,23 @@ class How:
         timesteps = schedule.timesteps(self.steps)
         if strength is not None:
             timesteps = start_at(timesteps, strength)
-        if isinstance(self.generator, list | tuple) and len(self.generator) not in (1, shape[0]):
+        several = isinstance(self.generator, list | tuple)
+        for one in self.generator if several else [self.generator]:
+            if not isinstance(one, torch.Generator) and (several or one is not None):
+                raise ValueError(
+                    f"generator must be a torch.Generator, got {one!r}; try torch.Generator().manual_seed(5)"
+                )
+        if several and len(self.generator) not in (1, shape[0]):
             raise ValueError(
                 f"got {len(self.generator)} generators for {shape[0]} rows; pass one generator, or one for each row"
             )
-        if self.latents is not None and tuple(self.latents.shape) != shape:
-            raise ValueError(f"latents must be {list(shape)}, got {list(self.latents.shape)}")
+        if self.latents is not None:
+            if not isinstance(self.latents, Tensor) or tuple(self.latents.shape) != shape:
+                got = getattr(self.latents, "shape", ())
+                raise ValueError(
+                    f"latents must be {list(shape)}, a tensor; got {type(self.latents).__name__} {list(got)}"
+                )
+            check_finite("latents", self.latents)
         return len(timesteps)
 
     def initial(self, shape: tuple[int, ...], noise: Draw, device: torch.device) -> Tensor:
@@ -127,7 +145,6 @@ class Words(How):
     prompts: Sequence[str]
     negatives: Sequence[str] = ()
     start: Sequence[Image.Image] | Tensor | None = None
-    strength: float = 1.0
 
     @property
     def total(self) -> int:
@@ -142,6 +159,8 @@ class Words(How):
             )
         if self.start is not None and (len(self.prompts) + len(self.negatives)) % len(self.start):
             raise ValueError(f"{len(self.start)} pictures cannot be shared out among {len(self.prompts)} prompts")
+        if isinstance(self.start, Tensor) and self.start.ndim == 2 and self.start.shape[1] != stage.dim:
+            raise ValueError(f"embeddings as image must be [B, {stage.dim}], got {list(self.start.shape)}")
         return self.check_run(stage.schedule, None if self.start is None else self.strength, (self.total, stage.dim))
 
 
@@ -193,7 +212,6 @@ class Canvas(How):
     width: int
     count: int
     start: Tensor | None = None
-    strength: float = 1.0
     apart: bool = False
     known: tuple[Tensor, Tensor] | None = None
     hint: Tensor | None = None
@@ -280,55 +298,6 @@ def _begun_from(stage: DecoderStage, a: Canvas, start: Tensor) -> Begun:
         z = z[:1].expand(a.total, -1, -1, -1)
     begun = begin(stage.schedule, a.steps, a.noise(stage.networks.dtype, len(z)), start=(z, a.strength))
     return begun._replace(x=begun.x.expand(a.total, -1, -1, -1))
-
-
-def canvas(height: Any, width: Any) -> tuple[int, int]:
-    """The sides that are computed, multiples of 64. Raises `ValueError`."""
-    for name, side in (("height", height), ("width", width)):
-        if not (isinstance(side, int) and side >= 1):
-            raise ValueError(f"{name} must be a whole number of pixels, got {side!r}; try 512")
-    return Frame(height, width).canvas
-
-
-def joined(name: str, given: Any) -> Tensor:
-    """A tensor [B, ...], or a list of them as one. Raises `ValueError` for anything else."""
-    listed = list(given) if isinstance(given, list | tuple) else [given]
-    try:
-        parts = [torch.as_tensor(part) for part in listed]
-        if not parts or not all(part.ndim >= 2 and part.shape[1:] == parts[0].shape[1:] for part in parts):
-            raise ValueError(f"got shapes {[list(part.shape) for part in parts]}")
-        return rows(parts)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be a tensor [B, ...] or a list of such tensors: {error}") from error
-
-
-def texts(given: Any) -> list[str]:
-    """A list of one text or several; None is none. Raises `ValueError` for anything else."""
-    listed = [] if given is None else [given] if isinstance(given, str) else given
-    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-        raise ValueError(f"a prompt must be a text or a list of texts, got {type(given).__name__}")
-    return listed
-
-
-def to_start_from(image: Any) -> list[Image.Image] | Tensor:
-    """Pictures, or the rows of tensors, for a prior to start from. Raises `ValueError` for anything else."""
-    listed = image if isinstance(image, list) else [image]
-    if listed and all(isinstance(one, Image.Image) for one in listed):
-        return listed
-    if listed and all(isinstance(one, Tensor) and one.ndim in (2, 4) for one in listed):
-        return rows(listed)
-    raise ValueError("image must be PIL pictures, tensors of pixels [B, 3, S, S], or embeddings [B, D]")
-
-
-def dealt(given: Any, total: int) -> Any:
-    """One picture for each row, of several; what is one for all stays one. Raises `ValueError` where they cannot be shared
-    out."""
-    several = isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim == 4)
-    if not several or len(given) == 1:
-        return given
-    if not len(given) or total % len(given):
-        raise ValueError(f"{len(given)} pictures cannot be shared out among {total}")
-    return [given[row * len(given) // total] for row in range(total)]
 
 
 def _check_number(name: str, part: Tensor, many: int) -> None:
