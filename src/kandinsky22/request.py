@@ -2,187 +2,57 @@
 
 A request leaves open what it does not care about (None); `resolved` fills that from a model's own defaults, and a resolved
 request paints the same picture wherever the weights are the same. Its four columns are where the image embedding comes from
-(`condition`), what painting starts from (`start`), a depth picture to follow (`hint`) and a region to repaint (`mask`).
+(`condition`), what painting starts from (`start`), a depth picture to follow (`hint`) and a region to repaint (`mask`); the
+first two and the last are values of their own (`columns.py`).
 """
 
 import json
-import math
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import NoneType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 from kandinsky22 import sizes
+from kandinsky22.columns import (
+    CONDITIONS,
+    OPEN,
+    SAMPLERS,
+    Condition,
+    Mask,
+    Mix,
+    Part,
+    Sampling,
+    Start,
+    Text,
+    check_kind,
+    is_int,
+    parts,
+    plain_numbers,
+    said,
+)
 from kandinsky22.embedding import Embedding
 from kandinsky22.picture import Picture
 from kandinsky22.sizes import SMALLEST
 
-SAMPLERS = (
-    "ddpm",
-    "unclip",
-    "ddim",
-    "dpmpp_2m",
-    "heun",
-)  # named here so that asking needs no torch; a test keeps them true
+__all__ = [
+    "MAX_SEED",
+    "SAMPLERS",
+    "SMALLEST",
+    "Condition",
+    "Defaults",
+    "Mask",
+    "Mix",
+    "Part",
+    "Request",
+    "Sampling",
+    "Start",
+    "Text",
+    "parts",
+    "said",
+]
+
 MAX_SEED = 2**63 - 1
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_strength(strength: object) -> None:
-    if not (isinstance(strength, int | float) and 0 < strength <= 1):
-        raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}; try 0.3")
-
-
-def _plain_numbers(value: Any) -> None:
-    """Make Python's own numbers of a new value's fields that are numpy's or torch's."""
-    for f in fields(value):
-        number = getattr(value, f.name)
-        if hasattr(number, "item") and getattr(number, "ndim", 1) == 0:
-            object.__setattr__(value, f.name, number.item())
-
-
-def _check_kind(name: str, value: object, kinds: tuple[type, ...], fix: str) -> None:
-    if not isinstance(value, kinds):
-        raise ValueError(f"{name} must be {fix}, got {type(value).__name__}")
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A prompt, taken literally. With an image, the prior starts from that picture's embedding, noised to `strength` (1:
-    from noise alone)."""
-
-    prompt: str
-    image: Picture | None = None
-    strength: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
-            raise ValueError(f"the prompt must be text, got {type(self.prompt).__name__}; join several into one")
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:
-            raise ValueError("the prompt holds half a character (a lone surrogate); type it anew") from None
-        if (self.image is None) != (self.strength is None):
-            raise ValueError(
-                "a prior that starts from a picture needs the picture and a strength; give both or neither"
-            )
-        if self.strength is not None:
-            _plain_numbers(self)
-            _check_kind("image", self.image, (Picture,), "a Picture: Picture.of(...)")
-            _check_strength(self.strength)
-
-
-PARTS = (Text, Picture, Embedding)
-Part: TypeAlias = Text | Picture | Embedding
-"""One thing with an image embedding: what the prior makes of a text, a picture's own, a saved one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """A weighted sum of embeddings; the weights are taken as they are."""
-
-    parts: tuple[Part, ...]
-    weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        weights = (w.item() if hasattr(w, "item") and getattr(w, "ndim", 1) == 0 else w for w in self.weights)
-        object.__setattr__(self, "weights", tuple(weights))
-        for part in self.parts:
-            _check_kind("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
-        if not self.parts or len(self.parts) != len(self.weights):
-            raise ValueError(f"a mix of {len(self.parts)} needs as many weights, got {len(self.weights)}")
-        for weight in self.weights:
-            if not (isinstance(weight, int | float) and math.isfinite(weight)):
-                raise ValueError(f"weights must be numbers, got {weight!r}")
-
-
-CONDITIONS = (*PARTS, Mix)
-Condition: TypeAlias = Part | Mix
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A picture to start from instead of noise: noised to `strength`, in (0, 1]; 1 is nearly noise alone."""
-
-    image: Picture
-    strength: float
-
-    def __post_init__(self) -> None:
-        _plain_numbers(self)
-        _check_kind("image", self.image, (Picture,), "a Picture: Picture.of(...)")
-        _check_strength(self.strength)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mask:
-    """A picture of which a part is painted anew, and the rest kept.
-
-    area: which part; where it is `repaint` ("white" or "black"); None is what `pad` adds. pad: pixels added around the
-    picture (top, right, bottom, left), which are painted. feather: pixels over which new and old blend, inside the area.
-    paste_back: whether what is not repainted keeps the picture's own pixels, to the bit. crop: paint a window around the
-    area, enlarged, and not the whole picture; None decides by the area's size.
-    """
-
-    image: Picture
-    area: Picture | None = None
-    repaint: Literal["white", "black"] = "white"
-    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
-    feather: int = 0
-    paste_back: bool = True
-    crop: bool | None = None
-
-    def __post_init__(self) -> None:
-        _plain_numbers(self)
-        _check_kind("image", self.image, (Picture,), "a Picture: Picture.of(...)")
-        _check_kind("area", self.area, (Picture, NoneType), "a Picture: Picture.of(...)")
-        if self.repaint not in ("white", "black"):
-            raise ValueError(f"mask_mode must be white or black, the colour that is repainted; got {self.repaint!r}")
-        if len(self.pad) != 4 or not all(_is_int(side) and side >= 0 for side in self.pad):
-            raise ValueError(f"a picture is extended by whole numbers of pixels from 0 up, got {self.pad!r}")
-        if self.area is None and not any(self.pad):
-            raise ValueError("nothing would be painted: give a mask, or pixels to extend the picture by")
-        if not (_is_int(self.feather) and self.feather >= 0):
-            raise ValueError(f"feather must be a whole number of pixels from 0 up, got {self.feather!r}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the picture with what is added to it."""
-        top, right, bottom, left = self.pad
-        return self.image.height + top + bottom, self.image.width + left + right
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How one stage is sampled; None is the model's own default. `guidance_scale` of 1 or less is no guidance."""
-
-    sampler: str | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        _plain_numbers(self)
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
-        if self.steps is not None and not (_is_int(self.steps) and 1 <= self.steps <= 1000):
-            raise ValueError(f"steps must be a whole number from 1 to 1000, got {self.steps!r}; try 25")
-        scale = self.guidance_scale
-        if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
-            raise ValueError(f"guidance_scale must be 0 or more (up to 1 is off), got {scale!r}; try 4")
-
-    def filled(self, defaults: Self) -> Self:
-        """These choices, and the defaults where there is none."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(defaults, **chosen)
-
-    @property
-    def weight(self) -> float:
-        """What guidance multiplies by, for a resolved one: 1 where it is off."""
-        assert self.guidance_scale is not None
-        return max(1.0, float(self.guidance_scale))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,34 +90,34 @@ class Request:
     prior_seed: int | None = None
     variation_seed: int | None = None
     variation_strength: float = 0.0
-    prior: Sampling = Sampling()
-    decoder: Sampling = Sampling()
+    prior: Sampling = OPEN
+    decoder: Sampling = OPEN
     model: str = "box"
 
     def __post_init__(self) -> None:
-        _plain_numbers(self)
-        _check_kind("condition", self.condition, CONDITIONS, "a Text, Picture, Embedding or Mix")
-        _check_kind("negative", self.negative, (*CONDITIONS, NoneType), "a Text, Picture, Embedding or Mix, or None")
-        _check_kind("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
-        _check_kind("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
-        _check_kind("mask", self.mask, (Mask, NoneType), "a Mask(...)")
-        _check_kind("prior", self.prior, (Sampling,), "a Sampling(...)")
-        _check_kind("decoder", self.decoder, (Sampling,), "a Sampling(...)")
+        plain_numbers(self)
+        check_kind("condition", self.condition, CONDITIONS, "a Text, Picture, Embedding or Mix")
+        check_kind("negative", self.negative, (*CONDITIONS, NoneType), "a Text, Picture, Embedding or Mix, or None")
+        check_kind("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
+        check_kind("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
+        check_kind("mask", self.mask, (Mask, NoneType), "a Mask(...)")
+        check_kind("prior", self.prior, (Sampling,), "a Sampling(...)")
+        check_kind("decoder", self.decoder, (Sampling,), "a Sampling(...)")
         for name in ("condition", "negative"):
             given = getattr(self, name)
             if isinstance(given, Mix) and given.weights == (1,):  # one thing, whole, is that thing
                 object.__setattr__(self, name, given.parts[0])
         for name in ("height", "width"):
             side = getattr(self, name)
-            if side is not None and not (_is_int(side) and side >= SMALLEST):
+            if side is not None and not (is_int(side) and side >= SMALLEST):
                 raise ValueError(f"{name} must be a whole number from {SMALLEST} up, got {side!r}; try {SMALLEST}")
         if self.aspect is not None:
             sizes.ratio(self.aspect)
-        if not (_is_int(self.num_images) and self.num_images >= 1):
+        if not (is_int(self.num_images) and self.num_images >= 1):
             raise ValueError(f"num_images must be a whole number from 1 up, got {self.num_images!r}")
         for name in ("seed", "prior_seed", "variation_seed"):
             seed = getattr(self, name)
-            if seed is not None and not (_is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
+            if seed is not None and not (is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
                 raise ValueError(f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r}")
         if not (isinstance(self.variation_strength, int | float) and 0 <= self.variation_strength <= 4):
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
@@ -337,24 +207,6 @@ class Request:
         if self.width:
             return sizes.grained(self.width / ratio), self.width
         return sizes.of_area(own[0] * own[1], ratio)
-
-
-def parts(condition: Condition) -> tuple[Part, ...]:
-    """What a condition is made of: itself, or a mix's parts."""
-    return condition.parts if isinstance(condition, Mix) else (condition,)
-
-
-def said(condition: Condition) -> str:
-    """A condition in words, for people."""
-    match condition:
-        case Text():
-            return condition.prompt if condition.image is None else f"{condition.prompt} (from {said(condition.image)})"
-        case Picture():
-            return f"the picture {condition.name or condition.sha256[:8]}"
-        case Embedding():
-            return f"the embedding {condition.digest}"
-        case Mix():
-            return " + ".join(f"{w:g} {said(part)}" for part, w in zip(condition.parts, condition.weights, strict=True))
 
 
 def _pictures(value: Any, place: str = "") -> Iterator[tuple[str, Picture]]:
