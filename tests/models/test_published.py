@@ -6,35 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from kandinsky22.models.movq import MoVQ, MoVQConfig
-from kandinsky22.models.prior import PriorConfig, PriorTransformer
+from kandinsky22.checkpoints import full_size
+from kandinsky22.models.movq import MoVQ
+from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
 
 DATA = Path(__file__).parents[1] / "data"
-UNET = {
-    "block_out_channels": [384, 768, 1152, 1536], "layers_per_block": 3, "attention_head_dim": 64,
-    "cross_attention_dim": 768, "encoder_hid_dim": 1280,
-}  # fmt: skip
 NETWORKS = {
-    "prior": lambda: PriorTransformer(
-        PriorConfig.from_dict(
-            {
-                "num_layers": 20,
-                "num_attention_heads": 32,
-                "attention_head_dim": 64,
-                "embedding_dim": 1280,
-                "num_embeddings": 77,
-            }
-        )
-    ),
-    "unet": lambda: UNet(UNetConfig.from_dict(UNET)),
-    "unet_inpaint": lambda: UNet(UNetConfig.from_dict({**UNET, "in_channels": 9})),
-    "unet_hint": lambda: UNet(UNetConfig.from_dict({**UNET, "in_channels": 8, "addition_embed_type": "image_hint"})),
-    "movq": lambda: MoVQ(
-        MoVQConfig.from_dict(
-            {"block_out_channels": [128, 256, 256, 512], "layers_per_block": 2, "num_vq_embeddings": 16384}
-        )
-    ),
+    "prior": lambda: PriorTransformer(full_size.PRIOR),
+    "unet": lambda: UNet(full_size.UNET),
+    "unet_inpaint": lambda: UNet(full_size.UNET_INPAINT),
+    "unet_hint": lambda: UNet(full_size.UNET_HINT),
+    "movq": lambda: MoVQ(full_size.MOVQ),
 }
 
 
@@ -51,10 +34,11 @@ def test_names_and_shapes_are_the_published_ones(name: str) -> None:
 
 
 def test_another_architecture_is_refused_by_its_key() -> None:
+    config = full_size.UNET.to_dict()
     with pytest.raises(ValueError, match="act_fn is 'gelu'"):
-        UNetConfig.from_dict({**UNET, "act_fn": "gelu"})
+        UNetConfig.from_dict({**config, "act_fn": "gelu"})
     with pytest.raises(ValueError, match="lacks layers_per_block"):
-        UNetConfig.from_dict({key: value for key, value in UNET.items() if key != "layers_per_block"})
+        UNetConfig.from_dict({key: value for key, value in config.items() if key != "layers_per_block"})
 
 
 @pytest.mark.parametrize(
