@@ -19,9 +19,9 @@ PROMPTS = (
     "two blue half moons below a red ring on cream",
     "three purple squares on a grey ground",
     "a large teal circle on a cream ground",
-    "two yellow triangles right of a black cross",
+    "two yellow stars right of a black cross in watercolour",
     "a red half moon on a white ground",
-    "two orange rings under a blue star",
+    "two orange circles under a blue star in clay",
 )
 
 

@@ -1,11 +1,11 @@
 """How well the model in the box paints what it is told: fresh captions, read back from the pixels by the oracle.
 
-    python runs/score_box.py [--model FOLDER] [--captions 300] [--sheet SHEET.png] [--output SCORES.md]
+    python runs/score_box.py [--model FOLDER] [--captions 500] [--sheet SHEET.png] [--output SCORES.md]
 
-Three rows of rates, one for each stage that may be to blame: the true picture through MoVQ; the true picture's own CLIP
-embedding, painted; the caption, painted. A fourth is of captions with a colour and a shape that training never showed
-together. The control is judged against another caption: what is painted when the embeddings are shuffled. Scenes come from
-a seed that no training uses.
+Each of the first rows swaps in the truth up to one stage: the true picture through MoVQ; the true picture's own CLIP
+embedding, painted; the caption, painted. Then captions with a colour and a shape that training never showed together, and
+the captions painted at other ratios. The control is judged against another caption: what is painted when the embeddings
+are shuffled. Scenes come from a seed that no training uses.
 """
 
 import argparse
@@ -16,25 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
+from scoring import FRESH_SEED, MEANING, contact_sheet, fresh, mean, painted, row
 
 from kandinsky22 import Kandinsky, Request, text2img, variations
 from kandinsky22.checkpoints import catalog
-from kandinsky22.compositions import Scene, caption, judge, read, render, sample, wilson
-from kandinsky22.events import Result
+from kandinsky22.compositions import Scene, caption, render
 from kandinsky22.stages import to_image, to_pixels
 
-FRESH_SEED = 22  # training draws from 0, and looks at 1
-BATCH = 25
-ATTRIBUTES = ("ground", "present", "colors", "shape", "count", "relation", "style", "whole")
-MEANING = {
-    "ground": "ground", "present": "asked colours present", "colors": "exactly the asked colours", "shape": "shape",
-    "count": "count", "relation": "relation", "style": "style", "whole": "whole caption",
-}  # fmt: skip
-
-
-def batches(n: int) -> list[range]:
-    """Indices, a batch at a time."""
-    return [range(i, min(i + BATCH, n)) for i in range(0, n, BATCH)]
+RATIOS = {"1:2": (2, 1), "2:1": (1, 2), "3:2": (1, 1.5)}  # width:height -> height and width over the shorter side
 
 
 def reconstructed(kandinsky: Kandinsky, scenes: Sequence[Scene], side: int) -> list[Image.Image]:
@@ -48,68 +37,62 @@ def reconstructed(kandinsky: Kandinsky, scenes: Sequence[Scene], side: int) -> l
     return images
 
 
-def painted(kandinsky: Kandinsky, requests: Sequence[Request], name: str) -> list[Image.Image]:
-    """The first painting of each request."""
-    pictures: dict[int, Image.Image] = {}
-    for part in track(batches(len(requests)), name):
-        for i, event in kandinsky.stream_many({i: requests[i] for i in part}):
-            if isinstance(event, Result):
-                pictures[i] = event.pictures[0].image
-    return [pictures[i] for i in range(len(requests))]
+def psnr(picture: Image.Image, truth: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    error = np.square(np.asarray(picture, np.float64) - truth).mean()
+    return float(10 * np.log10(255**2 / error))
 
 
-def captioned(scenes: Sequence[Scene]) -> list[Request]:
+def captioned(scenes: Sequence[Scene], **size: int) -> list[Request]:
     """A request for each scene's plain caption."""
-    return [text2img(caption(scene, whole=True), seed=i) for i, scene in enumerate(scenes)]
-
-
-def row(name: str, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> str:
-    """A table row: each attribute's rate with its 95% interval."""
-    verdicts = [judge(read(np.asarray(picture)), scene) for picture, scene in zip(pictures, scenes, strict=True)]
-    cells = []
-    for attribute in ATTRIBUTES:
-        told = [verdict[attribute] for verdict in verdicts if attribute in verdict]
-        low, high = wilson(sum(told), len(told))
-        cells.append(f"{100 * sum(told) / len(told):.0f} ({100 * low:.0f}-{100 * high:.0f})")
-    return f"| {name} | " + " | ".join(cells) + " |"
+    return [text2img(caption(scene, whole=True), seed=i, **size) for i, scene in enumerate(scenes)]  # type: ignore[arg-type]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the model in the box with the oracle.")
     parser.add_argument("--model", default="box")
-    parser.add_argument("--captions", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=FRESH_SEED)
-    parser.add_argument("--sheet", type=Path, help="write the first paintings, eight to a row, enlarged")
+    parser.add_argument("--captions", type=int, default=500)
+    parser.add_argument("--wide", type=int, default=200, help="captions for each other ratio (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, help="write the first 64 paintings, eight to a row")
     parser.add_argument("--output", type=Path, help="write the table here as well")
     chosen = parser.parse_args()
 
     kandinsky = Kandinsky.load(chosen.model, device="cpu", dtype="float32")
     side = kandinsky.defaults.height
-    scenes = [sample(np.random.default_rng([chosen.seed, i])) for i in range(chosen.captions)]
-    unseen = [sample(np.random.default_rng([chosen.seed, 1, i]), held_out=True) for i in range(chosen.captions)]
+    scenes, unseen = fresh(chosen.captions), fresh(chosen.captions, 1, held_out=True)
     shown = [variations(image=render(scene, side), seed=i) for i, scene in enumerate(scenes)]
+    through = reconstructed(kandinsky, scenes, side)
     paintings = painted(kandinsky, captioned(scenes), "from captions")
-    others = [*scenes[1:], scenes[0]]
     table = [
         f"| % right of {len(scenes)} (95% interval) | " + " | ".join(MEANING.values()) + " |",
-        "|---" * (len(ATTRIBUTES) + 1) + "|",
-        row("true picture, through MoVQ", reconstructed(kandinsky, scenes, side), scenes),
+        "|---" * (len(MEANING) + 1) + "|",
+        row("true picture, through MoVQ", through, scenes),
         row("true embedding, painted", painted(kandinsky, shown, "from true embeddings"), scenes),
         row("**caption, painted**", paintings, scenes),
         row("caption of a pair never seen together", painted(kandinsky, captioned(unseen), "unseen pairs"), unseen),
-        row("control: shuffled embeddings", paintings, others),
     ]
+    some = scenes[: chosen.wide]
+    for ratio, (height, width) in RATIOS.items():
+        size = {"height": round(height * side), "width": round(width * side)}
+        pictures = painted(kandinsky, captioned(some, **size), f"at {ratio}")
+        table.append(
+            row(f"caption, at {ratio} ({size['width']} x {size['height']}), {len(some)} of them", pictures, some)
+        )
+    table.append(row("control: shuffled embeddings", paintings, [*scenes[1:], scenes[0]]))
+    plain = [psnr(picture, render(s, side, grain=False)) for picture, s in zip(through, scenes, strict=True)]
     weights = ", ".join(f"{name} {digest}" for name, digest in kandinsky.stored.fingerprints(catalog.DECODER).items())
     stages = [f"{name}: {s.sampler}, {s.steps} steps, guidance {s.guidance_scale:g}"
               for name, s in (("prior", kandinsky.defaults.prior), ("decoder", kandinsky.defaults.decoder))]  # fmt: skip
-    text = "\n".join([*table, "", f"{side} px; {'; '.join(stages)}; scene seed {chosen.seed}; weights {weights}.", ""])
+    notes = [
+        f"MoVQ against the picture without its grain: {mean(plain, 1)} dB.",
+        f"{side} px; {'; '.join(stages)}; scene seed {FRESH_SEED}; weights {weights}.",
+    ]
+    text = "\n".join([*table, "", *(line for note in notes for line in (note, ""))])
     print(text)
     if chosen.output:
         chosen.output.write_text(text)
     if chosen.sheet:
-        tiles = [np.asarray(picture.resize((128, 128), Image.Resampling.BICUBIC)) for picture in paintings[:64]]
-        rows = [np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, len(tiles), 8)]
-        Image.fromarray(np.concatenate([r for r in rows if r.shape == rows[0].shape])).save(chosen.sheet)
+        contact_sheet(paintings[:64]).save(chosen.sheet)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def test_pipelines_can_be_given_one_by_one(tiny_model: Path, copy: Path, tmp_pat
 
 
 def test_tensors_pass_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """29 MB of weights need no 29 MB of memory: of the copy, little more than a piece; of a cast, a few of the largest."""
+    """Tens of MB of weights need a few: of the copy, what the header takes; of a cast, a few of the largest tensors, too."""
     monkeypatch.setattr(tensors, "CHUNK", 1 << 16)
     peaks = []
     for dtype in (None, "float16"):
@@ -206,9 +206,9 @@ def test_tensors_pass_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     largest = max(value.numel() * value.itemsize for value in load_file(tmp_path / "None.safetensors").values())
-    headers = 8 * tensors.read_header(tmp_path / "None.safetensors")[1]  # as text, as JSON, and as entries
-    assert peaks[0] < headers + (1 << 20) and peaks[1] < headers + (1 << 20) + 6 * largest
-    assert headers + 6 * largest < (tmp_path / "None.safetensors").stat().st_size
+    headers = 12 * tensors.read_header(tmp_path / "None.safetensors")[1]  # as text, as JSON, as entries, and as checks
+    assert peaks[0] < headers and peaks[1] < headers + 6 * largest
+    assert headers + 6 * largest < (tmp_path / "None.safetensors").stat().st_size / 2
 
 
 def test_progress_reaches_the_end(file: Path, tmp_path: Path) -> None:

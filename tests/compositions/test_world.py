@@ -17,7 +17,10 @@ from kandinsky22.compositions import (
     Group,
     Piece,
     Scene,
+    judge,
     layers,
+    read,
+    render,
     sample,
 )
 from kandinsky22.compositions.pieces import SEEN, visible
@@ -208,3 +211,14 @@ def test_the_palette_keeps_its_distance() -> None:
 def test_what_cannot_be_is_refused_in_words(wrong, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+def test_a_stretched_scene_keeps_its_pieces_and_their_order() -> None:
+    for i in range(50):
+        scene = sample(np.random.default_rng([4, i]))
+        wide = scene.stretched(1, 2)
+        assert (wide.height, wide.width) == (1, 2)
+        assert wide.groups == scene.groups and wide.relation == scene.relation
+        for before, after in zip(scene.pieces, wide.pieces, strict=True):
+            assert (after.x, after.y, after.r) == (2 * before.x, before.y, before.r)
+        assert judge(read(render(wide)), wide)["whole"]

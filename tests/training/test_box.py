@@ -8,9 +8,11 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kandinsky22 import Kandinsky, text2img
+from kandinsky22 import Kandinsky, controlnet, inpaint, text2img
+from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.store import CheckpointError
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
@@ -23,6 +25,9 @@ SHORT = replace(
     side=64,
     crop=32,
     pictures=24,
+    shapes=((1, 2),),
+    stretched=8,
+    hints=16,
     dim=32,
     vision=replace(
         BOX.vision, image_size=32, hidden_size=32, num_attention_heads=2, num_hidden_layers=1, projection_dim=32
@@ -38,7 +43,7 @@ SHORT = replace(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    """All four networks, two steps each."""
+    """All networks, two steps each."""
     patch = pytest.MonkeyPatch()
     patch.setattr("kandinsky22.training.box.HELD_OUT", 16)
     patch.setattr("kandinsky22.training.box.CAPTIONS_TO_LEARN_FROM", 200)
@@ -108,6 +113,33 @@ def test_a_checkpoint_does_not_go_on_with_another_clip(trained: Box, tmp_path: P
     save_file(tensors, weights)
     with pytest.raises(ValueError, match="the checkpoint learnt from"):
         next(Box(SHORT, folder).train("decoder"))
+
+
+def test_movqs_decoder_goes_on_without_moving_the_latents(trained: Box, tmp_path: Path) -> None:
+    """So the U-Nets, taught on those latents, still fit, and their runs may go on."""
+    folder = shutil.copytree(trained.folder, tmp_path / "again")
+    shutil.rmtree(folder / "movq-decoder")
+    before = Box(SHORT, folder)
+    pictures = before.held_out.pictures(range(2))
+    z, decoded = before.movq.encode(pictures), before.movq.decode(before.movq.encode(pictures))
+    list(before.train("movq-decoder", steps=2))
+    after = Box(SHORT, folder)
+    assert torch.equal(after.movq.encode(pictures), z)
+    assert not torch.equal(after.movq.decode(z), decoded)
+    assert list(after.train("decoder")) == []
+
+
+def test_the_decoders_of_the_other_tasks_share_movq_and_paint(trained: Box) -> None:
+    assert not (trained.folder / "model" / catalog.INPAINT / "movq").exists()
+    kandinsky = Kandinsky.load(trained.folder / "model")
+    few = {"num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 1}
+    picture = Image.new("RGB", (64, 64), "red")
+    for request in (
+        inpaint("two red circles", image=picture, mask_image=picture.convert("L"), **few),  # type: ignore[arg-type]
+        controlnet("two red circles", hint=picture, **few),  # type: ignore[arg-type]
+    ):
+        (painting,) = kandinsky(request)
+        assert painting.image.size == (64, 64)
 
 
 def test_minutes_fix_the_number_of_steps(trained: Box, tmp_path: Path) -> None:

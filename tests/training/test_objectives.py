@@ -1,5 +1,7 @@
 """Each objective on a case with a known answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from tests.oracle.tiny import MOVQ
 from kandinsky22.compositions import COLORS, SHAPES, Group, Scene, caption, sample
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.movq import MoVQ
-from kandinsky22.training import decoder, movq
+from kandinsky22.models.unet import UNet
+from kandinsky22.training import controlnet, decoder, grow, inpaint, movq
 from kandinsky22.training.loop import Recipe
 from kandinsky22.training.probes import PLACES, UNSTATED, Probes, labels
 from kandinsky22.training.recipes import BOX
@@ -86,7 +89,7 @@ def test_the_right_answer_costs_the_decoder_nothing(prediction: str) -> None:
     knowing = Knowing()
     recipe = Recipe(batch=8, learning_rate=1.0)
     latents, embeds, zero = torch.zeros(16, 4, 8, 8), draw(16, 24), draw(1, 24)
-    objective = decoder.objective(knowing, schedule, latents, embeds, zero, recipe)  # type: ignore[arg-type]
+    objective = decoder.objective(knowing, schedule, [decoder.Bucket(latents)], embeds, zero, recipe)  # type: ignore[arg-type]
     assert objective(0)[0] < 1e-8
     assert objective(0)[0] == objective(0)[0]
     knowing.factor = 1.1
@@ -137,3 +140,94 @@ def test_probes_learn_to_read_a_code() -> None:
         optimizer.step()
     assert min(probes.accuracy(code, targets).values()) > 0.98
     assert max(probes.accuracy(code.roll(1, 0), targets).values()) < 0.9
+
+
+def test_a_batch_of_wider_pictures_has_as_many_cells() -> None:
+    """And every shape gets its share of the steps, each with the embeddings of its own rows."""
+    schedule = NoiseSchedule.from_config(BOX.decoder_scheduler)
+    seen: list[torch.Size] = []
+
+    class Watching(torch.nn.Module):
+        def condition(self, embeds: torch.Tensor) -> torch.Tensor:
+            return embeds
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, conditioned: torch.Tensor) -> torch.Tensor:
+            seen.append(x.shape)
+            assert len(conditioned) == len(x) == len(t)
+            return torch.cat([x, x], dim=1)
+
+    buckets = [decoder.Bucket(draw(16, 4, 8, 8), share=0.5), decoder.Bucket(draw(4, 4, 8, 16), share=0.5)]
+    objective = decoder.objective(
+        Watching(), schedule, buckets, draw(16, 24), draw(1, 24), Recipe(batch=6, learning_rate=1.0)  # type: ignore[arg-type]
+    )  # fmt: skip
+    for step in range(40):
+        objective(step)
+    assert {tuple(shape) for shape in seen} == {(6, 4, 8, 8), (3, 4, 8, 16)}
+    assert 8 < sum(shape[-1] == 8 for shape in seen) < 32
+
+
+def test_holes_are_boxes_surroundings_and_strokes() -> None:
+    holes = inpaint.holes(600, 16, 24, torch.Generator().manual_seed(0))
+    assert holes.shape == (600, 1, 16, 24)
+    assert set(holes.unique().tolist()) == {0.0, 1.0}
+    kinds = {"box": 0, "surroundings": 0, "other": 0}
+    for hole in holes[:, 0].bool():
+        kinds["box" if is_box(hole) else "surroundings" if is_box(~hole) else "other"] += 1
+    assert all(count > 60 for count in kinds.values()), kinds
+    assert 0.1 < holes.mean() < 0.7
+    assert (holes.mean(dim=(0, 1)) > 0.1).all(), "some cell is hardly ever in a hole"
+    again = inpaint.holes(600, 16, 24, torch.Generator().manual_seed(0))
+    assert torch.equal(holes, again)
+
+
+def is_box(mask: torch.Tensor) -> bool:
+    rows, columns = mask.any(dim=1), mask.any(dim=0)
+    return bool(mask.any() and torch.equal(mask, rows[:, None] & columns[None, :]) and is_run(rows) and is_run(columns))
+
+
+def is_run(values: torch.Tensor) -> bool:
+    return int(values.int().diff().abs().sum()) <= 2 and not bool(values[0] & values[-1] & ~values.all())
+
+
+def test_an_inpainting_network_sees_what_is_known_and_nothing_else() -> None:
+    x0 = draw(8, 4, 8, 8)
+    bucket = decoder.Bucket(x0)
+    seen = inpaint.masked(bucket, torch.arange(8), x0, torch.Generator().manual_seed(1))["masked"]
+    known = seen[:, 4:]
+    assert torch.equal(seen[:, :4], x0 * known)
+    assert 0 < known.mean() < 1
+
+
+def test_hints_are_the_pictures_depth_some_of_them_at_full_range() -> None:
+    depths = np.full((8, 16, 16), 51, np.uint8)
+    depths[:, 4:8] = 204
+    bucket = decoder.Bucket(draw(8, 4, 2, 2), depths)
+    hint = controlnet.hinted(bucket, torch.arange(8), draw(8, 4, 2, 2), torch.Generator().manual_seed(0))["hint"]
+    assert hint.shape == (8, 3, 16, 16)
+    nearest = hint.amax(dim=(1, 2, 3))
+    assert {round(value, 2) for value in nearest.tolist()} == {0.8, 1.0}
+    assert (hint[:, :, 4:8] > hint[:, :, :4].amax()).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["inpaint", "hint"])
+def test_a_grown_network_begins_by_painting_what_the_plain_one_paints(kind: str) -> None:
+    config = replace(BOX.unet, block_out_channels=(32, 32), cross_attention_dim=16, encoder_hid_dim=24)
+    plain = UNet(config)
+    randomise(plain)
+    more = {"inpaint": {"in_channels": 9}, "hint": {"in_channels": 8, "addition_embed_type": "image_hint"}}
+    network = UNet(replace(config, **more[kind]))  # type: ignore[arg-type]
+    network.load_state_dict(grow.grown(network.state_dict(), plain.state_dict()))
+    x, t, embeds = draw(2, 4, 8, 8), torch.tensor([3, 700]), draw(2, 24)
+    beside = {"masked": draw(2, 5, 8, 8)} if kind == "inpaint" else {"hint": draw(2, 3, 64, 64).sigmoid()}
+    seen = network.condition(embeds, **beside)
+    assert torch.allclose(network(x, t, seen), plain(x, t, plain.condition(embeds)), atol=1e-6)
+    assert seen.extra is not None and seen.extra.abs().sum() > 0
+
+
+def test_weights_that_do_not_fit_are_left_alone() -> None:
+    own = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "conv": torch.ones(2, 3, 1, 1)}
+    given = {"a": torch.ones(2, 3), "b": torch.ones(5), "c": torch.ones(1), "conv": torch.full((2, 2, 1, 1), 7.0)}
+    state = grow.grown(own, given)
+    assert torch.equal(state["a"], given["a"]) and torch.equal(state["b"], own["b"]) and "c" not in state
+    assert state["conv"].flatten().tolist() == [7.0, 7.0, 0.0, 7.0, 7.0, 0.0]

@@ -38,6 +38,17 @@ DECODER_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
 }
 """The `model_index.json` of each pipeline: which class of which library diffusers loads each part with."""
+CLASSES = {
+    DECODER: "KandinskyV22Pipeline",
+    INPAINT: "KandinskyV22InpaintPipeline",
+    DEPTH: "KandinskyV22ControlnetPipeline",
+}
+
+
+def decoder_index(part: str) -> dict[str, object]:
+    """The `model_index.json` of a decoder of one kind."""
+    return {**DECODER_INDEX, "_class_name": CLASSES[part]}
+
 
 WEIGHTS_NAME = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[a-z]\w*))?(?P<shard>-\d{5}-of-\d{5})?"

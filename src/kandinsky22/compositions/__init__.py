@@ -7,6 +7,7 @@ from .captions import EXAMPLES, OPPOSITES, WORDS, caption, language, perturb
 from .oracle import Reading, Seen, judge, read, wilson
 from .pieces import Piece
 from .render import Layers, layers, render
+from .segments import foreground
 from .world import (
     COLORS,
     DECORATIONS,
@@ -40,6 +41,7 @@ __all__ = [
     "Scene",
     "Seen",
     "caption",
+    "foreground",
     "judge",
     "language",
     "layers",

@@ -29,10 +29,13 @@ class Layers:
     ids: NDArray[np.int16]
 
 
-def render(scene: Scene, side: int = 128) -> NDArray[np.uint8]:
-    """Paint a scene: uint8 [H, W, 3], where the shorter side has `side` pixels (at least 16)."""
+def render(scene: Scene, side: int = 128, *, grain: bool = True) -> NDArray[np.uint8]:
+    """Paint a scene: uint8 [H, W, 3], where the shorter side has `side` pixels (at least 16).
+
+    Without `grain` it lacks the finest unevenness of paper and paint, which says nothing and no autoencoder should keep.
+    """
     points = canvas(scene.height, scene.width, side)
-    uneven = surface(scene, points)
+    uneven = surface(scene, points, grain=grain)
     picture = ground(scene, points, uneven)
     decorate(picture, scene, points, uneven)
     tints = np.random.default_rng((scene.seed, 3)).uniform(-1, 1, (len(scene.pieces), 3)).astype(np.float32)

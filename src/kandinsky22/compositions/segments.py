@@ -92,6 +92,12 @@ def numbered(patches: list[Patch], shape: tuple[int, ...]) -> NDArray[np.int16]:
     return owners
 
 
+def foreground(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a picture, uint8 [H, W, 3], shows shapes: bool, at reading size."""
+    picture = at_reading_size(pixels)
+    return np.asarray(numbered(segment(picture)[1], picture.shape[:2]) > 0)
+
+
 def _without_gleams(classes: NDArray[np.int8], cores: list[tuple[int, Core]]) -> bool:
     """Give whatever lies within a patch of one colour that patch's class, in place; whether there was any.
 

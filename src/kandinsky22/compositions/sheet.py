@@ -29,12 +29,12 @@ class Surface:
     strokes: FloatArray  # along one slant, of a crayon's width
 
 
-def surface(scene: Scene, canvas: Canvas) -> Surface:
-    """The unevenness of a scene's picture; strokes are made for pastel only."""
+def surface(scene: Scene, canvas: Canvas, *, grain: bool = True) -> Surface:
+    """The unevenness of a scene's picture, the finest with `grain` only; strokes are made for pastel only."""
     rng = np.random.default_rng((scene.seed, 1))
-    clouds, grain = canvas.noise(5, rng), canvas.noise(36, rng)
+    clouds, fine = canvas.noise(5, rng), canvas.noise(36, rng) * np.float32(grain)
     slant = -math.pi / 4 + rng.uniform(-0.25, 0.25)
-    return Surface(clouds, grain, canvas.strokes(slant, 7, 38, rng) if scene.style == "pastel" else grain)
+    return Surface(clouds, fine, canvas.strokes(slant, 7, 38, rng) if scene.style == "pastel" else fine)
 
 
 def ground(scene: Scene, canvas: Canvas, uneven: Surface) -> FloatArray:

@@ -161,6 +161,13 @@ class Scene:
         together = slide_together(pieces, ALONG[relation], height, width, rng) if overlap and relation else None
         return replace(bare, pieces=together or tuple(pieces))
 
+    def stretched(self, height: float, width: float) -> Self:
+        """The scene on a picture of another shape: every place moves with it, the pieces keep their size."""
+        moved = [
+            replace(piece, x=piece.x * width / self.width, y=piece.y * height / self.height) for piece in self.pieces
+        ]
+        return replace(self, pieces=tuple(moved), height=height, width=width)
+
 
 def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0, held_out: bool = False) -> Scene:
     """A random scene: two groups 65% of the time, the first of 1 to 4 shapes, the second of 1 to 3.

@@ -3,7 +3,7 @@ one network, and adds it there in the published layout. A stage that is stopped 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from kandinsky22.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVi
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
-from kandinsky22.models.unet import UNet
-from kandinsky22.training import clip, decoder, movq, prior
+from kandinsky22.models.unet import UNet, UNetConfig
+from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, movq, prior
 from kandinsky22.training.data import Compositions
-from kandinsky22.training.loop import Training
+from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.probes import Probes
-from kandinsky22.training.recipes import BoxRecipe
+from kandinsky22.training.recipes import PAINTERS, BoxRecipe
 from kandinsky22.training.run import Sheet, resume, run, seconds_per_step
 
 CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
@@ -75,7 +75,7 @@ class Box:
 
         `minutes` times a few steps and fixes their number; else it is `steps`, else the recipe's.
         """
-        training, sheet = getattr(self, f"_{network}")()
+        training, sheet = getattr(self, f"_{network.replace('-', '_')}")()
         folder = self.folder / network
         if resume(training, folder):
             if steps is not None and steps != training.steps:
@@ -89,23 +89,34 @@ class Box:
                 training.steps = max(1, round(60 * minutes / seconds_per_step(training)))
         yield from run(training, folder, sheet=sheet)
         training.network.load_state_dict(training.averaged())
-        getattr(self, f"_add_{network}")(training.network.eval().requires_grad_(False))
+        getattr(self, f"_add_{network.replace('-', '_')}")(training.network.eval().requires_grad_(False))
 
     def _movq(self) -> tuple[Training, Sheet]:
         torch.manual_seed(0)
         network = MoVQ(self.recipe.movq)
         movq.initialise(network, self.data.pictures(range(min(64, len(self.data)))))
         self._warm({"decoder/movq": network})
-        whole_from = round(WHOLE_FROM * self.recipe.steps["movq"])
-        training = self._training(
-            "movq", network, lambda n, data, r: movq.objective(n, data, r, self.recipe.crop, whole_from)
-        )
-        return training, movq.sheet(network, self.held_out)
+        return self._autoencoder("movq", network, {})
+
+    def _movq_decoder(self) -> tuple[Training, Sheet]:
+        network = self.stored_movq.load(FLOAT32, CPU).requires_grad_(False)
+        for part in (network.post_quant_conv, network.decoder):
+            part.requires_grad_(True)
+        return self._autoencoder("movq-decoder", network, {"movq": self.latent_space})
+
+    def _autoencoder(self, name: str, network: MoVQ, learnt_from: Mapping[str, str]) -> tuple[Training, Sheet]:
+        whole_from = round(WHOLE_FROM * self.recipe.steps[name])
+        recipe = self.recipe.runs[name]
+        objective = movq.objective(network, self.data, recipe, self.recipe.crop, whole_from)
+        return self._training(name, network, objective, learnt_from), movq.sheet(network, self.held_out)
 
     def _add_movq(self, network: MoVQ) -> None:
         movq.standardise(network, self._encoded(network.encode, self.held_out, self.held_out.pictures))
         latents = self._encoded(network.encode, self.held_out, self.held_out.pictures)
         movq.fit_codebook(network.quantize.embedding, latents)
+        self._add_movq_decoder(network)
+
+    def _add_movq_decoder(self, network: MoVQ) -> None:
         save(self.decoder_folder / "movq", network, dtype=SAVED)
 
     def _clip(self) -> tuple[Training, Sheet]:
@@ -118,8 +129,8 @@ class Box:
         network, copy = clip.CLIP(*configs), clip.CLIP(*configs)
         self._warm({"prior/text_encoder": network.text, "prior/image_encoder": network.vision})
         hard = self.recipe.hard_negatives
-        training = self._training("clip", network, lambda n, data, r: clip.objective(n, tokenizer, data, r, hard=hard))
-        return training, clip.sheet(copy, tokenizer, self.held_out)
+        objective = clip.objective(network, tokenizer, self.data, self.recipe.runs["clip"], hard=hard)
+        return self._training("clip", network, objective, {}), clip.sheet(copy, tokenizer, self.held_out)
 
     def _add_clip(self, network: clip.CLIP) -> None:
         save(self.prior_folder / "text_encoder", network.text, dtype=SAVED, name="model")
@@ -140,10 +151,9 @@ class Box:
             parameter.requires_grad_(False).copy_(value)
         schedule = NoiseSchedule.from_config(self.recipe.prior_scheduler)
         known = self.text_encoder, self.tokenizer, schedule
-        frozen = self.stored_text, self.stored_vision
-        training = self._training(
-            "prior", network, lambda n, data, r: prior.objective(n, *known, data, embeds, r), *frozen
-        )
+        frozen = {"text_encoder": self.stored_text.fingerprint, "image_encoder": self.stored_vision.fingerprint}
+        objective = prior.objective(network, *known, self.data, embeds, self.recipe.runs["prior"])
+        training = self._training("prior", network, objective, frozen)
         probes = Probes(self.recipe.dim)
         probes.load_state_dict(load_file(self.folder / "probes.safetensors"))
         return training, prior.sheet(network, *known, self.held_out, unseen, probes)
@@ -154,39 +164,75 @@ class Box:
         write_json(self.prior_folder / "model_index.json", catalog.PRIOR_INDEX)
 
     def _decoder(self) -> tuple[Training, Sheet]:
+        return self._painter("decoder", self.recipe.unet, decoder.nothing)
+
+    def _inpaint(self) -> tuple[Training, Sheet]:
+        channels = 2 * self.recipe.movq.latent_channels + 1
+        return self._painter("inpaint", replace(self.recipe.unet, in_channels=channels), inpaint.masked)
+
+    def _controlnet(self) -> tuple[Training, Sheet]:
+        channels = 2 * self.recipe.movq.latent_channels
+        config = replace(self.recipe.unet, in_channels=channels, addition_embed_type="image_hint")
+        return self._painter("controlnet", config, controlnet.hinted)
+
+    def _painter(self, name: str, config: UNetConfig, beside: decoder.Beside) -> tuple[Training, Sheet]:
+        """A U-Net of one of the three kinds; the two that see more grow from the plain decoder, unless there is better."""
         torch.manual_seed(0)
-        network = UNet(self.recipe.unet)
-        self._warm({"decoder/unet": network})
+        network = UNet(config)
+        frozen = {"movq": self.latent_space, "image_encoder": self.stored_vision.fingerprint}
+        kind = PAINTERS[name]
+        if kind != catalog.DECODER:
+            grown = self.stored_decoder.load(FLOAT32, CPU)
+            network.load_state_dict(grow.grown(network.state_dict(), grown.state_dict()))
+        self._warm({f"{kind}/unet": network})
         schedule = NoiseSchedule.from_config(self.recipe.decoder_scheduler)
-        latents, embeds = self.latents(self.data), self.embeds(self.data)
         zero = zero_image.zero_image_embed(self.prior_folder)
-        known = latents, embeds, zero
-        frozen = self.stored_movq, self.stored_vision
-        training = self._training(
-            "decoder", network, lambda n, data, r: decoder.objective(n, schedule, *known, r), *frozen
-        )
-        unseen = self.latents(self.held_out), self.embeds(self.held_out), zero
-        return training, decoder.sheet(network, self.movq, schedule, *unseen, self.recipe.runs["decoder"])
+        shapes = [self.data, *(self.data.stretched(*shape, self.recipe.stretched) for shape in self.recipe.shapes)]
+        rare = (1 - self.recipe.square) / max(1, len(self.recipe.shapes))
+        buckets = [self._bucket(data, config.hinted, rare) for data in shapes]
+        buckets[0] = buckets[0]._replace(share=self.recipe.square)
+        embeds = self.embeds(self.data)
+        recipe = self.recipe.runs[name]
+        objective = decoder.objective(network, schedule, buckets, embeds, zero, recipe, beside)
+        training = self._training(name, network, objective, frozen)
+        unseen = self._bucket(self.held_out, config.hinted), self.embeds(self.held_out), zero
+        return training, decoder.sheet(network, self.movq, schedule, *unseen, recipe, beside)
+
+    def _bucket(self, data: Compositions, hinted: bool, share: float = 1.0) -> decoder.Bucket:
+        latents = self.latents(data)
+        if not hinted:
+            return decoder.Bucket(latents, None, share)
+        known = data.stretched(data.height, data.width, self.recipe.hints)
+        return decoder.Bucket(latents[: len(known)], known.depths, share)
 
     def _add_decoder(self, network: UNet) -> None:
-        save(self.decoder_folder / "unet", network, dtype=SAVED)
-        write_json(self.decoder_folder / "scheduler" / "scheduler_config.json", self.recipe.decoder_scheduler)
-        write_json(self.decoder_folder / "model_index.json", catalog.DECODER_INDEX)
+        self._add_painter("decoder", network)
         about = {"defaults": self.recipe.defaults, "words": language(), "examples": EXAMPLES}
         write_json(self.decoder_folder / NAME, about)
 
-    def _training(self, name: str, network: nn.Module, objective: Any, *frozen: Stored[Any, Any]) -> Training:
-        recipe = self.recipe.runs[name]
-        learnt_from = {stored.folder.name: stored.fingerprint for stored in frozen} | {"pictures": self.data.path.name}
-        return Training(network, objective(network, self.data, recipe), recipe, self.recipe.steps[name], learnt_from)
+    def _add_inpaint(self, network: UNet) -> None:
+        self._add_painter("inpaint", network)
+
+    def _add_controlnet(self, network: UNet) -> None:
+        self._add_painter("controlnet", network)
+
+    def _add_painter(self, name: str, network: UNet) -> None:
+        """Beside the plain decoder, whose MoVQ the other two use."""
+        folder = self.folder / "model" / PAINTERS[name]
+        save(folder / "unet", network, dtype=SAVED)
+        write_json(folder / "scheduler" / "scheduler_config.json", self.recipe.decoder_scheduler)
+        write_json(folder / "model_index.json", catalog.decoder_index(PAINTERS[name]))
+
+    def _training(self, name: str, network: nn.Module, objective: Objective, frozen: Mapping[str, str]) -> Training:
+        learnt_from = {**frozen, "pictures": self.data.name}
+        return Training(network, objective, self.recipe.runs[name], self.recipe.steps[name], learnt_from)
 
     def _warm(self, networks: Mapping[str, nn.Module]) -> None:
-        """Begin with the weights of another model, where names and shapes are the same."""
+        """Begin with the weights of another model, where it has them and they fit."""
         for name, network in networks.items() if self.start is not None else ():
-            state = network.state_dict()
-            kept = load_file(weights_file(self.start / name))  # type: ignore[operator]  # it is not None
-            fitting = {key: value for key, value in kept.items() if key in state and state[key].shape == value.shape}
-            network.load_state_dict({**state, **fitting})
+            folder = self.start / name  # type: ignore[operator]  # it is not None
+            if folder.is_dir():
+                network.load_state_dict(grow.grown(network.state_dict(), load_file(weights_file(folder))))
 
     @cached_property
     def stored_movq(self) -> Stored[MoVQ, MoVQConfig]:
@@ -203,6 +249,11 @@ class Box:
         """The trained vision tower's file."""
         return self._stage("clip", self.prior_folder / "image_encoder", CLIPVision, CLIPVisionConfig)
 
+    @property
+    def stored_decoder(self) -> Stored[UNet, UNetConfig]:
+        """The trained plain decoder's file."""
+        return self._stage("decoder", self.decoder_folder / "unet", UNet, UNetConfig)
+
     @staticmethod
     def _stage(stage: str, folder: Path, network: Any, config: Any) -> Stored[Any, Any]:
         if not folder.is_dir():
@@ -213,6 +264,11 @@ class Box:
     def movq(self) -> MoVQ:
         """The trained autoencoder."""
         return self.stored_movq.load(FLOAT32, CPU)
+
+    @cached_property
+    def latent_space(self) -> str:
+        """What names the space of MoVQ's latents: its encoder. Its decoder may go on learning."""
+        return movq.encoder_fingerprint(self.movq)
 
     @cached_property
     def text_encoder(self) -> CLIPText:
@@ -226,7 +282,7 @@ class Box:
 
     def latents(self, data: Compositions) -> Tensor:
         """MoVQ's latents of all pictures, float16 [N, 4, h, w], computed once."""
-        name = f"latents-{self.stored_movq.fingerprint}"
+        name = f"latents-{self.latent_space}"
         return self._computed(name, data, lambda: self.movq.encode, data.pictures)
 
     def embeds(self, data: Compositions) -> Tensor:
@@ -236,7 +292,7 @@ class Box:
         return self._computed(name, data, lambda: stored.load(FLOAT32, CPU), data.seen).float()
 
     def _computed(self, name: str, data: Compositions, encoder: Any, look: Callable[[range], Tensor]) -> Tensor:
-        path = self.folder / f"{name}-{data.seed}-{len(data)}.safetensors"
+        path = self.folder / f"{name}-{data.name}.safetensors"
         if not path.exists():
             with torch.autocast("cpu", torch.bfloat16):  # twice as fast, and off by half a percent of a deviation
                 values = self._encoded(encoder(), data, look)

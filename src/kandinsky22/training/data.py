@@ -1,6 +1,7 @@
 """The picture world as training data: rendered once to a memory-mapped file, captioned anew at every look."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.compositions import Scene, render, sample
+from kandinsky22.compositions import Scene, layers, render, sample
 from kandinsky22.files import whole
 from kandinsky22.models.clip import CLIPImageProcessor
 
@@ -17,19 +18,31 @@ WORLD = "v2"  # of the rendering: pictures of an older one must not be taken for
 
 
 class Compositions:
-    """`count` scenes of the world, and their pictures of `side` pixels, kept in `folder`. Scene i depends on (seed, i) alone.
+    """`count` scenes of the world, and their pictures, kept in `folder`. Scene i depends on (seed, i) alone; pictures that
+    are not square show the square's scene, stretched. `side` is the shorter side in pixels, `size` is (height, width).
 
     `processor` prepares them for CLIP as it will when the model is used.
     """
 
     def __init__(
-        self, folder: Path, count: int, side: int, seed: int = 0, *, processor: CLIPImageProcessor | None = None
-    ) -> None:
-        self.processor = processor
-        self.path = folder / f"compositions-{WORLD}-{seed}-{side}-{count}.npy"
+        self, folder: Path, count: int, side: int, seed: int = 0, *, height: float = 1.0, width: float = 1.0,
+        processor: CLIPImageProcessor | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.processor = folder, processor
         self.count, self.side, self.seed = count, side, seed
+        self.height, self.width = height, width
+        self.size = round(side * height), round(side * width)
         self._scenes: dict[int, Scene] = {}
-        self._pixels: np.ndarray | None = None
+
+    def stretched(self, height: float, width: float, count: int) -> "Compositions":
+        """The first `count` of these scenes on pictures of another shape; the shorter of the two is 1."""
+        return Compositions(self.folder, min(count, self.count), self.side, self.seed, height=height, width=width)
+
+    @property
+    def name(self) -> str:
+        """What tells these pictures from others."""
+        shape = str(self.side) if self.size == (self.side, self.side) else "{}x{}".format(*self.size)
+        return f"{WORLD}-{self.seed}-{shape}-{self.count}"
 
     def __len__(self) -> int:
         return self.count
@@ -37,27 +50,36 @@ class Compositions:
     def scene(self, index: int) -> Scene:
         """Scene `index`."""
         if index not in self._scenes:
-            self._scenes[index] = sample(np.random.default_rng([self.seed, index]))
+            self._scenes[index] = self._drawn(index)
         return self._scenes[index]
 
-    @property
+    @cached_property
     def pixels(self) -> np.ndarray:
-        """All pictures, uint8 [count, side, side, 3]; rendered on first use."""
-        if self._pixels is None:
-            if not self.path.exists():
-                self._render()
-            self._pixels = np.load(self.path, mmap_mode="r")
-        return self._pixels
+        """All pictures, uint8 [count, H, W, 3]; rendered on first use."""
+        return self._rendered("compositions", (*self.size, 3), lambda scene: render(scene, self.side))
 
-    def _render(self) -> None:
-        with whole(self.path) as partial:
-            pixels = open_memmap(partial, "w+", np.uint8, (self.count, self.side, self.side, 3))
-            for index in range(self.count):
-                pixels[index] = render(sample(np.random.default_rng([self.seed, index])), self.side)
-            pixels.flush()
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """How near each pixel is, uint8 [count, H, W], 255 nearest; rendered on first use."""
+        return self._rendered("depths", self.size, lambda scene: to_bytes(layers(scene, self.side).depth))
+
+    def _drawn(self, index: int) -> Scene:
+        scene = sample(np.random.default_rng([self.seed, index]))
+        return scene.stretched(self.height, self.width) if self.size != (self.side, self.side) else scene
+
+    def _rendered(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
+        path = self.folder / f"{kind}-{self.name}.npy"
+        if not path.exists():
+            with whole(path) as partial:
+                pictures = open_memmap(partial, "w+", np.uint8, (self.count, *shape))
+                for index in range(self.count):
+                    pictures[index] = draw(self._drawn(index))
+                pictures.flush()
+        found: np.ndarray = np.load(path, mmap_mode="r")
+        return found
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Pictures as float [B, 3, side, side] in [-1, 1]."""
+        """Pictures as float [B, 3, H, W] in [-1, 1]."""
         chosen = torch.from_numpy(self.pixels[np.asarray(indices)])
         return chosen.movedim(-1, 1).to(torch.float32) / 127.5 - 1
 
@@ -71,3 +93,8 @@ class Compositions:
         upper left ones, as (top, left)."""
         cut = [self.pixels[i, y : y + size, x : x + size] for i, (y, x) in zip(indices, corners, strict=True)]
         return torch.from_numpy(np.stack(cut)).movedim(-1, 1).to(torch.float32) / 127.5 - 1
+
+
+def to_bytes(depth: np.ndarray) -> np.ndarray:
+    """Nearness in [0, 1] as the greys of a depth picture."""
+    return (depth * 255).round().astype(np.uint8)

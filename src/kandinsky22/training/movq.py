@@ -4,6 +4,8 @@ Kandinsky 2.2 decodes latents that were never quantised, so the latents are cont
 with a little noise, so that the U-Net's small errors stay small in the picture. The codebook is fitted afterwards.
 """
 
+import hashlib
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -71,6 +73,15 @@ def initialise(movq: MoVQ, pictures: Tensor) -> None:
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)  # type: ignore[arg-type]  # a linear layer
     _whiten(movq, movq.encode(pictures))
+
+
+def encoder_fingerprint(movq: MoVQ) -> str:
+    """Twelve letters that tell the space of the latents: a hash of all that encodes."""
+    digest = hashlib.sha256()
+    for part in (movq.encoder, movq.quant_conv):
+        for value in part.state_dict().values():
+            digest.update(value.float().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def psnr(decoded: Tensor, pictures: Tensor) -> Tensor:

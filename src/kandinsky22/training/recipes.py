@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kandinsky22.checkpoints import catalog
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
 from kandinsky22.models.unet import UNetConfig
 from kandinsky22.training.loop import Recipe
 
-NETWORKS = ("movq", "clip", "prior", "decoder")
+PAINTERS = {"decoder": catalog.DECODER, "inpaint": catalog.INPAINT, "controlnet": catalog.DEPTH}
+"""The U-Nets, and the part of a model that each is."""
+NETWORKS = ("movq", "clip", "prior", *PAINTERS, "movq-decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,12 @@ class BoxRecipe:
     side: int  # pixels of the pictures it learns
     crop: int  # pixels of the squares that MoVQ learns most of the time
     pictures: int
+    shapes: tuple[
+        tuple[float, float], ...
+    ]  # height and width of the other pictures that the U-Nets learn, the shorter is 1
+    stretched: int  # how many pictures of each
+    square: float  # the share of a U-Net's steps on square pictures
+    hints: int  # square pictures whose depth is known
     dim: int
     vocabulary: int  # tokens at most
     text_length: int
@@ -56,6 +65,10 @@ BOX = BoxRecipe(
     side=128,
     crop=64,
     pictures=60_000,
+    shapes=((1, 2), (2, 1), (1, 1.5), (1.5, 1)),
+    stretched=4000,
+    square=0.6,
+    hints=20_000,
     dim=_DIM,
     vocabulary=1024,
     text_length=_TEXT_LENGTH,
@@ -86,11 +99,14 @@ BOX = BoxRecipe(
         },
     runs={
             "movq": Recipe(batch=16, learning_rate=1.2e-3, weight_decay=1e-4, ema_decay=0.998, seed=1),
+            "movq-decoder": Recipe(batch=16, learning_rate=8e-4, weight_decay=1e-4, ema_decay=0.998, seed=7),
             "clip": Recipe(batch=128, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_decay=0.998, seed=2),
             "prior": Recipe(batch=256, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.02, ema_decay=0.998, seed=3),
             "decoder": Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4),
+            "inpaint": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=5),
+            "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
         },
-    steps={"movq": 2000, "clip": 1400, "prior": 700, "decoder": 11000},
+    steps={"movq": 4500, "clip": 1800, "prior": 700, "decoder": 14000, "inpaint": 1200, "controlnet": 1200, "movq-decoder": 1500},
     hard_negatives=48,
     defaults={
             "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
