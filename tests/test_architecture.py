@@ -47,6 +47,7 @@ PLACES = [
     ("kandinsky backends", ENGINE),
     ("cost", f"{MATH} sizes"),
     ("pipelines", f"{STAGES} stages frame"),
+    ("__main__", "cli"),
     ("cli server evaluation training", f"{ENGINE} cost backends compositions"),
 ]
 MAY_KNOW = {part: set(known.split()) for parts, known in PLACES for part in parts.split()}

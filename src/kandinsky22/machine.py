@@ -36,8 +36,14 @@ def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
     """float16 on an accelerator; on a CPU with instructions for it, bfloat16 for a U-Net that is large enough to gain."""
     if device.type != "cpu":
         return torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and elements > LARGE else torch.float32
+    return torch.bfloat16 if computes_bfloat16(device) and elements > LARGE else torch.float32
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; a CPU without them takes 20 to 60 times as long as in float32."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def fitting_placement(unet: int, all_of_it: int, device: torch.device, dtype: torch.dtype) -> Placement:

@@ -1,39 +1,31 @@
-"""The loop: it learns, it resumes to the same numbers, and it stops at what is not finite."""
+"""The loop: it learns, it resumes to the same numbers however it is cut up, and it stops at what is not finite."""
 
-import json
+import errno
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.training.known import RECIPE, line_fit
+from torch import Tensor
 
-from kandinsky22.training.loop import Objective, Recipe, Training, generator
-from kandinsky22.training.run import CHECKPOINT, METRICS, resume, run, seconds_per_step
+from kandinsky22.training import saved
+from kandinsky22.training.loop import Batch, Objective, Recipe, Training
+from kandinsky22.training.run import BEST, METRICS, lines, resume, run, seconds_per_step
 
-RECIPE = Recipe(batch=8, learning_rate=0.05, warmup=2, weight_decay=0.0, bfloat16=False, ema_decay=0.9)
-
-
-def line_fit() -> tuple[nn.Module, Objective]:
-    """A linear layer that is to become x -> 2 x0 - 3 x1 + 1, each step from its own seed."""
-    torch.manual_seed(0)
-    network = nn.Linear(2, 1)
-
-    def objective(step: int) -> tuple[Tensor, dict[str, float]]:
-        x = torch.randn(RECIPE.batch, 2, generator=generator(RECIPE.seed, step))
-        truth = 2 * x[:, :1] - 3 * x[:, 1:] + 1
-        return (network(x) - truth).square().mean(), {"seen": float(x.mean())}
-
-    return network, objective
+MEASURED = ("step", "of", "loss", "seen", "grad_norm", "loss_t0", "loss_t3")
 
 
 def test_it_finds_the_known_answer() -> None:
     training = Training(*line_fit(), RECIPE, steps=300)
-    lines = list(training)
-    assert [line["step"] for line in lines] == list(range(1, 301))
+    measured = list(training)
+    assert [line["step"] for line in measured] == list(range(1, 301))
     weights = training.averaged()
     assert torch.allclose(weights["weight"], torch.tensor([[2.0, -3.0]]), atol=1e-2)
     assert torch.allclose(weights["bias"], torch.tensor([1.0]), atol=1e-2)
+    finished = training.finished()
+    assert torch.equal(finished.weight, weights["weight"]) and not finished.weight.requires_grad
 
 
 def test_the_average_is_the_recurrence_it_says() -> None:
@@ -46,9 +38,68 @@ def test_the_average_is_the_recurrence_it_says() -> None:
     assert torch.allclose(training.averaged()["weight"], expected, atol=1e-6)
 
 
+def test_the_loss_is_told_by_timestep() -> None:
+    training = Training(*line_fit(), RECIPE, steps=1)
+    batch = training.objective.draw(0)
+    losses = training.objective.loss(batch)[0].detach()
+    line = training.advance()
+    assert line["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
+    for number in range(4):
+        here = (batch["t"] // 25) == number
+        if here.any():
+            assert line[f"loss_t{number}"] == pytest.approx(float(losses[here].mean()), rel=1e-6)
+        else:
+            assert f"loss_t{number}" not in line
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_learns_the_same(parts: int) -> None:
+    """Three parts of eight rows are not of one size."""
+    at_once, cut = Training(*line_fit(), RECIPE, 20), Training(*line_fit(), replace(RECIPE, accumulate=parts), 20)
+    for one, other in zip(at_once, cut, strict=True):
+        assert all(one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6) for name in MEASURED if name in one)
+    assert torch.allclose(at_once.averaged()["weight"], cut.averaged()["weight"], atol=1e-5)
+
+
+def test_what_cannot_be_cut_is_refused() -> None:
+    network, objective = line_fit()
+    with pytest.raises(ValueError, match="compares every row of a batch"):
+        Training(network, replace(objective, coupled=True), replace(RECIPE, accumulate=2), steps=1)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be cut into 9 parts; use a larger --batch"):
+        Training(network, objective, replace(RECIPE, accumulate=9), steps=1)
+
+
+def test_computing_activations_again_changes_nothing() -> None:
+    from kandinsky22.models.unet import UNet
+    from kandinsky22.training.recipes import BOX
+
+    config = replace(BOX.unet, block_out_channels=(32, 32), cross_attention_dim=16, encoder_hid_dim=8, sample_size=4)
+    losses, gradients = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        unet = UNet(config)
+        rows = {"x": torch.randn(2, 4, 4, 4), "embeds": torch.randn(2, 8)}
+
+        def loss(rows: Batch, unet: UNet = unet) -> tuple[Tensor, dict[str, Tensor]]:
+            out = unet(rows["x"], torch.tensor([3, 7]), unet.condition(rows["embeds"]))
+            return out.square().mean(dim=(1, 2, 3)), {}
+
+        recipe = replace(RECIPE, batch=2, checkpointing=checkpointing)
+        training = Training(unet, Objective(lambda step, rows=rows: rows, loss), recipe, steps=1)
+        losses.append(training.gradients(0)["loss"])
+        gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
+    assert losses[0] == losses[1] and len(gradients[0]) > 50
+    assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
+
+
+def _same(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert {k: v for k, v in one.items() if k in MEASURED} == {k: v for k, v in other.items() if k in MEASURED}
+
+
 def test_a_resumed_run_sees_the_same_numbers(tmp_path: Path) -> None:
     whole = Training(*line_fit(), RECIPE, steps=10)
-    uninterrupted = [{k: v for k, v in line.items() if k != "seconds"} for line in run(whole, tmp_path / "a", every=4)]
+    uninterrupted = list(run(whole, tmp_path / "a", every=4))
 
     first = Training(*line_fit(), RECIPE, steps=10)
     for line in run(first, tmp_path / "b", every=4):
@@ -58,39 +109,94 @@ def test_a_resumed_run_sees_the_same_numbers(tmp_path: Path) -> None:
     assert resume(second, tmp_path / "b")
     assert (second.step, second.steps) == (4, 10)
     list(run(second, tmp_path / "b", every=4))
-
-    written = [json.loads(line) for line in (tmp_path / "b" / METRICS).read_text().splitlines()]
-    assert [{k: v for k, v in line.items() if k != "seconds"} for line in written] == uninterrupted
-    for mine, theirs in zip(second.averaged().values(), whole.averaged().values(), strict=True):
-        assert torch.equal(mine, theirs)
+    _same(uninterrupted, lines(tmp_path / "b"))
+    assert all(torch.equal(value, whole.averaged()[name]) for name, value in second.averaged().items())
+    assert {"seconds", "rows_per_second", "mfu", "memory_gib"} <= set(uninterrupted[0])
 
 
-def test_timing_steps_takes_none(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_tore_is_dropped(tmp_path: Path) -> None:
+    list(run(Training(*line_fit(), RECIPE, steps=4), tmp_path, every=4))
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"step": 5, "los')
+    assert resume(Training(*line_fit(), RECIPE, steps=4), tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_the_last_three_checkpoints_are_kept(tmp_path: Path) -> None:
+    list(run(Training(*line_fit(), RECIPE, steps=10), tmp_path, every=2))
+    assert saved.steps(tmp_path) == [6, 8, 10]
+
+
+def test_the_best_weights_are_kept(tmp_path: Path) -> None:
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    said, seen = iter([3.0, 1.0, 2.0]), []
+
+    def sheet(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+        seen.append({name: value.clone() for name, value in weights.items()})
+        return Image.new("RGB", (2, 2)), {"validation": next(said)}
+
+    list(run(Training(*line_fit(), RECIPE, steps=6), tmp_path, sheet=sheet, every=2))
+    assert torch.equal(load_file(tmp_path / BEST)["weight"], seen[1]["weight"])
+
+
+def test_another_objective_or_network_is_not_gone_on_with(tmp_path: Path) -> None:
+    list(run(Training(*line_fit(), RECIPE, 2, {"pictures": "a"}), tmp_path))
+    with pytest.raises(ValueError, match="the checkpoint learnt from"):
+        resume(Training(*line_fit(), RECIPE, 2, {"pictures": "b"}), tmp_path)
+    with pytest.raises(ValueError, match="is not of this network"):
+        resume(Training(*line_fit(width=5), RECIPE, 2, {"pictures": "a"}), tmp_path)
+
+
+def test_what_is_not_finite_stops_with_a_sentence_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     network, objective = line_fit()
-    before = network.weight.detach().clone()
-    assert seconds_per_step(Training(network, objective, RECIPE, 10)) > 0
-    assert torch.equal(network.weight, before)
-    assert network.weight.grad is None
+
+    def spoilt(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, measured = objective.loss(rows)
+        return losses * (math.nan if training.step == 5 else 1.0), measured
+
+    training = Training(network, replace(objective, loss=spoilt), RECIPE, steps=10)
+    with pytest.raises(FloatingPointError, match="not finite at step 5; the last checkpoint is sound"):
+        list(run(training, tmp_path, every=2))
+    assert bool(torch.isfinite(network.weight).all()), "the step was not taken"
+    after = Training(*line_fit(), RECIPE, steps=10)
+    assert resume(after, tmp_path) and after.step == 4
 
 
-def test_what_is_not_finite_stops_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
-    network, objective = line_fit()
+def test_a_full_disk_stops_with_a_sentence_and_leaves_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(*line_fit(), RECIPE, steps=10)
+    running = run(training, tmp_path, every=2)
+    for _ in range(5):
+        next(running)
 
-    def breaks(step: int) -> tuple[Tensor, dict[str, float]]:
-        loss, measured = objective(step)
-        return (loss * math.inf if step == 5 else loss), measured
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(FloatingPointError, match="not finite at step 5"):
-        list(run(Training(network, breaks, RECIPE, 10), tmp_path, every=4))
-    again = Training(*line_fit(), RECIPE, steps=10)
-    assert resume(again, tmp_path)
-    assert again.step == 4
-    assert (tmp_path / CHECKPOINT).exists()
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
+    with pytest.raises(
+        OSError, match=r"the checkpoint of step 6 cannot be written .*No space left.*; the one of step 4 is sound"
+    ):
+        list(running)
+    monkeypatch.undo()
+    assert saved.steps(tmp_path) == [2, 4]
+    assert not list((tmp_path / saved.FOLDER).glob("*.part"))
+    after = Training(*line_fit(), RECIPE, steps=10)
+    assert resume(after, tmp_path) and after.step == 4
 
 
-def test_the_rate_warms_up_and_falls() -> None:
-    rates = [RECIPE.rate(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(RECIPE.learning_rate / 2, rel=1e-3)
-    assert max(rates) <= RECIPE.learning_rate
-    assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert rates[-1] < 0.02 * RECIPE.learning_rate
+def test_timing_does_not_train() -> None:
+    training = Training(*line_fit(), RECIPE, steps=1)
+    before = training.network.weight.detach().clone()
+    assert seconds_per_step(training) > 0
+    assert torch.equal(training.network.weight, before) and training.step == 0
+
+
+def test_the_rate_warms_up_and_falls_or_stays() -> None:
+    recipe = Recipe(batch=1, learning_rate=1.0, warmup=10)
+    assert recipe.rate(0, 100) == pytest.approx(0.1, rel=1e-3)
+    assert recipe.rate(99, 100) == pytest.approx(0.01, abs=1e-3)
+    assert replace(recipe, decay=False).rate(99, 100) == 1.0
+    assert replace(recipe, warmup=0, decay=False).rate(0, 100) == 1.0

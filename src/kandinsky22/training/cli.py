@@ -1,21 +1,35 @@
-"""`kandinsky22 train NETWORK`: one network of the small model, with progress, metrics, sheets and checkpoints."""
+"""`kandinsky22 train NETWORK`: one network of a model, with progress, metrics, sheets and checkpoints."""
 
 import argparse
 import ctypes
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kandinsky22.training.box import Box
-from kandinsky22.training.recipes import BOX, NETWORKS
+from kandinsky22.checkpoints import catalog
+from kandinsky22.training import supervisor
+from kandinsky22.training.loop import Recipe
+from kandinsky22.training.material import Own
+from kandinsky22.training.photos import Filter
+from kandinsky22.training.processes import Processes, join
+from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.run import EVERY
+from kandinsky22.training.sources import Source
+from kandinsky22.training.workshop import Workshop
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
+RECIPES = ("box", "fine-tune", "published", *STAGES)
+EPILOG = """a folder of pictures with captions beside them, and a picture by what learnt from them:
+  kandinsky22 train decoder --data my-pictures --folder runs/mine
+  kandinsky22 "three red circles" --model runs/mine/model"""
 
 
 def keep_freed_memory() -> None:
@@ -43,6 +57,14 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 up to, but not, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text}")
+    return value
+
+
 def whole(text: str) -> int:
     """A whole number from 1 up."""
     value = int(text)
@@ -51,29 +73,188 @@ def whole(text: str) -> int:
     return value
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Train as the arguments say. Raises `ValueError` for what cannot be done."""
-    parser = Parser(prog="kandinsky22 train", description="Train one network of the small model.")
-    parser.add_argument(
-        "network", choices=NETWORKS, help="in this order, each needs the ones before; movq and clip are independent"
+def parser() -> Parser:
+    """The options: one vocabulary for all networks."""
+    made = Parser(
+        prog="kandinsky22 train", description="Train one network of a model, from nothing or from another's weights.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )  # fmt: skip
+    made.add_argument("network", choices=NETWORKS, help="each needs the ones before it; movq and clip need nothing")
+    add = made.add_argument
+    add("--folder", type=Path, default=Path("runs/box"), help="where the run and its model grow (default: %(default)s)")
+    add(
+        "--start-from", metavar="MODEL", help="the model to begin with: box, a folder, kandinsky-2.2 (with --data: box)"
     )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/box"), help="where the run and its model grow (default: %(default)s)"
+    add(
+        "--recipe",
+        choices=RECIPES,
+        metavar="NAME",
+        help=f"one of {', '.join(RECIPES)} (default: box; with --data: fine-tune)",
     )
-    parser.add_argument(
-        "--start-from", type=Path, metavar="MODEL", help="begin with the weights of this model's folder"
+    data = made.add_argument_group("what is learnt from (default: the picture world)")
+    data.add_argument(
+        "--data", action="append", type=Source.parsed, metavar="PATH[:WEIGHT]",
+        help="a folder of pictures with captions, or a tar of img2dataset; may be given more than once",
+    )  # fmt: skip
+    data.add_argument(
+        "--side", type=whole, help="of square pictures, in pixels; others have as many pixels (default: the model's)"
     )
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=whole, help="how many steps (default: the recipe's)")
+    data.add_argument("--min-side", type=whole, help="pass over pictures whose shorter side is less")
+    data.add_argument(
+        "--min-aesthetic", type=float, metavar="SCORE", help="pass over pictures with a lower score, or none"
+    )
+    data.add_argument(
+        "--licence", action="append", metavar="NAME", help="pass over pictures with another; may be repeated"
+    )
+    data.add_argument(
+        "--depth-model", metavar="NAME", help="what estimates depth, for controlnet: a checkpoint or its folder"
+    )
+    how = made.add_argument_group("how it learns (default: as the recipe says)")
+    length = how.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=whole, help="how many steps")
     length.add_argument("--minutes", type=positive, help="time a few steps, then fix how many fit in this")
-    parser.add_argument(
-        "--threads", type=whole, default=1, help="of the processor; two runs of one thread beat one of two (default: 1)"
+    how.add_argument("--batch", type=whole, help="rows a step, over all processes")
+    how.add_argument("--accumulate", type=whole, metavar="N", help="compute a batch in N parts, for less memory")
+    how.add_argument(
+        "--checkpointing", action=argparse.BooleanOptionalAction, help="compute activations again, for less memory"
     )
-    chosen = parser.parse_args(arguments)
+    how.add_argument("--learning-rate", type=positive, metavar="RATE", help="the highest")
+    how.add_argument("--warmup", type=int, metavar="STEPS", help="until the rate is highest")
+    how.add_argument("--decay", action=argparse.BooleanOptionalAction, help="whether the rate then falls, as a cosine")
+    how.add_argument("--ema-decay", type=share, metavar="SHARE", help="of the averaged weights, which are what is kept")
+    how.add_argument(
+        "--untold", type=share, metavar="SHARE", help="of rows that learn without their condition, for guidance"
+    )
+    how.add_argument("--min-snr", type=positive, metavar="GAMMA", help="weigh timesteps by their signal, at most this")
+    how.add_argument(
+        "--predict", choices=("epsilon", "v_prediction"), help="what a new decoder is asked for (default: epsilon)"
+    )
+    how.add_argument(
+        "--bfloat16", action=argparse.BooleanOptionalAction, help="of matrix products, where there are instructions"
+    )
+    how.add_argument("--seed", type=int, help="of all that is random")
+    where = made.add_argument_group("where, and what is said")
+    where.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    where.add_argument("--threads", type=whole, default=1, help="of a CPU, for each process (default: %(default)s)")
+    where.add_argument(
+        "--processes", type=whole, default=1, metavar="N", help="on this machine; elsewhere, start torchrun yourself"
+    )
+    where.add_argument(
+        "--relaunch", type=int, default=0, metavar="TIMES", help="go on from the last checkpoint after a crash"
+    )
+    where.add_argument(
+        "--every",
+        type=whole,
+        default=EVERY,
+        metavar="STEPS",
+        help="between checkpoints and sheets (default: %(default)s)",
+    )
+    where.add_argument(
+        "--tensorboard", action="store_true", default=False, help="write its event files, too (extra: train)"
+    )
+    where.add_argument(
+        "--plan", nargs="?", const="", metavar="GPU", help="only say what memory and time it would take, and stop"
+    )
+    return made
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Train as the arguments say. Raises `ValueError` and `CheckpointError` for what cannot be done."""
+    chosen = parser().parse_args(arguments)
+    if chosen.relaunch < 0:
+        raise ValueError(f"--relaunch must be 0 or more, got {chosen.relaunch}")
+    start = starting(chosen)
+    recipe = recipe_of(chosen, start)
+    if "plan" in chosen:
+        from kandinsky22.training.planning import say_plan
+
+        say_plan(recipe, chosen.network, chosen.steps if "steps" in chosen else None, chosen.processes, chosen.plan)
+        return None
+    if supervisor.wanted(chosen.processes, chosen.relaunch):
+        return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
     keep_freed_memory()
     torch.set_num_threads(chosen.threads)
+    processes = join(getattr(chosen, "device", None))
+    try:
+        train(chosen, recipe, start, processes)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not supervisor.is_watched():
+            raise
+        supervisor.leave_word(chosen.folder / chosen.network, error)
+        return supervisor.STOPPED
+    return None
 
-    box = Box(BOX, chosen.folder, chosen.start_from)
+
+def starting(chosen: argparse.Namespace) -> dict[str, Path]:
+    """The parts of the model to begin with. Raises `ValueError` where it is not here."""
+    if "start_from" in chosen:
+        return catalog.parts(chosen.start_from)
+    return (
+        catalog.parts(catalog.BOX) if "data" in chosen and getattr(chosen, "recipe", "fine-tune") == "fine-tune" else {}
+    )
+
+
+def recipe_of(chosen: argparse.Namespace, start: Mapping[str, Path]) -> ModelRecipe:
+    """The recipe that is named, with the values that are given. Raises `ValueError` where they do not go together."""
+    name, network = getattr(chosen, "recipe", "fine-tune" if "data" in chosen else "box"), chosen.network
+    if name == "fine-tune":
+        recipe = of_model(start)
+    elif name in STAGES:
+        if STAGES[name].network != network:
+            raise ValueError(f"--recipe {name} trains the {STAGES[name].network}, not the {network}")
+        recipe = STAGES[name].recipe
+    else:
+        recipe = BOX if name == "box" else PUBLISHED
+    if name not in ("box", "fine-tune") and "data" not in chosen and "plan" not in chosen:
+        raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
+    if network == "linear-prior":
+        return recipe
+    given = {field.name: getattr(chosen, field.name) for field in fields(Recipe) if field.name in chosen}
+    runs = {**recipe.runs, network: replace(recipe.runs[network], **given)}
+    if "predict" in chosen:
+        recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": chosen.predict})
+    return replace(recipe, runs=runs, side=getattr(chosen, "side", recipe.side))
+
+
+def own(chosen: argparse.Namespace) -> Own | None:
+    """The pictures that are named, and which of them."""
+    stage = STAGES.get(getattr(chosen, "recipe", ""))
+    usual = stage.filter if stage else Filter()
+    if "data" not in chosen:
+        return None
+    wanted = Filter(
+        side=getattr(chosen, "min_side", usual.side),
+        aesthetic=getattr(chosen, "min_aesthetic", usual.aesthetic),
+        licences=tuple(getattr(chosen, "licence", usual.licences)),
+    )
+    return Own(tuple(chosen.data), wanted, getattr(chosen, "depth_model", None))
+
+
+def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, Path], processes: Processes) -> None:
+    """Carry it out, showing how far it is."""
+    with shown(quiet=not processes.first) as (progress, say):
+        workshop = Workshop(recipe, chosen.folder, start, own(chosen), processes, say)
+        if report := workshop.material(chosen.network).report:
+            progress.console.print(report, highlight=False)
+        task: TaskID | None = None
+        for line in workshop.train(
+            chosen.network, steps=getattr(chosen, "steps", None), minutes=getattr(chosen, "minutes", None),
+            every=chosen.every, tensorboard=chosen.tensorboard,
+        ):  # fmt: skip
+            if task is None:
+                task = progress.add_task(chosen.network, total=None, said="")
+            said = f"loss {line['loss']:.4f}"
+            progress.update(task, total=line["of"], completed=line["step"], said=said)
+            if line["step"] % chosen.every == 0 or line["step"] == line["of"]:  # a held-out set was looked at
+                progress.console.print({name: round(value, 4) for name, value in line.items()})
+    if processes.first:
+        print(f"the model so far is in {workshop.model}")
+
+
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[tuple[Progress, Any]]:
+    """A bar for each thing that takes long, and what tells it how far that is."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -81,10 +262,12 @@ def main(arguments: Sequence[str]) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    with Progress(*columns) as progress:
-        task = progress.add_task(chosen.network, total=None, said="")
-        for line in box.train(chosen.network, steps=chosen.steps, minutes=chosen.minutes):
-            progress.update(task, total=line["of"], completed=line["step"], said=f"loss {line['loss']:.4f}")
-            if line["step"] % EVERY == 0 or line["step"] == line["of"]:  # a held-out set was looked at
-                progress.console.print({k: round(v, 4) for k, v in line.items()})
-    print(f"the model so far is in {box.folder / 'model'}")
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(quiet=quiet), disable=quiet) as progress:
+
+        def say(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, said="")
+            progress.update(bars[what], total=of, completed=done)
+
+        yield progress, say

@@ -1,6 +1,7 @@
 """CLIP's objective: a picture and its caption belong together (Radford et al. 2021), against captions wrong by one word."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 from kandinsky22.compositions import caption, perturb
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.tokenizer import Tokenizer
-from kandinsky22.training.data import Compositions
-from kandinsky22.training.loop import Objective, Recipe
+from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.loop import Batch, Objective, Recipe, generator
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.run import Sheet, beside, grid, nearest
 
@@ -21,84 +22,138 @@ PROBE_WEIGHT = 2.0
 
 
 class CLIP(nn.Module):
-    """Both towers, the temperature, and the probes that share the training."""
+    """Both towers, the temperature, and, where the pictures are the world's, the probes that share the training."""
 
-    def __init__(self, vision: CLIPVisionConfig, text: CLIPTextConfig) -> None:
+    def __init__(self, vision: CLIPVisionConfig, text: CLIPTextConfig, *, probed: bool = True) -> None:
         super().__init__()
         self.vision, self.text = CLIPVision(vision), CLIPText(text)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.probes = Probes(vision.projection_dim)
+        self.probes = Probes(vision.projection_dim) if probed else None
 
 
-def objective(clip: CLIP, tokenizer: Tokenizer, data: Compositions, recipe: Recipe, *, hard: int) -> Objective:
-    """Contrastive loss over a batch, the first `hard` pictures also against a caption with one change."""
+def alone(rows: Tensor) -> Tensor:
+    """All rows of a batch, where this process has them all."""
+    return rows
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+
+def objective(
+    clip: CLIP, tokenizer: Tokenizer, sets: Sequence[Pictures], recipe: Recipe, *, hard: int = 0,
+    gathered: Callable[[Tensor], Tensor] = alone,
+) -> Objective:  # fmt: skip
+    """Contrastive loss over a batch of pictures of one set; of the world's, the first `hard` also against a caption with one
+    change.
+
+    `gathered` gives the rows of all processes for those of this one, in the order that row r of process p of P is row
+    rP + p of the batch; gradients flow back through it.
+    """
+    shares = torch.tensor([data.share for data in sets])
+
+    def draw(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
+        data = sets[int(torch.multinomial(shares, 1, generator=generator(recipe.seed, step)))]
         indices = rng.integers(len(data), size=recipe.batch)
-        scenes = [data.scene(int(i)) for i in indices]
-        captions = [caption(scene, rng) for scene in scenes]
-        wrong_scenes = [perturb(scene, rng) for scene in scenes[:hard]]
-        wrong = [caption(scene, rng, whole=True) for scene in wrong_scenes]
-
-        image = clip.vision(data.seen(indices)).float()
-        text = clip.text(tokenizer(captions + wrong).trimmed().ids).embed.float()
-        scale = clip.logit_scale.exp().clamp(max=MAX_SCALE)
-        logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-        same = torch.tensor(
-            [[a == b and i != j for j, b in enumerate(captions + wrong)] for i, a in enumerate(captions)]
-        )
-        logits = logits.masked_fill(same, -1e4)  # another picture's caption, word for word, is not wrong
-        targets = torch.arange(recipe.batch)
-        contrast = F.cross_entropy(logits, targets) + F.cross_entropy(logits[:, : recipe.batch].T, targets)
-
-        probes = clip.probes.loss(image, labels(scenes))
-        probes = probes + clip.probes.loss(text, labels(scenes + wrong_scenes, captions + wrong))
-        return contrast / 2 + PROBE_WEIGHT * probes, {
-            "contrast": float(contrast.detach()) / 2,
-            "probes": float(probes.detach()),
+        said, wrong, targets = data.captions(indices, rng), [], {}
+        if clip.probes is not None and isinstance(data, Compositions):
+            scenes = [data.scene(int(i)) for i in indices]
+            others = [perturb(scene, rng) for scene in scenes[:hard]]
+            wrong = [caption(scene, rng, whole=True) for scene in others]
+            targets = {f"picture.{name}": value for name, value in labels(scenes).items()}
+            targets |= {f"text.{name}": value for name, value in labels(scenes, said).items()}
+            targets |= {f"wrong.{name}": value for name, value in labels(others, wrong).items()}
+        ids = tokenizer(said + wrong).trimmed().ids
+        meanings = {words: number for number, words in enumerate(dict.fromkeys(said + wrong))}
+        means = torch.tensor([meanings[words] for words in said + wrong])
+        rows = {
+            "seen": data.seen(indices),
+            "row": torch.arange(len(said)),
+            "ids": ids[: len(said)],
+            "means": means[: len(said)],
         }
+        if wrong:
+            rows |= {"wrong_ids": ids[len(said) :], "wrong_means": means[len(said) :]}
+        return {**rows, **targets}
 
-    return loss
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        image = clip.vision(rows["seen"]).float()
+        text = clip.text(rows["ids"]).embed.float()
+        scale = clip.logit_scale.exp().clamp(max=MAX_SCALE)
+        images, texts = (gathered(F.normalize(embeds, dim=-1)) for embeds in (image, text))
+        means = gathered(rows["means"])
+        own = rows["row"]
+        wrong = clip.text(rows["wrong_ids"]).embed.float() if "wrong_ids" in rows else text[:0]
+        candidates, candidate_means = texts, means
+        if "wrong_ids" in rows:
+            candidates = torch.cat([texts, gathered(F.normalize(wrong, dim=-1))])
+            candidate_means = torch.cat([means, gathered(rows["wrong_means"])])
+        logits = scale * images[own] @ candidates.T
+        # another picture's caption, word for word, is not wrong
+        same = candidate_means == rows["means"][:, None]
+        same[torch.arange(len(own)), own] = False
+        to_image = (scale * texts[own] @ images.T).masked_fill(same[:, : len(means)], -1e4)
+        contrast = (F.cross_entropy(logits.masked_fill(same, -1e4), own, reduction="none")) / 2
+        contrast = contrast + F.cross_entropy(to_image, own, reduction="none") / 2
+        if clip.probes is None:
+            return contrast, {}
+        probes = clip.probes.loss(image, _targets(rows, "picture"))
+        of_texts = clip.probes.loss(text, _targets(rows, "text"))
+        of_wrong = clip.probes.loss(wrong, _targets(rows, "wrong")) if len(wrong) else of_texts[:0]
+        # the mean over all captions, right and wrong, told as one number for each picture
+        of_texts = torch.cat([of_texts, of_wrong]).mean().expand(len(own))
+        probes = probes + of_texts
+        return contrast + PROBE_WEIGHT * probes, {"contrast": contrast, "probes": probes}
+
+    return Objective(draw, loss, coupled=True)
+
+
+def _targets(rows: Batch, of: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{of}."): value for name, value in rows.items() if name.startswith(f"{of}.")}
 
 
 @torch.no_grad()
 def validate(
-    clip: CLIP, tokenizer: Tokenizer, held_out: Compositions, count: int = 512
+    clip: CLIP, tokenizer: Tokenizer, held_out: Pictures, count: int = 512
 ) -> tuple[Image.Image, dict[str, float]]:
-    """Retrieval among `count` unseen pairs, hard negatives told apart, and the probes' readings of both embeddings.
+    """Retrieval among `count` unseen pairs, and, in the world, hard negatives told apart and the probes' readings of both
+    embeddings.
 
     The picture has a row for each of eight captions: the true picture, then those CLIP finds most like the caption.
     """
     rng, count = np.random.default_rng(0), min(count, len(held_out))
-    scenes = [held_out.scene(i) for i in range(count)]
-    captions = [caption(scene, rng, whole=True) for scene in scenes]
-    wrong = [caption(perturb(scene, rng), rng, whole=True) for scene in scenes]
+    scenes = [held_out.scene(i) for i in range(count)] if isinstance(held_out, Compositions) else []
+    captions = [caption(scene, rng, whole=True) for scene in scenes] or held_out.captions(np.arange(count), rng)
     image = torch.cat([clip.vision(held_out.seen(range(i, min(i + 128, count)))) for i in range(0, count, 128)])
-    text, wrong_text = (
-        torch.cat([clip.text(tokenizer(said[i : i + 128]).trimmed().ids).embed for i in range(0, count, 128)])
-        for said in (captions, wrong)
-    )
-    images, texts, wrongs = (F.normalize(x, dim=-1) for x in (image, text, wrong_text))
-    similar = images @ texts.T
-    truth = torch.arange(count)
+    text = _texts(clip, tokenizer, captions)
+    images, texts = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    similar, truth = images @ texts.T, torch.arange(count)
     measured = {
         "image_to_text": float((similar.argmax(1) == truth).float().mean()),
         "text_to_image": float((similar.argmax(0) == truth).float().mean()),
-        "hard": float(((images * texts).sum(-1) > (images * wrongs).sum(-1)).float().mean()),
     }
-    for name, embeds, said in (("image", image, None), ("text", text, captions)):
-        rates = clip.probes.accuracy(embeds, labels(scenes, said))
-        measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
+    if clip.probes is not None:
+        wrongs = _texts(clip, tokenizer, [caption(perturb(scene, rng), rng, whole=True) for scene in scenes])
+        told_apart = (images * texts).sum(-1) > (images * F.normalize(wrongs, dim=-1)).sum(-1)
+        measured["hard"] = float(told_apart.float().mean())
+        for name, embeds, said in (("image", image, None), ("text", text, captions)):
+            rates = clip.probes.accuracy(embeds, labels(scenes, said))
+            measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
     found = nearest(text[:8], image, held_out.pictures(range(count)), columns=min(7, count))
-    return beside(grid([*held_out.pictures(range(8))], 1), found), measured
+    return beside(grid([*held_out.pictures(range(min(8, count)))], 1), found), measured
 
 
-def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Compositions) -> Sheet:
-    """`validate` of the averaged weights, loaded into `copy`."""
+def _texts(clip: CLIP, tokenizer: Tokenizer, captions: list[str]) -> Tensor:
+    parts = (tokenizer(captions[i : i + 128]).trimmed().ids for i in range(0, len(captions), 128))
+    return torch.cat([clip.text(ids).embed for ids in parts])
+
+
+def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) -> Sheet:
+    """`validate` of the averaged weights, loaded into `copy`, and the loss on a fixed batch of unseen pairs."""
+    validation = objective(copy, tokenizer, [held_out], recipe)
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
-        return validate(copy, tokenizer, held_out)
+        with torch.no_grad():
+            contrast, _ = validation.loss(validation.draw(0))
+        picture, measured = validate(copy, tokenizer, held_out)
+        return picture, {"validation": float(contrast.mean()), **measured}
 
     return draw

@@ -15,7 +15,7 @@ FULL_RANGE = 0.5  # the share of hints stretched to black and white, as depth es
 def hinted(bucket: Bucket, rows: Tensor, x0: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
     """`Beside` of the depth decoder: depth pictures [B, 3, H, W] in [0, 1], white is near."""
     assert bucket.depths is not None
-    depth = torch.from_numpy(bucket.depths[rows.numpy()])[:, None].float() / 255
+    depth = bucket.depths[rows][:, None].float() / 255
     far, near = depth.amin(dim=(2, 3), keepdim=True), depth.amax(dim=(2, 3), keepdim=True)
     stretched = (depth - far) / (near - far).clamp(min=1 / 255)
     chosen = torch.rand(len(rows), 1, 1, 1, generator=draw) < FULL_RANGE

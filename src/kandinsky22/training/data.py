@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,11 +11,48 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.compositions import Scene, layers, render, sample
+from kandinsky22.compositions import Scene, caption, layers, render, sample
 from kandinsky22.files import whole
 from kandinsky22.models.clip import CLIPImageProcessor
 
 WORLD = "v2"  # of the rendering: pictures of an older one must not be taken for these
+
+
+Indices = Sequence[int] | np.ndarray
+
+
+class Pictures(Protocol):
+    """Pictures of one shape and what is said of them: the world's (`Compositions`), or a person's own (`photos.Photos`)."""
+
+    @property
+    def name(self) -> str:
+        """What tells these pictures from others."""
+
+    @property
+    def look(self) -> str:
+        """What tells their pixels from others'."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+    @property
+    def share(self) -> float:
+        """How often a step is taken with these."""
+
+    def __len__(self) -> int: ...
+
+    def pictures(self, indices: Indices) -> Tensor:
+        """Float [B, 3, H, W] in [-1, 1]."""
+
+    def seen(self, indices: Indices) -> Tensor:
+        """As CLIP sees them, float [B, 3, S, S]."""
+
+    def crops(self, indices: Indices, corners: np.ndarray, size: int) -> Tensor:
+        """Squares of `size` pixels, float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their (top, left)."""
+
+    def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
+        """A caption for each."""
 
 
 class Compositions:
@@ -26,23 +64,30 @@ class Compositions:
 
     def __init__(
         self, folder: Path, count: int, side: int, seed: int = 0, *, height: float = 1.0, width: float = 1.0,
-        processor: CLIPImageProcessor | None = None,
+        processor: CLIPImageProcessor | None = None, share: float = 1.0,
     ) -> None:  # fmt: skip
-        self.folder, self.processor = folder, processor
+        self.folder, self.processor, self.share = folder, processor, share
         self.count, self.side, self.seed = count, side, seed
         self.height, self.width = height, width
         self.size = round(side * height), round(side * width)
         self._scenes: dict[int, Scene] = {}
 
-    def stretched(self, height: float, width: float, count: int) -> "Compositions":
+    def stretched(self, height: float, width: float, count: int, share: float = 1.0) -> "Compositions":
         """The first `count` of these scenes on pictures of another shape; the shorter of the two is 1."""
-        return Compositions(self.folder, min(count, self.count), self.side, self.seed, height=height, width=width)
+        return Compositions(
+            self.folder, min(count, self.count), self.side, self.seed, height=height, width=width, share=share
+        )
 
     @property
     def name(self) -> str:
         """What tells these pictures from others."""
         shape = str(self.side) if self.size == (self.side, self.side) else "{}x{}".format(*self.size)
         return f"{WORLD}-{self.seed}-{shape}-{self.count}"
+
+    @property
+    def look(self) -> str:
+        """What tells their pixels from others': captions are worded anew anyway."""
+        return self.name
 
     def __len__(self) -> int:
         return self.count
@@ -75,20 +120,24 @@ class Compositions:
                 for index in range(self.count):
                     pictures[index] = draw(self._drawn(index))
                 pictures.flush()
-        found: np.ndarray = np.load(path, mmap_mode="r")
+        found: np.ndarray = np.load(path, mmap_mode="c")
         return found
 
-    def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+    def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
+        """A caption for each, worded anew."""
+        return [caption(self.scene(int(i)), rng) for i in indices]
+
+    def pictures(self, indices: Indices) -> Tensor:
         """Pictures as float [B, 3, H, W] in [-1, 1]."""
         chosen = torch.from_numpy(self.pixels[np.asarray(indices)])
         return chosen.movedim(-1, 1).to(torch.float32) / 127.5 - 1
 
-    def seen(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+    def seen(self, indices: Indices) -> Tensor:
         """Pictures as CLIP sees them, float [B, 3, S, S]."""
         assert self.processor is not None
         return self.processor([Image.fromarray(self.pixels[i]) for i in indices])
 
-    def crops(self, indices: Sequence[int] | np.ndarray, corners: np.ndarray, size: int) -> Tensor:
+    def crops(self, indices: Indices, corners: np.ndarray, size: int) -> Tensor:
         """Squares of `size` pixels cut from pictures, as float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their
         upper left ones, as (top, left)."""
         cut = [self.pixels[i, y : y + size, x : x + size] for i, (y, x) in zip(indices, corners, strict=True)]

@@ -3,10 +3,11 @@
 The inpainting and the depth decoder learn the same, with more to look at: what `Beside` gives them.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,21 +17,40 @@ from kandinsky22.denoise import Denoiser, Guided
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import Conditioned, UNet
-from kandinsky22.training.loop import Objective, Recipe, generator
+from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.run import Sheet, grid
 
-UNTOLD = 0.1  # the share of embeddings replaced by the zero image's, which the pipelines lead away from
+VALIDATION = 4  # batches whose loss is looked at
+BESIDE = ("masked", "hint")  # what `Beside` may give
+
+
+class Rows(Protocol):
+    """What was computed once of pictures, a row of each: a tensor, or one that stays on disk (`shards.Shards`)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """These rows, [B, ...]."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Of all rows together."""
 
 
 class Bucket(NamedTuple):
-    """Pictures of one shape: their latents [N, 4, h, w] and, for hints, how near their pixels are, uint8 [N, H, W].
-
-    Row i belongs to embedding i, in every bucket. `share` is how often a step is taken with this shape.
+    """Pictures of one shape: their latents [N, 4, h, w], the embeddings [N, D] of the same pictures in the same order, and,
+    for hints, how near their pixels are, uint8 [N, H, W]. Where one has more rows than another, its last are not used.
+    `share` is how often a step is taken with this shape.
     """
 
-    latents: Tensor
-    depths: np.ndarray | None = None
+    latents: Rows
+    embeds: Rows
+    depths: Rows | None = None
     share: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """How many pictures."""
+        return min(len(rows) for rows in (self.latents, self.embeds, self.depths) if rows is not None)
 
 
 Beside = Callable[[Bucket, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
@@ -53,34 +73,57 @@ def target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Ten
             return x0
 
 
+def timestep_weights(schedule: NoiseSchedule, t: Tensor, gamma: float | None) -> Tensor:
+    """What squared errors at timesteps [B] count, [B]: all alike, or min-SNR (Hang et al. 2023, section 3.4): the error of x0
+    counts SNR, at most `gamma` of it, whatever the network is asked for."""
+    if gamma is None:
+        return torch.ones_like(t, dtype=torch.float32)
+    signal = schedule.alpha_bar(t)
+    snr = signal / (1 - signal)
+    match schedule.prediction_type:
+        case "epsilon":
+            return snr.clamp(max=gamma) / snr
+        case "v_prediction":
+            return snr.clamp(max=gamma) / (snr + 1)
+        case "sample":
+            return snr.clamp(max=gamma)
+
+
 def objective(
-    unet: UNet, schedule: NoiseSchedule, buckets: Sequence[Bucket], embeds: Tensor, zero: Tensor, recipe: Recipe,
-    beside: Beside = nothing,
+    unet: UNet, schedule: NoiseSchedule, buckets: Sequence[Bucket], zero: Tensor, recipe: Recipe, beside: Beside = nothing
 ) -> Objective:  # fmt: skip
-    """Mean squared error of the prediction, over pictures of one shape a step; embeddings are [N, D], `zero` is [1, D].
+    """Mean squared error of the prediction, over pictures of one shape a step; `zero` [1, D] is what the untold learn from.
 
     A batch of another shape than the first bucket's has as many cells, and so fewer or more pictures. The learned-variance
     channels get no loss: the published schedule samples with a fixed variance and never looks.
     """
     shares = torch.tensor([bucket.share for bucket in buckets])
-    cells = recipe.batch * buckets[0].latents[0, 0].numel()
+    cells = recipe.batch * math.prod(buckets[0].latents.shape[-2:])
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        draw = generator(recipe.seed, step)
-        bucket = buckets[int(torch.multinomial(shares, 1, generator=draw))]
-        batch = max(1, cells // bucket.latents[0, 0].numel())
-        rows = torch.randint(len(bucket.latents), (batch,), generator=draw)
+    def draw(step: int) -> Batch:
+        numbers = generator(recipe.seed, step)
+        bucket = buckets[int(torch.multinomial(shares, 1, generator=numbers))]
+        batch = max(1, cells // math.prod(bucket.latents.shape[-2:]))
+        rows = torch.randint(bucket.rows, (batch,), generator=numbers)
         x0 = bucket.latents[rows].float()
-        told = torch.rand(batch, 1, generator=draw) >= UNTOLD
-        seen = beside(bucket, rows, x0, draw)
-        conditioned = unet.condition(torch.where(told, embeds[rows].float(), zero), **seen)
-        t = torch.randint(schedule.num_train_timesteps, (batch,), generator=draw)
-        noise = torch.randn(x0.shape, generator=draw)
+        told = torch.rand(batch, 1, generator=numbers) >= recipe.untold
+        return {
+            "x0": x0,
+            "embeds": torch.where(told, bucket.embeds[rows].float(), zero),
+            **beside(bucket, rows, x0, numbers),
+            "t": torch.randint(schedule.num_train_timesteps, (batch,), generator=numbers),
+            "noise": torch.randn(x0.shape, generator=numbers),
+        }
+
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, t, noise = rows["x0"], rows["t"], rows["noise"]
+        conditioned = unet.condition(rows["embeds"], **{name: rows[name] for name in BESIDE if name in rows})
         output = unet(schedule.add_noise(x0, noise, t), t, conditioned).float()
         prediction, _ = split_variance(output, x0)
-        return F.mse_loss(prediction, target(schedule, x0, noise, t)), {}
+        errors = (prediction - target(schedule, x0, noise, t)).square().mean(dim=(1, 2, 3))
+        return errors * timestep_weights(schedule, t, recipe.min_snr), {}
 
-    return loss
+    return Objective(draw, loss, timesteps=schedule.num_train_timesteps)
 
 
 @torch.no_grad()
@@ -92,32 +135,34 @@ def paint(
     n = len(embeds)
     noise = Noise(range(seed, seed + n), "decoder")
     cond, uncond = unet.condition(embeds, **beside), unet.condition(zero.expand(n, -1), **beside)
-    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale))}
-    run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size)), schedule.timesteps(steps), noise)
+    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
+    run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
     denoiser: Denoiser[Conditioned] = Denoiser(unet, schedule, guided, torch.float32)
     *_, (_, last) = sample_many({0: Job(run)}, denoiser)
     return last.x
 
 
 def sheet(
-    unet: UNet, movq: MoVQ, schedule: NoiseSchedule, held_out: Bucket, embeds: Tensor, zero: Tensor, recipe: Recipe,
+    unet: UNet, movq: MoVQ, schedule: NoiseSchedule, held_out: Bucket, zero: Tensor, recipe: Recipe,
     beside: Beside = nothing,
 ) -> Sheet:  # fmt: skip
     """Held-out pictures above what is painted from their embeddings, and the loss on fixed noise.
 
     Between them, where the network sees more: the hint, or what was left of the picture.
     """
-    copy = UNet(unet.config)
-    validation = objective(copy, schedule, [held_out], embeds, zero, recipe, beside)
-    x0 = held_out.latents[:16].float()
-    seen = beside(held_out, torch.arange(len(x0)), x0, generator(recipe.seed, -1))
+    device = next(unet.parameters()).device
+    copy = UNet(unet.config).to(device)
+    validation = objective(copy, schedule, [held_out], zero, replace(recipe, min_snr=None), beside)
+    first = torch.arange(min(16, held_out.rows))
+    x0, embeds = held_out.latents[first].float(), held_out.embeds[first].float()
+    seen = beside(held_out, first, x0, generator(recipe.seed, -1))
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
         with torch.no_grad():
-            losses = [float(validation(step)[0]) for step in range(4)]
-            painted = paint(copy, schedule, embeds[: len(x0)], zero, (x0.shape[2], x0.shape[3]), seen)
-            shown = [movq.decode(x0), *_shown(movq, seen), movq.decode(painted)]
+            losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
+            told = embeds.to(device), zero.to(device), (x0.shape[2], x0.shape[3]), on(device, seen)
+            shown = [movq.decode(x0), *_shown(movq, seen), movq.decode(paint(copy, schedule, *told).cpu())]
         rows = [picture for start in (0, 8) for pictures in shown for picture in pictures[start : start + 8]]
         return grid(rows, 8), {"validation": sum(losses) / len(losses)}
 

@@ -2,9 +2,13 @@
 
 Kandinsky 2.2 decodes latents that were never quantised, so the latents are continuous here too: kept small, and decoded
 with a little noise, so that the U-Net's small errors stay small in the picture. The codebook is fitted afterwards.
+`Terms` asks for more: latents that are quantised while they are learnt (van den Oord et al. 2017, arXiv:1711.00937), and
+pictures that look right to another network and pass for real (Esser et al. 2021, arXiv:2012.09841), as MoVQ's own were.
 """
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -12,56 +16,143 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.models.movq import Attention, MoVQ, ResnetBlock, SpatialNorm
-from kandinsky22.training.data import Compositions
-from kandinsky22.training.loop import Objective, Recipe, generator
+from kandinsky22.training import adversary
+from kandinsky22.training.data import Pictures
+from kandinsky22.training.loop import Batch, Objective, Recipe, generator
+from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.run import Sheet, grid
 
-LATENT_NOISE = 0.05  # standard deviation added before decoding, in units of the latents' own
-LATENT_WEIGHT = 1e-3
 EDGE_WEIGHT = 0.4
 PYRAMID = 3  # halvings at which the difference is looked at again
 CHROMA = 3.0  # plain RGB differences teach brightness first and hue last
+AT_ONCE = 8  # pictures given back together where no gradient is needed
+CELLS_AT_ONCE = 4096  # compared with all codes together
 
 # ITU-R BT.601: brightness and the two colour differences, the latter weighted
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 YCC_WEIGHTED = YCC * torch.tensor([[1.0], [CHROMA], [CHROMA]])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What counts beside the reconstruction, whose weight is 1. As it is, the recipe of the box: nothing more.
+
+    Latents are either continuous, with noise of `latent_noise` (in units of the latents' own deviation) before decoding
+    and their mean square weighted by `latent_weight`, or `quantised`, with the encoder's distance from its codes weighted by
+    `commitment`. The adversarial term counts, and its network learns, from step `adversarial_from` on.
+
+    The authors' code for a MoVQ of this size (ai-forever/MoVQGAN, `configs/movqgan_67M.yaml` and the loss it names) has squared
+    errors of pixels, a perceptual and an adversarial term of 0.1 each, the latter from step 1 with 2 layers, and commitment as
+    here. The width and the 3 layers are PatchGAN's; the other values, and what the reconstruction is, are ours.
+    """
+
+    latent_noise: float = 0.05
+    latent_weight: float = 1e-3
+    quantised: bool = False
+    commitment: float = 0.25
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+    adversarial_from: int = 0
+    discriminator_width: int = 64
+    discriminator_layers: int = 3
+
+
+class Autoencoder(nn.Module):
+    """What is trained: MoVQ, and beside it the discriminator, where the terms have an adversarial one."""
+
+    def __init__(self, movq: MoVQ, terms: Terms | None = None) -> None:
+        super().__init__()
+        self.movq, self.terms = movq, terms or Terms()
+        shape = self.terms.discriminator_width, self.terms.discriminator_layers
+        self.discriminator = adversary.Discriminator(*shape) if self.terms.adversarial else None
+
+
 def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
-    """Mean absolute difference of [B, 3, H, W] pictures in weighted YCbCr, of its edges, and of its averages."""
-    difference = torch.einsum("ij,bjhw->bihw", YCC_WEIGHTED.to(decoded.device), decoded - pictures)
-    edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-    loss = difference.abs().mean() + EDGE_WEIGHT * edges
+    """Pictures [n, 3, H, W] and what they should be -> [n], float32: the mean absolute difference in weighted YCbCr, of its
+    edges, and of its averages over squares."""
+    difference = decoded.float() - pictures
+    # not as a matrix product: that would be one of bfloat16
+    difference = (YCC_WEIGHTED.to(decoded.device)[:, :, None, None] * difference[:, None]).sum(2)
+    loss = _size(difference) + EDGE_WEIGHT * (_size(difference.diff(dim=-1)) + _size(difference.diff(dim=-2)))
     for _ in range(PYRAMID):
         difference = F.avg_pool2d(difference, 2)
-        loss = loss + difference.abs().mean()
+        loss = loss + _size(difference)
     return loss
 
 
-def objective(movq: MoVQ, data: Compositions, recipe: Recipe, crop: int, whole_from: int) -> Objective:
-    """Reconstruction of squares of `crop` pixels cut from the pictures in `data`: the network is convolutional but for
-    its middle, so small squares teach it most for their cost. From step `whole_from` on it sees whole pictures, as many
-    pixels a step as before, for the middle's sake."""
+def code_loss(z: Tensor, codes: Tensor, commitment: float) -> Tensor:
+    """Latents and their nearest codes, [n, C, h, w] each -> [n]: the codes move to the latents, and the latents, as far as
+    `commitment` says, to the codes (VQ-VAE, equation 3)."""
+    return _square(z.detach() - codes) + commitment * _square(z - codes.detach())
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        draw = generator(recipe.seed, step)
-        size = crop if step < whole_from else data.side
-        batch = max(1, recipe.batch * crop**2 // size**2)
-        indices = torch.randint(len(data), (batch,), generator=draw)
-        corners = torch.randint(data.side - size + 1, (batch, 2), generator=draw)
-        pictures = data.crops(indices.numpy(), corners.numpy(), size)
+
+def objective(
+    network: Autoencoder, sets: Sequence[Pictures], recipe: Recipe, crop: int, whole_from: int,
+    perceptual: Perceptual | None = None,
+) -> Objective:  # fmt: skip
+    """Reconstruction of squares of `crop` pixels cut from the pictures of a set, which each step chooses anew: the network is
+    convolutional but for its middle, so small squares teach it most for their cost. From step `whole_from` on it sees
+    whole pictures, as many pixels a step as before, for the middle's sake.
+
+    Raises `ValueError` where the network's terms ask for `perceptual` and it is not given, or the other way round.
+    """
+    movq, terms = network.movq, network.terms
+    if (terms.perceptual > 0) != (perceptual is not None):
+        raise ValueError(
+            f"a perceptual term of weight {terms.perceptual:g} and what measures it go together; give both"
+        )
+    shares = torch.tensor([pictures.share for pictures in sets])
+
+    def draw(step: int) -> Batch:
+        numbers = generator(recipe.seed, step)
+        chosen = sets[int(torch.multinomial(shares, 1, generator=numbers))] if len(sets) > 1 else sets[0]
+        cut = step < whole_from
+        height, width = (crop, crop) if cut else chosen.size
+        batch = max(1, recipe.batch * crop**2 // (height * width))
+        indices = torch.randint(len(chosen), (batch,), generator=numbers)
+        if cut:
+            room = (side - crop + 1 for side in chosen.size)
+            corners = torch.stack([torch.randint(places, (batch,), generator=numbers) for places in room], dim=1)
+            pictures = chosen.crops(indices.numpy(), corners.numpy(), crop)
+        else:
+            pictures = chosen.pictures(indices.numpy())
+        factor, channels = movq.config.factor, movq.config.vq_embed_dim
+        noise = torch.randn(batch, channels, height // factor, width // factor, generator=numbers)
+        return {"picture": pictures, "noise": noise, "step": torch.full((batch,), step)}
+
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        pictures = rows["picture"]
         z = movq.encode(pictures).float()
-        decoded = movq.decode(z + LATENT_NOISE * torch.randn(z.shape, generator=draw)).float()
-        reconstruction = reconstruction_loss(decoded, pictures)
-        return reconstruction + LATENT_WEIGHT * z.square().mean(), {"reconstruction": float(reconstruction.detach())}
+        if terms.quantised:
+            seen, indices = movq.quantize(z)
+            latent = code_loss(z, movq.quantize.embedding(indices).movedim(-1, 1), terms.commitment)
+        else:
+            seen = z + terms.latent_noise * rows["noise"]
+            latent = terms.latent_weight * _square(z)
+        decoded = movq.decode(seen).float()
+        measured = {"reconstruction": reconstruction_loss(decoded, pictures)}
+        total = measured["reconstruction"] + latent
+        if perceptual is not None:
+            measured["perceptual"] = perceptual(decoded, pictures)
+            total = total + terms.perceptual * measured["perceptual"]
+        counts = rows["step"] >= terms.adversarial_from
+        if network.discriminator is not None and counts.any():
+            deceiving, telling = adversary.losses(network.discriminator, decoded, pictures)
+            measured |= {"adversarial": counts * deceiving, "discriminator": counts * telling}
+            # One weight for both: Adam does not mind, and the discriminator's gradient gets less say in the clipping.
+            total = total + terms.adversarial * counts * (deceiving + telling)
+        return total, measured
 
-    return loss
+    return Objective(draw, loss)
 
 
 @torch.no_grad()
-def initialise(movq: MoVQ, pictures: Tensor) -> None:
+def initialise(movq: MoVQ, pictures: Tensor, *, quantised: bool = False) -> None:
     """Start where learning is quick: spatial norms as plain ones, residual blocks as their shortcut, latents of unit
-    deviation on `pictures` [N, 3, H, W] (the default ones are a hundred times smaller than the noise added to them)."""
+    deviation on `pictures` [N, 3, H, W] (the default ones are a hundred times smaller than the noise added to them).
+
+    `quantised`: the codes, too, start among the latents; near zero, where they are drawn, few would ever be the nearest.
+    """
     for module in movq.modules():
         if isinstance(module, SpatialNorm):
             nn.init.normal_(module.conv_y.weight, std=0.02)
@@ -73,6 +164,8 @@ def initialise(movq: MoVQ, pictures: Tensor) -> None:
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)  # type: ignore[arg-type]  # a linear layer
     _whiten(movq, movq.encode(pictures))
+    if quantised:
+        fit_codebook(movq.quantize.embedding, movq.encode(pictures))
 
 
 def encoder_fingerprint(movq: MoVQ) -> str:
@@ -110,11 +203,11 @@ def fit_codebook(codes: nn.Embedding, latents: Tensor, rounds: int = 20, seed: i
     draw = torch.Generator().manual_seed(seed)
     centres = cells[torch.randperm(len(cells), generator=draw)[: codes.num_embeddings]].clone()
     for _ in range(rounds):
-        nearest = torch.cdist(cells, centres).argmin(dim=1)
-        counts = torch.bincount(nearest, minlength=len(centres)).clamp(min=1)
+        nearest = torch.cat([torch.cdist(some, centres).argmin(dim=1) for some in cells.split(CELLS_AT_ONCE)])
+        counts = torch.bincount(nearest, minlength=len(centres))
         sums = torch.zeros_like(centres).index_add_(0, nearest, cells)
-        used = torch.bincount(nearest, minlength=len(centres)) > 0
-        centres[used] = (sums / counts[:, None])[used]
+        used = counts > 0
+        centres[used] = sums[used] / counts[used, None]
     codes.weight.copy_(centres)
     return float(used.float().mean())
 
@@ -127,15 +220,48 @@ def _whiten(movq: MoVQ, latents: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def sheet(movq: MoVQ, held_out: Compositions, count: int = 64) -> Sheet:
-    """Unseen pictures above what comes back of them, and the mean PSNR."""
-    copy = MoVQ(movq.config)
-    pictures = held_out.pictures(range(min(count, len(held_out))))
+def codes_in_use(indices: Tensor, codes: int) -> dict[str, float]:
+    """Which of `codes` codes the cells chose, int64 of any shape -> the share that any chose, and the perplexity: how many
+    codes, chosen equally often, would tell as much; from 1 to `codes`."""
+    counts = torch.bincount(indices.flatten(), minlength=codes)
+    entropy = torch.special.entr(counts / counts.sum()).sum()
+    return {"codes_used": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
 
+
+def sheet(network: Autoencoder, held_out: Pictures, count: int = 64) -> Sheet:
+    """Unseen pictures above what comes back of them; the mean reconstruction loss, "validation", and the mean PSNR; and of
+    a codebook that was fitted or is learnt, which codes are in use. Computed where the network is."""
+    copy = Autoencoder(MoVQ(network.movq.config), network.terms)
+    pictures = held_out.pictures(range(min(count, len(held_out))))
+    codebook = copy.movq.quantize.embedding
+
+    @torch.no_grad()
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
-        with torch.no_grad():
-            decoded = copy.decode(copy.encode(pictures))
-        return grid([*pictures[:8], *decoded[:8]], 8), {"psnr": float(psnr(decoded, pictures).mean())}
+        device = next(network.parameters()).device
+        copy.to(device)
+        decoded, indices = [], []
+        for some in pictures.to(device).split(AT_ONCE):
+            z = copy.movq.encode(some)
+            codes, chosen = copy.movq.quantize(z)
+            decoded.append(copy.movq.decode(codes if network.terms.quantised else z).cpu())
+            indices.append(chosen.cpu())
+        back = torch.cat(decoded)
+        measured = {
+            "validation": float(reconstruction_loss(back, pictures).mean()), "psnr": float(psnr(back, pictures).mean()),
+        }  # fmt: skip
+        if codebook.weight.abs().max() > 1 / codebook.num_embeddings:  # no longer as it was drawn
+            measured |= codes_in_use(torch.cat(indices), codebook.num_embeddings)
+        return grid([*pictures[:8], *back[:8]], 8), measured
 
     return draw
+
+
+def _size(values: Tensor) -> Tensor:
+    """The mean absolute value of each row."""
+    return values.abs().flatten(1).mean(1)
+
+
+def _square(values: Tensor) -> Tensor:
+    """The mean square of each row."""
+    return values.square().flatten(1).mean(1)

@@ -1,50 +1,75 @@
 """The prior's objective: the picture's embedding, clean, from its noisy self and a caption (Ramesh et al. 2022, equation 2)."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.compositions import caption
 from kandinsky22.denoise import Denoiser, Guided
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer
-from kandinsky22.training.data import Compositions
-from kandinsky22.training.loop import Objective, Recipe, generator
-from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.data import Pictures
+from kandinsky22.training.decoder import VALIDATION, Rows, timestep_weights
+from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.run import Sheet, beside, grid, nearest
 
-UNTOLD = 0.1  # the share of captions left out, for guidance
+
+class Told(NamedTuple):
+    """Pictures' embeddings [N, D] and what is said of them: (indices, random numbers) -> a caption for each index.
+    `share` is how often a step is taken with these."""
+
+    embeds: Rows
+    captions: Callable[[np.ndarray, np.random.Generator], list[str]]
+    share: float = 1.0
 
 
 def prefill(prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, captions: list[str]) -> Prefix:
     """The prior's prefix for captions; CLIP's part holds no gradients."""
-    tokens = tokenizer(captions).trimmed()
+    tokens, device = tokenizer(captions).trimmed(), next(prior.parameters()).device
+    return _prefix(prior, text, tokens.ids.to(device), tokens.mask.to(device))
+
+
+def _prefix(prior: PriorTransformer, text: CLIPText, ids: Tensor, mask: Tensor) -> Prefix:
     with torch.no_grad():
-        features = text(tokens.ids)
-    return prior.prefill(features.hidden, features.embed, tokens.mask)
+        features = text(ids)
+    return prior.prefill(features.hidden, features.embed, mask)
 
 
 def objective(
-    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, data: Compositions,
-    embeds: Tensor, recipe: Recipe,
+    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, told: Sequence[Told], recipe: Recipe
 ) -> Objective:  # fmt: skip
-    """Mean squared error of the clean normalised embedding; `embeds` [N, D] are those of the pictures in `data`."""
-    normalised = prior.normalised(embeds).detach()
+    """Mean squared error of the clean normalised embedding, over pictures of one of the sets a step."""
+    shares = torch.tensor([pictures.share for pictures in told])
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        draw, rng = generator(recipe.seed, step), np.random.default_rng([recipe.seed, step])
-        indices = rng.integers(len(data), size=recipe.batch)
-        captions = [caption(data.scene(int(i)), rng) if rng.random() >= UNTOLD else "" for i in indices]
-        x0 = normalised[indices]
-        t = torch.randint(schedule.num_train_timesteps, (recipe.batch,), generator=draw)
-        x = schedule.add_noise(x0, torch.randn(x0.shape, generator=draw), t)
-        predicted = prior(x, t, prefill(prior, text, tokenizer, captions)).float()
-        return (predicted - x0).square().mean(), {}
+    def draw(step: int) -> Batch:
+        numbers, rng = generator(recipe.seed, step), np.random.default_rng([recipe.seed, step])
+        embeds, captions, _ = told[int(torch.multinomial(shares, 1, generator=numbers))]
+        indices = rng.integers(len(embeds), size=recipe.batch)
+        said = [words if rng.random() >= recipe.untold else "" for words in captions(indices, rng)]
+        tokens = tokenizer(said).trimmed()
+        x0 = embeds[torch.from_numpy(indices)].float()
+        return {
+            "x0": x0,
+            "ids": tokens.ids,
+            "mask": tokens.mask,
+            "t": torch.randint(schedule.num_train_timesteps, (recipe.batch,), generator=numbers),
+            "noise": torch.randn(x0.shape, generator=numbers),
+        }
 
-    return loss
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, t = prior.normalised(rows["x0"]), rows["t"]
+        x = schedule.add_noise(x0, rows["noise"], t)
+        predicted = prior(x, t, _prefix(prior, text, rows["ids"], rows["mask"])).float()
+        errors = (predicted - x0).square().mean(dim=1)
+        return errors * timestep_weights(schedule, t, recipe.min_snr), {}
+
+    return Objective(draw, loss, timesteps=schedule.num_train_timesteps)
 
 
 @torch.no_grad()
@@ -53,12 +78,12 @@ def embed(
     *, steps: int = 10, guidance_scale: float = 1.0, seed: int = 0,
 ) -> Tensor:  # fmt: skip
     """CLIP image embeddings [N, D] that the prior gives for captions, deterministic by seed."""
-    n = len(captions)
+    n, device = len(captions), next(prior.parameters()).device
     noise = Noise(range(seed, seed + n), "prior")
     cond = prefill(prior, text, tokenizer, captions)
-    uncond = prefill(prior, text, tokenizer, [""])[torch.zeros(n, dtype=torch.long)]
-    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale))}
-    x = noise.draw((n, prior.config.embedding_dim))
+    uncond = prefill(prior, text, tokenizer, [""])[torch.zeros(n, dtype=torch.long, device=device)]
+    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale, device=device))}
+    x = noise.draw((n, prior.config.embedding_dim), device=device)
     sampler = SAMPLERS["unclip"](schedule, x, schedule.timesteps(steps), noise)
     denoiser: Denoiser[Prefix] = Denoiser(prior, schedule, guided, torch.float32)
     *_, (_, last) = sample_many({0: Job(sampler)}, denoiser)
@@ -66,24 +91,30 @@ def embed(
 
 
 def sheet(
-    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, held_out: Compositions,
-    embeds: Tensor, probes: Probes, count: int = 256,
+    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, held_out: Told, pictures: Pictures,
+    recipe: Recipe, read: Callable[[Tensor, list[str]], dict[str, float]] | None = None, count: int = 256,
 ) -> Sheet:  # fmt: skip
-    """What CLIP's probes read from sampled embeddings, and their cosine to the pictures' own.
+    """The loss on fixed noise, the cosine of sampled embeddings to the pictures' own, and what `read` says of samples and
+    captions.
 
     The picture has a row for each of eight captions: the true picture, then those most like the sampled embedding.
     """
-    copy = PriorTransformer(prior.config)
-    scenes = [held_out.scene(i) for i in range(min(count, len(held_out)))]
-    pictures = held_out.pictures(range(len(scenes)))
-    captions, targets = [caption(scene) for scene in scenes], labels(scenes)
+    device = next(prior.parameters()).device
+    copy = PriorTransformer(prior.config).to(device)
+    validation = objective(copy, text, tokenizer, schedule, [held_out], replace(recipe, min_snr=None))
+    indices = np.arange(min(count, len(held_out.embeds)))
+    captions = held_out.captions(indices, np.random.default_rng(0))
+    embeds, known = held_out.embeds[torch.from_numpy(indices)].float(), pictures.pictures(indices)
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
-        sampled = embed(copy, text, tokenizer, schedule, captions)
-        cosine = torch.nn.functional.cosine_similarity(sampled, embeds[: len(scenes)]).mean()
-        rates = {f"sampled_{name}": rate for name, rate in probes.accuracy(sampled, targets).items()}
-        found = nearest(sampled[:8], embeds[: len(scenes)], pictures, columns=min(7, len(scenes)))
-        return beside(grid([*pictures[:8]], 1), found), {"cosine": float(cosine), **rates}
+        with torch.no_grad():
+            losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
+        sampled = embed(copy, text, tokenizer, schedule, captions).cpu()
+        cosine = torch.nn.functional.cosine_similarity(sampled, embeds).mean()
+        readings = {f"sampled_{name}": rate for name, rate in (read(sampled, captions) if read else {}).items()}
+        found = nearest(sampled[:8], embeds, known, columns=min(7, len(known)))
+        measured = {"validation": sum(losses) / len(losses), "cosine": float(cosine), **readings}
+        return beside(grid([*known[:8]], 1), found), measured
 
     return draw

@@ -63,18 +63,18 @@ class Probes(nn.Module):
         return {name: p if name in PER_COLOR else p[:, 0] for name, p in shaped.items()}
 
     def loss(self, embeds: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy, summed over attributes; colours that are absent weigh little."""
+        """Cross-entropy of each embedding [B], summed over attributes; colours that are absent weigh little."""
         present = (targets["count"] > 0).float()
         weights = present + ABSENT_WEIGHT * (1 - present)
-        total = embeds.new_zeros(())
+        total = embeds.new_zeros(len(embeds))
         for name, logits in self(embeds).items():
             logits = logits.float()
             if name in PER_COLOR:
-                each = F.cross_entropy(logits.flatten(0, 1), targets[name].flatten(), reduction="none")
-                total = total + (each * weights.flatten()).mean()
+                each = F.cross_entropy(logits.transpose(1, 2), targets[name], reduction="none")
+                total = total + (each * weights).mean(dim=1)
             else:
                 each = F.cross_entropy(logits, targets[name], reduction="none", ignore_index=UNSTATED)
-                total = total + 0.2 * each.mean()
+                total = total + 0.2 * each
         return total
 
     @torch.no_grad()

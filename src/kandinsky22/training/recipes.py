@@ -1,84 +1,97 @@
-"""Frozen values of training runs. `BOX` is the recipe of the shipped model: its networks, its data, how each is taught."""
+"""Frozen values of training runs: whole models, and the published schedule stage by stage.
+
+`BOX` is the recipe of the shipped model, `PUBLISHED` that of the published networks, as far as anything was published; `of_model`
+is that of fine-tuning whatever model there is.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, full_size
+from kandinsky22.checkpoints.about import read_json
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
 from kandinsky22.models.unet import UNetConfig
 from kandinsky22.training.loop import Recipe
+from kandinsky22.training.movq import Terms
+from kandinsky22.training.photos import Filter
 
 PAINTERS = {"decoder": catalog.DECODER, "inpaint": catalog.INPAINT, "controlnet": catalog.DEPTH}
 """The U-Nets, and the part of a model that each is."""
-NETWORKS = ("movq", "clip", "prior", *PAINTERS, "movq-decoder")
+NETWORKS = ("movq", "clip", "prior", "linear-prior", *PAINTERS, "movq-decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxRecipe:
-    """A whole small model: one number, `dim`, is CLIP's text width, both its projections, the prior's embedding and what
-    the U-Net is told, so that the folder loads in diffusers."""
+class ModelRecipe:
+    """A whole model. `side` is of the square pictures that the U-Nets learn, and gives the area of all others.
 
-    side: int  # pixels of the pictures it learns
+    What says "world" is of the picture world alone: a person's own pictures are as many, and of the shapes, that they are.
+    """
+
+    side: int  # pixels
     crop: int  # pixels of the squares that MoVQ learns most of the time
-    pictures: int
-    shapes: tuple[
-        tuple[float, float], ...
-    ]  # height and width of the other pictures that the U-Nets learn, the shorter is 1
-    stretched: int  # how many pictures of each
-    square: float  # the share of a U-Net's steps on square pictures
-    hints: int  # square pictures whose depth is known
-    dim: int
+    pictures: int = 0  # world: how many squares
+    shapes: tuple[tuple[float, float], ...] = ()  # world: height and width of the others, the shorter is 1
+    stretched: int = 0  # world: how many of each other shape
+    square: float = 1.0  # world: the share of a U-Net's steps on squares
+    hints: int = 0  # world: pictures of each shape whose depth is known
+    hard_negatives: int = 0  # world: captions with one change, in each of CLIP's batches
     vocabulary: int  # tokens at most
     text_length: int
+    image_processor: CLIPImageProcessor
     vision: CLIPVisionConfig
     text: Mapping[str, Any]  # of CLIPTextConfig, but for what the tokenizer decides
     movq: MoVQConfig
+    terms: Terms = field(default_factory=Terms)
     prior: PriorConfig
     unet: UNetConfig
     prior_scheduler: Mapping[str, Any]
     decoder_scheduler: Mapping[str, Any]
     runs: Mapping[str, Recipe]
     steps: Mapping[str, int]
-    hard_negatives: int
     defaults: Mapping[str, Mapping[str, Any]]
 
     def text_config(self, vocab_size: int) -> CLIPTextConfig:
         """The text tower's configuration for a vocabulary."""
-        return CLIPTextConfig(
-            vocab_size=vocab_size, hidden_size=self.dim, projection_dim=self.dim, max_position_embeddings=self.text_length,
-            **self.text,
-        )  # fmt: skip
-
-    @property
-    def image_processor(self) -> CLIPImageProcessor:
-        """Pictures reach CLIP as [-1, 1]."""
-        side = self.vision.image_size
-        return CLIPImageProcessor(size=side, crop_size=side, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
+        return CLIPTextConfig(vocab_size=vocab_size, max_position_embeddings=self.text_length, **self.text)
 
 
-_DIM = 256
+_DIM = 256  # CLIP's text width, both its projections, the prior's embedding and what the U-Net is told: diffusers needs one
 _TEXT_LENGTH = 32
-BOX = BoxRecipe(
+_SIDE_OF_CLIP = 64
+_DDPM = {
+    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.00085,
+    "beta_end": 0.012, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "thresholding": False,
+}  # fmt: skip
+_UNCLIP = {
+    "_class_name": "UnCLIPScheduler", "clip_sample": True, "clip_sample_range": 5.0, "num_train_timesteps": 1000,
+    "prediction_type": "sample", "variance_type": "fixed_small_log",
+}  # fmt: skip
+
+BOX = ModelRecipe(
     side=128,
     crop=64,
     pictures=60_000,
     shapes=((1, 2), (2, 1), (1, 1.5), (1.5, 1)),
     stretched=4000,
-    square=0.6,
+    square=0.4,
     hints=20_000,
-    dim=_DIM,
+    hard_negatives=48,
     vocabulary=1024,
     text_length=_TEXT_LENGTH,
+    image_processor=CLIPImageProcessor(
+        size=_SIDE_OF_CLIP, crop_size=_SIDE_OF_CLIP, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)
+    ),
     vision=CLIPVisionConfig(
-        hidden_size=160, intermediate_size=640, num_hidden_layers=4, num_attention_heads=5, image_size=64, patch_size=8,
-        num_channels=3, projection_dim=_DIM, layer_norm_eps=1e-5, hidden_act="gelu",
+        hidden_size=160, intermediate_size=640, num_hidden_layers=4, num_attention_heads=5, image_size=_SIDE_OF_CLIP,
+        patch_size=8, num_channels=3, projection_dim=_DIM, layer_norm_eps=1e-5, hidden_act="gelu",
     ),
     text={
-        "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 4, "layer_norm_eps": 1e-5,
-        "hidden_act": "gelu",
+        "hidden_size": _DIM, "projection_dim": _DIM, "intermediate_size": 768, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
     },
     movq=MoVQConfig(block_out_channels=(32, 32, 64, 96), layers_per_block=1, num_vq_embeddings=1024, sample_size=128),
     prior=PriorConfig(
@@ -88,28 +101,151 @@ BOX = BoxRecipe(
         block_out_channels=(64, 96, 128), layers_per_block=1, attention_head_dim=32, cross_attention_dim=64,
         encoder_hid_dim=_DIM, sample_size=16,
     ),
-    prior_scheduler={
-            "_class_name": "UnCLIPScheduler", "clip_sample": True, "clip_sample_range": 5.0, "num_train_timesteps": 1000,
-            "prediction_type": "sample", "variance_type": "fixed_small_log",
-        },
-    decoder_scheduler={
-            "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.00085,
-            "beta_end": 0.012, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
-            "prediction_type": "v_prediction", "thresholding": False,
-        },
+    prior_scheduler=_UNCLIP,
+    decoder_scheduler={**_DDPM, "prediction_type": "v_prediction"},
     runs={
-            "movq": Recipe(batch=16, learning_rate=1.2e-3, weight_decay=1e-4, ema_decay=0.998, seed=1),
-            "movq-decoder": Recipe(batch=16, learning_rate=8e-4, weight_decay=1e-4, ema_decay=0.998, seed=7),
-            "clip": Recipe(batch=128, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_decay=0.998, seed=2),
-            "prior": Recipe(batch=256, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.02, ema_decay=0.998, seed=3),
-            "decoder": Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4),
-            "inpaint": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=5),
-            "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
-        },
-    steps={"movq": 4500, "clip": 1800, "prior": 700, "decoder": 14000, "inpaint": 1200, "controlnet": 1200, "movq-decoder": 1500},
-    hard_negatives=48,
+        "movq": Recipe(batch=16, learning_rate=1.2e-3, weight_decay=1e-4, ema_decay=0.998, seed=1),
+        "movq-decoder": Recipe(batch=16, learning_rate=8e-4, weight_decay=1e-4, ema_decay=0.998, seed=7),
+        "clip": Recipe(batch=128, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_decay=0.998, seed=2),
+        "prior": Recipe(batch=256, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.02, ema_decay=0.998, seed=3),
+        "decoder": Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4),
+        "inpaint": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=5),
+        "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
+    },
+    steps={
+        "movq": 4500, "clip": 1800, "prior": 700, "decoder": 14000, "inpaint": 1200, "controlnet": 1200,
+        "movq-decoder": 1500,
+    },
     defaults={
-            "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
-            "decoder": {"sampler": "ddpm", "steps": 50, "guidance_scale": 3.0},
-        },
+        "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
+        "decoder": {"sampler": "ddpm", "steps": 50, "guidance_scale": 3.0},
+    },
 )  # fmt: skip
+
+_LARGE = Recipe(batch=256, learning_rate=1e-4, warmup=1000, betas=(0.9, 0.98), ema_decay=0.9999)
+PUBLISHED = ModelRecipe(
+    side=768,
+    crop=256,
+    vocabulary=49_408,
+    text_length=77,
+    image_processor=CLIPImageProcessor(
+        size=224, crop_size=224, image_mean=(0.48145466, 0.4578275, 0.40821073),
+        image_std=(0.26862954, 0.26130258, 0.27577711),
+    ),
+    vision=full_size.IMAGE_ENCODER,
+    text={
+        name: getattr(full_size.TEXT_ENCODER, name)
+        for name in (
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim",
+            "layer_norm_eps", "hidden_act",
+        )
+    },
+    movq=full_size.MOVQ,
+    terms=Terms(quantised=True, perceptual=0.1, adversarial=0.1, adversarial_from=1, discriminator_layers=2),
+    prior=full_size.PRIOR,
+    unet=full_size.UNET,
+    prior_scheduler=_UNCLIP,
+    decoder_scheduler={**_DDPM, "prediction_type": "epsilon"},
+    runs={
+        "movq": replace(_LARGE, batch=64, betas=(0.5, 0.9), weight_decay=0.0),
+        "movq-decoder": replace(_LARGE, batch=64, betas=(0.5, 0.9), weight_decay=0.0),
+        "clip": replace(_LARGE, batch=4096, learning_rate=5e-4, weight_decay=0.2, checkpointing=True),
+        "prior": replace(_LARGE, batch=1024),
+        **dict.fromkeys(PAINTERS, replace(_LARGE, checkpointing=True)),
+    },
+    steps=dict.fromkeys(NETWORKS, 100_000),
+    defaults={
+        "prior": {"steps": catalog.PUBLISHED_STEPS[catalog.PRIOR], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
+        "decoder": {"steps": catalog.PUBLISHED_STEPS[catalog.DECODER], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
+    },
+)  # fmt: skip
+"""The published networks. MoVQ's terms, rate and betas are those of ai-forever/MoVQGAN, configs/movqgan_67M.yaml; all other
+batches, rates and steps are ours: the authors published none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the published schedule: which network learns, from what, for how long, and what it begins with.
+
+    `card` names the values that the model card gives; all others, those of `PUBLISHED` among them, are ours.
+    """
+
+    network: str
+    data: str
+    begins: str
+    filter: Filter = field(default_factory=Filter)
+    steps: int = 100_000
+    learning_rate: float = 1e-4
+    card: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> ModelRecipe:
+        """The published networks, with this stage's values."""
+        run = replace(PUBLISHED.runs[self.network], learning_rate=self.learning_rate)
+        runs, steps = {**PUBLISHED.runs, self.network: run}, {**PUBLISHED.steps, self.network: self.steps}
+        return replace(PUBLISHED, runs=runs, steps=steps)
+
+
+STAGES: Mapping[str, Stage] = {
+    "prior-aesthetics": Stage(
+        network="prior", data="LAION Improved Aesthetics 6.5+", begins="nothing", filter=Filter(aesthetic=6.5),
+        steps=500_000, card=("data", "filter"),
+    ),
+    "prior-high-resolution": Stage(
+        network="prior", data="LAION HighRes", begins="prior-aesthetics", filter=Filter(side=1024), steps=100_000,
+        learning_rate=5e-5, card=("data", "begins"),
+    ),
+    "decoder-high-resolution": Stage(
+        network="decoder", data="LAION HighRes", begins="nothing", filter=Filter(side=1024), steps=500_000, card=("data",),
+    ),
+    "decoder-curated": Stage(
+        network="decoder", data="2 million pictures of curated sets, each with a weight: COYO, anime, landmarks, others",
+        begins="decoder-high-resolution", filter=Filter(side=512), learning_rate=5e-5, card=("data", "begins"),
+    ),
+    "clip-switch-prior": Stage(
+        network="prior", data="as before", begins="nothing: another image encoder is another space of embeddings",
+        filter=Filter(aesthetic=6.5), steps=500_000, card=("begins",),
+    ),
+    "clip-switch-decoder": Stage(
+        network="decoder", data="as before", begins="the decoder of the image encoder before", filter=Filter(side=512),
+        steps=2000, learning_rate=5e-5, card=("steps", "begins"),
+    ),
+}  # fmt: skip
+"""The card's schedule. The switch to another CLIP, the main change of 2.2, is its last two: the prior is trained again, and
+the decoder for 2,000 more iterations."""
+
+
+def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
+    """The recipe of fine-tuning a model: its own networks and schedules, few steps at a low rate. Values are ours.
+
+    What it has no part of is as published. Raises `CheckpointError` for a configuration that cannot be read.
+    """
+    found: dict[str, Any] = {}
+    text: Mapping[str, Any] = PUBLISHED.text
+    if prior := parts.get(catalog.PRIOR):
+        tower = CLIPTextConfig.from_dict(read_json(prior / "text_encoder" / "config.json"))
+        text = {name: getattr(tower, name) for name in PUBLISHED.text}
+        found |= {"prior": PriorConfig.from_dict(read_json(prior / "prior" / "config.json"))}
+        found |= {"prior_scheduler": read_json(prior / "scheduler" / "scheduler_config.json")}
+        found |= {"vocabulary": tower.vocab_size, "text_length": tower.max_position_embeddings}
+        if (prior / "image_encoder").is_dir():
+            found["vision"] = CLIPVisionConfig.from_dict(read_json(prior / "image_encoder" / "config.json"))
+        processor = read_json(prior / "image_processor" / "preprocessor_config.json")
+        found["image_processor"] = CLIPImageProcessor.from_dict(processor)
+    if decoder := parts.get(catalog.DECODER):
+        found["unet"] = UNetConfig.from_dict(read_json(decoder / "unet" / "config.json"))
+        found["movq"] = MoVQConfig.from_dict(read_json(decoder / "movq" / "config.json"))
+        found["decoder_scheduler"] = read_json(decoder / "scheduler" / "scheduler_config.json")
+    gentle = Recipe(batch=16, learning_rate=5e-5, warmup=50, ema_decay=0.99)
+    small = found.get("unet", PUBLISHED.unet).sample_size < PUBLISHED.unet.sample_size
+    factor = found.get("movq", PUBLISHED.movq).factor
+    return replace(
+        PUBLISHED,
+        **found,
+        text=text,
+        side=found.get("unet", PUBLISHED.unet).sample_size * factor,
+        crop=64 if small else PUBLISHED.crop,
+        terms=Terms(),
+        runs=dict.fromkeys(NETWORKS, replace(gentle, checkpointing=not small)),
+        steps=dict.fromkeys(NETWORKS, 1000),
+    )

@@ -1,29 +1,41 @@
 """A run on disk: metrics, checkpoints and sample sheets in one folder, and going on from there."""
 
+import functools
 import json
+import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from kandinsky22 import cost
 from kandinsky22.files import whole
+from kandinsky22.training import saved
 from kandinsky22.training.loop import Training
 
-METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.pt"
+METRICS, SHEET, BEST, EVENTS = "metrics.jsonl", "sheet.png", "best.safetensors", "tensorboard"
 EVERY = 250  # steps between checkpoints, sheets and looks at a held-out set
 Sheet = Callable[[dict[str, Tensor]], tuple[Image.Image, dict[str, float]]]
-"""Averaged weights -> a picture to look at, and what a held-out set says."""
+"""Averaged weights -> a picture to look at, and what a held-out set says; the lowest "validation" is the best."""
 
 
 def grid(pictures: Sequence[Tensor], columns: int) -> Image.Image:
-    """Pictures [3, H, W] in [-1, 1] side by side, row after row."""
-    rows = [torch.cat([*pictures[i : i + columns]], dim=2) for i in range(0, len(pictures), columns)]
+    """Pictures [3, H, W] in [-1, 1] side by side, row after row; the last row may be short."""
+    columns = min(columns, len(pictures))
+    missing = [torch.ones_like(pictures[0])] * (-len(pictures) % columns)
+    shown = [*pictures, *missing]
+    rows = [torch.cat([*shown[i : i + columns]], dim=2) for i in range(0, len(shown), columns)]
     whole = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
-    return Image.fromarray(whole.round().byte().movedim(0, -1).numpy())
+    return Image.fromarray(whole.round().byte().movedim(0, -1).cpu().numpy())
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
@@ -41,55 +53,129 @@ def nearest(wanted: Tensor, known: Tensor, pictures: Tensor, columns: int = 8) -
 
 
 def seconds_per_step(training: Training, rounds: int = 4) -> float:
-    """Time a few steps without taking them: the weights do not move. The first, which may compile, does not count."""
+    """Time a few steps without taking them: the weights do not move. The first, which warms up, does not count."""
     times = []
     for step in range(rounds):
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.recipe.bfloat16):
-            loss, _ = training.objective(step)
-        loss.backward()
+        training.gradients(step)
         training.optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
     return sorted(times[1:])[len(times) // 2 - 1]
 
 
-def save(training: Training, folder: Path) -> None:
-    """Write the checkpoint whole, or not at all."""
-    with whole(folder / CHECKPOINT) as partial:
-        torch.save(training.state_dict(), partial)
-
-
 def resume(training: Training, folder: Path) -> bool:
-    """Go on from the folder's checkpoint, if it has one; metrics written after it are dropped."""
-    if not (folder / CHECKPOINT).exists():
+    """Go on from the folder's last checkpoint, if it has one; metrics written after it are dropped."""
+    if not saved.load(training, folder):
         return False
-    training.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True))
-    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= training.step]
-    with whole(folder / METRICS) as partial:
-        partial.write_text("".join(line + "\n" for line in kept))
+    if training.processes.first and (folder / METRICS).exists():
+        kept = [line for line in lines(folder) if line["step"] <= training.step]
+        with whole(folder / METRICS) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return True
 
 
+def lines(folder: Path) -> list[dict[str, float]]:
+    """What a run measured, a line a step; one that a crash tore is left out."""
+    path = folder / METRICS
+    written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in written if line.endswith("}")]
+
+
 def run(
-    training: Training, folder: Path, *, sheet: Sheet | None = None, every: int = EVERY
+    training: Training, folder: Path, *, sheet: Sheet | None = None, every: int = EVERY, tensorboard: bool = False
 ) -> Iterator[dict[str, float]]:
     """Train to the end, writing a metrics line a step, and a checkpoint and a sheet every `every` steps and at the end.
 
-    Yields each line as it is written.
+    Yields each line as it is written; every process of several yields its own. The averaged weights with the lowest
+    "validation" of the sheets are kept beside the checkpoints. Raises `OSError` and `FloatingPointError` with a checkpoint that
+    can be gone on from, if there was one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / METRICS).open("a") as lines:
-        began = time.perf_counter()
-        for line in training:
-            line["seconds"] = round(time.perf_counter() - began, 3)
+    writer = _events(folder / EVENTS) if tensorboard and training.processes.first else None
+    pace = Pace(training) if training.step < training.steps else None
+    best = min((line["validation"] for line in lines(folder) if "validation" in line), default=float("inf"))
+    metrics = folder / METRICS if training.processes.first else Path(os.devnull)
+    with metrics.open("a", encoding="utf-8") as file:
+        while training.step < training.steps:
+            line = {**pace.advance(), **pace.measured()}  # type: ignore[union-attr]  # there are steps to take
             due = training.step % every == 0 or training.step == training.steps
-            if due and sheet is not None:
-                picture, validation = sheet(training.averaged())
-                line.update(validation)
-                picture.save(folder / "sheet.png")
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
             if due:
-                save(training, folder)
+                weights = training.averaged() if sheet is not None else {}
+                if sheet is not None and training.processes.first:
+                    picture, validation = sheet(weights)
+                    line.update(validation)
+                    with whole(folder / SHEET) as partial:
+                        picture.save(partial, format="png")
+                    if line.get("validation", best) < best:
+                        best = line["validation"]
+                        with whole(folder / BEST) as partial:
+                            save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+                saved.save(training, folder)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            if writer is not None:
+                for name, value in line.items():
+                    writer.add_scalar(name, value, training.step)
+                if due and sheet is not None:
+                    writer.add_image("sheet", _pixels(folder / SHEET), training.step)
+                writer.flush()
             yield line
+
+
+class Pace:
+    """How fast a run goes: seconds, rows and operations of its steps, and the memory that it took.
+
+    Operations are counted once, forward and backward, over rows that are not learnt from: under the counter, torch takes
+    other ways to the same sums. `mfu` is the share of what this device does in one large convolution (`cost.rate`), in the
+    dtype of the run's matrix products.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._training, self._began, self._took = training, time.perf_counter(), 0.0
+        with FlopCounterMode(display=False) as counter:
+            training.gradients(training.step)
+        training.optimizer.zero_grad(set_to_none=True)
+        self._operations = counter.get_total_flops() / _rate(training.processes.device, training.products)
+
+    def advance(self) -> dict[str, float]:
+        """One step of the run."""
+        began = time.perf_counter()
+        line = self._training.advance()
+        self._took = time.perf_counter() - began
+        return line
+
+    def measured(self) -> dict[str, float]:
+        """Of the last step: seconds since the start, rows a second, utilisation, and the memory taken so far, in GiB."""
+        training = self._training
+        device = training.processes.device
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device) / 2**30
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+        return {
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "rows_per_second": round(training.rows / self._took, 3),
+            "mfu": round(self._operations / self._took, 4),
+            "memory_gib": round(memory, 3),
+        }
+
+
+_rate = functools.cache(cost.rate)
+
+
+def _events(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs its package: pip install 'kandinsky22[train]'") from error
+    return SummaryWriter(str(folder))
+
+
+def _pixels(path: Path) -> Tensor:
+    with Image.open(path) as picture:
+        return (
+            torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+            .view(picture.height, picture.width, 3)
+            .movedim(-1, 0)
+        )

@@ -1,0 +1,94 @@
+"""Checkpoints of a run: folders in the format of torch.distributed.checkpoint, which any number of processes can go on from.
+
+A checkpoint gets its name when all of it is written, so that one which a crash or a full disk tore never counts.
+"""
+
+import contextlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+
+from kandinsky22.files import whole
+from kandinsky22.training.loop import Training
+
+FOLDER, STATE = "checkpoints", "state.json"
+KEPT = 3
+
+
+def save(training: Training, folder: Path) -> None:
+    """Write where `training` is to `folder/checkpoints`, and remove all but the last three. All processes must ask together.
+
+    Raises `OSError` where it cannot be written, for instance on a full disk; the last checkpoint is then untouched.
+    """
+    processes = training.processes
+    path = folder / FOLDER / f"{training.step:08d}"
+    partial = path.with_suffix(".part")
+    if processes.first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    processes.wait()
+    try:
+        with _quiet():
+            state_dict_saver.save(training.tensors(), checkpoint_id=partial, no_dist=processes.count == 1)
+        if processes.first:
+            with whole(partial / STATE) as state:
+                state.write_text(json.dumps(training.state()), encoding="utf-8")
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
+            for old in steps(folder)[:-KEPT]:
+                shutil.rmtree(folder / FOLDER / f"{old:08d}")
+    except (CheckpointException, RuntimeError, OSError) as error:
+        if processes.first:
+            shutil.rmtree(partial, ignore_errors=True)
+        earlier = steps(folder)
+        sound = f"the one of step {earlier[-1]} is sound" if earlier else "there is no earlier one"
+        raise OSError(
+            f"the checkpoint of step {training.step} cannot be written to {folder} ({_cause(error)}); {sound}"
+        ) from error
+    processes.wait()
+
+
+def load(training: Training, folder: Path) -> bool:
+    """Go on from the folder's last checkpoint, if it has one, whatever number of processes wrote it.
+
+    Raises `ValueError` if that learnt from something else, or is of another network.
+    """
+    if not steps(folder):
+        return False
+    path = folder / FOLDER / f"{steps(folder)[-1]:08d}"
+    training.go_on_from(json.loads((path / STATE).read_text(encoding="utf-8")))
+    try:
+        with _quiet():
+            state_dict_loader.load(training.tensors(), checkpoint_id=path, no_dist=training.processes.count == 1)
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not of this network, or damaged ({_cause(error)}); remove it to go on from an earlier one"
+        ) from error
+    return True
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a complete checkpoint, in order."""
+    here = folder / FOLDER
+    return sorted(int(path.name) for path in here.iterdir() if path.name.isdigit()) if here.is_dir() else []
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, in a line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        failure = next(iter(error.failures.values()))
+        error = failure[0] if isinstance(failure, tuple) else failure
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks that a single process, or gloo, is what it was told to use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,421 @@
+"""A model's networks, trained one after another: each reads what the ones before it wrote into the model's folder, learns, and is
+added there in the published layout. One that is stopped goes on where it was.
+
+The same for the model in the box and at published size, from nothing or from another model's weights, for the world's pictures
+and for a person's own.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kandinsky22.checkpoints import catalog, zero_image
+from kandinsky22.checkpoints.about import NAME, CheckpointError, write_json
+from kandinsky22.checkpoints.components import KINDS
+from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from kandinsky22.compositions import EXAMPLES, language
+from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from kandinsky22.models.movq import MoVQ, MoVQConfig
+from kandinsky22.models.prior import PriorConfig, PriorTransformer
+from kandinsky22.models.tokenizer import Tokenizer, learn
+from kandinsky22.models.unet import UNet, UNetConfig
+from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, movq, prior, run
+from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.loop import Objective, Training
+from kandinsky22.training.material import Encode, Material, Own, Say, silent
+from kandinsky22.training.perceptual import Perceptual
+from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.processes import ALONE, Processes
+from kandinsky22.training.recipes import PAINTERS, ModelRecipe
+
+CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
+WHOLE_FROM = 0.9  # of MoVQ's steps: before it, crops
+CAPTIONS_TO_LEARN_FROM = 20_000
+CAPTIONED = ("clip", "prior", "linear-prior")
+PROBES = "probes.safetensors"
+WORTH_A_LINK = 1 << 20  # bytes
+
+NETWORKS: Mapping[str, tuple[str, str, Any, Any]] = {
+    "movq": (catalog.DECODER, "movq", MoVQ, MoVQConfig),
+    "text": (catalog.PRIOR, "text_encoder", CLIPText, CLIPTextConfig),
+    "vision": (catalog.PRIOR, "image_encoder", CLIPVision, CLIPVisionConfig),
+    "prior": (catalog.PRIOR, "prior", PriorTransformer, PriorConfig),
+    **{name: (part, "unet", UNet, UNetConfig) for name, part in PAINTERS.items()},
+}
+"""Where each network is in a model: its part, its folder there, its class and its configuration's."""
+TRAINED_BY = {"text": "clip", "vision": "clip"}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The training of a model in `folder`; the model itself grows in `folder/model`.
+
+    `start` are the parts of a model to begin with: its networks' weights, where they fit, are where a network begins, and what
+    this model has not trained itself is that one's. `own` are the pictures to learn from, instead of the world's.
+    """
+
+    recipe: ModelRecipe
+    folder: Path
+    start: Mapping[str, Path] = field(default_factory=dict)
+    own: Own | None = None
+    processes: Processes = ALONE
+    say: Say = silent
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model."""
+        return self.folder / "model"
+
+    def train(
+        self,
+        network: str,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        every: int = run.EVERY,
+        tensorboard: bool = False,
+    ) -> Iterator[dict[str, float]]:
+        """Train one network and add it to the model. Yields a line of metrics a step.
+
+        `minutes` times a few steps and fixes their number; else it is `steps`, else the recipe's. Raises `ValueError`,
+        `CheckpointError` and what `run.run` raises.
+        """
+        self._complete()
+        if network == "linear-prior":
+            yield from self._fit_linear_prior()
+            return
+        training, sheet = getattr(self, f"_{network.replace('-', '_')}")()
+        folder = self.folder / network
+        if run.resume(training, folder):
+            if steps is not None and steps != training.steps:
+                raise ValueError(
+                    f"{folder} holds a run of {training.steps} steps, {training.step} of them done, and its schedule is fixed; "
+                    f"leave --steps out to go on, or remove the folder to start anew"
+                )
+        else:
+            training.steps = steps or self.recipe.steps[network]
+            if minutes is not None:
+                training.steps = max(1, round(60 * minutes / run.seconds_per_step(training)))
+        yield from run.run(training, folder, sheet=sheet, every=every, tensorboard=tensorboard)
+        finished = training.finished()
+        if self.processes.first:
+            getattr(self, f"_add_{network.replace('-', '_')}")(finished)
+        self.processes.wait()
+
+    # Each network: what it learns from, and where it goes.
+
+    def _movq(self) -> tuple[Training, run.Sheet]:
+        torch.manual_seed(0)
+        network = MoVQ(self.recipe.movq)
+        first = self.material("movq").seen[0]
+        movq.initialise(network, first.pictures(range(min(64, len(first)))), quantised=self.recipe.terms.quantised)
+        self._warm("movq", network)
+        return self._autoencoder("movq", network, {})
+
+    def _movq_decoder(self) -> tuple[Training, run.Sheet]:
+        network = self.stored("movq").load(FLOAT32, CPU).requires_grad_(False)
+        for part in (network.post_quant_conv, network.decoder):
+            part.requires_grad_(True)
+        return self._autoencoder("movq-decoder", network, {"movq": self.latent_space})
+
+    def _autoencoder(self, name: str, network: MoVQ, learnt_from: Mapping[str, str]) -> tuple[Training, run.Sheet]:
+        material, recipe = self.material(name), self.recipe.runs[name]
+        both = movq.Autoencoder(network, self.recipe.terms)
+        perceived = None
+        if self.recipe.terms.perceptual:
+            tower = self.stored("vision").load(FLOAT32, CPU).to(self.processes.device)
+            perceived = Perceptual(tower, self.processor)
+        whole_from = round(WHOLE_FROM * self.recipe.steps[name])
+        objective = movq.objective(both, material.seen, recipe, self.recipe.crop, whole_from, perceived)
+        return self._training(name, both, objective, learnt_from), movq.sheet(both, material.held_out)
+
+    def _add_movq(self, trained: movq.Autoencoder) -> None:
+        network, held_out = trained.movq, self.material("movq").held_out
+        if not trained.terms.quantised:
+            movq.standardise(network, _encoded(network.encode, held_out))
+            movq.fit_codebook(network.quantize.embedding, _encoded(network.encode, held_out))
+        self._add_movq_decoder(trained)
+
+    def _add_movq_decoder(self, trained: movq.Autoencoder) -> None:
+        self._save("movq", trained.movq)
+
+    def _clip(self) -> tuple[Training, run.Sheet]:
+        material = self.material("clip")
+        if self.own is None or catalog.PRIOR not in self.start:
+            tokenizer = self._learnt_tokenizer(material.seen)
+            if self.processes.first:
+                save_tokenizer(self.model / catalog.PRIOR / "tokenizer", tokenizer)
+            self.processes.wait()
+        probed = self.own is None
+        configs = self.recipe.vision, self.recipe.text_config(len(self.tokenizer.vocab))
+        torch.manual_seed(0)
+        network, copy = clip.CLIP(*configs, probed=probed), clip.CLIP(*configs, probed=probed)
+        self._warm("text", network.text)
+        self._warm("vision", network.vision)
+        recipe, hard = self.recipe.runs["clip"], self.recipe.hard_negatives if probed else 0
+        objective = clip.objective(
+            network, self.tokenizer, material.seen, recipe, hard=hard, gathered=self.processes.gathered
+        )
+        training = self._training("clip", network, objective, {})
+        return training, clip.sheet(copy, self.tokenizer, material.held_out, recipe)
+
+    def _learnt_tokenizer(self, sets: list[Pictures]) -> Tokenizer:
+        rng, wanted = np.random.default_rng(0), CAPTIONS_TO_LEARN_FROM // len(sets)
+        captions = [said for pictures in sets for said in pictures.captions(np.arange(wanted) % len(pictures), rng)]
+        return learn(captions, self.recipe.vocabulary, self.recipe.text_length)
+
+    def _add_clip(self, network: clip.CLIP) -> None:
+        self._save("text", network.text)
+        self._save("vision", network.vision)
+        folder = self.model / catalog.PRIOR
+        write_json(folder / "image_processor" / "preprocessor_config.json", self.processor.to_dict())
+        stored = self.stored("vision")
+        zero_image.write(folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
+        if network.probes is not None:
+            save_file(network.probes.state_dict(), self.folder / PROBES)
+
+    def _prior(self) -> tuple[Training, run.Sheet]:
+        material = self.material("prior")
+        told = [self._told(material, pictures) for pictures in material.seen]
+        torch.manual_seed(0)
+        network = PriorTransformer(self.recipe.prior)
+        self._warm("prior", network)
+        if catalog.PRIOR not in self.start or self.own is None:
+            embeds = torch.cat([pictures.embeds[torch.arange(len(pictures.embeds))].float() for pictures in told])
+            for parameter, value in ((network.clip_mean, embeds.mean(0)), (network.clip_std, embeds.std(0))):
+                parameter.data.copy_(value)
+        for parameter in (network.clip_mean, network.clip_std):
+            parameter.requires_grad_(False)
+        schedule = NoiseSchedule.from_config(self.recipe.prior_scheduler)
+        text = self.text_encoder.to(self.processes.device)
+        known, recipe = (text, self.tokenizer, schedule), self.recipe.runs["prior"]
+        frozen = {"text_encoder": self.stored("text").fingerprint, "image_encoder": self.stored("vision").fingerprint}
+        training = self._training("prior", network, prior.objective(network, *known, told, recipe), frozen)
+        held_out = material.held_out
+        sheet = prior.sheet(network, *known, self._told(material, held_out), held_out, recipe, self._reading(held_out))
+        return training, sheet
+
+    def _told(self, material: Material, pictures: Pictures) -> prior.Told:
+        return prior.Told(material.embeds(pictures, *self.embedding), pictures.captions, pictures.share)
+
+    def _reading(self, held_out: Pictures) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
+        """What CLIP's probes read from embeddings of the world's pictures."""
+        if not isinstance(held_out, Compositions) or not (self.folder / PROBES).exists():
+            return None
+        probes = Probes(self.recipe.prior.embedding_dim)
+        probes.load_state_dict(load_file(self.folder / PROBES))
+
+        def read(embeds: Tensor, captions: list[str]) -> dict[str, float]:
+            scenes = [held_out.scene(i) for i in range(len(captions))]
+            return probes.accuracy(embeds, labels(scenes, captions))
+
+        return read
+
+    def _add_prior(self, network: PriorTransformer) -> None:
+        self._save("prior", network)
+        write_json(self.model / catalog.PRIOR / "scheduler" / "scheduler_config.json", self.recipe.prior_scheduler)
+        write_json(self.model / catalog.PRIOR / "model_index.json", catalog.PRIOR_INDEX)
+
+    def _fit_linear_prior(self) -> Iterator[dict[str, float]]:
+        from kandinsky22.training import linear_prior
+
+        material = self.material("linear-prior")
+        told = [self._told(material, pictures) for pictures in material.seen]
+        known = self.text_encoder.to(self.processes.device), self.tokenizer
+        fitted, line = linear_prior.fitted(*known, told, self._told(material, material.held_out))
+        if self.processes.first:
+            linear_prior.save(
+                self.model / catalog.PRIOR / linear_prior.FOLDER, fitted, self.stored("vision").fingerprint
+            )
+        yield {"step": 1, "of": 1, **line}
+
+    def _decoder(self) -> tuple[Training, run.Sheet]:
+        return self._painter("decoder", self.recipe.unet, decoder.nothing)
+
+    def _inpaint(self) -> tuple[Training, run.Sheet]:
+        channels = 2 * self.recipe.movq.latent_channels + 1
+        return self._painter("inpaint", replace(self.recipe.unet, in_channels=channels), inpaint.masked)
+
+    def _controlnet(self) -> tuple[Training, run.Sheet]:
+        channels = 2 * self.recipe.movq.latent_channels
+        config = replace(self.recipe.unet, in_channels=channels, addition_embed_type="image_hint")
+        return self._painter("controlnet", config, controlnet.hinted)
+
+    def _painter(self, name: str, config: UNetConfig, beside: decoder.Beside) -> tuple[Training, run.Sheet]:
+        """A U-Net of one of the three kinds; the two that see more grow from the plain decoder, unless there is better."""
+        encoders = (self.latent_space, self._encode), self.embedding
+        material = self.material(name)
+        torch.manual_seed(0)
+        network = UNet(config)
+        if name != "decoder" and PAINTERS[name] not in self.start:
+            network.load_state_dict(
+                grow.grown(network.state_dict(), self.stored("decoder").load(FLOAT32, CPU).state_dict())
+            )
+        self._warm(name, network)
+        schedule = NoiseSchedule.from_config(self.recipe.decoder_scheduler)
+        zero = zero_image.zero_image_embed(self.folders[catalog.PRIOR])
+        buckets = material.buckets(*encoders, hinted=config.hinted)
+        recipe = self.recipe.runs[name]
+        objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
+        frozen = {"movq": self.latent_space, "image_encoder": self.stored("vision").fingerprint}
+        training = self._training(name, network, objective, frozen)
+        unseen = material.bucket(material.held_out, *encoders, hinted=config.hinted)
+        return training, decoder.sheet(network, self.movq, schedule, unseen, zero, recipe, beside)
+
+    def _add_decoder(self, network: UNet) -> None:
+        self._add_painter("decoder", network)
+        if self.own is None and not (self.folders[catalog.DECODER] / NAME).exists():
+            about = {"defaults": self.recipe.defaults, "words": language(), "examples": EXAMPLES}
+            write_json(self.model / catalog.DECODER / NAME, about)
+
+    def _add_inpaint(self, network: UNet) -> None:
+        self._add_painter("inpaint", network)
+
+    def _add_controlnet(self, network: UNet) -> None:
+        self._add_painter("controlnet", network)
+
+    def _add_painter(self, name: str, network: UNet) -> None:
+        """Beside the plain decoder, whose MoVQ the other two use."""
+        self._save(name, network)
+        folder = self.model / PAINTERS[name]
+        write_json(folder / "scheduler" / "scheduler_config.json", self.recipe.decoder_scheduler)
+        write_json(folder / "model_index.json", catalog.decoder_index(PAINTERS[name]))
+
+    # What there is already.
+
+    def material(self, network: str) -> Material:
+        """What a network learns from."""
+        return self._captioned if network in CAPTIONED else self._pictures
+
+    @cached_property
+    def _captioned(self) -> Material:
+        return Material(self.recipe, self.folder, self.processor, self.own, True, self.processes, self.say)
+
+    @cached_property
+    def _pictures(self) -> Material:
+        return replace(self._captioned, captioned=False)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of each part there is: this model's, else that of the one it starts with."""
+        here = {part: self.model / part for part in catalog.PARTS if (self.model / part).is_dir()}
+        return {**self.start, **here}
+
+    def stored(self, name: str) -> Stored[Any, Any]:
+        """A network's file. Raises `CheckpointError` where it is not trained yet."""
+        part, folder, network, config = NETWORKS[name]
+        path = self.folders.get(part, self.model / part) / folder
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is not there yet; train {TRAINED_BY.get(name, name)} first")
+        return Stored(path, network, config)
+
+    @cached_property
+    def processor(self) -> CLIPImageProcessor:
+        """How pictures are prepared for CLIP."""
+        return self.recipe.image_processor
+
+    @cached_property
+    def movq(self) -> MoVQ:
+        """The trained autoencoder."""
+        network: MoVQ = self.stored("movq").load(FLOAT32, CPU)
+        return network
+
+    @cached_property
+    def latent_space(self) -> str:
+        """What names the space of MoVQ's latents: its encoder. Its decoder may go on learning."""
+        return movq.encoder_fingerprint(self.movq)
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        network = self._there(self.movq)
+        return network.encode(pictures.to(self.processes.device)).cpu()
+
+    @property
+    def embedding(self) -> tuple[str, Encode]:
+        """CLIP's vision tower and what names it; read when it is first asked."""
+        stored = self.stored("vision")
+        loaded: list[CLIPVision] = []
+
+        def encode(seen: Tensor) -> Tensor:
+            if not loaded:
+                loaded.append(self._there(stored.load(FLOAT32, CPU)))
+            embeds: Tensor = loaded[0](seen.to(self.processes.device)).cpu()
+            return embeds
+
+        return stored.fingerprint, encode
+
+    @cached_property
+    def text_encoder(self) -> CLIPText:
+        """The trained text tower."""
+        network: CLIPText = self.stored("text").load(FLOAT32, CPU)
+        return network
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return load_tokenizer(self.folders.get(catalog.PRIOR, self.model / catalog.PRIOR) / "tokenizer")
+
+    def _there(self, network: Any) -> Any:
+        return network.to(self.processes.device)
+
+    def _save(self, name: str, network: nn.Module) -> None:
+        part, folder, _, _ = NETWORKS[name]
+        place = self.model / part / folder
+        shutil.rmtree(place, ignore_errors=True)  # what it started with, perhaps in files of other names
+        save(place, network, dtype=SAVED, name=KINDS[folder].file)
+
+    def _training(self, name: str, network: nn.Module, objective: Objective, frozen: Mapping[str, str]) -> Training:
+        learnt_from = {**frozen, "pictures": self.material(name).name}
+        recipe = self.recipe.runs[name]
+        return Training(network, objective, recipe, self.recipe.steps[name], learnt_from, self.processes)
+
+    def _warm(self, name: str, network: nn.Module) -> None:
+        """Begin with the weights of the model this one starts with, where it has them and they fit."""
+        part, folder, made, config = NETWORKS[name]
+        if part in self.start and (self.start[part] / folder).is_dir():
+            given = Stored(self.start[part] / folder, made, config).load(FLOAT32, CPU).state_dict()
+            network.load_state_dict(grow.grown(network.state_dict(), given))
+
+    def _complete(self) -> None:
+        """Give the model all that it starts with and has not itself."""
+        if self.processes.first:
+            for part, source in self.start.items():
+                for path in source.iterdir():
+                    place = self.model / part / path.name
+                    if not place.exists():
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        partial = place.with_name(f".{place.name}.part")
+                        if path.is_dir():
+                            shutil.rmtree(partial, ignore_errors=True)
+                            shutil.copytree(path, partial, copy_function=_linked)
+                        else:
+                            _linked(path, partial)
+                        partial.replace(place)
+        self.processes.wait()
+
+
+def _linked(path: str | Path, place: str | Path) -> None:
+    """The file at another place: a large one, which nothing writes into, without a copy where the file system can."""
+    try:
+        if Path(path).stat().st_size < WORTH_A_LINK:
+            shutil.copyfile(path, place)
+        else:
+            os.link(Path(path).resolve(), place)
+    except OSError:  # another file system
+        shutil.copyfile(path, place)
+
+
+@torch.no_grad()
+def _encoded(encode: Encode, pictures: Pictures, batch: int = 20) -> Tensor:
+    starts = range(0, len(pictures), batch)
+    return torch.cat([encode(pictures.pictures(range(i, min(i + batch, len(pictures))))) for i in starts])
