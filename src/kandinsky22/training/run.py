@@ -135,7 +135,8 @@ class Pace:
         with FlopCounterMode(display=False) as counter:
             training.gradients(training.step)
         training.optimizer.zero_grad(set_to_none=True)
-        self._operations = counter.get_total_flops() / _rate(training.processes.device, training.products)
+        self.operations = counter.get_total_flops()
+        self._reachable = _rate(training.processes.device, training.products)
 
     def advance(self) -> dict[str, float]:
         """One step of the run."""
@@ -156,7 +157,7 @@ class Pace:
         return {
             "seconds": round(time.perf_counter() - self._began, 3),
             "rows_per_second": round(training.rows / self._took, 3),
-            "mfu": round(self._operations / self._took, 4),
+            "mfu": round(self.operations / self._took / self._reachable, 4),
             "memory_gib": round(memory, 3),
         }
 

@@ -1,0 +1,58 @@
+"""What a run leaves to look at."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.training.known import RECIPE, line_fit
+from torch import Tensor
+
+from kandinsky22.training.loop import Training
+from kandinsky22.training.run import EVENTS, grid, run
+
+
+def sheet(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+    return Image.new("RGB", (8, 6), "red"), {"validation": float(weights["bias"])}
+
+
+def test_tensorboard_is_told_what_the_metrics_are(tmp_path: Path) -> None:
+    lines = list(run(Training(*line_fit(), RECIPE, steps=4), tmp_path, sheet=sheet, every=2, tensorboard=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(tmp_path / EVENTS))
+    read.Reload()
+    losses = [(event.step, event.value) for event in read.Scalars("loss")]
+    assert losses == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert [event.step for event in read.Scalars("validation")] == [2, 4]
+    shown = read.Images("sheet")[-1]
+    assert (shown.step, shown.width, shown.height) == (4, 8, 6)
+
+
+def test_without_tensorboard_the_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install 'kandinsky22\[train\]'"):
+        next(run(Training(*line_fit(), RECIPE, steps=4), tmp_path, tensorboard=True))
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_operations_are_counted_and_the_counting_teaches_nothing(tmp_path: Path) -> None:
+    """Of a linear layer n x 2 -> n x 1: 2 * 2n forward, as much again for the weight's gradient; nothing needs that of x."""
+    from kandinsky22.training.run import Pace
+
+    training = Training(*line_fit(), RECIPE, steps=4)
+    before = training.network.weight.detach().clone()
+    pace = Pace(training)
+    assert torch.equal(training.network.weight, before) and training.network.weight.grad is None
+    assert pace.operations == 2 * (2 * 2 * RECIPE.batch)
+    line = {**pace.advance(), **pace.measured()}
+    assert line["rows_per_second"] > 0 and 0 <= line["mfu"] < 1 and line["memory_gib"] > 0.05
+
+
+def test_a_grid_may_end_short() -> None:
+    red, blue = torch.ones(3, 2, 2), -torch.ones(3, 2, 2)
+    page = grid([red, blue, blue], 2)
+    assert page.size == (4, 4)
+    assert page.getpixel((3, 0)) == (0, 0, 0) and page.getpixel((3, 3)) == (255, 255, 255)
+    assert grid([red], 8).size == (2, 2)
