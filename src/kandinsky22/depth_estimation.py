@@ -7,6 +7,7 @@ is a folder, or one that is in the hub's cache already.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,8 +69,9 @@ class _Estimator(NamedTuple):
             return (1 / found.clamp(min=CLOSEST) if self.is_metric else found).cpu().numpy()
 
 
+@lru_cache(maxsize=1)
 def _load(model: str, device: "torch.device") -> _Estimator:
-    """The network and the processor of a checkpoint. Raises `ValueError`, one sentence."""
+    """The network and the processor of a checkpoint, kept for the next picture. Raises `ValueError`, one sentence."""
     import torch
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 

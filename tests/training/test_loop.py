@@ -143,7 +143,7 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
 
 def test_another_objective_or_network_is_not_gone_on_with(tmp_path: Path) -> None:
     list(run(Training(*line_fit(), RECIPE, 2, {"pictures": "a"}), tmp_path))
-    with pytest.raises(ValueError, match="the checkpoint learnt from"):
+    with pytest.raises(ValueError, match="the checkpoint learnt from another pictures than"):
         resume(Training(*line_fit(), RECIPE, 2, {"pictures": "b"}), tmp_path)
     with pytest.raises(ValueError, match="is not of this network"):
         resume(Training(*line_fit(width=5), RECIPE, 2, {"pictures": "a"}), tmp_path)

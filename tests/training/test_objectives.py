@@ -1,6 +1,7 @@
 """Each objective on a case with a known answer."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests.models_on_disk import randomise
 from kandinsky22.compositions import COLORS, SHAPES, Group, Scene, caption, sample
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.unet import UNet
-from kandinsky22.training import controlnet, decoder, grow, inpaint
+from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, prior
 from kandinsky22.training.loop import Recipe
 from kandinsky22.training.probes import PLACES, UNSTATED, Probes, labels
 from kandinsky22.training.recipes import BOX
@@ -192,3 +193,108 @@ def test_weights_that_do_not_fit_are_left_alone() -> None:
     state = grow.grown(own, given)
     assert torch.equal(state["a"], given["a"]) and torch.equal(state["b"], own["b"]) and "c" not in state
     assert state["conv"].flatten().tolist() == [7.0, 7.0, 0.0, 7.0, 7.0, 0.0]
+
+
+def test_rows_that_are_not_told_see_the_zero_embedding() -> None:
+    embeds, zero = draw(16, 24), torch.full((1, 24), 9.0)
+    schedule = NoiseSchedule.from_config(BOX.decoder_scheduler)
+    buckets = [decoder.Bucket(draw(16, 4, 8, 8), embeds)]
+    for untold, share in ((0.0, 0.0), (0.3, 0.3)):
+        recipe = Recipe(batch=200, learning_rate=1.0, untold=untold)
+        objective = decoder.objective(None, schedule, buckets, zero, recipe)  # type: ignore[arg-type]  # only draws
+        rows = objective.draw(3)["embeds"]
+        left_out = (rows == zero).all(dim=1)
+        assert float(left_out.float().mean()) == pytest.approx(share, abs=0.1)
+        assert all((embeds == row).all(dim=1).any() for row in rows[~left_out])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_error_of_x0_by_the_signal_up_to_gamma(prediction: str) -> None:
+    """Whatever is asked for: an error of d in x0, said in the network's own terms, costs min(SNR, gamma) d**2."""
+    schedule = NoiseSchedule.from_config({**BOX.decoder_scheduler, "prediction_type": prediction})
+    x0, noise, t = draw(4, 4, 8, 8), draw(4, 4, 8, 8, seed=1), torch.tensor([5, 200, 500, 990])
+    a = schedule.alpha_bar(t).view(-1, 1, 1, 1)
+    wrong = x0 + 0.01
+    x = schedule.add_noise(x0, noise, t)
+    answers = {
+        "epsilon": (x - a**0.5 * wrong) / (1 - a) ** 0.5,
+        "v_prediction": (a**0.5 * x - wrong) / (1 - a) ** 0.5,
+        "sample": wrong,
+    }
+    errors = (answers[prediction] - decoder.target(schedule, x0, noise, t)).square().mean(dim=(1, 2, 3))
+    weighed = errors * decoder.timestep_weights(schedule, t, gamma=5.0)
+    snr = (a / (1 - a)).flatten()
+    assert snr[0] > 5 > snr[-1]
+    assert torch.allclose(weighed, snr.clamp(max=5.0) * 0.01**2, rtol=2e-2)
+    assert torch.equal(decoder.timestep_weights(schedule, t, None), torch.ones(4))
+
+
+class Words:
+    """A tokenizer of one token, and a text tower that knows what it says: the caption "7" is the embedding e_7."""
+
+    def __call__(self, captions: list[str]) -> "Words":
+        self.ids = torch.tensor([[int(words or 0)] for words in captions])
+        self.mask = torch.ones_like(self.ids, dtype=torch.bool)
+        return self
+
+    def trimmed(self) -> "Words":
+        return self
+
+
+def test_the_prior_that_knows_the_picture_of_every_caption_costs_nothing() -> None:
+    schedule = NoiseSchedule.from_config(BOX.prior_scheduler)
+    embeds = draw(10, 6) * 3 + 1
+
+    class Knowing(torch.nn.Module):
+        mean, std, off = embeds.mean(0), embeds.std(0), 0.0
+
+        def normalised(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - self.mean) / self.std
+
+        def prefill(self, hidden: torch.Tensor, embed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return embed
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+            return self.normalised(embeds[prefix[:, 0]]) + self.off
+
+    class Tower(torch.nn.Module):
+        def forward(self, ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(hidden=ids, embed=ids)
+
+    told = prior.Told(embeds, lambda indices, rng: [str(i) for i in indices])
+    recipe = Recipe(batch=12, learning_rate=1.0, untold=0.0)
+    knowing = Knowing()
+    objective = prior.objective(knowing, Tower(), Words(), schedule, [told], recipe)  # type: ignore[arg-type]
+    assert objective.loss(objective.draw(4))[0].max() < 1e-10
+    knowing.off = 0.5
+    assert torch.allclose(objective.loss(objective.draw(4))[0], torch.full((12,), 0.25))
+    untold = prior.objective(knowing, Tower(), Words(), schedule, [told], replace(recipe, batch=400, untold=0.25))  # type: ignore[arg-type]
+    assert 0.15 < float((untold.draw(0)["ids"] == 0).float().mean()) < 0.45  # "0" is said of a tenth, too
+
+
+def test_clips_loss_is_the_cross_entropy_of_the_whole_batch() -> None:
+    """Against the formula of Radford et al. 2021; two pictures of one caption are not held against each other."""
+    image, text = draw(6, 5), draw(6, 5, seed=1)
+    captions = [0, 1, 2, 3, 4, 4]
+
+    class Towers(torch.nn.Module):
+        logit_scale, probes = torch.tensor(1.5), None
+
+        def vision(self, seen: torch.Tensor) -> torch.Tensor:
+            return image[seen[:, 0].long()]
+
+        def text(self, ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(embed=text[ids[:, 0]])
+
+    objective = clip.objective(Towers(), None, [], Recipe(batch=6, learning_rate=1.0))  # type: ignore[arg-type]
+    rows = {
+        "seen": torch.arange(6)[:, None], "row": torch.arange(6), "ids": torch.tensor(captions)[:, None],
+        "means": torch.tensor(captions),
+    }  # fmt: skip
+    losses, measured = objective.loss(rows)
+    units = torch.nn.functional.normalize(image, dim=1), torch.nn.functional.normalize(text[captions], dim=1)
+    logits = units[0] @ units[1].T * torch.tensor(1.5).exp()
+    logits[4, 5] = logits[5, 4] = float("-inf")
+    expected = (-logits.log_softmax(1).diagonal() - logits.log_softmax(0).diagonal()) / 2
+    assert torch.allclose(losses, expected, atol=1e-5) and measured == {}
+    assert objective.coupled

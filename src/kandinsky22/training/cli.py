@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from kandinsky22.checkpoints import catalog
 from kandinsky22.training import supervisor
 from kandinsky22.training.loop import Recipe
-from kandinsky22.training.material import Own
-from kandinsky22.training.photos import Filter
+from kandinsky22.training.material import Own, estimated
+from kandinsky22.training.photos import GRAIN, Filter
 from kandinsky22.training.processes import Processes, join
 from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.run import EVERY
@@ -27,6 +27,8 @@ from kandinsky22.training.workshop import Workshop
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 RECIPES = ("box", "fine-tune", "published", *STAGES)
+NOTHING = "nothing"  # what a stage begins with that needs no other
+ABOUT_DATA = ("min_side", "min_aesthetic", "licence", "depth_model")
 EPILOG = """a folder of pictures with captions beside them, and a picture by what learnt from them:
   kandinsky22 train decoder --data my-pictures --folder runs/mine
   kandinsky22 "three red circles" --model runs/mine/model"""
@@ -65,12 +67,34 @@ def share(text: str) -> float:
     return value
 
 
-def whole(text: str) -> int:
-    """A whole number from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text}")
+def whole(text: str, least: int = 1) -> int:
+    """A whole number from `least` up."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, got {text}")
+    return int(text)
+
+
+def none_or_more(text: str) -> int:
+    """A whole number from 0 up."""
+    return whole(text, 0)
+
+
+def side(text: str) -> int:
+    """A side in pixels that a picture may be trained on with."""
+    value = whole(text)
+    if value % GRAIN:
+        below = value // GRAIN * GRAIN
+        near = f"{below} or {below + GRAIN}" if below else str(GRAIN)
+        raise argparse.ArgumentTypeError(f"must be a multiple of {GRAIN}, got {text}; use {near}")
     return value
+
+
+def source(text: str) -> Source:
+    """A folder or tar, and its weight."""
+    try:
+        return Source.parsed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parser() -> Parser:
@@ -94,11 +118,11 @@ def parser() -> Parser:
     )
     data = made.add_argument_group("what is learnt from (default: the picture world)")
     data.add_argument(
-        "--data", action="append", type=Source.parsed, metavar="PATH[:WEIGHT]",
+        "--data", action="append", type=source, metavar="PATH[:WEIGHT]",
         help="a folder of pictures with captions, or a tar of img2dataset; may be given more than once",
     )  # fmt: skip
     data.add_argument(
-        "--side", type=whole, help="of square pictures, in pixels; others have as many pixels (default: the model's)"
+        "--side", type=side, help="of square pictures, in pixels; others have as many pixels (default: the model's)"
     )
     data.add_argument("--min-side", type=whole, help="pass over pictures whose shorter side is less")
     data.add_argument(
@@ -120,7 +144,7 @@ def parser() -> Parser:
         "--checkpointing", action=argparse.BooleanOptionalAction, help="compute activations again, for less memory"
     )
     how.add_argument("--learning-rate", type=positive, metavar="RATE", help="the highest")
-    how.add_argument("--warmup", type=int, metavar="STEPS", help="until the rate is highest")
+    how.add_argument("--warmup", type=none_or_more, metavar="STEPS", help="until the rate is highest")
     how.add_argument("--decay", action=argparse.BooleanOptionalAction, help="whether the rate then falls, as a cosine")
     how.add_argument("--ema-decay", type=share, metavar="SHARE", help="of the averaged weights, which are what is kept")
     how.add_argument(
@@ -133,7 +157,7 @@ def parser() -> Parser:
     how.add_argument(
         "--bfloat16", action=argparse.BooleanOptionalAction, help="of matrix products, where there are instructions"
     )
-    how.add_argument("--seed", type=int, help="of all that is random")
+    how.add_argument("--seed", type=none_or_more, help="of all that is random")
     where = made.add_argument_group("where, and what is said")
     where.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     where.add_argument("--threads", type=whole, default=1, help="of a CPU, for each process (default: %(default)s)")
@@ -141,7 +165,7 @@ def parser() -> Parser:
         "--processes", type=whole, default=1, metavar="N", help="on this machine; elsewhere, start torchrun yourself"
     )
     where.add_argument(
-        "--relaunch", type=int, default=0, metavar="TIMES", help="go on from the last checkpoint after a crash"
+        "--relaunch", type=none_or_more, default=0, metavar="TIMES", help="go on from the last checkpoint after a crash"
     )
     where.add_argument(
         "--every",
@@ -162,8 +186,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int | None:
     """Train as the arguments say. Raises `ValueError` and `CheckpointError` for what cannot be done."""
     chosen = parser().parse_args(arguments)
-    if chosen.relaunch < 0:
-        raise ValueError(f"--relaunch must be 0 or more, got {chosen.relaunch}")
+    refuse_what_is_of_no_use(chosen)
     start = starting(chosen)
     recipe = recipe_of(chosen, start)
     if "plan" in chosen:
@@ -186,6 +209,24 @@ def main(arguments: Sequence[str]) -> int | None:
     return None
 
 
+def refuse_what_is_of_no_use(chosen: argparse.Namespace) -> None:
+    """Raises `ValueError` for options that would do nothing, and for what is missing only once all pictures were looked at."""
+    if "data" not in chosen:
+        for name in ABOUT_DATA:
+            if name in chosen:
+                raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
+        if getattr(chosen, "recipe", "") == "fine-tune":
+            raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
+    if chosen.network == "linear-prior":
+        for name in (*(field.name for field in fields(Recipe)), "steps", "minutes"):
+            if name in chosen:
+                raise ValueError(f"the linear prior is fitted in one pass; leave --{name.replace('_', '-')} out")
+    if chosen.network == "controlnet" and "data" in chosen and "plan" not in chosen and "depth_model" not in chosen:
+        raise ValueError(
+            "a decoder that follows hints learns from depth pictures; name what estimates those of yours: --depth-model"
+        )
+
+
 def starting(chosen: argparse.Namespace) -> dict[str, Path]:
     """The parts of the model to begin with. Raises `ValueError` where it is not here."""
     if "start_from" in chosen:
@@ -203,9 +244,13 @@ def recipe_of(chosen: argparse.Namespace, start: Mapping[str, Path]) -> ModelRec
     elif name in STAGES:
         if STAGES[name].network != network:
             raise ValueError(f"--recipe {name} trains the {STAGES[name].network}, not the {network}")
+        if not (start or STAGES[name].begins.startswith(NOTHING) or "plan" in chosen):
+            raise ValueError(f"--recipe {name} begins with {STAGES[name].begins}: name its model with --start-from")
         recipe = STAGES[name].recipe
     else:
         recipe = BOX if name == "box" else PUBLISHED
+        if start and of_model(start).unet.block_out_channels != recipe.unet.block_out_channels:
+            raise ValueError(f"--recipe {name} is of another size than {chosen.start_from}; fine-tune it, with --data")
     if name not in ("box", "fine-tune") and "data" not in chosen and "plan" not in chosen:
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
     if network == "linear-prior":
@@ -218,7 +263,7 @@ def recipe_of(chosen: argparse.Namespace, start: Mapping[str, Path]) -> ModelRec
 
 
 def own(chosen: argparse.Namespace) -> Own | None:
-    """The pictures that are named, and which of them."""
+    """The pictures that are named, and which of them. Raises `ValueError` where what estimates their depth cannot be used."""
     stage = STAGES.get(getattr(chosen, "recipe", ""))
     usual = stage.filter if stage else Filter()
     if "data" not in chosen:
@@ -228,7 +273,10 @@ def own(chosen: argparse.Namespace) -> Own | None:
         aesthetic=getattr(chosen, "min_aesthetic", usual.aesthetic),
         licences=tuple(getattr(chosen, "licence", usual.licences)),
     )
-    return Own(tuple(chosen.data), wanted, getattr(chosen, "depth_model", None))
+    model = getattr(chosen, "depth_model", None)
+    if model is not None:
+        estimated(torch.zeros(1, 3, GRAIN, GRAIN), model)  # now, and not after all pictures were looked at
+    return Own(tuple(chosen.data), wanted, model)
 
 
 def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, Path], processes: Processes) -> None:
@@ -247,7 +295,9 @@ def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, P
             said = f"loss {line['loss']:.4f}"
             progress.update(task, total=line["of"], completed=line["step"], said=said)
             if line["step"] % chosen.every == 0 or line["step"] == line["of"]:  # a held-out set was looked at
-                progress.console.print({name: round(value, 4) for name, value in line.items()})
+                measured = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
+                said = f"step {line['step']} of {line['of']}: {', '.join(measured)}"
+                progress.console.print(said, highlight=False)
     if processes.first:
         print(f"the model so far is in {workshop.model}")
 

@@ -13,7 +13,7 @@ from kandinsky22.compositions import caption, perturb
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Compositions, Pictures
-from kandinsky22.training.loop import Batch, Objective, Recipe, generator
+from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.run import Sheet, beside, grid, nearest
 
@@ -27,7 +27,7 @@ class CLIP(nn.Module):
     def __init__(self, vision: CLIPVisionConfig, text: CLIPTextConfig, *, probed: bool = True) -> None:
         super().__init__()
         self.vision, self.text = CLIPVision(vision), CLIPText(text)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(10.0)))  # FSDP takes no scalar
         self.probes = Probes(vision.projection_dim) if probed else None
 
 
@@ -121,10 +121,11 @@ def validate(
     rng, count = np.random.default_rng(0), min(count, len(held_out))
     scenes = [held_out.scene(i) for i in range(count)] if isinstance(held_out, Compositions) else []
     captions = [caption(scene, rng, whole=True) for scene in scenes] or held_out.captions(np.arange(count), rng)
-    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + 128, count)))) for i in range(0, count, 128)])
+    device, starts = clip.logit_scale.device, range(0, count, 128)
+    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + 128, count))).to(device)) for i in starts])
     text = _texts(clip, tokenizer, captions)
     images, texts = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    similar, truth = images @ texts.T, torch.arange(count)
+    similar, truth = images @ texts.T, torch.arange(count, device=device)
     measured = {
         "image_to_text": float((similar.argmax(1) == truth).float().mean()),
         "text_to_image": float((similar.argmax(0) == truth).float().mean()),
@@ -134,15 +135,15 @@ def validate(
         told_apart = (images * texts).sum(-1) > (images * F.normalize(wrongs, dim=-1)).sum(-1)
         measured["hard"] = float(told_apart.float().mean())
         for name, embeds, said in (("image", image, None), ("text", text, captions)):
-            rates = clip.probes.accuracy(embeds, labels(scenes, said))
+            rates = clip.probes.accuracy(embeds, on(device, labels(scenes, said)))
             measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
-    found = nearest(text[:8], image, held_out.pictures(range(count)), columns=min(7, count))
+    found = nearest(text[:8].cpu(), image.cpu(), held_out.pictures(range(count)), columns=min(7, count))
     return beside(grid([*held_out.pictures(range(min(8, count)))], 1), found), measured
 
 
 def _texts(clip: CLIP, tokenizer: Tokenizer, captions: list[str]) -> Tensor:
     parts = (tokenizer(captions[i : i + 128]).trimmed().ids for i in range(0, len(captions), 128))
-    return torch.cat([clip.text(ids).embed for ids in parts])
+    return torch.cat([clip.text(ids.to(clip.logit_scale.device)).embed for ids in parts])
 
 
 def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) -> Sheet:
@@ -152,7 +153,7 @@ def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)
         with torch.no_grad():
-            contrast, _ = validation.loss(validation.draw(0))
+            contrast, _ = validation.loss(on(copy.logit_scale.device, validation.draw(0)))
         picture, measured = validate(copy, tokenizer, held_out)
         return picture, {"validation": float(contrast.mean()), **measured}
 

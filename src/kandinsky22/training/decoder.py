@@ -153,7 +153,8 @@ def sheet(
     device = next(unet.parameters()).device
     copy = UNet(unet.config).to(device)
     validation = objective(copy, schedule, [held_out], zero, replace(recipe, min_snr=None), beside)
-    first = torch.arange(min(16, held_out.rows))
+    columns = min(8, held_out.rows)
+    first = torch.arange(min(2, held_out.rows // columns) * columns)
     x0, embeds = held_out.latents[first].float(), held_out.embeds[first].float()
     seen = beside(held_out, first, x0, generator(recipe.seed, -1))
 
@@ -162,9 +163,11 @@ def sheet(
         with torch.no_grad():
             losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
             told = embeds.to(device), zero.to(device), (x0.shape[2], x0.shape[3]), on(device, seen)
-            shown = [movq.decode(x0), *_shown(movq, seen), movq.decode(paint(copy, schedule, *told).cpu())]
-        rows = [picture for start in (0, 8) for pictures in shown for picture in pictures[start : start + 8]]
-        return grid(rows, 8), {"validation": sum(losses) / len(losses)}
+            painted = paint(copy, schedule, *told)
+            shown = [_decoded(movq, x0), *_shown(movq, seen), _decoded(movq, painted)]
+        starts = range(0, len(first), columns)
+        rows = [picture for start in starts for pictures in shown for picture in pictures[start : start + columns]]
+        return grid(rows, columns), {"validation": sum(losses) / len(losses)}
 
     return draw
 
@@ -173,5 +176,10 @@ def _shown(movq: MoVQ, seen: dict[str, Tensor]) -> list[Tensor]:
     """What a network sees beside its state, as pictures: a hint, or a picture with grey where it is to be repainted."""
     if "masked" in seen:
         known = F.interpolate(seen["masked"][:, -1:], scale_factor=movq.config.factor)
-        return [movq.decode(seen["masked"][:, :-1]) * known]
+        return [_decoded(movq, seen["masked"][:, :-1]) * known]
     return [seen["hint"] * 2 - 1] if "hint" in seen else []
+
+
+def _decoded(movq: MoVQ, latents: Tensor) -> Tensor:
+    """Pictures on the CPU, decoded where MoVQ is."""
+    return movq.decode(latents.to(next(movq.parameters()).device)).cpu()

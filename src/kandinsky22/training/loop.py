@@ -88,6 +88,11 @@ class Training:
                 "this network compares every row of a batch with every other, so a batch cannot be cut into "
                 f"{recipe.accumulate}; use --accumulate 1 and a smaller --batch"
             )
+        if objective.coupled and recipe.batch % processes.count:
+            raise ValueError(
+                f"this network compares every row of a batch with every other, so all of {processes.count} processes must have "
+                f"as many; use a --batch that {processes.count} divides, not {recipe.batch}"
+            )
         if recipe.batch < processes.count * recipe.accumulate:
             raise ValueError(
                 f"a batch of {recipe.batch} cannot be cut into {processes.count * recipe.accumulate} parts; use a larger --batch"
@@ -141,12 +146,14 @@ class Training:
         for part in range(recipe.accumulate):
             processes.gather_gradients_after(self.learner, part == recipe.accumulate - 1)
             start, stride = processes.rank + part * processes.count, processes.count * recipe.accumulate
-            mine = on(processes.device, {name: value[start::stride] for name, value in batch.items()})
+            # where there are fewer rows than parts, some look at one that does not count: all must use the same parameters
+            counted = start < rows
+            mine = on(processes.device, {name: value[start % rows :: stride] for name, value in batch.items()})
             with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16):
                 losses, measured = self.learner(mine)
-            (losses.sum() * (processes.count / rows)).backward()
+            (losses.sum() * (counted * processes.count / rows)).backward()
             for name, value in self._told(losses, measured, mine).items():
-                sums[name] = sums.get(name, 0) + value
+                sums[name] = sums.get(name, 0) + counted * value
         return self._means(processes.summed(sums), rows)
 
     def _told(self, losses: Tensor, measured: Mapping[str, Tensor], rows: Batch) -> dict[str, Tensor]:
@@ -201,10 +208,11 @@ class Training:
 
     def go_on_from(self, state: Mapping[str, object]) -> None:
         """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else."""
-        if state["learnt_from"] != self.learnt_from:
+        before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
+        if changed := [name for name in before | self.learnt_from if before.get(name) != self.learnt_from.get(name)]:
             raise ValueError(
-                f"the checkpoint learnt from {state['learnt_from']}, and there is now {self.learnt_from}; "
-                "remove its folder to start anew"
+                f"the checkpoint learnt from another {' and '.join(changed)} than there is now; go on with what it learnt from, or "
+                "start anew in another --folder"
             )
         self.step, self.steps = int(str(state["step"])), int(str(state["steps"]))
 

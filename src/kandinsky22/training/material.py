@@ -133,9 +133,9 @@ class Material:
             raise ValueError(
                 "a decoder that follows hints learns from depth pictures; name what estimates them: --depth-model"
             )
-        model = self.own.depth_model
+        model, device = self.own.depth_model, str(self.processes.device)
         return self._computed(
-            "depths", pictures, model, lambda rows: estimated(pictures.pictures(rows), model), torch.uint8
+            "depths", pictures, model, lambda rows: estimated(pictures.pictures(rows), model, device), torch.uint8
         )
 
     def _computed(
@@ -155,12 +155,14 @@ class Material:
         )  # fmt: skip
 
 
-def estimated(pictures: Tensor, model: str) -> Tensor:
-    """The depth of pictures [B, 3, H, W] in [-1, 1], uint8 [B, H, W], 255 nearest."""
+def estimated(pictures: Tensor, model: str, device: str = "cpu") -> Tensor:
+    """The depth of pictures [B, 3, H, W] in [-1, 1], uint8 [B, H, W], 255 nearest. Raises `ValueError` as `depth` does."""
     from kandinsky22.depth_estimation import depth
 
     shown = ((pictures + 1) * 127.5).round().byte().movedim(1, -1).numpy()
-    found = [np.array(depth(Image.fromarray(pixels), model=model).image.convert("L")) for pixels in shown]
+    found = [
+        np.array(depth(Image.fromarray(pixels), model=model, device=device).image.convert("L")) for pixels in shown
+    ]
     return torch.from_numpy(np.stack(found))
 
 

@@ -252,7 +252,7 @@ def sheet(network: Autoencoder, held_out: Pictures, count: int = 64) -> Sheet:
         }  # fmt: skip
         if codebook.weight.abs().max() > 1 / codebook.num_embeddings:  # no longer as it was drawn
             measured |= codes_in_use(torch.cat(indices), codebook.num_embeddings)
-        return grid([*pictures[:8], *back[:8]], 8), measured
+        return grid([*pictures[:8], *back[:8]], min(8, len(pictures))), measured
 
     return draw
 

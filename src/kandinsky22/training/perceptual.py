@@ -37,7 +37,8 @@ class Perceptual:
 
         Gradients reach `pictures` alone.
         """
-        self.vision.to(pictures.device)
+        if next(self.vision.parameters()).device != pictures.device:
+            self.vision.to(pictures.device)
         features = self._features(pictures)
         with torch.no_grad():
             known = self._features(others)

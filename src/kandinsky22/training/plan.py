@@ -117,7 +117,7 @@ def planned(
     if recipe.batch < parts:
         raise ValueError(f"a batch of {recipe.batch} cannot be cut into {parts} parts; use a larger --batch")
     largest = ceil(recipe.batch / parts)
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants of modules have numbers
         learning = network()
         part = counted(learning, loss(learning), rows(largest), recipe, device=device)
         parameters = list(learning.parameters())

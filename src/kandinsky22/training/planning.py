@@ -106,11 +106,21 @@ def _movq(recipe: ModelRecipe, network: str) -> Parts:
         return {
             "picture": torch.zeros(n, 3, recipe.crop, recipe.crop),
             "noise": noise,
-            "step": torch.ones(n, dtype=torch.long),
+            "step": torch.tensor(
+                [recipe.terms.adversarial_from]
+            ),  # of all rows: of a single number torch keeps the value
         }
 
     frozen = _bytes(lambda: CLIPVision(recipe.vision)) if terms.perceptual else 0
-    return lambda: movq.Autoencoder(MoVQ(recipe.movq), terms), loss, rows, frozen
+
+    def made() -> nn.Module:
+        both = movq.Autoencoder(MoVQ(recipe.movq), terms)
+        if network == "movq-decoder":
+            both.movq.encoder.requires_grad_(False)
+            both.movq.quant_conv.requires_grad_(False)
+        return both
+
+    return made, loss, rows, frozen
 
 
 def _clip(recipe: ModelRecipe, network: str) -> Parts:

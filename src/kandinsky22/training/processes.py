@@ -4,6 +4,8 @@ Kandinsky 2.2 has 1.25 billion numbers, which one device can hold; the four more
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -21,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 CPU = torch.device("cpu")
 PATIENCE = timedelta(minutes=10)  # for a process that does not answer
+SUPERVISOR = "KANDINSKY22_SUPERVISOR"  # the id of the process that watches over this one, in its environment
+GLANCE = 0.2  # seconds between looks at whether that is still there
 
 
 class Learner(nn.Module):
@@ -82,10 +85,20 @@ class Processes:
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all processes, each having as many, in the batch's order: row r of process p of P is row
         rP + p of it. Gradients flow back to the process that a row came from."""
-        if self.count == 1:
-            return rows
-        every = dist.nn.functional.all_gather(rows) if rows.requires_grad else _all_gathered(rows, self.count)
-        return torch.stack(list(every), dim=1).flatten(0, 1)
+        return rows if self.count == 1 else _Gathered.apply(rows, self.rank, self.count)
+
+    def by_first(self, work: Callable[[], None]) -> None:
+        """Have the first process do something that all wait for. Where it raises `OSError`, all do."""
+        raised: list[OSError | None] = [None]
+        if self.first:
+            try:
+                work()
+            except OSError as error:
+                raised = [error]
+        if self.count > 1:
+            dist.broadcast_object_list(raised)
+        if raised[0] is not None:
+            raise raised[0]
 
     def wait(self) -> None:
         """Until all are here."""
@@ -93,10 +106,21 @@ class Processes:
             dist.barrier()
 
 
-def _all_gathered(rows: Tensor, count: int) -> list[Tensor]:
-    every = [torch.empty_like(rows) for _ in range(count)]
-    dist.all_gather(every, rows.contiguous())
-    return every
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes, interleaved; a row's gradient is the sum of what they all found for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, rank: int, count: int) -> Tensor:
+        ctx.rank, ctx.count = rank, count
+        every = [torch.empty_like(rows) for _ in range(count)]
+        dist.all_gather(every, rows.contiguous())
+        return torch.stack(every, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed[ctx.rank :: ctx.count], None, None
 
 
 ALONE = Processes()
@@ -111,6 +135,8 @@ def join(device: str | None = None) -> Processes:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device here; leave --device out")
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 or SUPERVISOR in os.environ:
+        threading.Thread(target=_end_with_parents, args=(os.getppid(),), daemon=True).start()
     if count == 1:
         return Processes(device=torch.device(kind))
     local = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
@@ -118,6 +144,25 @@ def join(device: str | None = None) -> Processes:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), count, local)
+
+
+def _end_with_parents(parent: int) -> None:
+    """End this process when the one that started it, or the supervisor, was killed: whoever starts the run again must not
+    find it still going on, and writing to the same folder."""
+    supervisor = int(os.environ.get(SUPERVISOR, parent))
+    while os.getppid() == parent and _lives(supervisor):
+        time.sleep(GLANCE)
+    os._exit(1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def whole(value: Tensor) -> Tensor:

@@ -53,25 +53,28 @@ def nearest(wanted: Tensor, known: Tensor, pictures: Tensor, columns: int = 8) -
 
 
 def seconds_per_step(training: Training, rounds: int = 4) -> float:
-    """Time a few steps without taking them: the weights do not move. The first, which warms up, does not count."""
+    """Time a few steps without taking them: the weights do not move. The first, which warms up, does not count. All
+    processes get the same number, and must ask together."""
     times = []
     for step in range(rounds):
         began = time.perf_counter()
         training.gradients(step)
         training.optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
-    return sorted(times[1:])[len(times) // 2 - 1]
+    typical = torch.tensor(
+        sorted(times[1:])[len(times) // 2 - 1], dtype=torch.float64, device=training.processes.device
+    )
+    return training.processes.summed({"seconds": typical})["seconds"] / training.processes.count
 
 
 def resume(training: Training, folder: Path) -> bool:
-    """Go on from the folder's last checkpoint, if it has one; metrics written after it are dropped."""
-    if not saved.load(training, folder):
-        return False
+    """Go on from the folder's last checkpoint, if it has one, else from the start; metrics written after it are dropped."""
+    found = saved.load(training, folder)
     if training.processes.first and (folder / METRICS).exists():
         kept = [line for line in lines(folder) if line["step"] <= training.step]
         with whole(folder / METRICS) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    return True
+    return found
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -110,9 +113,10 @@ def run(
                         best = line["validation"]
                         with whole(folder / BEST) as partial:
                             save_file({name: value.contiguous() for name, value in weights.items()}, partial)
-                saved.save(training, folder)
             file.write(json.dumps(line) + "\n")
             file.flush()
+            if due:  # after its line: what is gone on from has one
+                saved.save(training, folder)
             if writer is not None:
                 for name, value in line.items():
                     writer.add_scalar(name, value, training.step)

@@ -17,7 +17,7 @@ from kandinsky22.files import whole
 from kandinsky22.training.loop import Training
 
 FOLDER, STATE = "checkpoints", "state.json"
-KEPT = 3
+KEPT, TORN = 3, ".part"
 
 
 def save(training: Training, folder: Path) -> None:
@@ -27,22 +27,28 @@ def save(training: Training, folder: Path) -> None:
     """
     processes = training.processes
     path = folder / FOLDER / f"{training.step:08d}"
-    partial = path.with_suffix(".part")
-    if processes.first:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = path.with_suffix(TORN)
+
+    def make_room() -> None:
+        for torn in (folder / FOLDER).glob(f"*{TORN}"):
+            shutil.rmtree(torn, ignore_errors=True)
         partial.mkdir(parents=True)
-    processes.wait()
+
+    def give_name() -> None:
+        with whole(partial / STATE) as state:
+            state.write_text(json.dumps(training.state()), encoding="utf-8")
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+        for old in steps(folder)[:-KEPT]:
+            removed = (folder / FOLDER / f"{old:08d}").replace(folder / FOLDER / f"{old:08d}{TORN}")
+            shutil.rmtree(removed, ignore_errors=True)
+
     try:
+        processes.by_first(make_room)
         with _quiet():
             state_dict_saver.save(training.tensors(), checkpoint_id=partial, no_dist=processes.count == 1)
-        if processes.first:
-            with whole(partial / STATE) as state:
-                state.write_text(json.dumps(training.state()), encoding="utf-8")
-            shutil.rmtree(path, ignore_errors=True)
-            partial.replace(path)
-            for old in steps(folder)[:-KEPT]:
-                shutil.rmtree(folder / FOLDER / f"{old:08d}")
-    except (CheckpointException, RuntimeError, OSError) as error:
+        processes.by_first(give_name)
+    except (CheckpointException, OSError) as error:  # no RuntimeError: another process that died is not a full disk
         if processes.first:
             shutil.rmtree(partial, ignore_errors=True)
         earlier = steps(folder)
@@ -50,7 +56,6 @@ def save(training: Training, folder: Path) -> None:
         raise OSError(
             f"the checkpoint of step {training.step} cannot be written to {folder} ({_cause(error)}); {sound}"
         ) from error
-    processes.wait()
 
 
 def load(training: Training, folder: Path) -> bool:
@@ -65,7 +70,7 @@ def load(training: Training, folder: Path) -> bool:
     try:
         with _quiet():
             state_dict_loader.load(training.tensors(), checkpoint_id=path, no_dist=training.processes.count == 1)
-    except (CheckpointException, RuntimeError, ValueError) as error:
+    except (CheckpointException, ValueError) as error:  # nor is it a damaged file
         raise ValueError(
             f"{path} is not of this network, or damaged ({_cause(error)}); remove it to go on from an earlier one"
         ) from error

@@ -10,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
+from kandinsky22.files import whole
 from kandinsky22.training import saved
+from kandinsky22.training.processes import SUPERVISOR
 
-WATCHED = "KANDINSKY22_SUPERVISED"
+TRAIN = ("-m", "kandinsky22", "train")
 WORD = "stopped.txt"
 STOPPED = 2  # the status of a process that left word
 OWN = ("--processes", "--relaunch")  # options that are meant for this, not for those that it starts
@@ -26,20 +30,22 @@ def wanted(processes: int, relaunches: int) -> bool:
 
 def is_watched() -> bool:
     """Whether this process was started from here."""
-    return WATCHED in os.environ
+    return SUPERVISOR in os.environ
 
 
 def leave_word(folder: Path, error: Exception) -> None:
     """Say why this process stops, so that it is not started again to stop for the same reason."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WORD).write_text(" ".join(str(error).split()), encoding="utf-8")
+    with whole(folder / WORD) as partial:
+        partial.write_text(" ".join(str(error).split()), encoding="utf-8")
 
 
-def supervise(arguments: Sequence[str], folder: Path, processes: int, relaunches: int) -> int:
+def supervise(
+    arguments: Sequence[str], folder: Path, processes: int, relaunches: int, program: Sequence[str] = TRAIN
+) -> int:
     """Run `kandinsky22 train` in as many processes, and after a crash again, at most `relaunches` times in a row without a
     new checkpoint in `folder`, the run's. Returns an exit status; raises `ValueError` with the reason of a process that
     stopped for one."""
-    module = ("-m", "kandinsky22", "train", *_theirs(arguments))
+    module = (*program, *_theirs(arguments))
     launch = (
         (
             "-m",
@@ -77,17 +83,26 @@ def supervise(arguments: Sequence[str], folder: Path, processes: int, relaunches
 
 def _carried_out(command: Sequence[str]) -> int:
     """Run a command to its end; whoever stops this process stops that one, too."""
-    environment = {**os.environ, WATCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {
+        **os.environ,
+        SUPERVISOR: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
     with subprocess.Popen(command, env=environment) as running:
-        earlier = signal.signal(signal.SIGTERM, lambda *_: running.terminate())
+        earlier = signal.signal(signal.SIGTERM, _stopped)
         try:
             return running.wait()
-        except KeyboardInterrupt:
-            running.send_signal(signal.SIGINT)
+        except (KeyboardInterrupt, SystemExit) as stopped:
+            running.send_signal(signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
             running.wait()
             raise
         finally:
             signal.signal(signal.SIGTERM, earlier)
+
+
+def _stopped(number: int, frame: FrameType | None) -> NoReturn:
+    """What is asked to stop has not crashed, and is not started again."""
+    raise SystemExit(128 + number)
 
 
 def _theirs(arguments: Sequence[str]) -> list[str]:

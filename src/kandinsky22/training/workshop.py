@@ -168,7 +168,7 @@ class Workshop:
             network, self.tokenizer, material.seen, recipe, hard=hard, gathered=self.processes.gathered
         )
         training = self._training("clip", network, objective, {})
-        return training, clip.sheet(copy, self.tokenizer, material.held_out, recipe)
+        return training, clip.sheet(self._there(copy), self.tokenizer, material.held_out, recipe)
 
     def _learnt_tokenizer(self, sets: list[Pictures]) -> Tokenizer:
         rng, wanted = np.random.default_rng(0), CAPTIONS_TO_LEARN_FROM // len(sets)
@@ -190,8 +190,7 @@ class Workshop:
         told = [self._told(material, pictures) for pictures in material.seen]
         torch.manual_seed(0)
         network = PriorTransformer(self.recipe.prior)
-        self._warm("prior", network)
-        if catalog.PRIOR not in self.start or self.own is None:
+        if not self._warm("prior", network) or self.own is None:
             embeds = torch.cat([pictures.embeds[torch.arange(len(pictures.embeds))].float() for pictures in told])
             for parameter, value in ((network.clip_mean, embeds.mean(0)), (network.clip_std, embeds.std(0))):
                 parameter.data.copy_(value)
@@ -268,7 +267,8 @@ class Workshop:
         buckets = material.buckets(*encoders, hinted=config.hinted)
         recipe = self.recipe.runs[name]
         objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
-        frozen = {"movq": self.latent_space, "image_encoder": self.stored("vision").fingerprint}
+        encoder, asked = self.stored("vision").fingerprint, schedule.prediction_type
+        frozen = {"movq": self.latent_space, "image_encoder": encoder, "prediction": asked}
         training = self._training(name, network, objective, frozen)
         unseen = material.bucket(material.held_out, *encoders, hinted=config.hinted)
         return training, decoder.sheet(network, self.movq, schedule, unseen, zero, recipe, beside)
@@ -379,12 +379,14 @@ class Workshop:
         recipe = self.recipe.runs[name]
         return Training(network, objective, recipe, self.recipe.steps[name], learnt_from, self.processes)
 
-    def _warm(self, name: str, network: nn.Module) -> None:
-        """Begin with the weights of the model this one starts with, where it has them and they fit."""
+    def _warm(self, name: str, network: nn.Module) -> bool:
+        """Begin with the weights of the model this one starts with, where it has them and they fit; returns whether it has."""
         part, folder, made, config = NETWORKS[name]
-        if part in self.start and (self.start[part] / folder).is_dir():
-            given = Stored(self.start[part] / folder, made, config).load(FLOAT32, CPU).state_dict()
-            network.load_state_dict(grow.grown(network.state_dict(), given))
+        if part not in self.start or not (self.start[part] / folder).is_dir():
+            return False
+        given = Stored(self.start[part] / folder, made, config).load(FLOAT32, CPU).state_dict()
+        network.load_state_dict(grow.grown(network.state_dict(), given))
+        return True
 
     def _complete(self) -> None:
         """Give the model all that it starts with and has not itself."""

@@ -1,0 +1,234 @@
+"""What the tests of training at scale run in processes of their own, as `torchrun` or the supervisor starts them.
+
+python -m tests.training.scale_program learn FOLDER: learn all of `CASES`, from the start and from checkpoints
+python -m tests.training.scale_program train FOLDER: one run, as `kandinsky22 train` carries it out
+"""
+
+import errno
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tests.training.known import RECIPE, line_fit
+from torch import Tensor, nn
+from torch.distributed.checkpoint import filesystem
+
+from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.models.movq import MoVQ, MoVQConfig
+from kandinsky22.models.unet import UNet
+from kandinsky22.training import clip, decoder, movq, run, saved
+from kandinsky22.training.loop import Batch, Training
+from kandinsky22.training.processes import ALONE, Processes, join
+from kandinsky22.training.recipes import BOX
+
+STEPS, HALF = 4, 2
+LONG, EVERY = 48, 2  # steps of a run that is killed, and between its checkpoints
+EPSILON = 1e-4  # of Adam: a gradient that is zero but for rounding is not to count as one that is not
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Pictures of nothing, each with one of nine captions."""
+
+    name: str = "noise"
+    look: str = "noise"
+    size: tuple[int, int] = (64, 32)
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return 40
+
+    def _of(self, indices: Any, height: int, width: int) -> Tensor:
+        return torch.stack([noise(3, height, width, seed=int(i)).tanh() for i in indices])
+
+    def pictures(self, indices: Any) -> Tensor:
+        return self._of(indices, *self.size)
+
+    def seen(self, indices: Any) -> Tensor:
+        return self._of(indices, 16, 16)
+
+    def crops(self, indices: Any, corners: np.ndarray, size: int) -> Tensor:
+        return self._of(indices, size, size)
+
+    def captions(self, indices: Any, rng: np.random.Generator) -> list[str]:
+        return [f"{'abc'[int(i) % 3]} {'xyz'[int(i) // 3 % 3]}" for i in indices]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A tokenizer of letters."""
+
+    ids: Tensor | None = None
+
+    def __call__(self, captions: list[str]) -> "Words":
+        return Words(torch.tensor([[1, *(3 + ord(letter) % 32 for letter in said), 2] for said in captions]))
+
+    def trimmed(self) -> "Words":
+        return self
+
+
+def line(processes: Processes = ALONE, steps: int = STEPS) -> Training:
+    """Three numbers, of which one process gets none; seven rows do not make four equal parts."""
+    recipe = replace(RECIPE, batch=7, accumulate=2)
+    return Training(*line_fit(recipe), recipe, steps, processes=processes)
+
+
+def unet(processes: Processes = ALONE, steps: int = STEPS) -> Training:
+    """Seven rows of one shape, or three of another, which leave one of four parts empty."""
+    torch.manual_seed(processes.rank)  # the first process's numbers are the ones that count
+    config = replace(BOX.unet, block_out_channels=(32, 32), cross_attention_dim=16, encoder_hid_dim=8, sample_size=4)
+    network, recipe = UNet(config), replace(RECIPE, batch=7, accumulate=2, min_snr=5.0, learning_rate=3e-4)
+    shapes = ((4, 4), (4, 8))
+    buckets = [decoder.Bucket(noise(9, 4, *shape), noise(9, 8, seed=1)) for shape in shapes]
+    schedule = NoiseSchedule.from_config(BOX.decoder_scheduler)
+    objective = decoder.objective(network, schedule, buckets, torch.zeros(1, 8), recipe)
+    return Training(network, objective, recipe, steps, {"latents": "noise"}, processes)
+
+
+def pairs(processes: Processes = ALONE, steps: int = STEPS) -> Training:
+    """Every row is compared with those of the other process."""
+    small = {"hidden_size": 32, "projection_dim": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    text = replace(BOX, text={**BOX.text, **small}).text_config(40)
+    vision = replace(BOX.vision, **small, num_attention_heads=2, image_size=16)
+    torch.manual_seed(0)
+    network, recipe = clip.CLIP(vision, text, probed=False), replace(RECIPE, batch=8, learning_rate=3e-4)
+    objective = clip.objective(network, Words(), [Noisy()], recipe, gathered=processes.gathered)  # type: ignore[arg-type]
+    return Training(network, objective, recipe, steps, processes=processes)
+
+
+def autoencoder(processes: Processes = ALONE, steps: int = STEPS) -> Training:
+    """What MoVQ's decoder learns against an adversary, while the rest of its numbers stay as they are. In the second half, one
+    whole picture is all of a step's rows, and one process has none."""
+    torch.manual_seed(0)
+    network = MoVQ(MoVQConfig(block_out_channels=(32, 32), layers_per_block=1, num_vq_embeddings=16))
+    movq.initialise(network, noise(4, 3, 32, 32).tanh())
+    network.requires_grad_(False)
+    for part in (network.post_quant_conv, network.decoder):
+        part.requires_grad_(True)
+    terms = movq.Terms(adversarial=0.1, adversarial_from=1, discriminator_width=8)
+    both, recipe = movq.Autoencoder(network, terms), replace(RECIPE, batch=3, learning_rate=3e-4)
+    return Training(both, movq.objective(both, [Noisy()], recipe, 32, HALF), recipe, steps, processes=processes)
+
+
+CASES: Mapping[str, Callable[..., Training]] = {
+    "line": line, "unet": unet, "pairs": pairs, "autoencoder": autoencoder,
+}  # fmt: skip
+RESUMED = ("line", "unet", "autoencoder")
+
+
+def curve(processes: Processes = ALONE, steps: int = LONG) -> Training:
+    """Few numbers, of which every process gets some: quick steps, for a run that is killed."""
+    recipe = replace(RECIPE, learning_rate=3e-4)
+    _, objective = line_fit(recipe)
+    network = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))  # drawn after the seed of the line
+
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return (network(rows["x"]) - rows["x"].flip(1).sin()).square().mean(1), {}
+
+    return Training(network, replace(objective, loss=loss), recipe, steps, {"points": "normal"}, processes)
+
+
+def learnt(training: Training) -> dict[str, Any]:
+    """Train to the end: what was measured, what came of it, and how much of it this process holds."""
+    for group in training.optimizer.param_groups:
+        group["eps"] = EPSILON
+    lines = list(training)
+    moments = [state["exp_avg"] for state in training.optimizer.state.values()]
+    mine = {
+        "parameters": training.parameters, "moments": moments, "averages": [*training.ema.values()],
+    }  # fmt: skip
+    own = {name: sum(value.numel() for value in training.processes.own(values)) for name, values in mine.items()}
+    return {"lines": lines, "weights": training.averaged(), "own": own}
+
+
+def half_way(make: Callable[..., Training], folder: Path, processes: Processes = ALONE) -> None:
+    """Train half the steps, and leave a checkpoint."""
+    training = make(processes)
+    for group in training.optimizer.param_groups:
+        group["eps"] = EPSILON
+    for _ in range(HALF):
+        training.advance()
+    saved.save(training, folder)
+
+
+def gone_on(make: Callable[..., Training], folder: Path, processes: Processes = ALONE) -> dict[str, Any]:
+    """What comes of a checkpoint."""
+    training = make(processes)
+    assert run.resume(training, folder) and training.step == HALF
+    return learnt(training)
+
+
+def learn(folder: Path) -> int:
+    """All cases from the start; some from a checkpoint of these processes, and from that of one process in `folder`."""
+    processes = join("cpu")
+    found: dict[str, Any] = {}
+    for name, make in CASES.items():
+        found[name] = learnt(make(processes))
+        if name in RESUMED:
+            half_way(make, folder / name / "two", processes)
+            found[f"{name} from two"] = gone_on(make, folder / name / "two", processes)
+            found[f"{name} from one"] = gone_on(make, folder / name / "one", processes)
+    found["seconds"] = run.seconds_per_step(line(processes))
+    list(run.run(curve(processes), folder / "curve", every=EVERY))
+    found["spoilt"] = stopped_by(FloatingPointError, spoilt(processes, 2 * EVERY + 1), folder / "spoilt")
+    found["full"] = stopped_by(OSError, filling_up(processes, 2 * EVERY), folder / "full")
+    torch.save(found, folder / f"rank{processes.rank}.pt")
+    return 0
+
+
+def stopped_by(error: type[Exception], training: Training, folder: Path) -> tuple[str, int]:
+    """The sentence that a run stops with, and the step that was last taken."""
+    try:
+        list(run.run(training, folder, every=EVERY))
+    except error as stopped:
+        return str(stopped), training.step
+    raise AssertionError("it did not stop")
+
+
+def filling_up(processes: Processes, step: int) -> Training:
+    """A run, after whose step the second process can write nothing more into checkpoints."""
+    training, write = curve(processes), filesystem._write_item
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        if processes.rank == 1 and training.step > step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*args, **kwargs)
+
+    filesystem._write_item = full
+    return training
+
+
+def spoilt(processes: Processes, step: int) -> Training:
+    """A run with a step where the second process's loss is not finite."""
+    training = curve(processes)
+    right = training.learner.loss
+
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, measured = right(rows)
+        return losses * (math.nan if processes.rank == 1 and training.step == step else 1.0), measured
+
+    training.learner.loss = loss
+    return training
+
+
+def train(folder: Path) -> int:
+    """One run, from its last checkpoint."""
+    torch.set_num_threads(1)
+    training = curve(join("cpu"))
+    run.resume(training, folder)
+    for _ in run.run(training, folder, every=EVERY):
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit({"learn": learn, "train": train}[sys.argv[1]](Path(sys.argv[2])))

@@ -1,0 +1,137 @@
+"""docs/training.md: its commands run as they stand, it names every option, and its table is that of the recipes."""
+
+import argparse
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kandinsky22.cli.app import run
+from kandinsky22.training import cli
+from kandinsky22.training.photos import Filter, shapes
+from kandinsky22.training.recipes import NETWORKS, STAGES, Stage
+from kandinsky22.training.run import lines
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"<!-- stages[^\n]*-->\n(.*?)<!-- end of stages -->", re.DOTALL)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+COLUMNS = {"data": "pictures", "filter": "filter", "begins": "begins with", "steps": "steps"}
+"""What the card may give of a stage, as the document calls it."""
+
+
+def test_its_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those marked `run`, in order, in one folder; what they leave is what the document says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
+    for kind, block in FENCED.findall(TEXT):
+        if kind == "python run":
+            exec(compile(block, str(DOCUMENT), "exec"), {})
+        elif kind == "sh run":
+            for command in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(command)
+                status = run(words[1:]) if words[0] == "kandinsky22" else subprocess.call(words)
+                assert status == 0, command
+
+    mine = Path("runs/mine")
+    for network, steps in (("decoder", 12), ("prior", 6), ("inpaint", 2)):
+        assert [line["step"] for line in lines(mine / network)] == [*range(1, steps + 1)]
+        with Image.open(mine / network / "sheet.png") as sheet:
+            assert sheet.height >= 128
+    assert len([*Path("out").glob("three-purple-stars*.png")]) >= 1
+    said = TEXT[TEXT.index("## Where everything lies") : TEXT.index("## Going on after a stop")]
+    here = {path.name for path in mine.iterdir()} | {path.name for path in (mine / "decoder").iterdir()}
+    for name in here:
+        assert re.sub(r"-\w+-photos-.*", "-", name) in said, name
+
+
+def test_it_names_every_option_and_no_other() -> None:
+    parser = cli.parser()
+    known = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    prose = FENCED.sub("", TEXT)
+    typed = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
+    trained = [line[line.index(" train ") :] for line in typed]
+    named = {option for text in (prose, *trained) for option in OPTION.findall(text)}
+    others = {"--model", "--logdir"}  # of painting, and of TensorBoard
+    assert named - others == known - {"--help"}
+
+
+def test_its_table_of_options_says_the_parsers_defaults() -> None:
+    rows = {
+        option: [cell.strip(" `") for cell in row.split("|")][3]
+        for row in TEXT.splitlines()
+        if row.startswith("| `--")
+        for option in OPTION.findall(row.split("|")[1])
+    }
+    parser = cli.parser()
+    for action in parser._actions:
+        default = action.default
+        if default not in (None, argparse.SUPPRESS, False):
+            option = action.option_strings[0]
+            assert rows[option].split()[0] == str(default), option
+
+
+def test_its_table_of_recipes_is_that_of_the_recipes() -> None:
+    found = TABLE.search(TEXT)
+    assert found and found[1] == table_of_stages()
+    assert all(f"`{name}`" in TEXT for name in (*cli.RECIPES, *NETWORKS))
+
+
+def test_its_table_of_shapes_is_what_pictures_are_trained_in() -> None:
+    for side in (128, 512, 768):
+        row = next(row for row in TEXT.splitlines() if row.startswith(f"| {side} |"))
+        said = [(int(height), int(width)) for height, width in re.findall(r"(\d+) x (\d+)", row)]
+        if "lying" in row:
+            said += [(width, height) for height, width in said[1:]]
+        assert sorted(said) == sorted(shapes(side))
+
+
+def table_of_stages() -> str:
+    """The schedule as the document has it."""
+    heads = ["recipe", "network", *COLUMNS.values(), "rate", "the card gives"]
+    rows = [heads, ["---"] * len(heads)]
+    rows += [[f"`{name}`", stage.network, *_told(stage)] for name, stage in STAGES.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _told(stage: Stage) -> list[str]:
+    card = ", ".join(COLUMNS[name] for name in stage.card)
+    return [stage.data, _filter(stage.filter), stage.begins, f"{stage.steps:,}", f"{stage.learning_rate:g}", card]
+
+
+def _filter(filter: Filter) -> str:
+    asked = [f"`--min-side {filter.side}`"] if filter.side else []
+    asked += [f"`--min-aesthetic {filter.aesthetic:g}`"] if filter.aesthetic is not None else []
+    return " ".join(asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["decoder", "--data", "photos", "--side", "100"], "multiple of 64, got 100; use 64 or 128"),
+        (["decoder", "--data", "photos:0"], "positive number, got '0'; try photos:2"),
+        (["decoder", "--data", "photo"], "photo is not there"),
+        (["decoder", "--data", "photos", "--recipe", "fine-tune", "--start-from", "photos"], "no decoder/ folder"),
+        (["decoder", "--min-side", "512"], "--min-side is about pictures of yours"),
+        (["decoder", "--recipe", "fine-tune"], "name them with --data"),
+        (["controlnet", "--data", "photos"], "name what estimates those of yours: --depth-model"),
+        (["controlnet", "--data", "photos", "--depth-model", "nowhere"], "the depth checkpoint nowhere is not here"),
+        (["prior", "--data", "photos", "--recipe", "decoder-curated"], "trains the decoder, not the prior"),
+        (["decoder", "--data", "photos", "--recipe", "decoder-curated"], "name its model with --start-from"),
+        (["linear-prior", "--data", "photos", "--steps", "3"], "leave --steps out"),
+        (["decoder", "--warmup", "-5"], "from 0 up"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_picture_is_looked_at(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+        cli.main(arguments)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
