@@ -365,11 +365,14 @@ def main() -> None:
             shared = bench(Path(folder), device, products, chosen.batch)
             for cases in (shared.decoders, shared.priors):
                 results += [measured(case, shared, chosen.rounds, chosen.steps) for case in cases()]
+        said = shared.pictures.captions(range(PICTURES), np.random.default_rng(0))
+        lengths = shared.tokenizer(said).mask.sum(dim=1).tolist()
         about = (
             f"{chosen.device}, {chosen.threads} threads, torch {torch.__version__}, diffusers {diffusers.__version__}; "
             f"{chosen.rounds} rounds of {chosen.steps} steps, median (least - most). U-Net {millions(UNet(UNET))}, "
             f"prior {millions(PriorTransformer(PRIOR))}, MoVQ {millions(shared.movq)}, CLIP {millions(shared.vision)} and "
-            f"{millions(shared.text)}; {SIDE} px, a batch of {chosen.batch} and of {PRIOR_TIMES * chosen.batch}."
+            f"{millions(shared.text)}; {SIDE} px, captions of {min(lengths)} to {max(lengths)} tokens (diffusers pads to {TEXT_LENGTH}), "
+            f"a batch of {chosen.batch} and of {PRIOR_TIMES * chosen.batch}."
         )
     print(table(results, about))
     if chosen.output is not None:

@@ -26,15 +26,8 @@ from transformers import (
 from transformers.utils import logging
 
 from kandinsky22.cli.app import run
-from kandinsky22.depth_estimation import DEFAULT, _load, depth
+from kandinsky22.depth_estimation import DEFAULT, depth
 from tests.models_on_disk import randomise
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> None:
-    """The network of the picture before is not what a test is about."""
-    _load.cache_clear()
-
 
 HEIGHT, WIDTH = 50, 70
 
@@ -265,7 +258,6 @@ def test_no_depth_at_all(folders: dict[str, Path], picture: Image.Image, monkeyp
     info: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": []}
     for value in (3.0, float("nan")):
         loaded = (Flat(value), info)
-        _load.cache_clear()
         monkeypatch.setattr(
             transformers.AutoModelForDepthEstimation, "from_pretrained", lambda *_, _it=loaded, **__: _it
         )

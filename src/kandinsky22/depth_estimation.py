@@ -7,7 +7,6 @@ is a folder, or one that is in the hub's cache already.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,18 +33,27 @@ def depth(picture: Source, *, model: str | os.PathLike[str] | None = None, devic
     picture that is equally deep everywhere is 0. Raises `ValueError` where transformers, the checkpoint or the device is
     not there, and for a checkpoint that estimates no depth.
     """
-    image = Picture.of(picture).rgb
+    return load(model, device=device)(picture)
+
+
+def load(model: str | os.PathLike[str] | None = None, *, device: str = "cpu") -> "Estimator":
+    """What `depth` estimates with, for many pictures. Raises `ValueError` as it does."""
     with _quiet():
-        nearness = _load(os.fspath(model or DEFAULT), _device(device)).nearness(image)
-    return Picture.of(_grey(nearness))
+        return _load(os.fspath(model or DEFAULT), _device(device))
 
 
-class _Estimator(NamedTuple):
+class Estimator(NamedTuple):
     """A depth network of transformers, and what prepares pictures for it."""
 
     network: Any
     processor: Any
     device: "torch.device"
+
+    def __call__(self, picture: Source) -> Picture:
+        """The depth of a picture, as `depth` says it."""
+        image = Picture.of(picture).rgb
+        with _quiet():
+            return Picture.of(_grey(self.nearness(image)))
 
     @property
     def is_metric(self) -> bool:
@@ -69,9 +77,8 @@ class _Estimator(NamedTuple):
             return (1 / found.clamp(min=CLOSEST) if self.is_metric else found).cpu().numpy()
 
 
-@lru_cache(maxsize=1)
-def _load(model: str, device: "torch.device") -> _Estimator:
-    """The network and the processor of a checkpoint, kept for the next picture. Raises `ValueError`, one sentence."""
+def _load(model: str, device: "torch.device") -> Estimator:
+    """The network and the processor of a checkpoint. Raises `ValueError`, one sentence."""
     import torch
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
@@ -90,7 +97,7 @@ def _load(model: str, device: "torch.device") -> _Estimator:
     missing = len(report["missing_keys"]) + len(report["mismatched_keys"])
     if missing > MISSING * len(network.state_dict()):
         raise ValueError(f"{model} lacks {missing} of its network's tensors; fetch it again")
-    return _Estimator(network.to(device).eval(), processor, device)
+    return Estimator(network.to(device).eval(), processor, device)
 
 
 def _folder(model: str) -> Path:

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from kandinsky22.checkpoints import catalog
+from kandinsky22.depth_estimation import load
 from kandinsky22.training import supervisor
 from kandinsky22.training.loop import Recipe
-from kandinsky22.training.material import Own, estimated
+from kandinsky22.training.material import Own
 from kandinsky22.training.photos import GRAIN, Filter
 from kandinsky22.training.processes import Processes, join
 from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED, STAGES, ModelRecipe, of_model
@@ -275,7 +276,7 @@ def own(chosen: argparse.Namespace) -> Own | None:
     )
     model = getattr(chosen, "depth_model", None)
     if model is not None:
-        estimated(torch.zeros(1, 3, GRAIN, GRAIN), model)  # now, and not after all pictures were looked at
+        load(model)  # now, and not after all pictures were looked at
     return Own(tuple(chosen.data), wanted, model)
 
 

@@ -211,8 +211,8 @@ class Training:
         before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
         if changed := [name for name in before | self.learnt_from if before.get(name) != self.learnt_from.get(name)]:
             raise ValueError(
-                f"the checkpoint learnt from another {' and '.join(changed)} than there is now; go on with what it learnt from, or "
-                "start anew in another --folder"
+                f"the checkpoint learnt from another {' and '.join(changed)} than there is now; go on with what it learnt "
+                "from, or start anew in another --folder"
             )
         self.step, self.steps = int(str(state["step"])), int(str(state["steps"]))
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kandinsky22.depth_estimation import Estimator, load
 from kandinsky22.machine import computes_bfloat16
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.training import photos, shards
@@ -133,9 +134,10 @@ class Material:
             raise ValueError(
                 "a decoder that follows hints learns from depth pictures; name what estimates them: --depth-model"
             )
-        model, device = self.own.depth_model, str(self.processes.device)
+        model = self.own.depth_model
+        estimator = load(model, device=str(self.processes.device))
         return self._computed(
-            "depths", pictures, model, lambda rows: estimated(pictures.pictures(rows), model, device), torch.uint8
+            "depths", pictures, model, lambda rows: estimated(pictures.pictures(rows), estimator), torch.uint8
         )
 
     def _computed(
@@ -155,14 +157,10 @@ class Material:
         )  # fmt: skip
 
 
-def estimated(pictures: Tensor, model: str, device: str = "cpu") -> Tensor:
-    """The depth of pictures [B, 3, H, W] in [-1, 1], uint8 [B, H, W], 255 nearest. Raises `ValueError` as `depth` does."""
-    from kandinsky22.depth_estimation import depth
-
+def estimated(pictures: Tensor, estimator: Estimator) -> Tensor:
+    """The depth of pictures [B, 3, H, W] in [-1, 1], uint8 [B, H, W], 255 nearest."""
     shown = ((pictures + 1) * 127.5).round().byte().movedim(1, -1).numpy()
-    found = [
-        np.array(depth(Image.fromarray(pixels), model=model, device=device).image.convert("L")) for pixels in shown
-    ]
+    found = [np.array(estimator(Image.fromarray(pixels)).image.convert("L")) for pixels in shown]
     return torch.from_numpy(np.stack(found))
 
 
