@@ -371,8 +371,8 @@ def main() -> None:
             f"{chosen.device}, {chosen.threads} threads, torch {torch.__version__}, diffusers {diffusers.__version__}; "
             f"{chosen.rounds} rounds of {chosen.steps} steps, median (least - most). U-Net {millions(UNet(UNET))}, "
             f"prior {millions(PriorTransformer(PRIOR))}, MoVQ {millions(shared.movq)}, CLIP {millions(shared.vision)} and "
-            f"{millions(shared.text)}; {SIDE} px, captions of {min(lengths)} to {max(lengths)} tokens (diffusers pads to {TEXT_LENGTH}), "
-            f"a batch of {chosen.batch} and of {PRIOR_TIMES * chosen.batch}."
+            f"{millions(shared.text)}; {SIDE} px, captions of {min(lengths)} to {max(lengths)} tokens (diffusers pads "
+            f"to {TEXT_LENGTH}), a batch of {chosen.batch} and of {PRIOR_TIMES * chosen.batch}."
         )
     print(table(results, about))
     if chosen.output is not None:

@@ -128,7 +128,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         for victim in self.wanted:
             moment = self.random.choice(("checkpoint", "checkpoint", "steps", "steps", "start"))
-            if not self._wait(lambda victim=victim: started(victim), 0.2):
+            if not self._wait(lambda victim=victim: started(victim), 0.5):
                 return
             if moment == "checkpoint":
                 before = self._torn()
@@ -143,7 +143,7 @@ class Killer(threading.Thread):
             if victims := started(victim):
                 os.kill(self.random.choice(victims), signal.SIGKILL)
                 self.killed.append(moment)
-            self._wait(lambda workers=workers: not set(workers) & set(started("a worker", anywhere=True)), 0.1)
+            self._wait(lambda workers=workers: not set(workers) & set(started("a worker", anywhere=True)), 0.3)
 
     def _torn(self) -> set[str]:
         """The checkpoints that are being written, or were when a process was killed."""

@@ -33,7 +33,7 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> Sequence[int]:
-        """Of all rows together."""
+        """Ends with that of a row."""
 
 
 class Bucket(NamedTuple):
@@ -78,8 +78,7 @@ def timestep_weights(schedule: NoiseSchedule, t: Tensor, gamma: float | None) ->
     counts SNR, at most `gamma` of it, whatever the network is asked for."""
     if gamma is None:
         return torch.ones_like(t, dtype=torch.float32)
-    signal = schedule.alpha_bar(t)
-    snr = signal / (1 - signal)
+    snr = schedule.snr(t)
     match schedule.prediction_type:
         case "epsilon":
             return snr.clamp(max=gamma) / snr

@@ -30,7 +30,7 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
 from kandinsky22.models.unet import UNet, UNetConfig
-from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, movq, prior, run
+from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, linear_prior, movq, prior, run
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.material import Encode, Material, Own, Say, silent
@@ -227,16 +227,15 @@ class Workshop:
         write_json(self.model / catalog.PRIOR / "model_index.json", catalog.PRIOR_INDEX)
 
     def _fit_linear_prior(self) -> Iterator[dict[str, float]]:
-        from kandinsky22.training import linear_prior
-
+        """In one pass over the captions, which all processes make: there is nothing to share out."""
         material = self.material("linear-prior")
         told = [self._told(material, pictures) for pictures in material.seen]
         known = self.text_encoder.to(self.processes.device), self.tokenizer
         fitted, line = linear_prior.fitted(*known, told, self._told(material, material.held_out))
         if self.processes.first:
-            linear_prior.save(
-                self.model / catalog.PRIOR / linear_prior.FOLDER, fitted, self.stored("vision").fingerprint
-            )
+            towers = f"{self.stored('text').fingerprint} {self.stored('vision').fingerprint}"
+            linear_prior.save(self.model / catalog.PRIOR / linear_prior.FOLDER, fitted, towers)
+        self.processes.wait()
         yield {"step": 1, "of": 1, **line}
 
     def _decoder(self) -> tuple[Training, run.Sheet]:
