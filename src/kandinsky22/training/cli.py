@@ -199,9 +199,8 @@ def main(arguments: Sequence[str]) -> int | None:
         return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
     keep_freed_memory()
     torch.set_num_threads(chosen.threads)
-    processes = join(getattr(chosen, "device", None))
     try:
-        train(chosen, recipe, start, processes)
+        train(chosen, recipe, start, join(getattr(chosen, "device", None)))
     except (ValueError, OSError, FloatingPointError) as error:
         if not supervisor.is_watched():
             raise

@@ -164,6 +164,7 @@ class Workshop:
         self._warm("text", network.text)
         self._warm("vision", network.vision)
         recipe, hard = self.recipe.runs["clip"], self.recipe.hard_negatives if probed else 0
+        hard -= hard % self.processes.count  # all have as many
         objective = clip.objective(
             network, self.tokenizer, material.seen, recipe, hard=hard, gathered=self.processes.gathered
         )
