@@ -11,6 +11,6 @@ train() { kandinsky22 train "$@" --folder "$folder" --start-from box; }
 
 [ -f "$folder/before.md" ] || python runs/score_box.py --captions "$captions" --output "$folder/before.md"
 train clip --seed 22
-train prior --seed 22
+train prior --anew --steps 1400 --seed 22
 train decoder --steps 2000 --learning-rate 3e-4 --seed 22
 python runs/score_box.py --captions "$captions" --model "$folder/model" --output "$folder/after.md"

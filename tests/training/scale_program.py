@@ -116,7 +116,7 @@ def autoencoder(processes: Processes = ALONE, steps: int = STEPS) -> Training:
         part.requires_grad_(True)
     terms = movq.Terms(adversarial=0.1, adversarial_from=1, discriminator_width=8)
     both, recipe = movq.Autoencoder(network, terms), replace(RECIPE, batch=3, learning_rate=3e-4)
-    return Training(both, movq.objective(both, [Noisy()], recipe, 32, HALF), recipe, steps, processes=processes)
+    return Training(both, movq.objective(both, [Noisy()], recipe, 32, lambda: HALF), recipe, steps, processes=processes)
 
 
 CASES: Mapping[str, Callable[..., Training]] = {

@@ -70,7 +70,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 def test_a_step_draws_crops_then_whole_pictures_and_always_the_same(data: Compositions) -> None:
-    objective = movq.objective(autoencoder(Terms()), [data], RECIPE, crop=32, whole_from=5)
+    objective = movq.objective(autoencoder(Terms()), [data], RECIPE, crop=32, whole_from=lambda: 5)
     crops, whole = objective.draw(3), objective.draw(5)
     assert {name: tuple(value.shape) for name, value in crops.items()} == {
         "picture": (4, 3, 32, 32), "noise": (4, 4, 8, 8), "step": (4,),
@@ -86,7 +86,7 @@ def test_a_step_draws_crops_then_whole_pictures_and_always_the_same(data: Compos
 
 def test_every_shape_gets_its_share_of_the_steps_and_as_many_pixels(data: Compositions) -> None:
     sets = [data, data.stretched(1, 2, 8, share=0.5)]
-    objective = movq.objective(autoencoder(Terms()), sets, replace(RECIPE, batch=16), crop=32, whole_from=20)
+    objective = movq.objective(autoencoder(Terms()), sets, replace(RECIPE, batch=16), crop=32, whole_from=lambda: 20)
     crops = [objective.draw(step)["picture"] for step in range(20)]
     whole = [objective.draw(step) for step in range(20, 60)]
     assert {tuple(pictures.shape) for pictures in crops} == {(16, 3, 32, 32)}
@@ -98,7 +98,7 @@ def test_every_shape_gets_its_share_of_the_steps_and_as_many_pixels(data: Compos
 
 def test_the_loss_of_the_box_is_the_plain_formula(data: Compositions) -> None:
     network = autoencoder(Terms())
-    objective = movq.objective(network, [data], RECIPE, crop=32, whole_from=5)
+    objective = movq.objective(network, [data], RECIPE, crop=32, whole_from=lambda: 5)
     rows = objective.draw(0)
     losses, measured = objective.loss(rows)
     z = network.movq.encode(rows["picture"])
@@ -134,7 +134,9 @@ def test_the_loss_is_float32_whatever_the_products_are() -> None:
 def test_a_row_costs_what_it_costs_alone(mode: str, data: Compositions) -> None:
     """And no rows at all, what a process may get of a small batch, cost nothing."""
     terms = MODES[mode]
-    objective = movq.objective(autoencoder(terms), [data], RECIPE, 32, 5, perceptual() if terms.perceptual else None)
+    objective = movq.objective(
+        autoencoder(terms), [data], RECIPE, 32, lambda: 5, perceptual() if terms.perceptual else None
+    )
     rows = objective.draw(0)
     together, measured = objective.loss(rows)
     assert together.shape == (4,) and all(value.shape == (4,) for value in measured.values())
@@ -195,9 +197,9 @@ def test_what_looks_wrong_moves_the_picture_and_not_the_tower() -> None:
 
 def test_a_perceptual_term_needs_what_measures_it(data: Compositions) -> None:
     with pytest.raises(ValueError, match="go together"):
-        movq.objective(autoencoder(Terms(perceptual=1.0)), [data], RECIPE, 32, 5)
+        movq.objective(autoencoder(Terms(perceptual=1.0)), [data], RECIPE, 32, lambda: 5)
     with pytest.raises(ValueError, match="go together"):
-        movq.objective(autoencoder(Terms()), [data], RECIPE, 32, 5, perceptual())
+        movq.objective(autoencoder(Terms()), [data], RECIPE, 32, lambda: 5, perceptual())
 
 
 # The adversarial term
@@ -260,8 +262,8 @@ def test_a_discriminator_learns_to_tell_stripes_that_lie_from_stripes_that_stand
 
 def test_the_adversarial_term_waits_for_its_step(data: Compositions) -> None:
     terms = Terms(adversarial=0.1, adversarial_from=7, discriminator_width=8)
-    objective = movq.objective(autoencoder(terms), [data], RECIPE, 32, 99)
-    plain = movq.objective(autoencoder(Terms()), [data], RECIPE, 32, 99)
+    objective = movq.objective(autoencoder(terms), [data], RECIPE, 32, lambda: 99)
+    plain = movq.objective(autoencoder(Terms()), [data], RECIPE, 32, lambda: 99)
     before, after = objective.draw(6), objective.draw(7)
     assert torch.equal(objective.loss(before)[0], plain.loss(before)[0])
     assert "adversarial" not in objective.loss(before)[1]
@@ -311,7 +313,7 @@ def test_codes_move_to_latents_and_latents_a_quarter_as_much_to_codes() -> None:
 
 def test_a_quantised_loss_teaches_the_codes_and_decodes_them(data: Compositions) -> None:
     network = autoencoder(Terms(quantised=True))
-    objective = movq.objective(network, [data], RECIPE, 32, 5)
+    objective = movq.objective(network, [data], RECIPE, 32, lambda: 5)
     rows = objective.draw(0)
     losses, measured = objective.loss(rows)
     z = network.movq.encode(rows["picture"])
@@ -386,7 +388,7 @@ def test_a_short_training_gives_better_pictures(mode: str, data: Compositions, t
     network = autoencoder(terms)
     sheet = movq.sheet(network, Compositions(tmp_path, 4, 64, seed=1))
     before = sheet(network.state_dict())[1]["validation"]
-    objective = movq.objective(network, [data], RECIPE, 32, 99, perceptual() if terms.perceptual else None)
+    objective = movq.objective(network, [data], RECIPE, 32, lambda: 99, perceptual() if terms.perceptual else None)
     training = Training(network, objective, RECIPE, steps=8)
     lines = list(training)
     after = sheet(training.averaged())[1]
@@ -397,7 +399,7 @@ def test_a_short_training_gives_better_pictures(mode: str, data: Compositions, t
 
 def test_parts_of_a_batch_teach_what_the_whole_teaches(data: Compositions) -> None:
     network = autoencoder(EVERYTHING)
-    objective = movq.objective(network, [data], RECIPE, 32, 5, perceptual())
+    objective = movq.objective(network, [data], RECIPE, 32, lambda: 5, perceptual())
     whole, parts = (gradient_of(network, objective, count) for count in (1, 3))
     assert (parts - whole).norm() < 1e-4 * whole.norm()
 
@@ -414,6 +416,6 @@ def gradient_of(network: nn.Module, objective: Objective, parts: int) -> Tensor:
 def test_the_loss_is_computed_where_the_rows_are(terms: Terms, data: Compositions) -> None:
     """No numbers, but a device of its own: nothing of the CPU's may be mixed in."""
     network = autoencoder(terms).to("meta")
-    objective = movq.objective(network, [data], RECIPE, 32, 5, perceptual() if terms.perceptual else None)
+    objective = movq.objective(network, [data], RECIPE, 32, lambda: 5, perceptual() if terms.perceptual else None)
     losses, measured = objective.loss({name: value.to("meta") for name, value in objective.draw(0).items()})
     assert losses.is_meta and all(value.is_meta for value in measured.values())

@@ -288,8 +288,8 @@ def test_clips_loss_is_the_cross_entropy_of_the_whole_batch() -> None:
 
     objective = clip.objective(Towers(), None, [], Recipe(batch=6, learning_rate=1.0))  # type: ignore[arg-type]
     rows = {
-        "seen": torch.arange(6)[:, None], "row": torch.arange(6), "ids": torch.tensor(captions)[:, None],
-        "means": torch.tensor(captions),
+        "seen": torch.arange(6)[:, None], "row": torch.arange(6), "picture": torch.arange(6),
+        "ids": torch.tensor(captions)[:, None], "means": torch.tensor(captions),
     }  # fmt: skip
     losses, measured = objective.loss(rows)
     units = torch.nn.functional.normalize(image, dim=1), torch.nn.functional.normalize(text[captions], dim=1)
@@ -298,3 +298,10 @@ def test_clips_loss_is_the_cross_entropy_of_the_whole_batch() -> None:
     expected = (-logits.log_softmax(1).diagonal() - logits.log_softmax(0).diagonal()) / 2
     assert torch.allclose(losses, expected, atol=1e-5) and measured == {}
     assert objective.coupled
+
+
+def test_the_priors_statistics_are_those_of_all_embeddings() -> None:
+    embeds = draw(50, 6) * 3 + 100
+    told = [prior.Told(embeds[:20], lambda i, r: []), prior.Told(embeds[20:], lambda i, r: [])]
+    mean, deviation = prior.statistics(told, at_once=7)
+    assert torch.allclose(mean, embeds.mean(0), atol=1e-4) and torch.allclose(deviation, embeds.std(0), atol=1e-4)

@@ -150,3 +150,11 @@ def test_minutes_fix_the_number_of_steps(trained: Workshop, tmp_path: Path) -> N
 def test_sheets_are_drawn(trained: Workshop) -> None:
     for network in TRAINED:
         assert (trained.folder / network / "sheet.png").stat().st_size > 0
+
+
+def test_what_was_trained_on_top_stays_when_a_finished_network_is_asked_for_again(trained: Workshop) -> None:
+    """`train movq` after `train movq-decoder` would undo the latter."""
+    weights = trained.model / catalog.DECODER / "movq" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    assert list(Workshop(SHORT, trained.folder).train("movq")) == []
+    assert weights.read_bytes() == before

@@ -111,6 +111,7 @@ def parser() -> Parser:
     add(
         "--start-from", metavar="MODEL", help="the model to begin with: box, a folder, kandinsky-2.2 (with --data: box)"
     )
+    add("--anew", action="store_true", help="begin with random weights, though that model has the network")
     add(
         "--recipe",
         choices=RECIPES,
@@ -262,6 +263,12 @@ def recipe_of(chosen: argparse.Namespace, start: Mapping[str, Path]) -> ModelRec
     return replace(recipe, runs=runs, side=getattr(chosen, "side", recipe.side))
 
 
+def begins_anew(chosen: argparse.Namespace) -> bool:
+    """Whether the network begins with random weights, whatever the model has: where it is said, or the stage says so."""
+    stage = STAGES.get(getattr(chosen, "recipe", ""))
+    return "anew" in chosen or (stage is not None and stage.begins.startswith(NOTHING))
+
+
 def own(chosen: argparse.Namespace) -> Own | None:
     """The pictures that are named, and which of them. Raises `ValueError` where what estimates their depth cannot be used."""
     stage = STAGES.get(getattr(chosen, "recipe", ""))
@@ -282,7 +289,7 @@ def own(chosen: argparse.Namespace) -> Own | None:
 def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, Path], processes: Processes) -> None:
     """Carry it out, showing how far it is."""
     with shown(quiet=not processes.first) as (progress, say):
-        workshop = Workshop(recipe, chosen.folder, start, own(chosen), processes, say)
+        workshop = Workshop(recipe, chosen.folder, start, own(chosen), processes, say, begins_anew(chosen))
         if report := workshop.material(chosen.network).report:
             progress.console.print(report, highlight=False)
         task: TaskID | None = None

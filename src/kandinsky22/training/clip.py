@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def objective(
     def draw(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         data = sets[int(torch.multinomial(shares, 1, generator=generator(recipe.seed, step)))]
-        indices = rng.integers(len(data), size=recipe.batch)
+        indices = rng.choice(len(data), size=recipe.batch, replace=len(data) < recipe.batch)
         said, wrong, targets = data.captions(indices, rng), [], {}
         if clip.probes is not None and isinstance(data, Compositions):
             scenes = [data.scene(int(i)) for i in indices]
@@ -66,6 +67,7 @@ def objective(
         rows = {
             "seen": data.seen(indices),
             "row": torch.arange(len(said)),
+            "picture": torch.from_numpy(indices),
             "ids": ids[: len(said)],
             "means": means[: len(said)],
         }
@@ -86,8 +88,9 @@ def objective(
             candidates = torch.cat([texts, gathered(F.normalize(wrong, dim=-1))])
             candidate_means = torch.cat([means, gathered(rows["wrong_means"])])
         logits = scale * images[own] @ candidates.T
-        # another picture's caption, word for word, is not wrong
+        # another picture's caption, word for word, is not wrong, nor is another wording of this one's
         same = candidate_means == rows["means"][:, None]
+        same[:, : len(means)] |= gathered(rows["picture"]) == rows["picture"][:, None]
         same[torch.arange(len(own)), own] = False
         to_image = (scale * texts[own] @ images.T).masked_fill(same[:, : len(means)], -1e4)
         contrast = (F.cross_entropy(logits.masked_fill(same, -1e4), own, reduction="none")) / 2
@@ -148,7 +151,7 @@ def _texts(clip: CLIP, tokenizer: Tokenizer, captions: list[str]) -> Tensor:
 
 def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) -> Sheet:
     """`validate` of the averaged weights, loaded into `copy`, and the loss on a fixed batch of unseen pairs."""
-    validation = objective(copy, tokenizer, [held_out], recipe)
+    validation = objective(copy, tokenizer, [held_out], replace(recipe, batch=min(recipe.batch, 64)))
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
         copy.load_state_dict(weights)

@@ -20,7 +20,7 @@ from kandinsky22.models.unet import Conditioned, UNet
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.run import Sheet, grid
 
-VALIDATION = 4  # batches whose loss is looked at
+VALIDATION, AT_ONCE = 16, 16  # batches whose loss is looked at, and their rows at most
 BESIDE = ("masked", "hint")  # what `Beside` may give
 
 
@@ -71,6 +71,11 @@ def target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Ten
             return schedule.velocity(x0, noise, t)
         case "sample":
             return x0
+
+
+def looked_at(recipe: Recipe) -> Recipe:
+    """A run's recipe for a look at held-out pictures: few rows at a time, in one process, and all timesteps alike."""
+    return replace(recipe, batch=min(recipe.batch, AT_ONCE), min_snr=None)
 
 
 def timestep_weights(schedule: NoiseSchedule, t: Tensor, gamma: float | None) -> Tensor:
@@ -151,7 +156,7 @@ def sheet(
     """
     device = next(unet.parameters()).device
     copy = UNet(unet.config).to(device)
-    validation = objective(copy, schedule, [held_out], zero, replace(recipe, min_snr=None), beside)
+    validation = objective(copy, schedule, [held_out], zero, looked_at(recipe), beside)
     columns = min(8, held_out.rows)
     first = torch.arange(min(2, held_out.rows // columns) * columns)
     x0, embeds = held_out.latents[first].float(), held_out.embeds[first].float()

@@ -7,7 +7,7 @@ pictures that look right to another network and pass for real (Esser et al. 2021
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,7 @@ def code_loss(z: Tensor, codes: Tensor, commitment: float) -> Tensor:
 
 
 def objective(
-    network: Autoencoder, sets: Sequence[Pictures], recipe: Recipe, crop: int, whole_from: int,
+    network: Autoencoder, sets: Sequence[Pictures], recipe: Recipe, crop: int, whole_from: Callable[[], int],
     perceptual: Perceptual | None = None,
 ) -> Objective:  # fmt: skip
     """Reconstruction of squares of `crop` pixels cut from the pictures of a set, which each step chooses anew: the network is
@@ -106,14 +106,15 @@ def objective(
     def draw(step: int) -> Batch:
         numbers = generator(recipe.seed, step)
         chosen = sets[int(torch.multinomial(shares, 1, generator=numbers))] if len(sets) > 1 else sets[0]
-        cut = step < whole_from
-        height, width = (crop, crop) if cut else chosen.size
+        square = min(crop, *chosen.size)
+        cut = step < whole_from()
+        height, width = (square, square) if cut else chosen.size
         batch = max(1, recipe.batch * crop**2 // (height * width))
         indices = torch.randint(len(chosen), (batch,), generator=numbers)
         if cut:
-            room = (side - crop + 1 for side in chosen.size)
+            room = (side - square + 1 for side in chosen.size)
             corners = torch.stack([torch.randint(places, (batch,), generator=numbers) for places in room], dim=1)
-            pictures = chosen.crops(indices.numpy(), corners.numpy(), crop)
+            pictures = chosen.crops(indices.numpy(), corners.numpy(), square)
         else:
             pictures = chosen.pictures(indices.numpy())
         factor, channels = movq.config.factor, movq.config.vq_embed_dim
@@ -198,10 +199,12 @@ def standardise(movq: MoVQ, latents: Tensor) -> None:
 
 @torch.no_grad()
 def fit_codebook(codes: nn.Embedding, latents: Tensor, rounds: int = 20, seed: int = 0) -> float:
-    """k-means of the latents' cells [N, 4, h, w] into `codes`; returns the share of codes in use."""
+    """k-means of the latents' cells [N, 4, h, w] into `codes`, of which some stay alike where there are fewer cells; returns
+    the share of codes in use."""
     cells = latents.movedim(1, -1).flatten(0, 2)
     draw = torch.Generator().manual_seed(seed)
-    centres = cells[torch.randperm(len(cells), generator=draw)[: codes.num_embeddings]].clone()
+    chosen = torch.randperm(len(cells), generator=draw).repeat(-(-codes.num_embeddings // len(cells)))
+    centres = cells[chosen[: codes.num_embeddings]].clone()
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(some, centres).argmin(dim=1) for some in cells.split(CELLS_AT_ONCE)])
         counts = torch.bincount(nearest, minlength=len(centres))

@@ -305,7 +305,7 @@ def _looked_at(found: Found, filter: Filter, captioned: bool) -> Photo | str:
             image.load()
     except BROKEN:
         return "broken"
-    stamp = f"{status.st_size} {status.st_mtime_ns}" if part.length < 0 else f"{part.offset} {part.length}"
+    stamp = f"{status.st_size} {status.st_mtime_ns} {part.offset}"
     return Photo(found.name, part, stamp, height, width, wordings)
 
 

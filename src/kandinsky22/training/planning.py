@@ -99,7 +99,7 @@ def _movq(recipe: ModelRecipe, network: str) -> Parts:
     def loss(both: nn.Module) -> Loss:
         assert isinstance(both, movq.Autoencoder)
         perceived = Perceptual(CLIPVision(recipe.vision), recipe.image_processor) if terms.perceptual else None
-        return movq.objective(both, [], run, recipe.crop, run.batch, perceived).loss
+        return movq.objective(both, [], run, recipe.crop, lambda: run.batch, perceived).loss
 
     def rows(n: int) -> Batch:
         noise = torch.zeros(n, recipe.movq.vq_embed_dim, cells, cells)
@@ -132,7 +132,13 @@ def _clip(recipe: ModelRecipe, network: str) -> Parts:
 
     def rows(n: int) -> Batch:
         ids = torch.zeros(n, recipe.text_length, dtype=torch.long)
-        return {"seen": torch.zeros(n, 3, side, side), "row": torch.arange(n), "ids": ids, "means": torch.arange(n)}
+        return {
+            "seen": torch.zeros(n, 3, side, side),
+            "row": torch.arange(n),
+            "picture": torch.arange(n),
+            "ids": ids,
+            "means": torch.arange(n),
+        }
 
     return lambda: clip.CLIP(recipe.vision, text, probed=False), loss, rows, 0
 

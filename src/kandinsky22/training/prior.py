@@ -1,7 +1,6 @@
 """The prior's objective: the picture's embedding, clean, from its noisy self and a caption (Ramesh et al. 2022, equation 2)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Pictures
-from kandinsky22.training.decoder import VALIDATION, Rows, timestep_weights
+from kandinsky22.training.decoder import VALIDATION, Rows, looked_at, timestep_weights
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.run import Sheet, beside, grid, nearest
 
@@ -27,6 +26,18 @@ class Told(NamedTuple):
     embeds: Rows
     captions: Callable[[np.ndarray, np.random.Generator], list[str]]
     share: float = 1.0
+
+
+def statistics(told: Sequence[Told], at_once: int = 8192) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of all embeddings, float32 [1, D] each; read in pieces."""
+    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for pictures in told:
+        for rows in torch.arange(len(pictures.embeds)).split(at_once):
+            embeds = pictures.embeds[rows].double()
+            count, total, squares = count + len(rows), total + embeds.sum(0), squares + embeds.square().sum(0)
+    mean = total / count
+    spread = (squares / count - mean.square()).clamp(min=0) * count / max(1, count - 1)
+    return mean.float(), spread.sqrt().clamp(min=1e-6).float()
 
 
 def prefill(prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, captions: list[str]) -> Prefix:
@@ -101,7 +112,7 @@ def sheet(
     """
     device = next(prior.parameters()).device
     copy = PriorTransformer(prior.config).to(device)
-    validation = objective(copy, text, tokenizer, schedule, [held_out], replace(recipe, min_snr=None))
+    validation = objective(copy, text, tokenizer, schedule, [held_out], looked_at(recipe))
     indices = np.arange(min(count, len(held_out.embeds)))
     captions = held_out.captions(indices, np.random.default_rng(0))
     embeds, known = held_out.embeds[torch.from_numpy(indices)].float(), pictures.pictures(indices)

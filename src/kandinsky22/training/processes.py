@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 CPU = torch.device("cpu")
-PATIENCE = timedelta(minutes=10)  # for a process that does not answer
+PATIENCE = timedelta(hours=6)  # for one that computes latents or draws a sheet; one that died is told of at once
 SUPERVISOR = "KANDINSKY22_SUPERVISOR"  # the id of the process that watches over this one, in its environment
 GLANCE = 0.2  # seconds between looks at whether that is still there
 

@@ -221,21 +221,29 @@ def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
     What it has no part of is as published. Raises `CheckpointError` for a configuration that cannot be read.
     """
     found: dict[str, Any] = {}
+
+    def config(part: str, folder: str, file: str = "config.json") -> Mapping[str, Any] | None:
+        path = parts[part] / folder / file if part in parts else None
+        return read_json(path) if path is not None and path.is_file() else None
+
     text: Mapping[str, Any] = PUBLISHED.text
-    if prior := parts.get(catalog.PRIOR):
-        tower = CLIPTextConfig.from_dict(read_json(prior / "text_encoder" / "config.json"))
+    if said := config(catalog.PRIOR, "text_encoder"):
+        tower = CLIPTextConfig.from_dict(said)
         text = {name: getattr(tower, name) for name in PUBLISHED.text}
-        found |= {"prior": PriorConfig.from_dict(read_json(prior / "prior" / "config.json"))}
-        found |= {"prior_scheduler": read_json(prior / "scheduler" / "scheduler_config.json")}
         found |= {"vocabulary": tower.vocab_size, "text_length": tower.max_position_embeddings}
-        if (prior / "image_encoder").is_dir():
-            found["vision"] = CLIPVisionConfig.from_dict(read_json(prior / "image_encoder" / "config.json"))
-        processor = read_json(prior / "image_processor" / "preprocessor_config.json")
-        found["image_processor"] = CLIPImageProcessor.from_dict(processor)
-    if decoder := parts.get(catalog.DECODER):
-        found["unet"] = UNetConfig.from_dict(read_json(decoder / "unet" / "config.json"))
-        found["movq"] = MoVQConfig.from_dict(read_json(decoder / "movq" / "config.json"))
-        found["decoder_scheduler"] = read_json(decoder / "scheduler" / "scheduler_config.json")
+    for name, of, part, folder in (
+        ("prior", PriorConfig, catalog.PRIOR, "prior"),
+        ("vision", CLIPVisionConfig, catalog.PRIOR, "image_encoder"),
+        ("unet", UNetConfig, catalog.DECODER, "unet"),
+        ("movq", MoVQConfig, catalog.DECODER, "movq"),
+    ):
+        if said := config(part, folder):
+            found[name] = of.from_dict(said)
+    if said := config(catalog.PRIOR, "image_processor", "preprocessor_config.json"):
+        found["image_processor"] = CLIPImageProcessor.from_dict(said)
+    for part in (catalog.PRIOR, catalog.DECODER):
+        if said := config(part, "scheduler", "scheduler_config.json"):
+            found[f"{part}_scheduler"] = said
     gentle = Recipe(batch=16, learning_rate=5e-5, warmup=50, ema_decay=0.99)
     small = found.get("unet", PUBLISHED.unet).sample_size < PUBLISHED.unet.sample_size
     factor = found.get("movq", PUBLISHED.movq).factor

@@ -55,6 +55,9 @@ NETWORKS: Mapping[str, tuple[str, str, Any, Any]] = {
 }
 """Where each network is in a model: its part, its folder there, its class and its configuration's."""
 TRAINED_BY = {"text": "clip", "vision": "clip"}
+OF = {"clip": "vision", "movq-decoder": "movq"}  # what is trained, where it is named otherwise than what is added
+ADDED = "added"  # a file of a run whose network is in the model
+FITTED = 1000  # pictures that MoVQ's latents are standardised and its codebook fitted on
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Workshop:
     """The training of a model in `folder`; the model itself grows in `folder/model`.
 
     `start` are the parts of a model to begin with: its networks' weights, where they fit, are where a network begins, and what
-    this model has not trained itself is that one's. `own` are the pictures to learn from, instead of the world's.
+    this model has not trained itself is that one's. `anew`: the network begins with random ones all the same. `own` are
+    the pictures to learn from, instead of the world's.
     """
 
     recipe: ModelRecipe
@@ -71,6 +75,7 @@ class Workshop:
     own: Own | None = None
     processes: Processes = ALONE
     say: Say = silent
+    anew: bool = False
 
     @property
     def model(self) -> Path:
@@ -107,10 +112,14 @@ class Workshop:
             training.steps = steps or self.recipe.steps[network]
             if minutes is not None:
                 training.steps = max(1, round(60 * minutes / run.seconds_per_step(training)))
+        added = folder / ADDED
+        if training.step == training.steps and added.exists() and self._place(OF.get(network, network)).is_dir():
+            return  # what was trained on top of it since stays
         yield from run.run(training, folder, sheet=sheet, every=every, tensorboard=tensorboard)
         finished = training.finished()
         if self.processes.first:
             getattr(self, f"_add_{network.replace('-', '_')}")(finished)
+            added.touch()
         self.processes.wait()
 
     # Each network: what it learns from, and where it goes.
@@ -118,9 +127,9 @@ class Workshop:
     def _movq(self) -> tuple[Training, run.Sheet]:
         torch.manual_seed(0)
         network = MoVQ(self.recipe.movq)
-        first = self.material("movq").seen[0]
-        movq.initialise(network, first.pictures(range(min(64, len(first)))), quantised=self.recipe.terms.quantised)
-        self._warm("movq", network)
+        if not self._warm("movq", network):
+            first = self.material("movq").seen[0]
+            movq.initialise(network, first.pictures(range(min(64, len(first)))), quantised=self.recipe.terms.quantised)
         return self._autoencoder("movq", network, {})
 
     def _movq_decoder(self) -> tuple[Training, run.Sheet]:
@@ -136,16 +145,30 @@ class Workshop:
         if self.recipe.terms.perceptual:
             tower = self.stored("vision").load(FLOAT32, CPU).to(self.processes.device)
             perceived = Perceptual(tower, self.processor)
-        whole_from = round(WHOLE_FROM * self.recipe.steps[name])
+
+        def whole_from() -> int:
+            return round(WHOLE_FROM * training.steps)  # however many they are to be
+
         objective = movq.objective(both, material.seen, recipe, self.recipe.crop, whole_from, perceived)
-        return self._training(name, both, objective, learnt_from), movq.sheet(both, material.held_out)
+        training = self._training(name, both, objective, learnt_from)
+        return training, movq.sheet(both, material.held_out)
 
     def _add_movq(self, trained: movq.Autoencoder) -> None:
-        network, held_out = trained.movq, self.material("movq").held_out
+        network, seen = trained.movq, self.material("movq").seen[0]
         if not trained.terms.quantised:
-            movq.standardise(network, _encoded(network.encode, held_out))
-            movq.fit_codebook(network.quantize.embedding, _encoded(network.encode, held_out))
+            movq.standardise(network, self._encoded(network, seen))
+            movq.fit_codebook(network.quantize.embedding, self._encoded(network, seen))
         self._add_movq_decoder(trained)
+
+    @torch.no_grad()
+    def _encoded(self, network: MoVQ, pictures: Pictures, batch: int = 20) -> Tensor:
+        count, here = min(FITTED, len(pictures)), network.to(self.processes.device)
+        parts = (
+            pictures.pictures(range(i, min(i + batch, count))).to(self.processes.device) for i in range(0, count, batch)
+        )
+        latents = torch.cat([here.encode(some).cpu() for some in parts])
+        network.cpu()
+        return latents
 
     def _add_movq_decoder(self, trained: movq.Autoencoder) -> None:
         self._save("movq", trained.movq)
@@ -191,9 +214,8 @@ class Workshop:
         told = [self._told(material, pictures) for pictures in material.seen]
         torch.manual_seed(0)
         network = PriorTransformer(self.recipe.prior)
-        if not self._warm("prior", network) or self.own is None:
-            embeds = torch.cat([pictures.embeds[torch.arange(len(pictures.embeds))].float() for pictures in told])
-            for parameter, value in ((network.clip_mean, embeds.mean(0)), (network.clip_std, embeds.std(0))):
+        if not (self._warm("prior", network) and self._same_clip):
+            for parameter, value in zip((network.clip_mean, network.clip_std), prior.statistics(told), strict=True):
                 parameter.data.copy_(value)
         for parameter in (network.clip_mean, network.clip_std):
             parameter.requires_grad_(False)
@@ -271,7 +293,7 @@ class Workshop:
         frozen = {"movq": self.latent_space, "image_encoder": encoder, "prediction": asked}
         training = self._training(name, network, objective, frozen)
         unseen = material.bucket(material.held_out, *encoders, hinted=config.hinted)
-        return training, decoder.sheet(network, self.movq, schedule, unseen, zero, recipe, beside)
+        return training, decoder.sheet(network, self._there(self.movq), schedule, unseen, zero, recipe, beside)
 
     def _add_decoder(self, network: UNet) -> None:
         self._add_painter("decoder", network)
@@ -369,10 +391,25 @@ class Workshop:
         return network.to(self.processes.device)
 
     def _save(self, name: str, network: nn.Module) -> None:
+        """In the place of what it started with, which may be in files of other names; there is always one or the other."""
+        place = self._place(name)
+        partial = place.with_name(f".{place.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        save(partial, network, dtype=SAVED, name=KINDS[place.name].file)
+        shutil.rmtree(place, ignore_errors=True)
+        partial.replace(place)
+
+    def _place(self, name: str) -> Path:
         part, folder, _, _ = NETWORKS[name]
-        place = self.model / part / folder
-        shutil.rmtree(place, ignore_errors=True)  # what it started with, perhaps in files of other names
-        save(place, network, dtype=SAVED, name=KINDS[folder].file)
+        return self.model / part / folder
+
+    @property
+    def _same_clip(self) -> bool:
+        """Whether embeddings are those of the model that this one starts with."""
+        part, folder, network, config = NETWORKS["vision"]
+        before = self.start[part] / folder if part in self.start else None
+        now = self.stored("vision").fingerprint
+        return before is not None and before.is_dir() and Stored(before, network, config).fingerprint == now
 
     def _training(self, name: str, network: nn.Module, objective: Objective, frozen: Mapping[str, str]) -> Training:
         learnt_from = {**frozen, "pictures": self.material(name).name}
@@ -382,7 +419,7 @@ class Workshop:
     def _warm(self, name: str, network: nn.Module) -> bool:
         """Begin with the weights of the model this one starts with, where it has them and they fit; returns whether it has."""
         part, folder, made, config = NETWORKS[name]
-        if part not in self.start or not (self.start[part] / folder).is_dir():
+        if self.anew or part not in self.start or not (self.start[part] / folder).is_dir():
             return False
         given = Stored(self.start[part] / folder, made, config).load(FLOAT32, CPU).state_dict()
         network.load_state_dict(grow.grown(network.state_dict(), given))
@@ -415,9 +452,3 @@ def _linked(path: str | Path, place: str | Path) -> None:
             os.link(Path(path).resolve(), place)
     except OSError:  # another file system
         shutil.copyfile(path, place)
-
-
-@torch.no_grad()
-def _encoded(encode: Encode, pictures: Pictures, batch: int = 20) -> Tensor:
-    starts = range(0, len(pictures), batch)
-    return torch.cat([encode(pictures.pictures(range(i, min(i + batch, len(pictures))))) for i in starts])
