@@ -5,7 +5,6 @@ The same for the model in the box and at published size, from nothing or from an
 and for a person's own.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
 from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, linear_prior, movq, prior, run
+from kandinsky22.training.begin import complete
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.material import Encode, Material, Own, Say, silent
@@ -44,7 +44,6 @@ WHOLE_FROM = 0.9  # of MoVQ's steps: before it, crops
 CAPTIONS_TO_LEARN_FROM = 20_000
 CAPTIONED = ("clip", "prior", "linear-prior")
 PROBES = "probes.safetensors"
-WORTH_A_LINK = 1 << 20  # bytes
 
 NETWORKS: Mapping[str, tuple[str, str, Any, Any]] = {
     "movq": (catalog.DECODER, "movq", MoVQ, MoVQConfig),
@@ -96,7 +95,9 @@ class Workshop:
         `minutes` times a few steps and fixes their number; else it is `steps`, else the recipe's. Raises `ValueError`,
         `CheckpointError` and what `run.run` raises.
         """
-        self._complete()
+        if self.processes.first:
+            complete(self.model, self.start)
+        self.processes.wait()
         if network == "linear-prior":
             yield from self._fit_linear_prior()
             return
@@ -424,31 +425,3 @@ class Workshop:
         given = Stored(self.start[part] / folder, made, config).load(FLOAT32, CPU).state_dict()
         network.load_state_dict(grow.grown(network.state_dict(), given))
         return True
-
-    def _complete(self) -> None:
-        """Give the model all that it starts with and has not itself."""
-        if self.processes.first:
-            for part, source in self.start.items():
-                for path in source.iterdir():
-                    place = self.model / part / path.name
-                    if not place.exists():
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        partial = place.with_name(f".{place.name}.part")
-                        if path.is_dir():
-                            shutil.rmtree(partial, ignore_errors=True)
-                            shutil.copytree(path, partial, copy_function=_linked)
-                        else:
-                            _linked(path, partial)
-                        partial.replace(place)
-        self.processes.wait()
-
-
-def _linked(path: str | Path, place: str | Path) -> None:
-    """The file at another place: a large one, which nothing writes into, without a copy where the file system can."""
-    try:
-        if Path(path).stat().st_size < WORTH_A_LINK:
-            shutil.copyfile(path, place)
-        else:
-            os.link(Path(path).resolve(), place)
-    except OSError:  # another file system
-        shutil.copyfile(path, place)
