@@ -113,7 +113,7 @@ BOX = ModelRecipe(
         "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
     },
     steps={
-        "movq": 4500, "clip": 1800, "prior": 700, "decoder": 14000, "inpaint": 1200, "controlnet": 1200,
+        "movq": 4500, "clip": 1800, "prior": 700, "decoder": 16_000, "inpaint": 1200, "controlnet": 1200,
         "movq-decoder": 1500,
     },
     defaults={
