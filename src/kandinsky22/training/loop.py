@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky22.machine import computes_bfloat16
-from kandinsky22.training.processes import ALONE, Processes, whole
+from kandinsky22.training.processes import ALONE, Processes, unsharded
 
 Batch = dict[str, Tensor]
 """The rows of a step: the first dimension of every tensor counts them."""
@@ -123,7 +123,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step, self.steps)
         measured = self.gradients(self.step)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
+        norm = float(unsharded(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is sound: go on from it with a "
@@ -180,7 +180,7 @@ class Training:
         All processes must ask together.
         """
         state = {**self.network.state_dict(), **self.ema}
-        return {name: whole(value.detach()).cpu() for name, value in state.items()}
+        return {name: unsharded(value.detach()).cpu() for name, value in state.items()}
 
     def finished(self) -> nn.Module:
         """A network of its own with the averaged weights, on the CPU, for inference. All processes must ask together."""

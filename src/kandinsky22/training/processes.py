@@ -165,7 +165,7 @@ def _lives(process: int) -> bool:
     return True
 
 
-def whole(value: Tensor) -> Tensor:
+def unsharded(value: Tensor) -> Tensor:
     """A tensor that may be sharded, whole; all processes must ask together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 

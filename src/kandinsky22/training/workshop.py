@@ -407,10 +407,8 @@ class Workshop:
     @property
     def _same_clip(self) -> bool:
         """Whether embeddings are those of the model that this one starts with."""
-        part, folder, network, config = NETWORKS["vision"]
-        before = self.start[part] / folder if part in self.start else None
-        now = self.stored("vision").fingerprint
-        return before is not None and before.is_dir() and Stored(before, network, config).fingerprint == now
+        before = self._before("vision")
+        return before is not None and before.fingerprint == self.stored("vision").fingerprint
 
     def _training(self, name: str, network: nn.Module, objective: Objective, frozen: Mapping[str, str]) -> Training:
         learnt_from = {**frozen, "pictures": self.material(name).name}
@@ -419,9 +417,13 @@ class Workshop:
 
     def _warm(self, name: str, network: nn.Module) -> bool:
         """Begin with the weights of the model this one starts with, where it has them and they fit; returns whether it has."""
-        part, folder, made, config = NETWORKS[name]
-        if self.anew or part not in self.start or not (self.start[part] / folder).is_dir():
-            return False
-        given = Stored(self.start[part] / folder, made, config).load(FLOAT32, CPU).state_dict()
-        network.load_state_dict(grow.grown(network.state_dict(), given))
-        return True
+        before = None if self.anew else self._before(name)
+        if before is not None:
+            network.load_state_dict(grow.grown(network.state_dict(), before.load(FLOAT32, CPU).state_dict()))
+        return before is not None
+
+    def _before(self, name: str) -> Stored[Any, Any] | None:
+        """A network of the model that this one starts with, if it has it."""
+        part, folder, network, config = NETWORKS[name]
+        path = self.start[part] / folder if part in self.start else None
+        return Stored(path, network, config) if path is not None and path.is_dir() else None
