@@ -54,7 +54,7 @@ def test_an_empty_negative_prompt_is_none_at_all_but_an_empty_text_is_literal() 
     [
         ({"num_inference_steps": 0}, "steps must be a whole number from 1 to 1000, got 0; try 25"),
         ({"prior_num_inference_steps": 2.5}, "steps must be a whole number"),
-        ({"sampler": "euler"}, "sampler must be one of ddpm, unclip, ddim, dpmpp_2m, heun, got 'euler'"),
+        ({"sampler": "eulr"}, "sampler must be one of ddpm, unclip, ddim, euler, dpmpp_2m, unipc, heun, got 'eulr'"),
         ({"height": 63}, "height must be a whole number from 64 up, got 63"),
         ({"width": "64"}, "width must be a whole number"),
         ({"num_images": 0}, "num_images must be a whole number from 1 up"),

@@ -15,7 +15,9 @@ SAMPLERS = (
     "ddpm",
     "unclip",
     "ddim",
+    "euler",
     "dpmpp_2m",
+    "unipc",
     "heun",
 )  # named here so that asking needs no torch; a test keeps them true
 
@@ -149,6 +151,10 @@ class Mask:
         return self.image.height + top + bottom, self.image.width + left + right
 
 
+LINEAR = "linear"
+"""A "sampler" of the prior's stage alone: one matrix in the prior's place, without chance, steps or guidance."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How one stage is sampled; None is the model's own default. `guidance_scale` of 1 or less is no guidance."""
@@ -159,16 +165,25 @@ class Sampling:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        if self.sampler is not None and self.sampler not in SAMPLERS:
+        if self.sampler is not None and self.sampler not in (*SAMPLERS, LINEAR):
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         if self.steps is not None and not (is_int(self.steps) and 1 <= self.steps <= 1000):
             raise ValueError(f"steps must be a whole number from 1 to 1000, got {self.steps!r}; try 25")
         scale = self.guidance_scale
         if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
             raise ValueError(f"guidance_scale must be 0 or more (up to 1 is off), got {scale!r}; try 4")
+        if self.linear and (self.steps not in (None, 1) or scale not in (None, 1)):
+            raise ValueError("a linear prior takes no steps and no guidance; leave them out")
+
+    @property
+    def linear(self) -> bool:
+        """Whether a matrix stands in the prior's place."""
+        return self.sampler == LINEAR
 
     def filled(self, defaults: Self) -> Self:
         """These choices, and the defaults where there is none."""
+        if self.linear:
+            return replace(self, steps=1, guidance_scale=1)
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(defaults, **chosen)
 

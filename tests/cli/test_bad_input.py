@@ -28,7 +28,7 @@ def refused(capsys: Said, *arguments: str) -> str:
     [
         (["--steps", "0"], "steps must be a whole number from 1 to 1000, got 0; try 25"),
         (["--prior-num-inference-steps", "0"], "steps must be"),
-        (["--sampler", "eulr"], "sampler must be one of ddpm, unclip, ddim, dpmpp_2m, heun, got 'eulr'"),
+        (["--sampler", "eulr"], "sampler must be one of ddpm, unclip, ddim, euler, dpmpp_2m, unipc, heun, got 'eulr'"),
         (["--size", "63"], "height must be a whole number from 64 up, got 63; try 64"),
         (["--width", "-64"], "width must be"),
         (["--size", "200000x200000"], "ask for smaller pictures, or fewer at a time"),

@@ -27,7 +27,7 @@ def states(
 
 
 def test_the_published_samplers_are_there() -> None:
-    assert {"ddpm", "unclip", "ddim", "dpmpp_2m", "heun"} <= SAMPLERS.keys() == DESCRIPTIONS.keys()
+    assert {"ddpm", "unclip", "ddim", "euler", "dpmpp_2m", "unipc", "heun"} <= SAMPLERS.keys() == DESCRIPTIONS.keys()
 
 
 @every_sampler
@@ -47,6 +47,7 @@ def test_it_visits_the_timesteps_and_then_the_end(name: str, schedule: NoiseSche
     timesteps = schedule.timesteps(7)
     assert [now.t for now in states(name, schedule, randn(2, 8), timesteps, denoise)] == [*timesteps[1:], -1]
     assert list(dict.fromkeys(asked)) == list(timesteps)
+    assert len(asked) == (7 if name != "heun" else 13)
 
 
 @every_sampler
@@ -65,6 +66,19 @@ def test_one_point_of_data_is_reached_exactly(name: str, kind: Any, schedule: No
 
 
 @every_sampler
+@every_kind
+@every_schedule
+@pytest.mark.parametrize("timesteps", [(0,), (999,), (999, 0), (999, 998, 500, 1, 0)], ids=str)
+def test_every_state_is_finite_between_the_ends(
+    name: str, kind: Any, schedule: NoiseSchedule, timesteps: Sequence[int]
+) -> None:
+    """Where sigma / alpha is 20,000 on the cosine schedule, and where it is 0."""
+    schedule = replace(schedule, prediction_type=kind)
+    for now in states(name, schedule, randn(1, 8), timesteps, gaussian(schedule, 0.3, 0.5)):
+        assert bool(now.x.isfinite().all())
+
+
+@every_sampler
 def test_the_last_state_is_the_clipped_x0(name: str) -> None:
     schedule = replace(DECODER, set_alpha_to_one=True)
     x = schedule.add_noise(torch.full((1, 8), 3.0), randn(1, 8), 991)
@@ -73,8 +87,8 @@ def test_the_last_state_is_the_clipped_x0(name: str) -> None:
     assert torch.equal(final, torch.ones(1, 8))
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "heun"])
-def test_second_order_samplers_believe_the_clipped_x0(name: str) -> None:
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "unipc", "heun"])
+def test_these_samplers_believe_the_clipped_x0(name: str) -> None:
     """A network that says x0 = 3 is clipped to 1: every state must be as if the data were one point at 1."""
     x, timesteps = randn(1, 64, dtype=torch.float64), DECODER.timesteps(10)
     for now in states(name, DECODER, x, timesteps, lambda x, t: answer(DECODER, torch.full_like(x, 3), x, t)):
@@ -96,7 +110,7 @@ def test_normal_data_come_out_with_their_mean_and_deviation(name: str, kind: Any
     assert error(300) < 0.02
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp_2m", 2), ("unipc", 3), ("heun", 2)])
 @every_schedule
 def test_it_follows_the_flow_with_its_order(name: str, order: int, schedule: NoiseSchedule) -> None:
     """Halving the steps' length divides the error against the exact ODE solution by about 2 to the order."""
@@ -151,6 +165,28 @@ def test_it_goes_on_from_the_constrained_state(name: str) -> None:
     assert all(any(now.x is x for x in seen) for now in nows[:-1])
 
 
+@pytest.mark.parametrize("schedule", [DECODER, PRIOR], ids=["linear", "cosine"])
+def test_unipc_corrects_nothing_that_a_constraint_has_changed(schedule: NoiseSchedule) -> None:
+    """There it is dpmpp_2m, to the bit; beside it, what it is without a constraint; and what is pinned stays pinned."""
+    x, timesteps, held = randn(2, 8), schedule.timesteps(7), torch.arange(8) < 4
+    known = randn(2, 8, seed=3)
+
+    def walked(name: str, constrain: Callable[[Tensor, int], Tensor]) -> Tensor:
+        return torch.stack(
+            [now.x for now in states(name, schedule, x, timesteps, gaussian(schedule, 0.2, 0.5), constrain=constrain)]
+        )
+
+    def pin(x: Tensor, t: int) -> Tensor:
+        return torch.where(held, schedule.add_noise(known, torch.ones_like(x), t), x)
+
+    pinned, free = walked("unipc", pin), walked("unipc", lambda x, t: x)
+    assert torch.equal(pinned[-1][:, held], known[:, held])
+    assert torch.equal(pinned[..., ~held], free[..., ~held])
+    assert not torch.equal(free, walked("dpmpp_2m", lambda x, t: x))
+    for changing in (lambda x, t: 0.99 * x + 0.01, lambda x, t: x.mul_(0.99).add_(0.01)):
+        assert torch.equal(walked("unipc", changing), walked("dpmpp_2m", changing))
+
+
 @every_sampler
 def test_the_same_noise_gives_the_same_picture(name: str) -> None:
     twice = [states(name, DECODER, randn(1, 8), DECODER.timesteps(9), gaussian(DECODER, 0, 0.5))[-1] for _ in range(2)]
@@ -159,7 +195,8 @@ def test_the_same_noise_gives_the_same_picture(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "schedule", "draws"),
-    [("ddpm", DECODER, 6), ("unclip", PRIOR, 5), ("ddim", DECODER, 0), ("dpmpp_2m", DECODER, 0), ("heun", DECODER, 0)],
+    [("ddpm", DECODER, 6), ("unclip", PRIOR, 5)]
+    + [(name, DECODER, 0) for name in ("ddim", "euler", "dpmpp_2m", "unipc", "heun")],
 )
 def test_how_often_it_draws(name: str, schedule: NoiseSchedule, draws: int) -> None:
     drawn: list[torch.Size] = []
@@ -223,3 +260,17 @@ def test_ddim_lands_where_the_schedule_says() -> None:
         ends[to_one] = states("ddim", schedule, x0, (1,), lambda x, t: Prediction(x0, eps))[-1].x
     assert torch.equal(ends[True], x0)
     assert torch.equal(ends[False], DECODER.add_noise(x0, eps, 0))
+
+
+@every_schedule
+def test_euler_is_ddim_where_nothing_is_clipped(schedule: NoiseSchedule) -> None:
+    x, timesteps, denoise = randn(2, 8, dtype=torch.float64), schedule.timesteps(9), gaussian(schedule, 0.3, 0.5)
+    ddim, euler = (states(name, schedule, x, timesteps, denoise) for name in ("ddim", "euler"))
+    for theirs, ours in zip(ddim, euler, strict=True):
+        torch.testing.assert_close(ours.x, theirs.x, atol=1e-6, rtol=0)
+
+
+def test_euler_lands_on_x0_wherever_ddim_lands() -> None:
+    x0, eps = torch.full((1, 4), 0.5), torch.ones(1, 4)
+    schedule = replace(DECODER, set_alpha_to_one=False)
+    assert torch.equal(states("euler", schedule, x0, (1,), lambda x, t: Prediction(x0, eps))[-1].x, x0)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UnCLIPScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UnCLIPScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -170,21 +177,29 @@ def test_ddim_runs_are_equal_bit_by_bit(kind: str, to_one: bool, steps: int) -> 
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("euler", EulerDiscreteScheduler),
+        ("dpmpp_2m", DPMSolverMultistepScheduler),
+        ("unipc", UniPCMultistepScheduler),
+    ],
+)
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("config", [INPAINT_CONFIG, {**PRIOR_CONFIG, "clip_sample": False}])
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])
-def test_dpmpp_2m_runs_agree(config: Mapping[str, object], kind: str, steps: int) -> None:
+def test_solver_runs_agree(name: str, solver: Any, config: Mapping[str, object], kind: str, steps: int) -> None:
     config = {"beta_schedule": "squaredcos_cap_v2", **config, "prediction_type": kind}
     schedule, net, start = NoiseSchedule.from_config(config), network(4), randn(2, 4, 3, 5)
-    # From t = 949 down: at the cosine's very end eps says nothing of x0, and rounding is all that would be compared.
-    timesteps = tuple(949 - k * 940 // steps for k in range(steps))
     keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
-    scheduler = DPMSolverMultistepScheduler(**{key: config[key] for key in keys if key in config})
-    scheduler.set_timesteps(timesteps=list(timesteps))
-    x = start
+    settings = {key: config[key] for key in keys if key in config}
+    # Leading, so not from the cosine's very end: eps says nothing of x0 there, and only rounding would be compared.
+    scheduler = solver(**settings, timestep_spacing="leading", steps_offset=1)
+    scheduler.set_timesteps(steps)
+    x = start / scheduler.scale_model_input(torch.ones(()), scheduler.timesteps[0])  # Euler's is divided by alpha
     for t in scheduler.timesteps:
-        x = scheduler.step(net(x, t), t, x).prev_sample
-    ours = run("dpmpp_2m", schedule, start, timesteps, net, 3)
+        x = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+    ours = run(name, schedule, start, tuple(int(t) for t in scheduler.timesteps), net, 3)
     torch.testing.assert_close(ours, x, atol=5e-6 * float(x.abs().max()), rtol=0)
 
 

@@ -37,6 +37,7 @@ class Now(NamedTuple):
 Draw: TypeAlias = Callable[[Tensor], Tensor]  # standard normal noise like its argument
 Sampler: TypeAlias = Generator[Ask | Now, Any, None]  # is sent a Prediction for an Ask, a Tensor for a Now
 SamplerFunction: TypeAlias = Callable[[NoiseSchedule, Tensor, Sequence[int], Draw], Sampler]
+_Answer: TypeAlias = tuple[float, Tensor]  # lambda, and the x0 that was predicted there
 
 SAMPLERS: dict[str, SamplerFunction] = {}
 DESCRIPTIONS: dict[str, str] = {}  # for menus and help: the first line of each sampler's docstring
@@ -91,20 +92,49 @@ def ddim(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Dr
 
 
 @sampler
+def euler(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
+    """Deterministic, first order, one network call a step: a straight step towards x0.
+
+    Euler's method in Karras et al. 2022, algorithm 1 without churn and correction, for x / alpha over sigma / alpha; x
+    itself stays as the schedule scales it, at the first step too. The step is that of `ddim`, equation 12 of Song, Meng
+    and Ermon 2021, and differs in two things only: eps follows from the clipped x0, and the last step lands on x0.
+    """
+    for t, s in pairwise((*timesteps, -1)):
+        p: Prediction = yield Ask(x, t)
+        x = yield Now(_towards(schedule, x, p.x0, (t, s)), s)
+
+
+@sampler
 def dpmpp_2m(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
     """Deterministic, second order, one network call a step: it remembers the last answer.
 
     DPM-Solver++(2M): Lu et al. 2022, algorithm 2. First order on the first step, and on the last, which lands on x0.
     """
-    last: tuple[Tensor, float] | None = None
+    answers: list[_Answer] = []
     for t, s in pairwise((*timesteps, -1)):
         p: Prediction = yield Ask(x, t)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(schedule, t), _levels(schedule, s)
-        x0, h = p.x0, math.inf if s < 0 else math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
-        if last is not None and s >= 0:
-            x0 = x0 + h / (2 * last[1]) * (x0 - last[0])  # D of the paper; its r is last[1] / h
-        last = p.x0, h
-        x = yield Now(sigma_s / sigma_t * x + alpha_s * -math.expm1(-h) * x0, s)
+        answers = [*answers[-1:], (_half_log_snr(schedule, t), p.x0)]
+        x = yield Now(_towards(schedule, x, _extrapolated(answers, _half_log_snr(schedule, s)), (t, s)), s)
+
+
+@sampler
+def unipc(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
+    """Deterministic, third order, one network call a step: each answer corrects the step that led to it.
+
+    UniPC-2 with B2(h) on x0: Zhao et al. 2023, section 3. The predictor is `dpmpp_2m`, its first and last step included;
+    the corrector takes the last step again, now with the answer at its end, and does not ask anew. Where x was changed
+    after that step, as by a constraint, it is not corrected: there this is `dpmpp_2m`.
+    """
+    answers: list[_Answer] = []
+    before, ahead, step = x, x, (-1, -1)
+    for t, s in pairwise((*timesteps, -1)):
+        p: Prediction = yield Ask(x, t)
+        answers = [*answers[-2:], (_half_log_snr(schedule, t), p.x0)]
+        if len(answers) > 1:
+            x = torch.where(x == ahead, _towards(schedule, before, _interpolated(answers), step), x)
+        before, step = x, (t, s)
+        ahead = _towards(schedule, x, _extrapolated(answers[-2:], _half_log_snr(schedule, s)), step)
+        x = yield Now(ahead.clone(), s)  # a copy, since it may be changed in place
 
 
 @sampler
@@ -157,3 +187,43 @@ def _levels(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
     """alpha and sigma, the amounts of signal and noise at t, as plain numbers."""
     a = schedule.alpha_bar(t).item()
     return math.sqrt(a), math.sqrt(1 - a)
+
+
+def _half_log_snr(schedule: NoiseSchedule, t: int) -> float:
+    """lambda = log(alpha / sigma), the time in which the flow is solved; infinite at t = -1."""
+    alpha, sigma = _levels(schedule, t)
+    return math.log(alpha / sigma) if t >= 0 else math.inf
+
+
+def _towards(schedule: NoiseSchedule, x: Tensor, x0: Tensor, step: tuple[int, int]) -> Tensor:
+    """x carried from t to s as if the network answered x0 all the way; x0 itself at s = -1.
+
+    Where its answer changes, this is exact for the answer's mean over the step, weighted by e^lambda (Lu et al. 2022,
+    proposition 4.1). So a method of higher order is a better guess of that mean.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (_levels(schedule, t) for t in step)
+    return sigma_s / sigma_t * x + (alpha_s - sigma_s / sigma_t * alpha_t) * x0
+
+
+def _extrapolated(answers: Sequence[_Answer], end: float) -> Tensor:
+    """The mean x0 from the last answer to lambda = end: D of Lu et al. 2022, whose r is (start - before) / h."""
+    (start, x0), h = answers[-1], end - answers[-1][0]
+    if len(answers) == 1 or math.isinf(h):
+        return x0
+    before, last = answers[-2]
+    return x0 + h / (2 * (start - before)) * (x0 - last)
+
+
+def _interpolated(answers: Sequence[_Answer]) -> Tensor:
+    """The mean x0 between the last two answers: UniC-2, which is the mean of the parabola through the last three.
+
+    Where there are only two it is their middle, as UniC-1 is published.
+    """
+    *earlier, (start, x0), (end, new) = answers
+    if not earlier:
+        return x0 + 0.5 * (new - x0)
+    (before, last), h = earlier[0], end - start
+    mean = -1 / math.expm1(-h) - 1 / h  # of u = (lambda - start) / h, which goes from 0 to 1
+    square = -1 / math.expm1(-h) - 2 * mean / h  # the mean of u^2
+    onward, behind = new - x0, h / (start - before) * (x0 - last)  # how x0 rises with u, on either side of the start
+    return x0 + mean * onward + (square - mean) / (1 + (start - before) / h) * (onward - behind)
