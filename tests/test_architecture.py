@@ -25,7 +25,7 @@ ENGINE = (
     "acceleration depth_estimation kandinsky __init__"
 )
 PLACES = [
-    ("models diffusion compositions picture masks sizes words files studio", ""),
+    ("models diffusion compositions picture masks sizes words files moments studio", ""),
     ("embedding", "files"),
     ("columns", "picture embedding"),
     ("request", "picture embedding sizes columns"),
@@ -48,11 +48,11 @@ PLACES = [
     ("cost", f"{MATH} sizes"),
     ("pipelines", f"{STAGES} stages frame"),
     ("__main__", "cli"),
-    ("cli server evaluation training", f"{ENGINE} cost backends compositions"),
+    ("cli server evaluation training", f"{ENGINE} cost backends compositions moments"),
 ]
 MAY_KNOW = {part: set(known.split()) for parts, known in PLACES for part in parts.split()}
-WITHIN_A_FUNCTION = {("cli", "training")}  # the one edge that starts another: `kandinsky22 train`
-FOR_TESTS_ONLY = {"diffusers", "transformers", "accelerate", "scipy", "torchvision"}
+WITHIN_A_FUNCTION = {("cli", "training"), ("cli", "evaluation")}  # the one edge that starts others: `kandinsky22 train`, `evaluate`
+FOR_TESTS_ONLY = {"diffusers", "transformers", "accelerate", "scipy", "torchmetrics", "torchvision"}
 
 MAY_USE = {"transformers": ("depth_estimation",)}  # an extra there, within a function
 

@@ -5,7 +5,7 @@ the same embedding once more, at another size or with another seed for the decod
 prior it is kept in the user's cache too, so that the next command does not even read the prior.
 """
 
-from collections.abc import Generator, Hashable, Mapping
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog
+from kandinsky22.columns import LINEAR
 from kandinsky22.diffusion import Noise
 from kandinsky22.embedding import Embedding
 from kandinsky22.events import Event, Progress
@@ -34,6 +35,11 @@ class Sampled(NamedTuple):
     sampler: str
     steps: int
     seeds: tuple[int, ...]
+
+    @property
+    def linear(self) -> bool:
+        """Whether the linear prior is to see it."""
+        return self.sampler == LINEAR
 
 
 class Conditions:
@@ -58,7 +64,9 @@ class Conditions:
                     )
                 if isinstance(part, Picture) or (isinstance(part, Text) and part.image is not None):
                     _ = self.prior.stored.image_encoder  # raises where the folder has none
-                if isinstance(part, Text):
+                if isinstance(part, Text) and request.prior.linear:
+                    _ = self.prior.stored.linear_prior  # raises where the folder has none for this CLIP
+                elif isinstance(part, Text):
                     strength = part.strength
                     start = None if strength is None else (torch.zeros(1, 1), strength)
                     assert request.prior.steps is not None
@@ -70,6 +78,8 @@ class Conditions:
         kept = {text: self._kept.get(text) for texts in wanted.values() for text in texts}
         known = {text: embeds.to(self.prior.networks.device) for text, embeds in kept.items() if embeds is not None}
         missing = {key: [text for text in texts if text not in known] for key, texts in wanted.items()}
+        known |= self._map(dict.fromkeys(text for texts in missing.values() for text in texts if text.linear))
+        missing = {key: [text for text in texts if not text.linear] for key, texts in missing.items()}
         made = yield from self._sample({key: texts for key, texts in missing.items() if texts})
         for text, embeds in made.items():
             self._kept.put(text, embeds)
@@ -81,6 +91,12 @@ class Conditions:
         dtype = str(networks.dtype).removeprefix("torch.")
         weights = f"{stored.prior.fingerprint}-{stored.space}-{networks.device.type}-{dtype}"
         return catalog.cache() / "embeddings" / weights
+
+    def _map(self, texts: Iterable[Sampled]) -> dict[Sampled, Tensor]:
+        """What the linear prior makes of texts, [1, D] each."""
+        texts = list(texts)
+        mapped = self.prior.map([text.text.prompt for text in texts]).split(1) if texts else ()
+        return dict(zip(texts, mapped, strict=True))
 
     def _sample(self, texts: Mapping[K, list[Sampled]]) -> Generator[tuple[K, Event], None, dict[Sampled, Tensor]]:
         """Run the prior for texts, each named once; its progress is told for every request that waits for one."""
@@ -165,6 +181,8 @@ def _texts(request: Request) -> list[Sampled]:
 def _sampled(request: Request, text: Text, *, negative: bool = False) -> Sampled:
     """How the prior samples a text of a request: away from the negative prompt; a negative prompt by itself, unguided."""
     chosen: Sampling = request.prior
+    if chosen.linear:  # there is no chance in it
+        return Sampled(text, "", 1.0, LINEAR, 1, (0,))
     assert chosen.sampler is not None and chosen.steps is not None and request.seed is not None
     seeds = (
         tuple(request.seed + k for k in range(request.num_images))

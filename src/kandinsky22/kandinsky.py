@@ -120,8 +120,9 @@ class Kandinsky:
     def made_by(self, request: Request) -> dict[str, Any]:
         """What decides a request's pixels besides the request."""
         cuda = self.device.type == "cuda"
+        linear = {"linear_prior": self.stored.prior.linear_prior.fingerprint} if request.prior.linear else {}
         return {
-            "weights": self.stored.fingerprints(kind_of(request)),
+            "weights": self.stored.fingerprints(kind_of(request)) | linear,
             "kandinsky22": kandinsky22.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
@@ -317,7 +318,12 @@ class Kandinsky:
 
 def parts_of(model: str, request: Request) -> list[str]:
     """The parts of a published model that a request needs (see `catalog`); the image encoder only where a picture is looked
-    at, or for the constant that guidance without a negative prompt leads away from, if that is not kept yet."""
+    at, or for the constant that guidance without a negative prompt leads away from, if that is not kept yet.
+
+    Raises `ValueError` for a linear prior: none is published.
+    """
+    if request.prior.linear:
+        raise ValueError(f"no linear prior of {model} is published; fit one with: kandinsky22 train linear-prior")
     conditions = [condition for condition in (request.condition, request.negative) if condition is not None]
     embedded = [part for condition in conditions for part in parts(condition)]
     looks = any(isinstance(part, Picture) or (isinstance(part, Text) and part.image) for part in embedded)

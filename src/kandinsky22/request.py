@@ -127,6 +127,13 @@ class Request:
             raise ValueError(
                 "inpainting keeps the picture's own ratio; leave aspect out, or extend the picture with outpaint"
             )
+        if self.decoder.linear:
+            raise ValueError(
+                f"the decoder's sampler must be one of {', '.join(SAMPLERS)}; the prior alone can be linear"
+            )
+        started = any(isinstance(part, Text) and part.image for part in parts(self.condition))
+        if self.prior.linear and started:
+            raise ValueError("the linear prior cannot begin with a picture; leave out the image, or prior='linear'")
         if self.hint is not None and self.mask is not None:
             raise ValueError("a hint and a mask do not go together: no weights take both; leave one out")
 

@@ -211,6 +211,11 @@ class PriorStage:
         self.networks.leave(self.stored.text_encoder)
         return self.network.prefill(features.hidden, features.embed, tokens.mask.to(self.networks.device))
 
+    def map(self, prompts: Sequence[str]) -> Tensor:
+        """The embeddings [n, D] that the linear prior gives prompts."""
+        embeds = self.hear(prompts).embed
+        return self.networks.get(self.stored.linear_prior)(embeds.to(self.networks.dtype)).float()
+
     def hear(self, prompts: Sequence[str]) -> Heard:
         """What the prior is told of prompts, a row each, for those who want to look at it."""
         tokens = self.tokenizer(list(prompts))

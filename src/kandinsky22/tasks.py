@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, Literal, TypedDict, Unpack
 
+from kandinsky22.columns import LINEAR
 from kandinsky22.embedding import Embedding
 from kandinsky22.picture import Picture, Source
 from kandinsky22.request import SAMPLERS, Condition, Mask, Mix, Part, Request, Sampling, Start, Text
@@ -44,6 +45,7 @@ MEANINGS = {
     "num_inference_steps": "steps of the decoder",
     "guidance_scale": "how closely the decoder follows the prior, 1 is off",
     "sampler": f"sampler of the decoder: {_SAMPLERS}",
+    "prior": "what makes an embedding of a text: the diffusion prior, or a linear one, in no time",
     "prior_num_inference_steps": "steps of the prior",
     "prior_guidance_scale": "how closely the prior follows the prompt, 1 is off",
     "prior_sampler": f"sampler of the prior: {_SAMPLERS}",
@@ -67,6 +69,7 @@ class How(TypedDict, total=False):
     num_inference_steps: int | None
     guidance_scale: float | None
     sampler: str | None
+    prior: Literal["diffusion", "linear"]
     prior_num_inference_steps: int | None
     prior_guidance_scale: float | None
     prior_sampler: str | None
@@ -169,6 +172,10 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
     said = {name: value for name, value in how.items() if value is not None}
     if unknown := said.keys() - How.__annotations__.keys():
         raise ValueError(f"there is no option {sorted(unknown)[0]}; there are {', '.join(How.__annotations__)}")
+    if said.pop("prior", None) == LINEAR:
+        if "prior_sampler" in said:
+            raise ValueError("the linear prior is not sampled; leave out prior_sampler, or prior='linear'")
+        said["prior_sampler"] = LINEAR
     negative = Text(said.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text refuses what is no text
     return Request(
         condition=condition,

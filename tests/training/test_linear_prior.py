@@ -1,10 +1,8 @@
-"""The linear prior: the map that is known, numpy's own answer, and the same from pieces, files and few rows."""
+"""The linear prior in closed form: the map that is known, numpy's own answer, and the same from pieces and few rows."""
 
 import math
-from collections.abc import Callable
 from functools import reduce
 from operator import add
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +12,7 @@ from torch import Tensor
 
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.tokenizer import Tokenizer, learn
-from kandinsky22.training.linear_prior import (
-    WEIGHTS,
-    LinearPrior,
-    LinearPriorConfig,
-    Moments,
-    fitted,
-    load,
-    save,
-    solved,
-)
+from kandinsky22.training.linear_prior import Moments, fitted, solved
 from kandinsky22.training.prior import Told
 
 E, D = 6, 4
@@ -172,43 +161,3 @@ def test_one_caption_for_all_gives_the_mean_picture(language: tuple[CLIPText, To
     prior, _ = fitted(*language, [told], told)
     assert torch.equal(prior.weight, torch.zeros(D, E))
     assert torch.allclose(prior.bias, told.embeds.mean(0), atol=1e-6)
-
-
-@pytest.fixture
-def prior() -> LinearPrior:
-    network = LinearPrior(LinearPriorConfig(text_dim=E, embedding_dim=D))
-    randomise(network)
-    return network
-
-
-def test_a_file_holds_it_and_whose_embeddings_it_gives(tmp_path: Path, prior: LinearPrior) -> None:
-    save(tmp_path / "here", prior, "abc")
-    x = draw(5, E).float()
-    for known in (None, "abc"):
-        again = load(tmp_path / "here", known)
-        assert torch.equal(again(x), prior(x)) and again.config == prior.config
-    assert torch.allclose(prior(x), x @ prior.weight.T + prior.bias)
-    with pytest.raises(ValueError, match="of the image encoder abc, and this is def; train linear-prior again"):
-        load(tmp_path / "here", "def")
-
-
-def _half(folder: Path) -> None:
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
-
-
-def _other_size(folder: Path) -> None:
-    text = (folder / "config.json").read_text(encoding="utf-8")
-    (folder / "config.json").write_text(text.replace(f'"text_dim": {E}', '"text_dim": 7'), encoding="utf-8")
-
-
-@pytest.mark.parametrize(("harm", "says"), [(_half, "damaged"), (_other_size, "misshapen weight")])
-def test_a_folder_that_cannot_be_read_is_told(
-    tmp_path: Path, prior: LinearPrior, harm: Callable[[Path], None], says: str
-) -> None:
-    with pytest.raises(ValueError, match="has no linear prior; train linear-prior first"):
-        load(tmp_path / "nowhere")
-    save(tmp_path, prior, "abc")
-    harm(tmp_path)
-    with pytest.raises(ValueError, match=says):
-        load(tmp_path)

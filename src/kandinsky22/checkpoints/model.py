@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, linear_prior
 from kandinsky22.checkpoints.about import About, CheckpointError, read_about, read_json
 from kandinsky22.checkpoints.store import Stored
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
@@ -62,6 +63,22 @@ class StoredPrior:
     def image_encoder(self) -> Stored[CLIPVision, CLIPVisionConfig]:
         """CLIP's vision tower."""
         return Stored(self.folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+
+    @cached_property
+    def linear_prior(self) -> Stored[LinearPrior, LinearPriorConfig]:
+        """The one matrix that can take the prior's place. Raises `CheckpointError` where there is none for this CLIP."""
+        towers = [self.text_encoder.fingerprint]
+        if (self.folder / "image_encoder").is_dir():
+            towers.append(self.image_encoder.fingerprint)
+        stored = linear_prior.stored(self.folder / linear_prior.FOLDER, *towers)
+        text, prior = self.text_encoder.config, self.prior.config
+        _check_equal(
+            stored.folder, {"its text_dim": stored.config.text_dim, "CLIP's projection_dim": text.projection_dim}
+        )
+        _check_equal(
+            stored.folder, {"its embedding_dim": stored.config.embedding_dim, "the prior's": prior.embedding_dim}
+        )
+        return stored
 
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kandinsky22.checkpoints import catalog, zero_image
+from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.about import NAME, CheckpointError, write_json
 from kandinsky22.checkpoints.components import KINDS
 from kandinsky22.checkpoints.store import Stored, save
@@ -257,8 +258,9 @@ class Workshop:
         known = self.text_encoder.to(self.processes.device), self.tokenizer
         fitted, line = linear_prior.fitted(*known, told, self._told(material, material.held_out))
         if self.processes.first:
-            towers = f"{self.stored('text').fingerprint} {self.stored('vision').fingerprint}"
-            linear_prior.save(self.model / catalog.PRIOR / linear_prior.FOLDER, fitted, towers)
+            towers = self.stored("text").fingerprint, self.stored("vision").fingerprint
+            folder = self.model / catalog.PRIOR / linear_prior_file.FOLDER
+            linear_prior_file.save(folder, fitted, *towers)
         self.processes.wait()
         yield {"step": 1, "of": 1, **line}
 
