@@ -51,7 +51,7 @@ PLACES = [
     ("cli server evaluation training", f"{ENGINE} cost backends compositions moments"),
 ]
 MAY_KNOW = {part: set(known.split()) for parts, known in PLACES for part in parts.split()}
-WITHIN_A_FUNCTION = {("cli", "training"), ("cli", "evaluation")}  # the one edge that starts others: `kandinsky22 train`, `evaluate`
+WITHIN_A_FUNCTION = {("cli", "training"), ("cli", "evaluation")}  # the edge that starts others
 FOR_TESTS_ONLY = {"diffusers", "transformers", "accelerate", "scipy", "torchmetrics", "torchvision"}
 
 MAY_USE = {"transformers": ("depth_estimation",)}  # an extra there, within a function

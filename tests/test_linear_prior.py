@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.models_on_disk import DIM, randomise
 
 from kandinsky22 import Kandinsky, Request, controlnet, interpolate, text2img
 from kandinsky22.checkpoints.about import CheckpointError
@@ -15,6 +14,7 @@ from kandinsky22.checkpoints.linear_prior import FOLDER, save
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.request import Sampling
+from tests.models_on_disk import DIM, randomise
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_any_split_in_any_order_is_the_whole(offset: float) -> None:
 
 
 def test_one_row_has_no_covariance() -> None:
-    with pytest.raises(ValueError, match="at least 2 rows, got 1$"):
+    with pytest.raises(ValueError, match=r"at least 2 rows, got 1$"):
         _ = Moments.of(draw(1, 3)).covariance
 
 

@@ -5,7 +5,8 @@ the same embedding once more, at another size or with another seed for the decod
 prior it is kept in the user's cache too, so that the next command does not even read the prior.
 """
 
-from collections.abc import Generator, Hashable, Iterable, Mapping
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -48,6 +49,15 @@ class Conditions:
     def __init__(self, prior: PriorStage) -> None:
         self.prior = prior
         self._kept = Kept(self._folder() if prior.stored.prior.elements > LARGE else None)
+
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """For a while nothing is known and nothing kept: in which company an embedding was made shows in its last bits."""
+        remembered, self._kept = self._kept, Kept()
+        try:
+            yield
+        finally:
+            self._kept = remembered
 
     def check(self, request: Request) -> None:
         """Raises `ValueError` for what a resolved request's conditions ask and cannot get; nothing is computed."""

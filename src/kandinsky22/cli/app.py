@@ -24,6 +24,7 @@ COMMANDS = {
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
     "doctor": ("say what fits this machine and how long it takes", "kandinsky22.cli.doctor"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
+    "evaluate": ("measure a model: FID and more, or what an oracle reads", "kandinsky22.cli.evaluate"),
 }
 """What each does, and the module whose `main(arguments)` (or the function after the colon) does it."""
 

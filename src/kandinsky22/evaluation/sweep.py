@@ -1,0 +1,192 @@
+"""Quality against steps, sampler by sampler, in the picture world: the curves that a default is chosen from.
+
+A cell is one way of sampling; every cell paints the same captions with the same seeds, in a run folder of its own, so that a
+sweep that was stopped goes on. The oracle reads every picture.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from PIL import Image
+
+from kandinsky22.backends.packs import Painter
+from kandinsky22.compositions import Scene, caption
+from kandinsky22.evaluation import fidelity, plots, reference, suite
+from kandinsky22.evaluation.captions import Captioned
+from kandinsky22.evaluation.features import ClipFeatures
+from kandinsky22.evaluation.fidelity import Rates
+from kandinsky22.evaluation.generate import Standing, begin, generate
+from kandinsky22.evaluation.manifest import Run
+from kandinsky22.evaluation.report import Number, Plot, Report, Table
+from kandinsky22.evaluation.scores import Say, caption_score, mean_discrepancy, measured
+from kandinsky22.request import Request, Sampling
+
+SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "unipc", "euler", "heun")
+STEPS = (5, 10, 15, 20, 30, 50)
+GUIDANCE = (1.0, 2.0, 3.0, 4.0, 6.0)
+CALLS = {"heun": 2}  # of the network a step, where it is not one
+SEEDS, SCENES = 5, 40
+JUDGED = "plain"  # the caption but for the style, which MoVQ decides more than sampling does
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of sampling, and what came of it."""
+
+    name: str
+    request: Request
+    rates: Rates
+    by_seed: tuple[float, ...]
+    clip_score: float
+    cmmd: float
+
+    @property
+    def calls(self) -> int:
+        """Of the decoder for a picture."""
+        chosen = self.request.decoder
+        assert chosen.steps is not None and chosen.sampler is not None
+        return chosen.steps * CALLS.get(chosen.sampler, 1)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        shares = {name: {"share": rate.share, "interval": [*rate.interval]} for name, rate in self.rates.items()}
+        return {
+            "cell": self.name, "calls": self.calls, "rates": shares, "by_seed": self.by_seed,
+            "clip_score": self.clip_score, "cmmd": self.cmmd,
+        }  # fmt: skip
+
+
+def grid(template: Request, samplers: Sequence[str] = SAMPLERS, steps: Sequence[int] = STEPS) -> dict[str, Request]:
+    """The cells of samplers and steps, by name; the rest is as the template has it. Raises `ValueError` for one that there is
+    not."""
+    return {
+        f"{sampler}-{n}": replace(template, decoder=replace(template.decoder, sampler=sampler, steps=n))
+        for sampler in samplers
+        for n in steps
+    }
+
+
+def around(chosen: Request) -> dict[str, Request]:
+    """The cells beside a chosen one: other guidance, and the linear prior."""
+    cells = {
+        f"guidance-{scale:g}": replace(chosen, decoder=replace(chosen.decoder, guidance_scale=scale))
+        for scale in GUIDANCE
+    }
+    return {**cells, "linear-prior": replace(chosen, prior=Sampling(sampler="linear"))}
+
+
+def paint(
+    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS
+) -> Iterator[tuple[str, Standing]]:
+    """Paint every cell's captions, telling which and how far it is."""
+    captions = suite.captions_of(_items(scenes, seeds))
+    for name, request in cells.items():
+        run = begin(painter, folder / name, captions, request)
+        for standing in generate(painter, run):
+            yield name, standing
+
+
+def judge(folder: Path, names: Sequence[str], clip: ClipFeatures, say: Say, seeds: int = SEEDS) -> list[Cell]:
+    """What came of painted cells. Raises `ValueError` for one that is not complete."""
+    return [_judged(folder, name, clip, say, seeds) for name in names]
+
+
+def best(cells: Sequence[Cell]) -> Cell:
+    """The cell with the fewest calls of the network that is not measurably worse than any other: its interval reaches the
+    highest rate."""
+    highest = max(cell.rates[JUDGED].share for cell in cells)
+    return min((cell for cell in cells if cell.rates[JUDGED].interval[1] >= highest), key=lambda cell: cell.calls)
+
+
+def report(model: str, cells: Sequence[Cell], beside: Sequence[Cell], protocol: Mapping[str, Any]) -> Report:
+    """Curves and tables of a sweep; `beside` are the cells around the best one."""
+    chosen = best(cells)
+    curves: dict[str, list[plots.Point]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.request.decoder.steps or 0):
+        rate = cell.rates[JUDGED]
+        low, high = (100 * end for end in rate.interval)
+        point = plots.Point(float(cell.request.decoder.steps or 0), 100 * rate.share, low, high)
+        curves.setdefault(str(cell.request.decoder.sampler), []).append(point)
+    header = (
+        "cell",
+        "network calls",
+        "% right but for the style (95%)",
+        "over seeds",
+        "shape",
+        "count",
+        "whole",
+        "CLIP score",
+        "CMMD",
+    )
+    return Report(
+        title=f"Samplers and steps, {model}",
+        summary=f"{chosen.rates[JUDGED].of} pictures a cell, of the same captions and seeds. Rates are what the oracle reads.",
+        values={
+            "cells": [cell.values for cell in cells],
+            "around": [cell.values for cell in beside],
+            "chosen": chosen.name,
+        },
+        protocol=protocol,
+        numbers=(
+            Number("chosen", chosen.name, "the fewest network calls of those not measurably worse than the best"),
+        ),
+        plots=(Plot("Right but for the style, against steps", plots.lines(curves, "steps", "% of pictures")),),
+        tables=(
+            Table("Samplers and steps", header, [_row(cell) for cell in cells], ours=[*cells].index(chosen)),
+            Table(f"Around {chosen.name}", header, [_row(cell) for cell in beside]),
+        ),
+    )
+
+
+def _row(cell: Cell) -> tuple[str, ...]:
+    spread = f"{100 * mean(cell.by_seed):.0f} ± {100 * stdev(cell.by_seed):.0f}" if len(cell.by_seed) > 1 else ""
+    told = (str(cell.rates[name]) for name in ("shape", "count", "whole"))
+    return (
+        cell.name,
+        str(cell.calls),
+        str(cell.rates[JUDGED]),
+        spread,
+        *told,
+        f"{cell.clip_score:.1f}",
+        f"{cell.cmmd:.2f}",
+    )
+
+
+def _items(scenes: int, seeds: int) -> list[Captioned]:
+    """Every scene's caption with every seed."""
+    said = [caption(scene, whole=True) for scene in suite.world_scenes(scenes)]
+    return [
+        Captioned(f"{i:04}-{seed}", text, seed=1000 * seed + i) for seed in range(seeds) for i, text in enumerate(said)
+    ]
+
+
+def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int) -> Cell:
+    run = Run.opened(folder / name)
+    pictures = suite.painted(run)
+    scenes = suite.world_scenes(len(run.items) // seeds)
+    told = {picture: fidelity.verdict(_opened(path), _scene(picture, scenes)) for picture, path in pictures.items()}
+    by_seed: dict[str, list[bool]] = {}
+    for picture, verdict in told.items():
+        by_seed.setdefault(picture.partition("-")[2], []).append(verdict[JUDGED])
+    side = run.template.height or 128
+    suite.draw_true(folder / suite.TRUE, len(run.items), side, say)
+    true = measured(reference.pictures_in(folder / suite.TRUE), clip, folder / "reference.safetensors", say)
+    ours = measured(pictures, clip, run.folder / "features.safetensors", say, f"looking at {name}")
+    captions = {item.id: item.caption for item in run.items}
+    return Cell(
+        name, run.template, fidelity.rates(told.values()), tuple(mean(values) for values in by_seed.values()),
+        caption_score(ours, captions, clip, say).values["clip_score"]["mean"], mean_discrepancy(ours, true).values["cmmd"],
+    )  # fmt: skip
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _scene(picture: str, scenes: Sequence[Scene]) -> Scene:
+    return scenes[int(picture.partition("-")[0])]

@@ -1,0 +1,178 @@
+"""Whole evaluations on a small random model: what is written, what it says, and what is refused."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kandinsky22 import Kandinsky, text2img
+from kandinsky22.backends.here import Here
+from kandinsky22.evaluation import captions, generate, reference, suite, sweep
+from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
+from kandinsky22.evaluation.features import ClipFeatures
+from kandinsky22.evaluation.manifest import Run
+from kandinsky22.evaluation.report import write
+from tests.models_on_disk import DIM
+
+COUNT = DIM + 8  # more than a covariance needs
+FEW = {"num_inference_steps": 1, "prior_num_inference_steps": 1, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}
+
+
+def silent(what: str, done: int, of: int) -> None:
+    assert 0 < done <= of
+
+
+class Colours:
+    """Features that need no weights: the mean of each channel and of its left half."""
+
+    name, fingerprint, dim, resize = "colours", "1", 6, "not at all"
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        pixels = [np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in pictures]
+        rows = [np.concatenate([p.mean((0, 1)), p[:, : p.shape[1] // 2].mean((0, 1))]) for p in pixels]
+        return torch.from_numpy(np.stack(rows))
+
+
+@pytest.fixture(scope="module")
+def painter(tiny_model: Path) -> Here:
+    return Here(Kandinsky.load(tiny_model), batch=8)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_model: Path) -> ClipFeatures:
+    return ClipFeatures.of_model(Kandinsky.load(tiny_model).stored.prior)
+
+
+@pytest.fixture(scope="module")
+def run(painter: Here, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The world's captions, painted."""
+    folder = tmp_path_factory.mktemp("world") / "run"
+    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    begun = generate.begin(painter, folder, suite.world_captions(COUNT), request)
+    list(generate.generate(painter, begun))
+    return begun
+
+
+def real(folder: Path, count: int, seed: int = 0) -> Path:
+    """Pictures of noise, each of its own colour."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(count):
+        pixels = rng.integers(0, 256, (64, 64, 3)) * rng.random(3)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_the_worlds_captions_are_of_fresh_scenes_and_stay_the_same() -> None:
+    first = suite.world_captions(5)
+    assert first == suite.world_captions(5) and first.items == suite.world_captions(8).items[:5]
+    assert first.sha256 != suite.world_captions(6).sha256
+
+
+def test_the_picture_world_is_scored_whole(run: Run, clip: ClipFeatures, tmp_path: Path) -> None:
+    report = suite.world(run, clip, say=silent, command="kandinsky22 evaluate world")
+    assert report.values["pictures"] == COUNT and report.protocol["run"] == run.about
+    assert report.values["fidelity"]["ground"]["of"] == COUNT
+    ours = reference.load(run.folder / "features.safetensors")
+    true = reference.measure(reference.pictures_in(run.folder / "true"), clip)
+    assert report.values["frechet_distance"] == pytest.approx(frechet(ours.moments, true.moments))
+    assert report.values["cmmd"] == pytest.approx(cmmd(ours.rows, true.rows))
+    assert report.values["kid"]["mean"] == pytest.approx(kernel_distance(ours.rows, true.rows, size=COUNT // 2).mean)
+    page = write(tmp_path, report).read_text("utf-8")
+    assert run.items[0].caption in page and page.count("<figure>") == COUNT
+    again = suite.world(run, clip, say=silent, command="kandinsky22 evaluate world")
+    assert again.values == report.values
+
+
+def test_the_cards_evaluation_stands_beside_the_cards_table(run: Run, clip: ClipFeatures, tmp_path: Path) -> None:
+    how = {"clip": clip, "cmmd_clip": clip, "kid_size": 20, "any_size": False, "say": silent, "command": "the command"}
+    report = suite.coco(run, real(tmp_path / "real", 30), Colours(), **how)  # type: ignore[arg-type]
+    assert {"fid", "kid", "clip_score", "cmmd", "pictures"} == report.values.keys()
+    card = next(table for table in report.tables if "card" in table.title)
+    assert len(card.rows) == 12 and card.ours is not None and "tiny-model" in card.rows[card.ours][0]
+    assert "Protocols differ" in card.about and any("Protocols differ" in remark for remark in report.remarks)
+    assert json.loads(json.dumps(report.protocol))["reference"] == {"name": "real", "pictures": 30, "sizes": [[64, 64]]}
+    assert str(tmp_path) not in json.dumps(report.protocol) + json.dumps(report.values)
+
+    kept = tmp_path / "kept.safetensors"
+    reference.save(kept, reference.measure(reference.pictures_in(tmp_path / "real"), Colours()))
+    by_file = suite.coco(run, kept, Colours(), **{**how, "cmmd_clip": None})  # type: ignore[arg-type]
+    assert by_file.values["fid"] == pytest.approx(report.values["fid"], rel=1e-9)
+
+
+def test_pictures_against_themselves_are_no_distance_apart(run: Run, tmp_path: Path) -> None:
+    how = {"clip": None, "cmmd_clip": None, "kid_size": 20, "any_size": False, "say": silent, "command": ""}
+    report = suite.coco(run, run.folder / "pictures", Colours(), **how)  # type: ignore[arg-type]
+    assert report.values["fid"] == pytest.approx(0, abs=1e-9)
+
+
+def test_other_sizes_and_other_networks_are_refused(run: Run, tmp_path: Path) -> None:
+    how = {"clip": None, "cmmd_clip": None, "kid_size": 20, "say": silent, "command": ""}
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for i in range(24):
+        Image.new("RGB", (80, 80), (i, 10 * i, 7)).save(folder / f"{i}.png")
+    copied = replace(run, folder=tmp_path / "copied")
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "pictures").symlink_to(run.folder / "pictures")
+    with pytest.raises(ValueError, match="all 80x80 and the others all 64x64"):
+        suite.coco(copied, folder, Colours(), any_size=False, **how)  # type: ignore[arg-type]
+    assert suite.coco(copied, folder, Colours(), any_size=True, **how).values["fid"] > 0  # type: ignore[arg-type]
+    other = Colours()
+    other.fingerprint = "2"
+    kept = tmp_path / "kept.safetensors"
+    reference.save(kept, reference.measure(reference.pictures_in(folder), other))
+    with pytest.raises(ValueError, match="use the same weights for both"):
+        suite.coco(copied, kept, Colours(), any_size=True, **how)  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_not_complete_is_not_scored(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
+    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    begun = generate.begin(painter, tmp_path / "run", suite.world_captions(16), request)
+    list(generate.generate(painter, begun, packs=1))
+    with pytest.raises(ValueError, match=r"8 of 16 pictures of .* are not painted yet"):
+        suite.world(begun, clip, say=silent, command="")
+
+
+def test_a_sweep_paints_every_cell_and_chooses(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
+    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    cells = sweep.grid(request, ["ddim", "heun"], [1, 2])
+    standings = list(sweep.paint(painter, tmp_path, cells, scenes=3, seeds=2))
+    assert list(dict.fromkeys(name for name, _ in standings)) == ["ddim-1", "ddim-2", "heun-1", "heun-2"]
+    judged = sweep.judge(tmp_path, [*cells], clip, silent, seeds=2)
+    assert [cell.calls for cell in judged] == [1, 2, 2, 4]
+    assert all(cell.rates["plain"].of == 6 and len(cell.by_seed) == 2 for cell in judged)
+    assert sweep.best(judged).name == "ddim-1"  # of random weights all are as bad
+    report = sweep.report("tiny-model", judged, judged[:1], {})
+    assert report.values["chosen"] == "ddim-1" and len(report.tables[0].rows) == 4
+    seeds = {(item.caption, item.seed) for item in Run.opened(tmp_path / "ddim-1").items}
+    assert seeds == {(item.caption, item.seed) for item in Run.opened(tmp_path / "heun-2").items} and len(seeds) == 6
+
+
+def test_the_cheapest_cell_that_is_not_measurably_worse_is_best() -> None:
+    from kandinsky22.evaluation.fidelity import Rate
+
+    def cell(name: str, steps: int, right: int) -> sweep.Cell:
+        request = text2img("", sampler="ddim", num_inference_steps=steps)
+        return sweep.Cell(name, request, {"plain": Rate(right, 200)}, (), 0.0, 0.0)
+
+    cells = [cell("poor", 5, 80), cell("enough", 20, 112), cell("most", 50, 120)]
+    assert sweep.best(cells).name == "enough"
+    assert sweep.best([cells[0], cells[2]]).name == "most"
+
+
+def test_captions_of_a_file_are_painted_as_they_stand(painter: Here, tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("id,caption,seed\nfirst,a red circle,7\nsecond,a blue star,\n", "utf-8")
+    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    begun = generate.begin(painter, tmp_path / "run", captions.read(path), request)
+    list(generate.generate(painter, begun))
+    with Image.open(tmp_path / "run" / "pictures" / "first.png") as picture:
+        alone = painter.backend(text2img("a red circle", seed=7, model="tiny-model", **FEW))[0]  # type: ignore[operator]
+        assert np.abs(np.asarray(picture, int) - np.asarray(alone.image, int)).max() <= 1
