@@ -1,16 +1,21 @@
 #!/bin/sh
-# The change of Kandinsky 2.2, in small: another CLIP, a prior trained anew for it, and 2,000 more iterations of the decoder.
+# The change of Kandinsky 2.2, in small: another CLIP, a prior trained again for it, and 2,000 more iterations of the decoder.
 # sh runs/clip_switch.sh [FOLDER] [CAPTIONS]; what the oracle reads before and after is in FOLDER/before.md and after.md. Hours.
 #
-# The new CLIP goes on from the box's with as many steps again; every embedding changes. Stopped, it goes on where it was.
+# The new CLIP goes on from the box's, and every embedding changes. The prior goes on from the box's, too, with the new
+# embeddings' mean and deviation; for a CLIP that has nothing to do with the one before, say --anew. Prior and decoder do not wait for
+# each other. Stopped, it goes on where it was.
 set -eu
 
 folder=${1:-runs/switch}
 captions=${2:-500}
-train() { kandinsky22 train "$@" --folder "$folder" --start-from box; }
+train() { kandinsky22 train "$@" --folder "$folder" --start-from box --seed 22; }
 
-[ -f "$folder/before.md" ] || python runs/score_box.py --captions "$captions" --output "$folder/before.md"
-train clip --seed 22
-train prior --anew --steps 1400 --seed 22
-train decoder --steps 2000 --learning-rate 3e-4 --seed 22
-python runs/score_box.py --captions "$captions" --model "$folder/model" --output "$folder/after.md"
+[ -f "$folder/before.md" ] || python runs/score_box.py --captions "$captions" --wide 0 --output "$folder/before.md"
+train clip --steps 800
+train prior --steps 400 &
+prior=$!
+trap 'kill "$prior" 2>/dev/null' EXIT INT TERM # a job in the background does not hear Ctrl-C by itself
+train decoder --steps 2000 --batch 32 --learning-rate 3e-4
+wait "$prior"
+python runs/score_box.py --captions "$captions" --wide 0 --model "$folder/model" --output "$folder/after.md"

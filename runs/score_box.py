@@ -1,6 +1,6 @@
 """How well the model in the box paints what it is told: fresh captions, read back from the pixels by the oracle.
 
-    python runs/score_box.py [--model FOLDER] [--captions 500] [--sheet SHEET.png] [--output SCORES.md]
+    python runs/score_box.py [--model FOLDER] [--captions 500] [--wide 200] [--sheet SHEET.png] [--output SCORES.md]
 
 Each of the first rows swaps in the truth up to one stage: the true picture through MoVQ; the true picture's own CLIP
 embedding, painted; the caption, painted. Then captions with a colour and a shape that training never showed together, and
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
-from scoring import FRESH_SEED, MEANING, contact_sheet, fresh, mean, painted, row
+from scoring import FRESH_SEED, contact_sheet, fresh, mean, painted, row
 
 from kandinsky22 import Kandinsky, Request, text2img, variations
 from kandinsky22.checkpoints import catalog
 from kandinsky22.compositions import Scene, caption, render
+from kandinsky22.evaluation.fidelity import ATTRIBUTES
 from kandinsky22.stages import to_image, to_pixels
 
 RATIOS = {"1:2": (2, 1), "2:1": (1, 2), "3:2": (1, 1.5)}  # width:height -> height and width over the shorter side
@@ -52,7 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score the model in the box with the oracle.")
     parser.add_argument("--model", default="box")
     parser.add_argument("--captions", type=int, default=500)
-    parser.add_argument("--wide", type=int, default=200, help="captions for each other ratio (default: %(default)s)")
+    parser.add_argument(
+        "--wide", type=int, default=200, help="captions for each other ratio, 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--sheet", type=Path, help="write the first 64 paintings, eight to a row")
     parser.add_argument("--output", type=Path, help="write the table here as well")
     chosen = parser.parse_args()
@@ -64,15 +67,15 @@ def main() -> None:
     through = reconstructed(kandinsky, scenes, side)
     paintings = painted(kandinsky, captioned(scenes), "from captions")
     table = [
-        f"| % right of {len(scenes)} (95% interval) | " + " | ".join(MEANING.values()) + " |",
-        "|---" * (len(MEANING) + 1) + "|",
+        f"| % right of {len(scenes)} (95% interval) | " + " | ".join(ATTRIBUTES.values()) + " |",
+        "|---" * (len(ATTRIBUTES) + 1) + "|",
         row("true picture, through MoVQ", through, scenes),
         row("true embedding, painted", painted(kandinsky, shown, "from true embeddings"), scenes),
         row("**caption, painted**", paintings, scenes),
         row("caption of a pair never seen together", painted(kandinsky, captioned(unseen), "unseen pairs"), unseen),
     ]
     some = scenes[: chosen.wide]
-    for ratio, (height, width) in RATIOS.items():
+    for ratio, (height, width) in RATIOS.items() if some else ():
         size = {"height": round(height * side), "width": round(width * side)}
         pictures = painted(kandinsky, captioned(some, **size), f"at {ratio}")
         table.append(

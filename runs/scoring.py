@@ -7,15 +7,12 @@ from PIL import Image
 from rich.progress import track
 
 from kandinsky22 import Kandinsky, Request
-from kandinsky22.compositions import Scene, judge, read, sample, wilson
+from kandinsky22.compositions import Scene, sample
+from kandinsky22.evaluation.fidelity import ATTRIBUTES, Rate, rates, verdict
 from kandinsky22.events import Result
 
 FRESH_SEED = 22  # training draws from 0, and looks at 1
 BATCH = 25
-MEANING = {
-    "ground": "ground", "present": "asked colours present", "colors": "exactly the asked colours", "shape": "shape",
-    "count": "count", "relation": "relation", "plain": "all of these", "style": "style", "whole": "whole caption",
-}  # fmt: skip
 
 
 def fresh(count: int, *stream: int, held_out: bool = False) -> list[Scene]:
@@ -37,8 +34,7 @@ def painted(kandinsky: Kandinsky, requests: Sequence[Request], name: str) -> lis
 def rate(told: Iterable[bool]) -> str:
     """A rate in percent with its 95% interval."""
     told = list(told)
-    low, high = wilson(sum(told), len(told))
-    return f"{100 * sum(told) / len(told):.0f} ({100 * low:.0f}-{100 * high:.0f})"
+    return str(Rate(sum(told), len(told)))
 
 
 def mean(values: Sequence[float], digits: int = 2) -> str:
@@ -49,16 +45,14 @@ def mean(values: Sequence[float], digits: int = 2) -> str:
 
 
 def verdicts(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> list[dict[str, bool]]:
-    """What the oracle says of each picture; `plain` is the whole of it but for the style."""
-    said = [judge(read(np.asarray(picture)), scene) for picture, scene in zip(pictures, scenes, strict=True)]
-    return [v | {"plain": all(v[name] for name in v.keys() - {"style", "whole"})} for v in said]
+    """What the oracle says of each picture."""
+    return [verdict(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
 
 
 def row(name: str, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> str:
     """A table row: each attribute's rate with its interval."""
-    said = verdicts(pictures, scenes)
-    cells = [rate(v[attribute] for v in said if attribute in v) for attribute in MEANING]
-    return f"| {name} | " + " | ".join(cells) + " |"
+    found = rates(verdicts(pictures, scenes))
+    return f"| {name} | " + " | ".join(str(found.get(attribute, "")) for attribute in ATTRIBUTES) + " |"
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image:

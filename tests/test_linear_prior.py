@@ -104,6 +104,11 @@ def test_what_means_nothing_to_it_is_refused(how: dict[str, object], says: str) 
         linear("a red circle", **how)
 
 
+def test_there_are_two_priors() -> None:
+    with pytest.raises(ValueError, match="prior must be diffusion or linear, got 'liner'"):
+        text2img("a red circle", prior="liner")  # type: ignore[typeddict-item]
+
+
 def test_a_decoder_cannot_be_linear() -> None:
     with pytest.raises(ValueError, match="the prior alone can be linear"):
         text2img("a red circle", sampler="linear")

@@ -15,6 +15,7 @@ from kandinsky22.request import SAMPLERS, Condition, Mask, Mix, Part, Request, S
 from kandinsky22.sizes import SMALLEST
 
 FROM_PICTURE, FROM_PRIOR = 0.5, 0.85  # controlnet's strengths with an image, as on the model card
+PRIORS = ("diffusion", LINEAR)
 _SAMPLERS = ", ".join(SAMPLERS)
 MEANINGS = {
     "prompt": "what to paint, in words",
@@ -172,7 +173,10 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
     said = {name: value for name, value in how.items() if value is not None}
     if unknown := said.keys() - How.__annotations__.keys():
         raise ValueError(f"there is no option {sorted(unknown)[0]}; there are {', '.join(How.__annotations__)}")
-    if said.pop("prior", None) == LINEAR:
+    prior = said.pop("prior", PRIORS[0])
+    if prior not in PRIORS:
+        raise ValueError(f"prior must be {' or '.join(PRIORS)}, got {prior!r}")
+    if prior == LINEAR:
         if "prior_sampler" in said:
             raise ValueError("the linear prior is not sampled; leave out prior_sampler, or prior='linear'")
         said["prior_sampler"] = LINEAR

@@ -134,7 +134,7 @@ def test_a_stream_begins_anew_with_the_same_seed_when_its_process_dies(pool: Poo
     assert first == second and first.seed is not None
     assert Notice("the process that painted it died (SIGKILL); it begins anew") in events
     assert isinstance(events[-1], Result)
-    with pytest.raises(RuntimeError, match=r"SIGKILL.*3 times"):
+    with pytest.raises(ChildProcessError, match=r"SIGKILL.*3 times"):
         list(pool.stream(text2img("die")))
 
 
@@ -209,7 +209,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "error", "sentence"),
-    [("fails", ValueError, "there is no such model"), ("dies", RuntimeError, "died 3 times while it loaded")],
+    [("fails", ValueError, "there is no such model"), ("dies", ChildProcessError, "died 3 times while it loaded")],
 )
 def test_a_model_that_cannot_be_loaded_is_told_of(
     tmp_path: Path, how: str, error: type[Exception], sentence: str

@@ -83,6 +83,8 @@ def test_the_cards_evaluation_from_a_command(
     (real / "0.png").write_bytes(b"no picture")
     assert run(["evaluate", "stats", str(real), "--inception", "weights.pth", "--output", str(statistics)]) == 2
     assert "1 of 6 pictures cannot be read (0.png)" in capsys.readouterr().err
+    assert run([*command, str(real)]) == 2  # before anything else is done
+    assert "1 of 6 pictures cannot be read (0.png)" in capsys.readouterr().err
     changed = [*command, str(statistics), "--guidance-scale", "7"]
     assert run(changed) == 2
     assert "was begun with" in capsys.readouterr().err
@@ -97,6 +99,9 @@ def test_the_cards_evaluation_from_a_command(
         (["world", "more", "--out", "x"], "takes options only, got 'more'"),
         (["world", "--out", "x", "--count", "0"], "'0' is no whole number from 1 up"),
         (["stats", "x"], "evaluate stats needs a folder, --output, and either --inception or --clip"),
+        (["world", "--out", "x", "--seed", "3"], "there is no option --seed"),
+        (["stats", "x", "--clip", "y", "-o", "z.npz"], "writes a file that ends in .safetensors"),
+        (["stats", "x", "--clip", "y", "-o", "z.safetensors", "--resize", "clean"], "--resize is for Inception"),
         (["sweep", "--out", "x", "--samplers", "eulr", "--processes", "1"], "sampler must be one of"),
     ],
 )
@@ -126,11 +131,11 @@ def test_too_few_captions_are_refused_before_anything_is_painted(
     ]
     assert run([*command, "--out", str(tmp_path / "out")]) == 2
     assert (
-        "FID needs more pictures than Inception has features (6), and there are 6 captions" in capsys.readouterr().err
+        "FID needs more captions than Inception has features (6), and there are 6; give more" in capsys.readouterr().err
     )
     monkeypatch.setattr(Colours, "dim", 3)
     assert run([*command, "--out", str(tmp_path / "out")]) == 2
-    assert "fewer than KID's subsets of 1000; give --kid-size 3" in capsys.readouterr().err
+    assert "KID's subsets are of 2 to 6 of the captions, got 1000; give another --kid-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from kandinsky22.evaluation import captions, generate, reference, suite, sweep
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.manifest import Run
-from kandinsky22.evaluation.report import write
+from kandinsky22.evaluation.report import Report, write
 from tests.models_on_disk import DIM
 
 COUNT = DIM + 8  # more than a covariance needs
@@ -79,8 +80,8 @@ def test_the_picture_world_is_scored_whole(run: Run, clip: ClipFeatures, tmp_pat
     report = suite.world(run, clip, say=silent, command="kandinsky22 evaluate world")
     assert report.values["pictures"] == COUNT and report.protocol["run"] == run.about
     assert report.values["fidelity"]["ground"]["of"] == COUNT
-    ours = reference.load(run.folder / "features.safetensors")
-    true = reference.measure(reference.pictures_in(run.folder / "true"), clip)
+    ours = reference.measure(reference.pictures_in(run.folder / "pictures"), clip)
+    true = reference.measure(reference.pictures_in(run.folder / "true" / "64x64"), clip)
     assert report.values["frechet_distance"] == pytest.approx(frechet(ours.moments, true.moments))
     assert report.values["cmmd"] == pytest.approx(cmmd(ours.rows, true.rows))
     assert report.values["kid"]["mean"] == pytest.approx(kernel_distance(ours.rows, true.rows, size=COUNT // 2).mean)
@@ -90,46 +91,87 @@ def test_the_picture_world_is_scored_whole(run: Run, clip: ClipFeatures, tmp_pat
     assert again.values == report.values
 
 
+def scored(run: Run, place: Path, features: Colours | None = None, **how: Any) -> Report:
+    """The card's evaluation, as the command asks for it."""
+    features = features or Colours()
+    theirs = suite.statistics_of(place, features, run.folder, "real-pictures", silent)
+    return suite.coco(
+        run, place, theirs, features, **{"kid_size": 20, "any_size": False, "say": silent, "command": "", **how}
+    )
+
+
 def test_the_cards_evaluation_stands_beside_the_cards_table(run: Run, clip: ClipFeatures, tmp_path: Path) -> None:
-    how = {"clip": clip, "cmmd_clip": clip, "kid_size": 20, "any_size": False, "say": silent, "command": "the command"}
-    report = suite.coco(run, real(tmp_path / "real", 30), Colours(), **how)  # type: ignore[arg-type]
+    place = real(tmp_path / "real", 40)
+    cmmd_reference = suite.statistics_of(place, clip, run.folder, "real-pictures-for-cmmd", silent)
+    report = scored(run, place, clip=clip, cmmd=(clip, cmmd_reference))
     assert {"fid", "kid", "clip_score", "cmmd", "pictures"} == report.values.keys()
     card = next(table for table in report.tables if "card" in table.title)
     assert len(card.rows) == 12 and card.ours is not None and "tiny-model" in card.rows[card.ours][0]
-    assert "Protocols differ" in card.about and any("Protocols differ" in remark for remark in report.remarks)
-    assert json.loads(json.dumps(report.protocol))["reference"] == {"name": "real", "pictures": 30, "sizes": [[64, 64]]}
+    assert "Protocols differ" in card.about and not report.remarks
+    protocol = json.loads(json.dumps(report.protocol))
+    assert protocol["reference"].items() >= {"name": "real", "pictures": 40, "sizes": [[64, 64]]}.items()
+    assert protocol["features"]["cmmd"]["fingerprint"] == clip.fingerprint and protocol["painted_on"]["device"] == "cpu"
     assert str(tmp_path) not in json.dumps(report.protocol) + json.dumps(report.values)
 
     kept = tmp_path / "kept.safetensors"
-    reference.save(kept, reference.measure(reference.pictures_in(tmp_path / "real"), Colours()))
-    by_file = suite.coco(run, kept, Colours(), **{**how, "cmmd_clip": None})  # type: ignore[arg-type]
+    reference.save(kept, reference.measure(reference.pictures_in(place), Colours()))
+    by_file = scored(run, kept)
     assert by_file.values["fid"] == pytest.approx(report.values["fid"], rel=1e-9)
+    assert [remark.split(" is")[0] for remark in by_file.remarks] == ["The CLIP score", "CMMD"]
 
 
-def test_pictures_against_themselves_are_no_distance_apart(run: Run, tmp_path: Path) -> None:
-    how = {"clip": None, "cmmd_clip": None, "kid_size": 20, "any_size": False, "say": silent, "command": ""}
-    report = suite.coco(run, run.folder / "pictures", Colours(), **how)  # type: ignore[arg-type]
-    assert report.values["fid"] == pytest.approx(0, abs=1e-9)
+def test_a_published_mean_and_covariance_do_for_fid(run: Run, tmp_path: Path) -> None:
+    place = real(tmp_path / "real", 40)
+    rows = reference.measure(reference.pictures_in(place), Colours()).rows.double().numpy()
+    np.savez(tmp_path / "public.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    report = scored(run, tmp_path / "public.npz")
+    assert report.values["fid"] == pytest.approx(scored(run, place).values["fid"], rel=1e-9)
+    assert "kid" not in report.values and any("KID is left out" in remark for remark in report.remarks)
+    np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="has 3 features and colours makes 6"):
+        scored(run, tmp_path / "other.npz")
+
+
+def test_other_pictures_under_the_same_names_are_measured_anew(run: Run, tmp_path: Path) -> None:
+    first, second = (real(tmp_path / name, 40, seed=seed) for seed, name in enumerate(("first", "second")))
+    one = suite.statistics_of(first, Colours(), tmp_path, "real-pictures", silent)
+    other = suite.statistics_of(second, Colours(), tmp_path, "real-pictures", silent)
+    assert not torch.allclose(one.rows, other.rows) and len([*tmp_path.glob("real-pictures-*")]) == 1
+
+
+def test_pictures_against_themselves_are_no_distance_apart(run: Run) -> None:
+    assert scored(run, run.folder / "pictures").values["fid"] == pytest.approx(0, abs=1e-9)
 
 
 def test_other_sizes_and_other_networks_are_refused(run: Run, tmp_path: Path) -> None:
-    how = {"clip": None, "cmmd_clip": None, "kid_size": 20, "say": silent, "command": ""}
     folder = tmp_path / "large"
     folder.mkdir()
     for i in range(24):
         Image.new("RGB", (80, 80), (i, 10 * i, 7)).save(folder / f"{i}.png")
-    copied = replace(run, folder=tmp_path / "copied")
-    (tmp_path / "copied").mkdir()
-    (tmp_path / "copied" / "pictures").symlink_to(run.folder / "pictures")
     with pytest.raises(ValueError, match="all 80x80 and the others all 64x64"):
-        suite.coco(copied, folder, Colours(), any_size=False, **how)  # type: ignore[arg-type]
-    assert suite.coco(copied, folder, Colours(), any_size=True, **how).values["fid"] > 0  # type: ignore[arg-type]
+        scored(run, folder)
+    assert scored(run, folder, any_size=True).values["fid"] > 0
     other = Colours()
     other.fingerprint = "2"
     kept = tmp_path / "kept.safetensors"
     reference.save(kept, reference.measure(reference.pictures_in(folder), other))
     with pytest.raises(ValueError, match="use the same weights for both"):
-        suite.coco(copied, kept, Colours(), any_size=True, **how)  # type: ignore[arg-type]
+        scored(run, kept, any_size=True)
+
+
+def test_a_complete_run_is_scored_without_its_model(run: Run, tmp_path: Path) -> None:
+    captions = suite.world_captions(COUNT)
+    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    found = suite.complete(run.folder, captions, request)
+    assert found is not None and found.items == run.items
+    assert suite.complete(run.folder, captions, text2img("", model="tiny-model")) is not None  # what it leaves open
+    for other in (
+        (run.folder, suite.world_captions(COUNT - 1), request),
+        (run.folder, captions, replace(request, decoder=replace(request.decoder, steps=2))),
+        (run.folder, captions, replace(request, model="box")),
+        (tmp_path, captions, request),
+    ):
+        assert suite.complete(*other) is None
 
 
 def test_a_run_that_is_not_complete_is_not_scored(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
@@ -146,7 +188,7 @@ def test_a_sweep_paints_every_cell_and_chooses(painter: Here, clip: ClipFeatures
     standings = list(sweep.paint(painter, tmp_path, cells, scenes=3, seeds=2))
     assert list(dict.fromkeys(name for name, _ in standings)) == ["ddim-1", "ddim-2", "heun-1", "heun-2"]
     judged = sweep.judge(tmp_path, [*cells], clip, silent, seeds=2)
-    assert [cell.calls for cell in judged] == [1, 2, 2, 4]
+    assert [cell.calls for cell in judged] == [1, 2, 1, 3]
     assert all(cell.rates["plain"].of == 6 and len(cell.by_seed) == 2 for cell in judged)
     assert sweep.best(judged).name == "ddim-1"  # of random weights all are as bad
     report = sweep.report("tiny-model", judged, judged[:1], {})
@@ -156,15 +198,24 @@ def test_a_sweep_paints_every_cell_and_chooses(painter: Here, clip: ClipFeatures
 
 
 def test_the_cheapest_cell_that_is_not_measurably_worse_is_best() -> None:
-    from kandinsky22.evaluation.fidelity import Rate
+    rng = np.random.default_rng(0)
+    captions = rng.random(40)  # some are harder than others
 
-    def cell(name: str, steps: int, right: int) -> sweep.Cell:
+    def cell(name: str, steps: int, worse: float) -> sweep.Cell:
         request = text2img("", sampler="ddim", num_inference_steps=steps)
-        return sweep.Cell(name, request, {"plain": Rate(right, 200)}, (), 0.0, 0.0)
+        shares = captions - worse + 0.02 * rng.standard_normal(40)
+        return sweep.Cell(name, request, {}, tuple(shares), (), 0.0, 0.0)
 
-    cells = [cell("poor", 5, 80), cell("enough", 20, 112), cell("most", 50, 120)]
-    assert sweep.best(cells).name == "enough"
-    assert sweep.best([cells[0], cells[2]]).name == "most"
+    cells = [cell("poor", 5, 0.1), cell("enough", 20, 0.001), cell("as many calls", 20, 0.005), cell("most", 50, 0.0)]
+    assert sweep.best(cells).name == "enough"  # in pairs: alone, no interval would tell the poor one from the others
+    assert cells[0].interval[2] > cells[3].interval[1]
+    assert sweep.best([cells[0], cells[3]]).name == "most"
+
+
+def test_what_is_painted_around_the_best_cell() -> None:
+    beside = sweep.around("ddim-20", text2img("", sampler="ddim", num_inference_steps=20))
+    assert {"ddim-20-guidance-1", "ddim-20-guidance-6", "ddim-20-linear-prior"} <= beside.keys()
+    assert beside["ddim-20-linear-prior"].prior.linear and all(r.decoder.steps == 20 for r in beside.values())
 
 
 def test_captions_of_a_file_are_painted_as_they_stand(painter: Here, tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 K = TypeVar("K", bound=Hashable)
 
 
+def cores() -> int:
+    """Of the processor, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True, slots=True)
 class Loading:
     """How a process makes its model: `Kandinsky.load` with so many threads. What is fetched should have been before."""
@@ -32,6 +37,7 @@ class Loading:
     device: str | None = None
     dtype: str | None = None
     threads: int = 1
+    request: Request | None = None
 
     def __call__(self) -> "Kandinsky":
         """The model. torch arrives here."""
@@ -40,7 +46,7 @@ class Loading:
         from kandinsky22.kandinsky import Kandinsky
 
         torch.set_num_threads(self.threads)
-        return Kandinsky.load(self.model, device=self.device, dtype=self.dtype)
+        return Kandinsky.load(self.model, device=self.device, dtype=self.dtype, request=self.request)
 
 
 class Pool:
@@ -64,11 +70,12 @@ class Pool:
     @classmethod
     def of(
         cls, model: str, *, processes: int, batch: int = 1, device: str | None = None, dtype: str | None = None,
-        threads: int | None = None,
+        threads: int | None = None, request: Request | None = None,
     ) -> Self:  # fmt: skip
-        """Processes with a model each, and as many threads (None: the processor's cores are shared out)."""
-        threads = threads or max(1, (os.cpu_count() or 1) // max(1, processes))
-        return cls(Loading(model, device, dtype, threads), processes=processes, batch=batch)
+        """Processes with a model each, of a published one what `request` needs, and as many threads (None: the cores are shared
+        out)."""
+        threads = threads or max(1, cores() // max(1, processes))
+        return cls(Loading(model, device, dtype, threads, request), processes=processes, batch=batch)
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +91,7 @@ class Pool:
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Carry out one request. If its process dies, that is a notice and it begins anew; the third time it is a
-        `RuntimeError`. Progress has no previews."""
+        `ChildProcessError`. Progress has no previews."""
         results, _ = yield from self._asked(Pictures({0: request}, told=True))
         yield results[0]
 
@@ -140,7 +147,7 @@ class Pool:
                     raise answer.content
                 if left:
                     yield Notice(f"{answer.content}; it begins anew")
-            raise RuntimeError(f"{answer.content}, {TRIES} times")
+            raise ChildProcessError(f"{answer.content}, {TRIES} times")
 
     @contextlib.contextmanager
     def _taken(self, most: int) -> Iterator[list[Worker]]:

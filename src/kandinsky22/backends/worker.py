@@ -126,7 +126,7 @@ class Worker:
     """A process that carries out jobs; one that died is started again with the next.
 
     Where it cannot be started, `hear` raises what `load` raised, a `ValueError` as it is and others as `RuntimeError`, and
-    `RuntimeError` where it died three times while it loaded.
+    `ChildProcessError` where it died three times while it loaded.
     """
 
     def __init__(self, load: Load) -> None:
@@ -210,7 +210,7 @@ class Worker:
         job, self._stillborn = self._job, self._stillborn + 1
         if self._stillborn == TRIES:
             self._job, self._stillborn = None, 0
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"a process died {TRIES} times while it loaded the model ({how}); is there enough memory?"
             )
         assert job is not None

@@ -1,10 +1,11 @@
 """`kandinsky22 evaluate`: paint captions at scale, measure the pictures, and write a report of it."""
 
 import argparse
-import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,58 +51,75 @@ def main(arguments: Sequence[str]) -> None:
 
 def coco30k(arguments: Sequence[str]) -> None:
     """FID and more over captions of COCO, as on the model card."""
-    parser = _parser("coco30k", "Paint a file of captions, and compare the pictures with real ones.")
+    needs = "--captions FILE --reference PLACE --inception FILE"
+    parser = _parser("coco30k", "Paint a file of captions, and compare the pictures with real ones.", needs)
     add = parser.option
-    add("captions", type=Path, metavar="FILE", help=".csv or .tsv with a caption column, or .txt with one a line")
-    add("reference", type=Path, metavar="PLACE", help="a folder of real pictures, or what `evaluate stats` made of one")
     add(
-        "inception",
+        "captions",
         type=Path,
         metavar="FILE",
-        help="weights of the 2015 Inception: pt_inception-2015-12-05-6726825d.pth",
+        help=".csv or .tsv with a caption column, or .txt with one a line (needed)",
     )
+    add(
+        "reference",
+        type=Path,
+        metavar="PLACE",
+        help="a folder of real pictures, or what `evaluate stats` made (needed)",
+    )
+    add("inception", type=Path, metavar="FILE", help="weights: pt_inception-2015-12-05-6726825d.pth (needed)")
     add("resize", choices=RESIZES, help="how pictures are resized for it (default: clean)")
     add("clip", type=Path, metavar="FOLDER", help="a CLIP for the CLIP score, as transformers keeps it")
     add("cmmd_clip", type=Path, metavar="FOLDER", help="a CLIP for CMMD; its authors' is clip-vit-large-patch14-336")
+    add("cmmd_reference", type=Path, metavar="PLACE", help="the real pictures for CMMD (default: --reference)")
     add("kid_size", type=_count, metavar="N", help=f"pictures in a subset of KID (default: {KID_SIZE})")
     add("any_size", action="store_true", help="compare pictures of one size with real ones of another")
+    add("seed", type=int, metavar="N", help="what the seeds of captions without one are made of (default: 0)")
+    add("retry", action="store_true", help="try captions again that failed before")
     add("shard", metavar="I/N", help="paint only part I of N; score without this when all are painted")
     options = _options(parser, arguments, needed=("captions", "reference", "inception"))
 
-    from kandinsky22.evaluation import captions, plots, reference, suite
+    from kandinsky22.evaluation import captions, plots, suite
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
     from kandinsky22.evaluation.manifest import Shard
 
     plots.check()
-    read = captions.read(options["captions"])
+    read, out, device = captions.read(options["captions"]), options["out"], _device(options)
     shard = Shard.parsed(options["shard"]) if "shard" in options else Shard()
-    device = _device(options)
     inception = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
     clips = {name: ClipFeatures.of_folder(options[name], device) for name in ("clip", "cmmd_clip") if name in options}
-    kid_size, count = options.get("kid_size", KID_SIZE), len(read.items)
-    _check_enough(count, inception, kid_size)
-    if options["reference"].is_dir():
-        reference.pictures_in(options["reference"])
-    else:
-        reference.load(options["reference"]).check(reference.by(inception))
-        if "cmmd_clip" in options:
-            raise ValueError("CMMD needs the real pictures themselves; give their folder as --reference")
+    kid_size, any_size = options.get("kid_size", KID_SIZE), options.get("any_size", False)
+    _check_enough(len(read.items), "captions", inception.dim, kid_size)
+    with _saying() as say:  # before hours of painting
+        theirs = suite.statistics_of(options["reference"], inception, out, "real-pictures", say)
+        _check_enough(theirs.count, "real pictures", inception.dim, kid_size)
+        cmmd = None
+        if "cmmd_clip" in clips:
+            place = options.get("cmmd_reference", options["reference"])
+            cmmd = (
+                clips["cmmd_clip"],
+                suite.statistics_of(place, clips["cmmd_clip"], out, "real-pictures-for-cmmd", say),
+            )
+            _ = cmmd[1].rows
 
-    def begin(painter: "Pool") -> "Run":
+    def begun(painter: "Pool") -> "Run":
         from kandinsky22.evaluation import generate
 
-        return generate.begin(painter, options["out"], read, _template(options), seed=options.get("seed", 0))
+        run = generate.begin(painter, out, read, _template(options), seed=options.get("seed", 0))
+        if not any_size:
+            theirs.check_sizes([(run.template.height or 0, run.template.width or 0)])
+        return run
 
-    run = _painted(options, begin, shard)
+    complete = suite.complete(out, read, _template(options)) if shard.of == 1 else None
+    run = complete or _painted(options, begun, shard)
     if shard.of > 1:
         print(f"part {shard} is painted; when all are, the same command without --shard writes the report")
         return
     with _saying() as say:
         report = suite.coco(
-            run, options["reference"], inception, clip=clips.get("clip"), cmmd_clip=clips.get("cmmd_clip"),
-            kid_size=kid_size, any_size=options.get("any_size", False), say=say, command=suite.command(),
+            run, options["reference"], theirs, inception, clip=clips.get("clip"), cmmd=cmmd, kid_size=kid_size,
+            any_size=any_size, say=say, command=suite.command(),
         )  # fmt: skip
-    _written(options["out"], report)
+    _written(out, report)
 
 
 def world(arguments: Sequence[str]) -> None:
@@ -113,16 +131,17 @@ def world(arguments: Sequence[str]) -> None:
     from kandinsky22.evaluation import generate, plots, suite
 
     plots.check()
-    captions = suite.world_captions(options.get("count", WORLD_COUNT))
+    captions, clip = suite.world_captions(options.get("count", WORLD_COUNT)), _own_clip(options)
     run = _painted(options, lambda painter: generate.begin(painter, options["out"], captions, _template(options)))
     with _saying() as say:
-        report = suite.world(run, _own_clip(options), say=say, command=suite.command())
+        report = suite.world(run, clip, say=say, command=suite.command())
     _written(options["out"], report)
 
 
 def sweep(arguments: Sequence[str]) -> None:
     """Samplers and steps in the picture world: what a default is chosen from."""
-    parser = _parser("sweep", "Paint the same captions with every sampler at every number of steps.")
+    without = ("sampler", "num_inference_steps")
+    parser = _parser("sweep", "Paint the same captions with every sampler at every number of steps.", without=without)
     add = parser.option
     add("samplers", type=_names, metavar="NAME,...", help="which (default: ddpm,ddim,dpmpp_2m,unipc,euler,heun)")
     add("numbers", type=_counts, metavar="N,...", help="of how many steps (default: 5,10,15,20,30,50)")
@@ -135,9 +154,8 @@ def sweep(arguments: Sequence[str]) -> None:
 
     plots.check()
     folder, scenes, seeds = options["out"], options.get("scenes", sweeping.SCENES), options.get("seeds", sweeping.SEEDS)
-    template = _template(options)
+    template, clip = _template(options), _own_clip(options)
     cells = sweeping.grid(template, options.get("samplers", sweeping.SAMPLERS), options.get("numbers", sweeping.STEPS))
-    clip = _own_clip(options)
     with _pool(options) as painter:
 
         def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
@@ -146,28 +164,40 @@ def sweep(arguments: Sequence[str]) -> None:
                 return sweeping.judge(folder, [*cells], clip, say, seeds)
 
         judged = carried_out(cells)
-        beside = carried_out(sweeping.around(cells[sweeping.best(judged).name]))
+        chosen = sweeping.best(judged).name
+        beside = sweeping.around(chosen, cells[chosen])
+        for name, request in [*beside.items()]:
+            try:
+                painter.about(replace(request, seed=0))
+            except ValueError as error:
+                print(f"{name} is left out: {error}")
+                del beside[name]
+        around = carried_out(beside)
     protocol = {
         "captions": f"{scenes} fresh scenes, {seeds} seeds each", "features": reference.by(clip)._asdict(),
-        "hardware": suite.hardware(), "versions": suite.versions(), "command": suite.command(),
+        "scored_on": suite.hardware(), "versions": suite.versions(), "command": suite.command(),
     }  # fmt: skip
-    _written(folder, sweeping.report(template.model, judged, beside, protocol))
+    _written(folder, sweeping.report(template.model, judged, around, protocol))
 
 
 def stats(arguments: Sequence[str]) -> None:
     """Measure a folder of real pictures once."""
     parser = Parser(
         "kandinsky22 evaluate stats", "Measure a folder of pictures once, for every evaluation against it.",
-        usage="kandinsky22 evaluate stats FOLDER --inception FILE --output FILE.safetensors",
+        usage="kandinsky22 evaluate stats FOLDER (--inception FILE | --clip FOLDER) --output FILE.safetensors",
     )  # fmt: skip
-    parser.option("inception", type=Path, metavar="FILE", help="weights of the 2015 Inception")
-    parser.option("clip", type=Path, metavar="FOLDER", help="a CLIP instead, for CMMD")
+    parser.option("inception", type=Path, metavar="FILE", help="weights of the 2015 Inception, for FID and KID")
+    parser.option("clip", type=Path, metavar="FOLDER", help="a CLIP, for CMMD (--cmmd-reference)")
     parser.option("resize", choices=RESIZES, help="how pictures are resized for Inception (default: clean)")
     parser.option("output", short="-o", type=Path, metavar="FILE", help="where the statistics go, .safetensors")
     parser.add_edge("device")
     options, words, _ = parser.parse(arguments)
     if len(words) != 1 or "output" not in options or ("inception" in options) == ("clip" in options):
         raise ValueError("evaluate stats needs a folder, --output, and either --inception or --clip")
+    if options["output"].suffix != ".safetensors":
+        raise ValueError("evaluate stats writes a file that ends in .safetensors")
+    if "resize" in options and "clip" in options:
+        raise ValueError("--resize is for Inception; a CLIP resizes as its own file says")
 
     from kandinsky22.evaluation import reference
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
@@ -191,17 +221,17 @@ EVALUATIONS: Mapping[str, Callable[[Sequence[str]], None]] = {
 }  # fmt: skip
 
 
-def _parser(name: str, description: str) -> Parser:
+def _parser(name: str, description: str, needs: str = "", without: Sequence[str] = ()) -> Parser:
     """The options that every evaluation that paints has."""
-    parser = Parser(
-        f"kandinsky22 evaluate {name}", description, usage=f"kandinsky22 evaluate {name} --out FOLDER [options]"
+    usage = f"kandinsky22 evaluate {name} {needs}{' ' if needs else ''}--out FOLDER [options]"
+    parser = Parser(f"kandinsky22 evaluate {name}", description, usage=usage)
+    parser.option(
+        "out", type=Path, metavar="FOLDER", help="where pictures and report go; the same one goes on (needed)"
     )
-    parser.option("out", type=Path, metavar="FOLDER", help="where pictures and report go; the same one goes on")
-    parser.option("seed", type=int, metavar="N", help="what the captions' seeds are made of (default: 0)")
     parser.option("processes", type=_count, metavar="N", help="that paint side by side (default: what fits the model)")
     parser.option("batch", type=_count, metavar="N", help="pictures painted together by each (default: 8)")
-    parser.option("retry", action="store_true", help="try captions again that failed before")
-    add_parameters(parser, text2img, PAINTED_BY)
+    parser.option("threads", type=_count, metavar="N", help="of each process (default: the cores are shared out)")
+    add_parameters(parser, text2img, [parameter for parameter in PAINTED_BY if parameter not in without])
     parser.add_edge("device", "dtype")
     return parser
 
@@ -243,19 +273,20 @@ def _device(options: Mapping[str, Any]) -> str:
 
 
 def _pool(options: Mapping[str, Any]) -> "Pool":
-    from kandinsky22.backends.pool import Pool
+    from kandinsky22.backends.pool import Pool, cores
 
     model = _model(options)
     small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
-    processes = options.get("processes", (os.cpu_count() or 1) if small else 1)
+    processes = options.get("processes", cores() if small else 1)
     return Pool.of(
         options.get("model", catalog.BOX), processes=processes, batch=options.get("batch", 8),
-        device=options.get("device"), dtype=options.get("dtype"),
+        device=options.get("device"), dtype=options.get("dtype"), threads=options.get("threads"),
+        request=_template(options),
     )  # fmt: skip
 
 
 def _painted(options: Mapping[str, Any], begin: "Callable[[Pool], Run]", shard: "Shard | None" = None) -> "Run":
-    """The run, its shard painted; what it will take is said before and after the first pictures."""
+    """The run, its shard painted; what it will take is said first, the time where some were painted before."""
     from kandinsky22.evaluation import generate
     from kandinsky22.evaluation.manifest import WHOLE
 
@@ -289,32 +320,40 @@ def _told(standings: "Iterable[tuple[str, Standing]]") -> None:
     for name, now in standings:
         if now.done + now.failed == now.of or time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            print(f"{name}: {now.done} of {now.of} {_pace(now)}", flush=True)
+            print(f"{name}: {now.done} of {now.of}  {_pace(now)}", flush=True)
 
 
 def _pace(now: "Standing") -> str:
-    failed = f", {now.failed} failed" if now.failed else ""
-    if now.rate is None or now.left is None:
-        return failed
-    minutes, seconds = divmod(round(now.left), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{now.rate:.2f} pictures/s, {hours}:{minutes:02}:{seconds:02} left{failed}"
+    said = [f"{now.failed} failed"] if now.failed else []
+    if now.rate is not None and now.left is not None:
+        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *said]
+    return ", ".join(said)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return "{}:{:02}:{:02}".format(*divmod(minutes, 60), seconds)
 
 
 @contextmanager
 def _saying() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of what is not painting."""
+    """Progress of what is not painting, on stderr: bars in a terminal, else lines now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as bars:
         tasks: dict[str, Any] = {}
+        last = time.monotonic()
 
         def say(what: str, done: int, of: int) -> None:
+            nonlocal last
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=of)
             bars.update(tasks[what], completed=done)
+            if bars.disable and time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
 
         yield say
 
@@ -328,15 +367,15 @@ def _written(folder: Path, report: Any) -> None:
     print(page)
 
 
-def _check_enough(count: int, inception: "Features", kid_size: int) -> None:
-    """Before hours of painting: raises `ValueError` for fewer captions than the numbers need."""
-    if count <= inception.dim:
+def _check_enough(count: float, what: str, dim: int, kid_size: int) -> None:
+    """Before hours of painting: raises `ValueError` for fewer captions or real pictures than the numbers need."""
+    if count <= dim:
         raise ValueError(
-            f"FID needs more pictures than Inception has features ({inception.dim}), and there are {count} captions; give more"
+            f"FID needs more {what} than Inception has features ({dim}), and there are {count:.0f}; give more"
         )
-    if count < kid_size:
+    if not 2 <= kid_size <= count:
         raise ValueError(
-            f"there are {count} captions, fewer than KID's subsets of {kid_size}; give --kid-size {count // 2}"
+            f"KID's subsets are of 2 to {count:.0f} of the {what}, got {kid_size}; give another --kid-size"
         )
 
 

@@ -111,7 +111,7 @@ class Statistics:
         """Raises `ValueError` where this and another set, or what a network makes, must not be compared: for another network
         or another resizing; and, unless `any_size`, for pictures that all have one size here and all another there.
 
-        Of a public file without names only the user knows what made it; its dimensions are all that is compared.
+        Of a public file without names only the user knows what made it.
         """
         theirs = other if isinstance(other, By) else other.by
         if self.by is not None and theirs is not None:
@@ -125,10 +125,13 @@ class Statistics:
                     f"the reference was resized otherwise ({self.by.resize}) than the pictures ({theirs.resize}); "
                     "measure one of them again"
                 )
-        if any_size or isinstance(other, By) or len(self.sizes) != 1 or len(other.sizes) != 1:
-            return
-        if self.sizes != other.sizes:
-            here, there = ("{}x{}".format(*statistics.sizes[0]) for statistics in (self, other))
+        if not any_size and isinstance(other, Statistics):
+            self.check_sizes(other.sizes)
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises `ValueError` where all pictures have one size here, and the others all another."""
+        if len(self.sizes) == len(sizes) == 1 and self.sizes != tuple(sizes):
+            here, there = ("{}x{}".format(*size) for size in (self.sizes[0], sizes[0]))
             raise ValueError(
                 f"the reference's pictures are all {here} and the others all {there}, which alone moves the numbers; bring "
                 "them to one size, or say that any size will do"

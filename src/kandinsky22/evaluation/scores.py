@@ -1,5 +1,6 @@
 """The numbers of a run's pictures: against a reference, against their captions, and what to say beside each."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from kandinsky22.moments import Moments
 
 Say = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, of how much)"""
-FEWER = (8, 4, 2, 1)  # parts of the pictures at which the Frechet distance is shown as well
+FEWER = (8, 4, 2)  # parts of the pictures at which the Frechet distance is shown as well
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,25 @@ class Scores:
         return type(self)(values, self.numbers + other.numbers, self.plots + other.plots, self.tables + other.tables)
 
 
-def measured(
-    pictures: Mapping[str, Path], features: Features, kept: Path, say: Say, what: str = "looking at the pictures"
-) -> Statistics:
-    """The statistics of pictures, taken from the file `kept` where it holds those of the same pictures by the same network;
-    else measured and written there. Raises `ValueError` as `reference.measure` does."""
+def measured(pictures: Mapping[str, Path], features: Features, folder: Path, name: str, say: Say) -> Statistics:
+    """The statistics of pictures, kept in `folder` under a name that tells these very files and this network from others.
+
+    Raises `ValueError` as `reference.measure` does.
+    """
+    told = [*reference.by(features)]
+    for picture, path in sorted(pictures.items()):
+        found = path.stat()
+        told += [picture, str(found.st_size), str(found.st_mtime_ns)]
+    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    kept = folder / f"{name}-{digest}.safetensors"
     if kept.exists():
-        before = reference.load(kept)
-        if before.by == reference.by(features) and before.names == tuple(sorted(pictures)):
-            return before
-    found = reference.measure(dict(pictures), features, progress=lambda done, of: say(what, done, of))
-    reference.save(kept, found)
-    return found
+        return reference.load(kept)
+    what = f"looking at the {name.replace('-', ' ')}"
+    made = reference.measure(dict(pictures), features, progress=lambda done, of: say(what, done, of))
+    reference.save(kept, made)
+    for other in set(folder.glob(f"{name}-{'[0-9a-f]' * 16}.safetensors")) - {kept}:
+        other.unlink()
+    return made
 
 
 def frechet_distance(name: str, ours: Statistics, theirs: Statistics) -> Scores:
@@ -59,6 +67,7 @@ def frechet_distance(name: str, ours: Statistics, theirs: Statistics) -> Scores:
         if len(some) > rows.shape[1]:
             distance = frechet(Moments.of(some), theirs.moments)
             points.append(plots.Point(len(some), distance, distance, distance))
+    points.append(plots.Point(len(rows), value, value, value))
     about = f"{ours.count:.0f} pictures against {_count(theirs)}; lower is better, and few pictures raise it"
     drawn = Plot(f"{name} against the number of pictures", plots.lines({name: points}, "pictures", name))
     key = name.lower().replace(" ", "_")
@@ -98,7 +107,7 @@ def caption_score(
     total = means[0]
     for other in means[1:]:
         total = total + other
-    low, high = total.interval
+    low, high = total.interval if total.count > 1 else (total.value, total.value)
     about = f"by {clip.name}; 100 times the cosine of a picture and its caption; higher is better"
     number = Number("CLIP score", f"{total.value:.2f} ({low:.2f}-{high:.2f})", about)
     drawn = Plot("CLIP score of each picture", plots.histogram(values, "CLIP score"))

@@ -7,8 +7,10 @@ folder, so that scoring again is quick.
 import hashlib
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ from kandinsky22.evaluation import fidelity, plots, published, reference, scores
 from kandinsky22.evaluation.captions import Captioned, Captions
 from kandinsky22.evaluation.features import ClipFeatures, Features
 from kandinsky22.evaluation.generate import failed, is_whole
-from kandinsky22.evaluation.manifest import Run
+from kandinsky22.evaluation.manifest import Run, unfilled
 from kandinsky22.evaluation.reference import Statistics
 from kandinsky22.evaluation.report import SHOWN, Plot, Report, Shown, Table
 from kandinsky22.evaluation.scores import Say, Scores, measured
 from kandinsky22.files import whole
+from kandinsky22.images import read_recipe
 from kandinsky22.machine import processor
+from kandinsky22.request import Defaults, Request
 
 WORLD_SEED = 22  # the training of the box draws scenes from 0, and looks at those of 1
+TRUE_STREAM = 1  # of scenes
 TRUE = "true"  # the folder of true pictures that those of the world are compared with
 
 
@@ -48,52 +53,77 @@ def painted(run: Run) -> dict[str, Path]:
     return found
 
 
-def statistics_of(place: Path, features: Features, kept: Path, say: Say) -> Statistics:
-    """The reference: a folder of pictures, measured once and kept, or a file of statistics. Raises `ValueError` for one that
-    cannot be compared with what `features` measures."""
+def complete(folder: Path, captions: Captions, request: Request) -> Run | None:
+    """The run of a folder that needs no more painting, and so no model: its captions are these, and what the request says is how
+    they were painted. None where there is none, or it has to be gone on with."""
+    try:
+        run = Run.opened(folder)
+        t = run.template
+        assert t.height is not None and t.width is not None
+        asked = request.resolved(Defaults(height=t.height, width=t.width, prior=t.prior, decoder=t.decoder))
+        painted(run)
+    except ValueError:
+        return None
+    same = replace(unfilled(asked), model=t.model) == t and run.about["captions"]["sha256"] == captions.sha256
+    return run if same and Path(request.model).name == t.model else None
+
+
+def statistics_of(place: Path, features: Features, folder: Path, name: str, say: Say) -> Statistics:
+    """The reference: a folder of pictures, measured once and kept in `folder`, or a file of statistics. Raises `ValueError` for
+    one that cannot be compared with what `features` measures."""
     if place.is_dir():
-        return measured(reference.pictures_in(place), features, kept, say, "looking at the reference")
+        return measured(reference.pictures_in(place), features, folder, name, say)
     found = reference.load(place)
     found.check(reference.by(features))
+    if len(found.moments.mean) != features.dim:
+        raise ValueError(
+            f"{place} has {len(found.moments.mean)} features and {features.name} makes {features.dim}; measure it again with "
+            "`kandinsky22 evaluate stats`"
+        )
     return found
 
 
 def coco(
-    run: Run, place: Path, inception: Features, *, clip: ClipFeatures | None, cmmd_clip: ClipFeatures | None, kid_size: int,
-    any_size: bool, say: Say, command: str,
+    run: Run, place: Path, theirs: Statistics, inception: Features, *, clip: ClipFeatures | None = None,
+    cmmd: tuple[ClipFeatures, Statistics] | None = None, kid_size: int, any_size: bool, say: Say, command: str,
 ) -> Report:  # fmt: skip
-    """The card's evaluation of a painted run against the pictures, or their statistics, at `place`.
+    """The card's evaluation of a painted run against the statistics `theirs`, of what is at `place`. clip: for the CLIP score.
+    cmmd: a CLIP, and the statistics of the same real pictures by it.
 
     Raises `ValueError` for a run that is not complete, and for what cannot be compared.
     """
-    pictures, folder = painted(run), run.folder
-    theirs = statistics_of(place, inception, folder / "reference.safetensors", say)
-    ours = measured(pictures, inception, folder / "features.safetensors", say)
+    pictures, folder, remarks = painted(run), run.folder, []
+    ours = measured(pictures, inception, folder, "pictures", say)
     theirs.check(ours, any_size=any_size)
     parts = [scores.frechet_distance("FID", ours, theirs)]
+    networks: dict[str, Features] = {"inception": inception}
     if theirs.features is not None:
         parts.append(scores.kernel(ours, theirs, kid_size))
+    else:
+        remarks.append("KID is left out: the reference holds a mean and a covariance only.")
     if clip is not None:
-        seen = measured(pictures, clip, folder / "clip-features.safetensors", say, "looking at the pictures once more")
+        seen = measured(pictures, clip, folder, "pictures-by-clip", say)
         parts.append(scores.caption_score(seen, _captions(run), clip, say))
-    if cmmd_clip is not None:
-        known = statistics_of(place, cmmd_clip, folder / "cmmd-reference.safetensors", say)
-        seen = measured(
-            pictures, cmmd_clip, folder / "cmmd-features.safetensors", say, "looking at the pictures once more"
-        )
-        parts.append(scores.mean_discrepancy(seen, known))
+        networks["clip"] = clip
+    else:
+        remarks.append("The CLIP score is left out: no CLIP was named.")
+    if cmmd is not None:
+        seen = measured(pictures, cmmd[0], folder, "pictures-for-cmmd", say)
+        parts.append(scores.mean_discrepancy(seen, cmmd[1]))
+        networks["cmmd"] = cmmd[0]
+    else:
+        remarks.append("CMMD is left out: no CLIP for it was named.")
     total = scores.total(parts)
     return _report(
         run, f"{run.template.model} on {len(pictures)} captions", "Zero-shot, after the model card's COCO_30k.",
         total + _beside_the_card(run.template.model, total.values["fid"], len(pictures)),
-        {"reference": _about(place, theirs), "features": reference.by(inception)._asdict(), "command": command},
-        (published.PROTOCOLS_DIFFER,),
+        {"reference": _about(place, theirs), "features": _networks(networks), "command": command}, remarks,
     )  # fmt: skip
 
 
-def world_scenes(count: int) -> list[Scene]:
-    """Scenes that no training drew."""
-    return [sample(np.random.default_rng([WORLD_SEED, i])) for i in range(count)]
+def world_scenes(count: int, *stream: int) -> list[Scene]:
+    """Scenes that no training drew; another `stream` gives others."""
+    return [sample(np.random.default_rng([WORLD_SEED, *stream, i])) for i in range(count)]
 
 
 def world_captions(count: int) -> Captions:
@@ -120,21 +150,21 @@ def world(run: Run, clip: ClipFeatures, *, say: Say, command: str) -> Report:
             with Image.open(pictures[item.id]) as picture:
                 told[item.id] = fidelity.verdict(picture, scenes[i])
         say("reading the pictures", i + 1, len(run.items))
-    draw_true(folder / TRUE, len(run.items), run.template.height or 128, say)
-    true = reference.pictures_in(folder / TRUE)
-    theirs = measured(true, clip, folder / "reference.safetensors", say, "looking at the true pictures")
-    ours = measured(pictures, clip, folder / "features.safetensors", say)
+    theirs = measured(draw_true(folder / TRUE, len(run.items), run.template, say), clip, folder, "true-pictures", say)
+    ours = measured(pictures, clip, folder, "pictures", say)
     parts = [scores.fidelity(fidelity.rates(told.values())), scores.caption_score(ours, _captions(run), clip, say)]
     if min(ours.count, theirs.count) > clip.dim:
         parts.append(scores.frechet_distance("Frechet distance", ours, theirs))
     size = min(1000, int(min(ours.count, theirs.count)) // 2)
-    parts += [scores.kernel(ours, theirs, size), scores.mean_discrepancy(ours, theirs)]
+    if size > 1:
+        parts.append(scores.kernel(ours, theirs, size))
+    parts.append(scores.mean_discrepancy(ours, theirs))
     return _report(
         run, f"{run.template.model} in the picture world, {len(pictures)} captions",
         "Fresh scenes that no training saw; distances are over the model's own CLIP, so they compare with each other alone.",
         scores.total(parts),
-        {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes", "features": reference.by(clip)._asdict(),
-         "command": command},
+        {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes", "command": command,
+         "features": _networks({"clip": clip})},
     )  # fmt: skip
 
 
@@ -153,14 +183,15 @@ def hardware() -> dict[str, Any]:
 
 
 def _report(
-    run: Run, title: str, summary: str, total: Scores, protocol: Mapping[str, Any], remarks: tuple[str, ...] = ()
+    run: Run, title: str, summary: str, total: Scores, protocol: Mapping[str, Any], remarks: Sequence[str] = ()
 ) -> Report:
     lost = failed(run)
     if lost:
-        remarks = (f"{len(lost)} of {len(run.items)} captions could not be painted and are left out.", *remarks)
+        remarks = [f"{len(lost)} of {len(run.items)} captions could not be painted and are left out.", *remarks]
     shown = [Shown(run.picture(item), item.caption) for item in run.items if item.id not in lost][:SHOWN]
     whole_protocol = {
-        "run": run.about, **protocol, "failed": sorted(lost), "hardware": hardware(), "versions": versions(),
+        "run": run.about, **protocol, "failed": sorted(lost), "painted_on": _painter(run, next(iter(shown), None)),
+        "scored_on": hardware(), "versions": versions(),
     }  # fmt: skip
     return Report(
         title=title, summary=summary, values=total.values | {"pictures": len(run.items) - len(lost)},
@@ -184,15 +215,18 @@ def _beside_the_card(model: str, fid: float, count: int) -> Scores:
     )
 
 
-def draw_true(folder: Path, count: int, side: int, say: Say) -> None:
-    """True pictures of scenes that nothing is painted after, each written once."""
-    for i in range(count):
-        path = folder / f"{i:05}.png"
+def draw_true(folder: Path, count: int, template: Request, say: Say) -> dict[str, Path]:
+    """True pictures, of the template's size, of scenes that nothing is painted after; each is written once."""
+    height, width = template.height or 0, template.width or 0
+    side, found = min(height, width), {}
+    for i, scene in enumerate(world_scenes(count, TRUE_STREAM)):
+        path = found[f"{i:05}.png"] = folder / f"{height}x{width}" / f"{i:05}.png"
         if not path.exists():
-            scene = sample(np.random.default_rng([WORLD_SEED, 1, i]))
+            shown = scene if height == width else scene.stretched(height / side, width / side)
             with whole(path) as partial:
-                Image.fromarray(render(scene, side)).save(partial, "PNG")
+                Image.fromarray(render(shown, side)).save(partial, "PNG")
         say("drawing true pictures", i + 1, count)
+    return found
 
 
 def _captions(run: Run) -> dict[str, str]:
@@ -200,11 +234,31 @@ def _captions(run: Run) -> dict[str, str]:
 
 
 def _about(place: Path, statistics: Statistics) -> dict[str, Any]:
-    """What the reference is: its name, not where it lies."""
+    """What the reference is: its name, not where it lies, and what tells its contents from others'."""
     counted = statistics.count if statistics.names else None
-    return {"name": place.resolve().name, "pictures": counted, "sizes": [list(size) for size in statistics.sizes[:20]]}
+    digest = hashlib.sha256(statistics.moments.mean.numpy().tobytes()).hexdigest()
+    sizes = [list(size) for size in statistics.sizes[:20]]
+    return {"name": place.resolve().name, "pictures": counted, "sizes": sizes, "mean_sha256": digest}
+
+
+def _networks(features: Mapping[str, Features]) -> dict[str, Any]:
+    """What saw the pictures, and how they were resized for it."""
+    return {name: reference.by(of)._asdict() for name, of in features.items()}
+
+
+def _painter(run: Run, shown: Shown | None) -> dict[str, Any]:
+    """On what the first picture was painted."""
+    if shown is None:
+        return {}
+    made_by = read_recipe(shown.path).made_by
+    return {name: made_by[name] for name in ("device", "processor", "dtype", "threads", "torch") if name in made_by}
 
 
 def command() -> str:
     """The command that is running; of its files, only their names."""
-    return " ".join(["kandinsky22", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])])
+
+    def shown(word: str) -> str:
+        option, sign, value = word.rpartition("=")
+        return f"{option}{sign}{Path(value).name}" if Path(value).exists() and os.sep in value else word
+
+    return shlex.join(["kandinsky22", *map(shown, sys.argv[1:])])
