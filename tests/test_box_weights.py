@@ -111,6 +111,14 @@ def test_it_paints_what_it_is_told_and_not_something_else(
         assert other[name] < 0.75 * floor, (name, other)
 
 
+def test_the_linear_prior_paints_what_it_is_told_too(box: Kandinsky, scenes: list[Scene]) -> None:
+    some = scenes[:12]
+    images = painted(box, [text2img(caption(scene), prior="linear", seed=i) for i, scene in enumerate(some)])
+    told, other = rates(images, some), rates(images, turned(some))
+    for name in ("ground", "present", "relation"):
+        assert told[name] >= 0.75 and other[name] < 0.5, (name, told, other)
+
+
 def test_clip_finds_the_caption_of_a_picture_and_tells_left_from_right(box: Kandinsky) -> None:
     fresh = [sample(np.random.default_rng([FRESH_SEED, 1, i])) for i in range(60)]
     flipped = [replace(s, relation=OPPOSITES[s.relation]) if s.relation else None for s in fresh]
