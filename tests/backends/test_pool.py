@@ -150,6 +150,7 @@ def test_errors_arrive_as_they_are(pool: Pool) -> None:
 
 
 def test_closing_cancels_and_the_processes_stay(pool: Pool) -> None:
+    painted(pool, requests(*"abcdef"))  # a pack each, so both have loaded: one that has not is ended
     processes = {worker.process for worker in pool._workers}
     with closing(pool.stream(text2img("a ring"))) as events:  # type: ignore[type-var]
         assert isinstance(next(events), Started)

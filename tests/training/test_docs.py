@@ -56,7 +56,7 @@ def test_it_names_every_option_and_no_other() -> None:
     typed = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
     trained = [line[line.index(" train ") :] for line in typed]
     named = {option for text in (prose, *trained) for option in OPTION.findall(text)}
-    others = {"--model", "--logdir"}  # of painting, and of TensorBoard
+    others = {"--model", "--prior", "--logdir"}  # of painting, and of TensorBoard
     assert named - others == known - {"--help"}
 
 
