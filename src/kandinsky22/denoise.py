@@ -2,11 +2,15 @@
 
 Guidance needs a second row for a picture whose weight is not 1; all rows of all requests go through the network in one
 call. Knows the two ways a network is told what to paint (rows of a prefix, rows of a condition) only as rows.
+
+Two things may be left out, request by request: guidance outside an interval of timesteps, and a network's deeper levels in
+all but every n-th call. Both change the picture; a request that leaves out neither is answered exactly.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +30,7 @@ class Rows(Protocol):
 
 
 R = TypeVar("R", bound=Rows)
+ALWAYS = (0.0, math.inf)  # the interval of timesteps that is all of them
 
 
 def led_rows(weight: Tensor) -> Tensor:
@@ -36,51 +41,97 @@ def led_rows(weight: Tensor) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class Guided(Generic[R]):
     """What a request's pictures are guided by: a condition for each row, and for the rows whose weight is not 1, in
-    order, one to lead away from. `weight` is float32 [rows], on the network's device."""
+    order, one to lead away from. `weight` is float32 [rows], on the network's device. `interval`: the first and last
+    timestep at which guidance acts; beyond them every weight is 1 (Kynkaanniemi et al. 2024, arXiv:2404.07724)."""
 
     cond: R
     uncond: R | None
     weight: Tensor
+    interval: tuple[float, float] = ALWAYS
 
     @classmethod
-    def by(cls, cond: R, uncond: R, weight: Tensor) -> "Guided[R]":
+    def by(cls, cond: R, uncond: R, weight: Tensor, interval: tuple[float, float] = ALWAYS) -> "Guided[R]":
         """Rows to lead to and, for each, one to lead away from; those whose weight is 1 are led by nothing."""
         led = led_rows(weight)
-        return cls(cond, uncond[led] if len(led) else None, weight)
+        return cls(cond, uncond[led] if len(led) else None, weight, interval)
 
-    @classmethod
-    def join(cls, parts: Sequence["Guided[R]"]) -> "Guided[R]":
-        """All rows of `parts`, in order."""
-        kind = type(parts[0].cond)
-        unconds = [p.uncond for p in parts if p.uncond is not None]
-        return Guided(
-            kind.cat([p.cond for p in parts]),
-            kind.cat(unconds) if unconds else None,
-            torch.cat([p.weight for p in parts]),
-        )
+    def acts(self, t: int) -> bool:
+        """Whether any row is led at a timestep."""
+        return self.uncond is not None and self.interval[0] <= t <= self.interval[1]
+
+    def unled(self) -> "Guided[R]":
+        """The same rows, led by nothing."""
+        return replace(self, uncond=None, weight=torch.ones_like(self.weight))
+
+
+class Held(NamedTuple):
+    """The deep features [rows, C, h, w] that a request's rows were last answered with, and how many calls they served."""
+
+    deep: Tensor
+    calls: int
 
 
 class Denoiser(Generic[R]):
     """Answers for a whole group of requests: `denoiser(keys, x, t)` with x [rows, ...] and t [rows], row after row of the
-    requests named by `keys`. The state x stays float32; the network works in its own dtype."""
+    requests named by `keys`. The state x stays float32; the network works in its own dtype.
+
+    reuse: by request, at every how many calls the network's deeper levels are computed; 1 for those that are not named. Above
+    1 the network needs `renewed`, as `UNet` has it.
+    """
 
     def __init__(
         self, network: Callable[[Tensor, Tensor, R], Tensor], schedule: NoiseSchedule, guided: Mapping[Any, Guided[R]],
-        dtype: torch.dtype,
+        dtype: torch.dtype, reuse: Mapping[Any, int] | None = None,
     ) -> None:  # fmt: skip
         self.network, self.schedule, self.guided, self.dtype = network, schedule, guided, dtype
-        self._keys: tuple[Hashable, ...] = ()
+        self.reuse = reuse or {}
+        self._acting: dict[Hashable, bool] = {}
+        self._held: dict[Hashable, Held] = {}
 
     def __call__(self, keys: Sequence[Hashable], x: Tensor, t: Tensor) -> Prediction:
-        if tuple(keys) != self._keys:  # the company changed: lay the rows out anew
-            self._keys = tuple(keys)
-            group = Guided.join([self.guided[key] for key in keys])
-            self._weight, self._led = group.weight, led_rows(group.weight)
-            self._rows = group.cond if group.uncond is None else type(group.cond).cat([group.uncond, group.cond])
-        led = self._led
-        output = self.network(torch.cat([x[led], x]).to(self.dtype), torch.cat([t[led], t]), self._rows).to(x.dtype)
+        acting, row = {}, 0
+        for key in keys:  # a request is at one timestep
+            acting[key] = self.guided[key].acts(int(t[row]))
+            row += len(self.guided[key].cond)
+        if list(acting.items()) != list(self._acting.items()):
+            self._lay_out(acting)
+        led, t = self._led, t.to(x.device)
+        output = self._output(torch.cat([x[led], x]).to(self.dtype), torch.cat([t[led], t])).to(x.dtype)
         prediction, variance = split_variance(output, x)
         uncond, cond = prediction[: len(led)], prediction[len(led) :]
         if len(led):
             cond = cond.index_copy(0, led, guide(uncond, cond[led], self._weight[led]))
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(led) :])
+
+    def _lay_out(self, acting: dict[Hashable, bool]) -> None:
+        """The rows of a call, anew where the company changed or guidance came or went: those to lead away from, then all
+        that are asked about. `_where` are each request's, in this order."""
+        parts = {key: self.guided[key] if acts else self.guided[key].unled() for key, acts in acting.items()}
+        conds, unconds = [part.cond for part in parts.values()], [part.uncond for part in parts.values()]
+        away = [rows for rows in unconds if rows is not None]
+        self._acting, self._rows = acting, type(conds[0]).cat([*away, *conds])
+        self._weight = torch.cat([part.weight for part in parts.values()])
+        self._led = led_rows(self._weight)
+        at = torch.arange(len(self._rows), device=self._led.device).split(
+            [*(0 if rows is None else len(rows) for rows in unconds), *map(len, conds)]
+        )
+        self._where = {key: torch.cat(pair) for key, *pair in zip(parts, at, at[len(parts) :], strict=False)}
+
+    def _output(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's, its deeper levels computed for the requests that are due."""
+        if all(self.reuse.get(key, 1) == 1 for key in self._where):
+            return self.network(x, t, self._rows)
+        kept = {key: self._held[key] for key, where in self._where.items() if not self._due(key, len(where))}
+        due, deep = [where for key, where in self._where.items() if key not in kept], None
+        for key, held in kept.items():  # once guidance is gone, without the rows that were led away from
+            where, deep = self._where[key], held.deep.new_empty(len(x), *held.deep.shape[1:]) if deep is None else deep
+            deep[where] = held.deep[-len(where) :]
+        output, deep = self.network.renewed(x, t, self._rows, deep, torch.cat(due) if due else None)  # type: ignore[attr-defined]
+        for key, where in self._where.items():
+            self._held[key] = Held(deep[where], kept[key].calls + 1 if key in kept else 1)
+        return output
+
+    def _due(self, key: Hashable, rows: int) -> bool:
+        """Whether a request's deep features are to be computed: they served their calls, or guidance came and has none."""
+        held = self._held.get(key)
+        return held is None or held.calls >= self.reuse.get(key, 1) or len(held.deep) < rows

@@ -52,8 +52,9 @@ def sample_many(
 
     Every round answers every open Ask, with one `denoise_rows(keys, x, t)` for all those whose x agree in shape[1:],
     dtype and device. x holds the rows of the named jobs one after the other (a job may have several), t [rows] the
-    timestep of each row. Jobs may differ in sampler, timesteps and number of rows, and each gets what it would get
-    alone. The mapping is read again before every round: a job that was added joins, one that was removed is closed.
+    timestep of each row, on the CPU, where it is looked at without waiting for a device. Jobs may differ in sampler,
+    timesteps and number of rows, and each gets what it would get alone. The mapping is read again before every round:
+    a job that was added joins, one that was removed is closed.
     """
     seen: dict[K, Job] = {}
     open_asks: dict[K, Ask] = {}
@@ -111,5 +112,5 @@ def _answer(
     rows = [len(ask.x) for ask in asks.values()]
     x = torch.cat([ask.x for ask in asks.values()])
     t = torch.tensor([ask.t for ask, count in zip(asks.values(), rows, strict=True) for _ in range(count)])
-    predictions = denoise_rows(list(asks), x, t.to(x.device)).split(rows)
+    predictions = denoise_rows(list(asks), x, t).split(rows)
     return dict(zip(asks, predictions, strict=True))

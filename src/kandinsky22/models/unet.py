@@ -1,12 +1,13 @@
 """The decoder's U-Net: predicts the noise in latents, given a CLIP image embedding (and, for some weights, a depth
 hint or a masked picture). Inpainting and depth differ from the plain decoder by configuration only.
 
-Two methods: `condition` computes, once per run, all that depends on neither `x` nor `t`; `forward` the rest.
+`condition` computes, once per run, all that depends on neither `x` nor `t`; `forward` the rest, and `renewed` does so with
+what the deeper levels said before, where that is to do.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -189,12 +190,19 @@ class DownBlock(Block):
 
     def forward(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> list[Tensor]:
         """The output of every layer, and of the downsampler if there is one: the skips. The last goes on."""
+        outputs = self.layers(x, emb, kvs)
+        return outputs + self.halved(outputs[-1], emb)
+
+    def layers(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> list[Tensor]:
+        """The output of every layer."""
         outputs = [x]
         for i in range(len(self.resnets)):
             outputs.append(self.layer(i, outputs[-1], emb, kvs))
-        for downsampler in getattr(self, "downsamplers", ()):
-            outputs.append(downsampler(outputs[-1], emb))
         return outputs[1:]
+
+    def halved(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """The output of the downsampler, if there is one."""
+        return [downsampler(x, emb) for downsampler in getattr(self, "downsamplers", ())]
 
 
 class UpBlock(Block):
@@ -299,14 +307,38 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned) -> Tensor:
         """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w]."""
-        emb = F.silu(self.time_embedding(t) + conditioned.embedding)
-        kvs = iter(conditioned.image)
-        h = self.conv_in(x if conditioned.extra is None else torch.cat([x, conditioned.extra], dim=1))
+        return self.renewed(x, t, conditioned)[0]
 
-        skips = [h]
-        for down in self.down_blocks:
+    def renewed(
+        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and the deep features [B, C, h, w] it was made of: what the levels below the first send up to it.
+
+        deep: those of an earlier call, None where there was none. rows: indices [b] of the rows whose deep features are
+        computed anew, the others keep theirs; without `deep` it is all of them. DeepCache: Ma et al. 2023
+        (arXiv:2312.00858), section 3.2, at the first level's end.
+        """
+        emb = F.silu(self.time_embedding(t) + conditioned.embedding)
+        h = self.conv_in(x if conditioned.extra is None else torch.cat([x, conditioned.extra], dim=1))
+        skips = [h, *self._first.layers(h, emb, iter(()))]
+        if deep is None:
+            deep = self._below(skips[-1], emb, conditioned)
+        elif rows is not None and len(rows):
+            deep = deep.index_copy(0, rows, self._below(skips[-1][rows], emb[rows], conditioned[rows]))
+        h = self.up_blocks[-1](deep, skips, emb, iter(()))
+        return self.conv_out(F.silu(self.conv_norm_out(h))), deep
+
+    @property
+    def _first(self) -> DownBlock:
+        return cast(DownBlock, self.down_blocks[0])
+
+    def _below(self, h: Tensor, emb: Tensor, conditioned: Conditioned) -> Tensor:
+        """The levels below the first, from the first one's last output on the way down."""
+        kvs = iter(conditioned.image)
+        skips = self._first.halved(h, emb)
+        for down in self.down_blocks[1:]:
             skips += down(skips[-1], emb, kvs)
         h = self.mid_block(skips[-1], emb, kvs)
-        for up in self.up_blocks:
+        for up in self.up_blocks[:-1]:
             h = up(h, skips, emb, kvs)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return h
