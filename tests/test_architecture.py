@@ -17,7 +17,7 @@ FILES = sorted(SRC.rglob("*.py"))
 PARTS = {file.relative_to(SRC).parts[0].removesuffix(".py") for file in FILES}
 
 # Which parts may know which; a part is a module or a package right below kandinsky22. A new one gets its place here.
-VALUES = "request columns events embedding picture"
+VALUES = "request columns speeds events embedding picture"
 MATH = "models diffusion"
 STAGES = f"{MATH} checkpoints denoise placement"
 ENGINE = (
@@ -28,6 +28,7 @@ PLACES = [
     ("models diffusion compositions picture masks sizes words files moments studio", ""),
     ("embedding", "files"),
     ("columns", "picture embedding"),
+    ("speeds", "columns"),
     ("request", "picture embedding sizes columns"),
     ("events", "request images"),
     ("tasks", f"{VALUES} sizes"),

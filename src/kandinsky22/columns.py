@@ -4,6 +4,7 @@ Each checks itself when it is made. Imports no torch.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, Literal, Self, TypeAlias
@@ -32,12 +33,15 @@ def _check_strength(strength: object) -> None:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}; try 0.3")
 
 
+def plain(number: Any) -> Any:
+    """Python's own number of one that is numpy's or torch's; anything else as it is."""
+    return number.item() if hasattr(number, "item") and getattr(number, "ndim", 1) == 0 else number
+
+
 def plain_numbers(value: Any) -> None:
     """Make Python's own numbers of a new value's fields that are numpy's or torch's."""
     for f in fields(value):
-        number = getattr(value, f.name)
-        if hasattr(number, "item") and getattr(number, "ndim", 1) == 0:
-            object.__setattr__(value, f.name, number.item())
+        object.__setattr__(value, f.name, plain(getattr(value, f.name)))
 
 
 def check_kind(name: str, value: object, kinds: tuple[type, ...], fix: str) -> None:
@@ -85,8 +89,7 @@ class Mix:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        weights = (w.item() if hasattr(w, "item") and getattr(w, "ndim", 1) == 0 else w for w in self.weights)
-        object.__setattr__(self, "weights", tuple(weights))
+        object.__setattr__(self, "weights", tuple(map(plain, self.weights)))
         for part in self.parts:
             check_kind("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
         if not self.parts or len(self.parts) != len(self.weights):
@@ -151,20 +154,35 @@ class Mask:
         return self.image.height + top + bottom, self.image.width + left + right
 
 
+EVERYWHERE = (0.0, 1.0)
+"""The interval of the noise that is all of it."""
+
 LINEAR = "linear"
 """A "sampler" of the prior's stage alone: one matrix in the prior's place, without chance, steps or guidance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one stage is sampled; None is the model's own default. `guidance_scale` of 1 or less is no guidance."""
+    """How one stage is sampled; None is the model's own default. `guidance_scale` of 1 or less is no guidance.
+
+    Two are the decoder's alone. guidance_interval: from where to where it is guided, as shares of the noise schedule's
+    timesteps from 0 (the picture) to 1 (noise), both included; outside a step has half the rows. Kynkaanniemi et al. 2024
+    (arXiv:2404.07724). reuse: at every how many calls of the network its deeper levels are computed, 1 is at each; in between
+    they say what they said last. Ma et al. 2023 (DeepCache, arXiv:2312.00858). Raises `ValueError`, one sentence.
+    """
 
     sampler: str | None = None
     steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    reuse: int | None = None
 
     def __post_init__(self) -> None:
         plain_numbers(self)
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        if self.reuse is not None and not (is_int(self.reuse) and 1 <= self.reuse <= 1000):
+            raise ValueError(f"reuse must be a whole number from 1 (off) to 1000, got {self.reuse!r}; try 2")
         if self.sampler is not None and self.sampler not in (*SAMPLERS, LINEAR):
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         if self.steps is not None and not (is_int(self.steps) and 1 <= self.steps <= 1000):
@@ -188,6 +206,11 @@ class Sampling:
         return replace(defaults, **chosen)
 
     @property
+    def exact(self) -> bool:
+        """Whether every step is computed in full: guided everywhere, every level at each call."""
+        return self.guidance_interval in (None, EVERYWHERE) and self.reuse in (None, 1)
+
+    @property
     def weight(self) -> float:
         """What guidance multiplies by, for a resolved one: 1 where it is off."""
         assert self.guidance_scale is not None
@@ -195,6 +218,16 @@ class Sampling:
 
 
 OPEN = Sampling()  # all of it is the model's choice
+
+
+def _interval(given: Any) -> tuple[float, float]:
+    """Two rising numbers from 0 to 1. Raises `ValueError`."""
+    ends = tuple(map(plain, given)) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+    if len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and 0 <= ends[0] < ends[1] <= 1:
+        return float(ends[0]), float(ends[1])
+    raise ValueError(
+        f"guidance_interval must be two rising numbers from 0 (the picture) to 1 (noise), got {given!r}; try 0.2,0.8"
+    )
 
 
 def parts(condition: Condition) -> tuple[Part, ...]:

@@ -77,5 +77,5 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
     return Parameter(name, kind, tasks.MEANINGS[name], required, None if required else default, choices)
 
 
-_KINDS: dict[type, Kind] = {int: "whole", float: "number", bool: "yes"}
+_KINDS: dict[Any, Kind] = {int: "whole", float: "number", bool: "yes", tuple[float, float]: "numbers"}
 _REQUEST_DEFAULTS = {f.name: f.default for f in fields(Request) if f.default is not MISSING}

@@ -22,6 +22,7 @@ import kandinsky22
 from kandinsky22 import masks, memory
 from kandinsky22.checkpoints import catalog, hub, zero_image
 from kandinsky22.checkpoints.model import StoredModel
+from kandinsky22.columns import EVERYWHERE, OPEN
 from kandinsky22.conditions import Conditions
 from kandinsky22.diffusion import Noise
 from kandinsky22.embedding import Embedding
@@ -250,7 +251,7 @@ class Kandinsky:
             chosen = request.decoder
             runs[key] = decoder.lead(
                 embeds[key], chosen.weight, _set(chosen.sampler), begun[key], noises[key], hint=hint,
-                known=self._known(decoder, frames[key]),
+                known=self._known(decoder, frames[key]), interval=_set(chosen.guidance_interval), reuse=_set(chosen.reuse),
             )  # fmt: skip
         stage = decoder.sample(runs)
         while True:
@@ -284,7 +285,9 @@ class Kandinsky:
                 steps=catalog.PUBLISHED_STEPS[part],
                 guidance_scale=catalog.PUBLISHED_GUIDANCE,
             )
-            stages[part] = self.stored.about.defaults.get(part, Sampling()).filled(published)
+            if part == catalog.DECODER:
+                published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
+            stages[part] = self.stored.about.defaults.get(part, OPEN).filled(published)
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request) -> Request:
@@ -312,6 +315,10 @@ class Kandinsky:
             reminder = masks.reminder(masks.share(frame.inpainting.area), request.mask.repaint)
             if reminder:
                 yield reminder
+        if not request.decoder.exact and self.name != catalog.BOX:
+            yield (
+                "guidance_interval and reuse were judged by what they do to the model in the box; on this one they are untried"
+            )
         if self.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU; use float32 or bfloat16 there"
 

@@ -131,6 +131,8 @@ class Request:
             raise ValueError(
                 f"the decoder's sampler must be one of {', '.join(SAMPLERS)}; the prior alone can be linear"
             )
+        if self.prior.guidance_interval is not None or self.prior.reuse is not None:
+            raise ValueError("guidance_interval and reuse are the decoder's; leave them out of the prior")
         started = any(isinstance(part, Text) and part.image for part in parts(self.condition))
         if self.prior.linear and started:
             raise ValueError("the linear prior cannot begin with a picture; leave out the image, or prior='linear'")

@@ -83,11 +83,13 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[R]):
-    """A sampler ready to go, its number of steps, and what its rows are guided by."""
+    """A sampler ready to go, its number of steps, what its rows are guided by, and at every how many calls the network's
+    deeper levels are computed."""
 
     job: Job
     steps: int
     guided: Guided[R]
+    reuse: int = 1
 
 
 class Step(NamedTuple):
@@ -122,7 +124,8 @@ def drive(
 ) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:  # fmt: skip
     """Run many samplers to their ends, with one network call a round; returns the final states. Raises
     `FloatingPointError` where one is not finite."""
-    denoiser: Denoiser[R] = Denoiser(network, schedule, {key: run.guided for key, run in runs.items()}, dtype)
+    guided, reuse = ({key: getattr(run, name) for key, run in runs.items()} for name in ("guided", "reuse"))
+    denoiser: Denoiser[R] = Denoiser(network, schedule, guided, dtype, reuse)
     done = dict.fromkeys(runs, 0)
     finished = {}
     for key, now in sample_many({key: run.job for key, run in runs.items()}, denoiser):
@@ -292,9 +295,10 @@ class DecoderStage:
     def lead(
         self, embeds: Embeds, weight: float | Tensor, sampler: str, begun: Begun, noise: Draw, *,
         hint: Tensor | None = None, known: Known | None = None, constrain: Constrain = keep,
+        interval: tuple[float, float] = (0, 1), reuse: int = 1,
     ) -> Run[Conditioned]:  # fmt: skip
         """A run from `begun` led by `embeds`, a row each. hint: [1 or n, 3, H, W] in [0, 1], on the canvas. known: what
-        inpainting keeps; it is held before `constrain` has its say."""
+        inpainting keeps; it is held before `constrain` has its say. interval, reuse: as `columns.Sampling` has them."""
         n = len(embeds.image)
         dtype, device = self.networks.dtype, self.networks.device
         hint = None if hint is None else hint.expand(n, -1, -1, -1).to(device, dtype)
@@ -309,7 +313,9 @@ class DecoderStage:
         if known is not None:
             constrain = _first_then(known.holds(begun, self.schedule), constrain)
         job = Job(SAMPLERS[sampler](self.schedule, begun.x, begun.timesteps, noise), constrain)
-        return Run(job, len(begun.timesteps), Guided.by(cond, uncond, weights))
+        last = self.schedule.num_train_timesteps - 1
+        guided = Guided.by(cond, uncond, weights, (interval[0] * last, interval[1] * last))
+        return Run(job, len(begun.timesteps), guided, reuse)
 
     def sample(self, runs: Mapping[K, Run[Conditioned]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
         """Run the U-Net; returns finished latents [n, 4, h, w]."""

@@ -13,6 +13,7 @@ from kandinsky22.embedding import Embedding
 from kandinsky22.picture import Picture, Source
 from kandinsky22.request import SAMPLERS, Condition, Mask, Mix, Part, Request, Sampling, Start, Text
 from kandinsky22.sizes import SMALLEST
+from kandinsky22.speeds import SPEEDS
 
 FROM_PICTURE, FROM_PRIOR = 0.5, 0.85  # controlnet's strengths with an image, as on the model card
 PRIORS = ("diffusion", LINEAR)
@@ -50,6 +51,9 @@ MEANINGS = {
     "prior_num_inference_steps": "steps of the prior",
     "prior_guidance_scale": "how closely the prior follows the prompt, 1 is off",
     "prior_sampler": f"sampler of the prior: {_SAMPLERS}",
+    "speed": "how much of a picture's exactness may go for time; what is said beside it goes before",
+    "guidance_interval": "where the decoder is guided, from 0 (the picture) to 1 (noise), such as 0.2,0.8",
+    "reuse": "compute the U-Net's deeper levels at every how many calls; 1 is at each",
     "model": "the model in the box, a published one, or a folder",
 }
 """What each parameter means, in one line."""
@@ -74,6 +78,9 @@ class How(TypedDict, total=False):
     prior_num_inference_steps: int | None
     prior_guidance_scale: float | None
     prior_sampler: str | None
+    speed: Literal["exact", "fast", "turbo"]
+    guidance_interval: tuple[float, float] | None
+    reuse: int | None
     model: str
 
 
@@ -180,12 +187,16 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
         if "prior_sampler" in said:
             raise ValueError("the linear prior is not sampled; leave out prior_sampler, or prior='linear'")
         said["prior_sampler"] = LINEAR
+    name = said.pop("speed", "exact")
+    if name not in SPEEDS:
+        raise ValueError(f"speed must be one of {', '.join(SPEEDS)}, got {name!r}")
+    speed = SPEEDS[str(name)]
     negative = Text(said.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text refuses what is no text
     return Request(
         condition=condition,
         negative=negative if negative.prompt.strip() else None,
-        prior=_sampling(said, "prior_"),
-        decoder=_sampling(said, ""),
+        prior=_sampling(said, "prior_").filled(speed.prior),
+        decoder=_sampling(said, "").filled(speed.decoder),
         **columns,
         **said,  # type: ignore[arg-type]
     )
@@ -193,7 +204,10 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
 
 def _sampling(said: dict[str, Any], stage: str) -> Sampling:
     """A stage's part of what was said, taken out of it."""
-    names = {"sampler": "sampler", "num_inference_steps": "steps", "guidance_scale": "guidance_scale"}
+    names = {
+        "sampler": "sampler", "num_inference_steps": "steps", "guidance_scale": "guidance_scale",
+        "guidance_interval": "guidance_interval", "reuse": "reuse",
+    }  # fmt: skip
     return Sampling(**{field: said.pop(stage + name) for name, field in names.items() if stage + name in said})
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RESIZES = ("clean", "rounded", "legacy")  # named here so that --help needs no torch; a test keeps them true
 PAINTED_BY = (
     "height", "width", "num_inference_steps", "guidance_scale", "sampler", "prior", "prior_num_inference_steps",
-    "prior_guidance_scale", "prior_sampler", "negative_prompt", "model",
+    "prior_guidance_scale", "prior_sampler", "negative_prompt", "speed", "guidance_interval", "reuse", "model",
 )  # fmt: skip
 SMALL = 100_000_000  # numbers of a U-Net of which every core can have its own
 WORLD_COUNT, KID_SIZE = 500, 1000

@@ -6,6 +6,7 @@ from typing import Any
 
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import printable
+from kandinsky22.columns import EVERYWHERE
 from kandinsky22.images import Recipe, read_recipe
 from kandinsky22.request import Sampling, Text, said
 
@@ -50,7 +51,10 @@ def described(recipe: Recipe) -> dict[str, str]:
 
 
 def _sampling(sampling: Sampling) -> str:
-    return f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale}"
+    said = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale}"
+    if sampling.guidance_interval not in (None, EVERYWHERE):
+        said += " from {:g} to {:g}".format(*sampling.guidance_interval)
+    return said if sampling.reuse in (None, 1) else f"{said}, deeper levels at every {sampling.reuse} calls"
 
 
 def _value(value: Any) -> str:
