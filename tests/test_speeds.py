@@ -10,6 +10,7 @@ import pytest
 
 from kandinsky22 import Kandinsky, Painting, Request, Sampling, controlnet, img2img, inpaint, text2img
 from kandinsky22.checkpoints.catalog import DECODER
+from kandinsky22.cli.show import described
 from kandinsky22.events import Notice, Result
 from kandinsky22.images import read_recipe
 from kandinsky22.speeds import SPEEDS
@@ -110,6 +111,9 @@ def test_a_picture_says_its_dials_and_is_painted_from_what_it_says(kandinsky: Ka
         sampler=turbo.sampler, steps=6, guidance_scale=3.0, guidance_interval=turbo.guidance_interval, reuse=3
     )
     recipe = read_recipe(picture.save(tmp_path / "turbo.png"))
+    low, high = turbo.guidance_interval or (0, 1)
+    shown = f"{turbo.sampler}, 6 steps, guidance 3.0 from {low:g} to {high:g}, deeper levels at every 3 calls"
+    assert described(recipe)["decoder"] == shown
     assert recipe.request == picture.request and "speed" not in json.loads(recipe.request.to_json())
     assert apart(painted(kandinsky, recipe.request), picture) == 0
     exact = painted(kandinsky, text2img("a ring", **FEW)).request.decoder

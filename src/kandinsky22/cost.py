@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -31,23 +32,41 @@ class Work:
         return 2 * self.text + 2 * prior_steps * self.prior_step + 2 * decoder_steps * self.decoder_step + self.decode
 
 
+class UNetStep(NamedTuple):
+    """Operations of one step of one row: of the whole U-Net, and of its first level alone, with deep features used again."""
+
+    whole: int
+    first: int
+
+    @classmethod
+    def of(cls, config: UNetConfig, h: int, w: int) -> "UNetStep":
+        """Counted for latents of h x w cells. No memory is allocated."""
+        with torch.device("meta"):
+            unet, z, t = UNet(config), torch.empty(1, config.in_channels, h, w), torch.empty(1)
+            conditioned = unet.condition(torch.empty(1, config.encoder_hid_dim))
+            deep = torch.empty(1, config.block_out_channels[1], h, w)
+            return cls(
+                whole=_counted(lambda: unet(z, t, conditioned)),
+                first=_counted(lambda: unet.renewed(z, t, conditioned, deep)),
+            )
+
+
 def work(
     text: CLIPTextConfig, prior: PriorConfig, unet: UNetConfig, movq: MoVQConfig, *, height: int, width: int
 ) -> Work:
     """Count text-to-image at a size, for sides rounded up to multiples of 64. No memory is allocated."""
     height, width = (-(-side // SMALLEST) * SMALLEST for side in (height, width))
     with torch.device("meta"):
-        encoder, transformer, painter, autoencoder = CLIPText(text), PriorTransformer(prior), UNet(unet), MoVQ(movq)
+        encoder, transformer, autoencoder = CLIPText(text), PriorTransformer(prior), MoVQ(movq)
         z = torch.empty(1, movq.latent_channels, height // movq.factor, width // movq.factor)
         ids = torch.zeros(1, prior.num_embeddings, dtype=torch.long)
         states, embed = torch.empty(1, prior.num_embeddings, prior.embedding_dim), torch.empty(1, prior.embedding_dim)
         t, mask = torch.empty(1), torch.ones(1, prior.num_embeddings, dtype=torch.bool)
         prefix = transformer.prefill(states, embed, mask)
-        conditioned = painter.condition(embed)
         return Work(
             text=_counted(lambda: encoder(ids)) + _counted(lambda: transformer.prefill(states, embed, mask)),
             prior_step=_counted(lambda: transformer(embed, t, prefix)),
-            decoder_step=_counted(lambda: painter(z, t, conditioned)),
+            decoder_step=UNetStep.of(unet, *z.shape[-2:]).whole,
             decode=_counted(lambda: autoencoder.decode(z)),
         )
 

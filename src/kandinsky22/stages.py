@@ -313,8 +313,7 @@ class DecoderStage:
         if known is not None:
             constrain = _first_then(known.holds(begun, self.schedule), constrain)
         job = Job(SAMPLERS[sampler](self.schedule, begun.x, begun.timesteps, noise), constrain)
-        last = self.schedule.num_train_timesteps - 1
-        guided = Guided.by(cond, uncond, weights, (interval[0] * last, interval[1] * last))
+        guided = Guided.by(cond, uncond, weights, self.schedule.stretch(*interval))
         return Run(job, len(begun.timesteps), guided, reuse)
 
     def sample(self, runs: Mapping[K, Run[Conditioned]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:

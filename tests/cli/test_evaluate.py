@@ -93,7 +93,7 @@ def test_the_cards_evaluation_from_a_command(
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (["nothing"], "there is no evaluation nothing; there are coco30k, world, sweep, stats"),
+        (["nothing"], "there is no evaluation nothing; there are coco30k, world, sweep, dials, stats"),
         (["coco30k", "--out", "x"], "needs --captions"),
         (["world"], "needs --out"),
         (["world", "more", "--out", "x"], "takes options only, got 'more'"),
@@ -103,6 +103,10 @@ def test_the_cards_evaluation_from_a_command(
         (["stats", "x", "--clip", "y", "-o", "z.npz"], "writes a file that ends in .safetensors"),
         (["stats", "x", "--clip", "y", "-o", "z.safetensors", "--resize", "clean"], "--resize is for Inception"),
         (["sweep", "--out", "x", "--samplers", "eulr", "--processes", "1"], "sampler must be one of"),
+        (["dials", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
+        (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are no intervals; write them like 0-0.8"),
+        (["dials", "--out", "x", "--reuse", "0"], "'0' is no whole number from 1 up"),
+        (["dials", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -1,25 +1,23 @@
 """`kandinsky22 evaluate`: paint captions at scale, measure the pictures, and write a report of it."""
 
 import argparse
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import Parser, add_parameters, request_of
-from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
+from kandinsky22.cli.standing import saying, told
 from kandinsky22.request import Request
+from kandinsky22.speeds import SPEEDS
 from kandinsky22.tasks import text2img
 
 if TYPE_CHECKING:
     from kandinsky22.backends.pool import Pool
     from kandinsky22.evaluation.features import ClipFeatures, Features
-    from kandinsky22.evaluation.generate import Standing
     from kandinsky22.evaluation.manifest import Run, Shard
+    from kandinsky22.evaluation.sweep import Cell
     from kandinsky22.kandinsky import Kandinsky
 
 RESIZES = ("clean", "rounded", "legacy")  # named here so that --help needs no torch; a test keeps them true
@@ -27,11 +25,13 @@ PAINTED_BY = (
     "height", "width", "num_inference_steps", "guidance_scale", "sampler", "prior", "prior_num_inference_steps",
     "prior_guidance_scale", "prior_sampler", "negative_prompt", "speed", "guidance_interval", "reuse", "model",
 )  # fmt: skip
+SPED_UP_BY = ("sampler", "num_inference_steps", "speed", "guidance_interval", "reuse")
 SMALL = 100_000_000  # numbers of a U-Net of which every core can have its own
 WORLD_COUNT, KID_SIZE = 500, 1000
 USAGE = """kandinsky22 evaluate coco30k --captions FILE --reference PLACE --inception FILE --out FOLDER
        kandinsky22 evaluate world --out FOLDER
        kandinsky22 evaluate sweep --out FOLDER
+       kandinsky22 evaluate dials --out FOLDER
        kandinsky22 evaluate stats FOLDER --inception FILE --output FILE"""
 
 
@@ -89,7 +89,7 @@ def coco30k(arguments: Sequence[str]) -> None:
     clips = {name: ClipFeatures.of_folder(options[name], device) for name in ("clip", "cmmd_clip") if name in options}
     kid_size, any_size = options.get("kid_size", KID_SIZE), options.get("any_size", False)
     _check_enough(len(read.items), "captions", inception.dim, kid_size)
-    with _saying() as say:  # before hours of painting
+    with saying() as say:  # before hours of painting
         theirs = suite.statistics_of(options["reference"], inception, out, "real-pictures", say)
         _check_enough(theirs.count, "real pictures", inception.dim, kid_size)
         cmmd = None
@@ -114,7 +114,7 @@ def coco30k(arguments: Sequence[str]) -> None:
     if shard.of > 1:
         print(f"part {shard} is painted; when all are, the same command without --shard writes the report")
         return
-    with _saying() as say:
+    with saying() as say:
         report = suite.coco(
             run, options["reference"], theirs, inception, clip=clips.get("clip"), cmmd=cmmd, kid_size=kid_size,
             any_size=any_size, say=say, command=suite.command(),
@@ -133,7 +133,7 @@ def world(arguments: Sequence[str]) -> None:
     plots.check()
     captions, clip = suite.world_captions(options.get("count", WORLD_COUNT)), _own_clip(options)
     run = _painted(options, lambda painter: generate.begin(painter, options["out"], captions, _template(options)))
-    with _saying() as say:
+    with saying() as say:
         report = suite.world(run, clip, say=say, command=suite.command())
     _written(options["out"], report)
 
@@ -149,7 +149,7 @@ def sweep(arguments: Sequence[str]) -> None:
     add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 5)")
     options = _options(parser, arguments)
 
-    from kandinsky22.evaluation import plots, reference, suite
+    from kandinsky22.evaluation import plots
     from kandinsky22.evaluation import sweep as sweeping
 
     plots.check()
@@ -157,13 +157,7 @@ def sweep(arguments: Sequence[str]) -> None:
     template, clip = _template(options), _own_clip(options)
     cells = sweeping.grid(template, options.get("samplers", sweeping.SAMPLERS), options.get("numbers", sweeping.STEPS))
     with _pool(options) as painter:
-
-        def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
-            _told(sweeping.paint(painter, folder, cells, scenes, seeds))
-            with _saying() as say:
-                return sweeping.judge(folder, [*cells], clip, say, seeds)
-
-        judged = carried_out(cells)
+        judged = _judged(painter, folder, cells, clip, scenes, seeds)
         chosen = sweeping.best(judged).name
         beside = sweeping.around(chosen, cells[chosen])
         for name, request in [*beside.items()]:
@@ -172,12 +166,39 @@ def sweep(arguments: Sequence[str]) -> None:
             except ValueError as error:
                 print(f"{name} is left out: {error}")
                 del beside[name]
-        around = carried_out(beside)
-    protocol = {
-        "captions": f"{scenes} fresh scenes, {seeds} seeds each", "features": reference.by(clip)._asdict(),
-        "scored_on": suite.hardware(), "versions": suite.versions(), "command": suite.command(),
-    }  # fmt: skip
-    _written(folder, sweeping.report(template.model, judged, around, protocol))
+        around = _judged(painter, folder, beside, clip, scenes, seeds)
+    _written(folder, sweeping.report(template.model, judged, around, _protocol(clip, scenes, seeds)))
+
+
+def dials(arguments: Sequence[str]) -> None:
+    """What speeding up costs in the picture world: what speeds are chosen from."""
+    parser = _parser("dials", "Paint the same captions with every combination of what speeds up.", without=SPED_UP_BY)
+    add = parser.option
+    add("samplers", type=_names, metavar="NAME,...", help="that take fewer steps (default: dpmpp_2m)")
+    add("numbers", type=_counts, metavar="N,...", help="how many (default: 25,15,10)")
+    add("intervals", type=_intervals, metavar="X-X,...", help="that are guided (default: 0-0.8,0.2-1,0.2-0.8)")
+    add("reuse", type=_counts, metavar="N,...", help="calls that deeper levels serve (default: 2,3)")
+    add("scenes", type=_count, metavar="N", help="captions of a cell (default: 100)")
+    add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 3)")
+    options = _options(parser, arguments)
+
+    from kandinsky22.evaluation import dials as turning
+    from kandinsky22.evaluation import plots
+
+    plots.check()
+    folder, scenes, seeds = options["out"], options.get("scenes", turning.SCENES), options.get("seeds", turning.SEEDS)
+    open_dials = {name: value for name, value in options.items() if name not in SPED_UP_BY}
+    template, model, clip = _template(open_dials), _model(open_dials), _own_clip(open_dials)
+    tried = [options.get(name, default) for name, default in (
+        ("samplers", turning.SAMPLER), ("numbers", turning.STEPS), ("intervals", turning.INTERVALS), ("reuse", turning.REUSE),
+    )]  # fmt: skip
+    named = {name: _template(open_dials | {"speed": name}) for name in SPEEDS if name != turning.EXACT}
+    cells = turning.grid(template, *tried) | named
+    with _pool(open_dials) as painter:
+        judged = _judged(painter, folder, cells, clip, scenes, seeds)
+    with saying() as say:
+        made = turning.tried(folder, judged, model, clip, say)
+    _written(folder, turning.report(template.model, made, _protocol(clip, scenes, seeds)))
 
 
 def stats(arguments: Sequence[str]) -> None:
@@ -208,7 +229,7 @@ def stats(arguments: Sequence[str]) -> None:
         if "clip" in options
         else InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
     )
-    with _saying() as say:
+    with saying() as say:
         found = reference.measure(
             pictures, features, progress=lambda done, of: say("looking at the pictures", done, of)
         )
@@ -217,8 +238,29 @@ def stats(arguments: Sequence[str]) -> None:
 
 
 EVALUATIONS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "coco30k": coco30k, "world": world, "sweep": sweep, "stats": stats,
+    "coco30k": coco30k, "world": world, "sweep": sweep, "dials": dials, "stats": stats,
 }  # fmt: skip
+
+
+def _judged(
+    painter: "Pool", folder: Path, cells: Mapping[str, Request], clip: "ClipFeatures", scenes: int, seeds: int
+) -> "list[Cell]":
+    """Cells painted, and what came of them."""
+    from kandinsky22.evaluation import sweep as sweeping
+
+    told(sweeping.paint(painter, folder, cells, scenes, seeds))
+    with saying() as say:
+        return sweeping.judge(folder, [*cells], clip, say, seeds)
+
+
+def _protocol(clip: "ClipFeatures", scenes: int, seeds: int) -> dict[str, Any]:
+    """What the numbers of cells follow from."""
+    from kandinsky22.evaluation import reference, suite
+
+    return {
+        "captions": f"{scenes} fresh scenes, {seeds} seeds each", "features": reference.by(clip)._asdict(),
+        "scored_on": suite.hardware(), "versions": suite.versions(), "command": suite.command(),
+    }  # fmt: skip
 
 
 def _parser(name: str, description: str, needs: str = "", without: Sequence[str] = ()) -> Parser:
@@ -297,65 +339,8 @@ def _painted(options: Mapping[str, Any], begin: "Callable[[Pool], Run]", shard: 
         print(
             f"{needs.pictures} pictures to paint, about {needs.bytes / 1e9:.2f} of {needs.free / 1e9:.0f} GB that are free"
         )
-        _told(
-            (str(run.folder.name), standing) for standing in generate.generate(painter, run, shard=shard, retry=retry)
-        )
+        told((str(run.folder.name), standing) for standing in generate.generate(painter, run, shard=shard, retry=retry))
     return run
-
-
-def _told(standings: "Iterable[tuple[str, Standing]]") -> None:
-    """Say how far painting is: a bar in a terminal, else a line now and then."""
-    if is_terminal():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        said = TextColumn("{task.fields[said]}")
-        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), said) as bars:
-            tasks: dict[str, Any] = {}
-            for name, now in standings:
-                if name not in tasks:
-                    tasks[name] = bars.add_task(name, total=now.of, said="")
-                bars.update(tasks[name], completed=now.done + now.failed, said=_pace(now))
-        return
-    last = 0.0
-    for name, now in standings:
-        if now.done + now.failed == now.of or time.monotonic() - last >= LINE_EVERY:
-            last = time.monotonic()
-            print(f"{name}: {now.done} of {now.of}  {_pace(now)}", flush=True)
-
-
-def _pace(now: "Standing") -> str:
-    said = [f"{now.failed} failed"] if now.failed else []
-    if now.rate is not None and now.left is not None:
-        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *said]
-    return ", ".join(said)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return "{}:{:02}:{:02}".format(*divmod(minutes, 60), seconds)
-
-
-@contextmanager
-def _saying() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of what is not painting, on stderr: bars in a terminal, else lines now and then."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as bars:
-        tasks: dict[str, Any] = {}
-        last = time.monotonic()
-
-        def say(what: str, done: int, of: int) -> None:
-            nonlocal last
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of)
-            bars.update(tasks[what], completed=done)
-            if bars.disable and time.monotonic() - last >= LINE_EVERY:
-                last = time.monotonic()
-                print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
-
-        yield say
 
 
 def _written(folder: Path, report: Any) -> None:
@@ -388,6 +373,13 @@ def _count(text: str) -> int:
 
 def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
+
+
+def _intervals(text: str) -> list[tuple[float, ...]]:
+    try:
+        return [tuple(map(float, part.split("-"))) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no intervals; write them like 0-0.8") from None
 
 
 def _names(text: str) -> list[str]:

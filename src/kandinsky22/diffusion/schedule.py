@@ -179,6 +179,11 @@ class NoiseSchedule:
         a = per_row(self.alpha_bar(t).to(x.dtype), x)
         return a**0.5, (1 - a) ** 0.5
 
+    def stretch(self, low: float, high: float) -> tuple[float, float]:
+        """The timesteps at two shares of the schedule, in [0, 1]: 0 is its first, with little noise, and 1 its last."""
+        last = self.num_train_timesteps - 1
+        return low * last, high * last
+
     def timesteps(self, steps: int) -> tuple[int, ...]:
         """The timesteps of a run of `steps` network steps, falling.
 

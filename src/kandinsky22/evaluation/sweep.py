@@ -16,7 +16,7 @@ from kandinsky22.backends.packs import Painter
 from kandinsky22.compositions import Scene, caption
 from kandinsky22.evaluation import fidelity, plots, suite
 from kandinsky22.evaluation.captions import Captioned
-from kandinsky22.evaluation.distances import NORMAL
+from kandinsky22.evaluation.distances import NORMAL, frechet
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rates
 from kandinsky22.evaluation.generate import Standing, begin, generate
@@ -44,6 +44,7 @@ class Cell:
     by_seed: tuple[float, ...]
     clip_score: float
     cmmd: float
+    frechet: float | None = None  # where there are more pictures than the CLIP has numbers
 
     @property
     def calls(self) -> int:
@@ -58,9 +59,13 @@ class Cell:
         alike, so the spread is that of captions."""
         return _lies(self.by_caption)
 
+    def above(self, other: "Cell") -> tuple[float, float, float]:
+        """By how much more is judged right, and from where to where that lies at 95%, caption by caption."""
+        return _lies([mine - theirs for mine, theirs in zip(self.by_caption, other.by_caption, strict=True)])
+
     def worse(self, other: "Cell") -> bool:
         """Whether it is measurably worse, caption by caption."""
-        return _lies([mine - theirs for mine, theirs in zip(self.by_caption, other.by_caption, strict=True)])[2] < 0
+        return self.above(other)[2] < 0
 
     @property
     def values(self) -> dict[str, Any]:
@@ -68,7 +73,7 @@ class Cell:
         shares = {name: {"share": rate.share, "interval": [*rate.interval]} for name, rate in self.rates.items()}
         return {
             "cell": self.name, "calls": self.calls, "rates": shares, "judged": [*self.interval], "by_seed": self.by_seed,
-            "clip_score": self.clip_score, "cmmd": self.cmmd,
+            "clip_score": self.clip_score, "cmmd": self.cmmd, "frechet": self.frechet,
         }  # fmt: skip
 
 
@@ -186,6 +191,7 @@ def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int) -
     return Cell(
         name, run.template, fidelity.rates(told.values()), by_caption, by_seed,
         caption_score(ours, captions, clip, say).values["clip_score"]["mean"], mean_discrepancy(ours, theirs).values["cmmd"],
+        frechet(ours.moments, theirs.moments) if min(ours.count, theirs.count) > clip.dim else None,
     )  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""How far an evaluation is, while people wait: bars in a terminal, else lines now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
+
+if TYPE_CHECKING:
+    from kandinsky22.evaluation.generate import Standing
+
+
+def told(standings: "Iterable[tuple[str, Standing]]") -> None:
+    """Say how far painting is: a bar in a terminal, else a line now and then."""
+    if is_terminal():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        said = TextColumn("{task.fields[said]}")
+        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), said) as bars:
+            tasks: dict[str, Any] = {}
+            for name, now in standings:
+                if name not in tasks:
+                    tasks[name] = bars.add_task(name, total=now.of, said="")
+                bars.update(tasks[name], completed=now.done + now.failed, said=_pace(now))
+        return
+    last = 0.0
+    for name, now in standings:
+        if now.done + now.failed == now.of or time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            print(f"{name}: {now.done} of {now.of}  {_pace(now)}", flush=True)
+
+
+def _pace(now: "Standing") -> str:
+    said = [f"{now.failed} failed"] if now.failed else []
+    if now.rate is not None and now.left is not None:
+        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *said]
+    return ", ".join(said)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return "{}:{:02}:{:02}".format(*divmod(minutes, 60), seconds)
+
+
+@contextmanager
+def saying() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of what is not painting, on stderr: bars in a terminal, else lines now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as bars:
+        tasks: dict[str, Any] = {}
+        last = time.monotonic()
+
+        def say(what: str, done: int, of: int) -> None:
+            nonlocal last
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done)
+            if bars.disable and time.monotonic() - last >= LINE_EVERY:
+                last = time.monotonic()
+                print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
+
+        yield say

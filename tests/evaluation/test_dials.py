@@ -1,0 +1,102 @@
+"""What speeding up costs: the work that is counted is the work that is done, and pictures are held against the exact ones."""
+
+from pathlib import Path
+
+import pytest
+
+from kandinsky22 import Kandinsky, Sampling, text2img
+from kandinsky22.backends.here import Here
+from kandinsky22.checkpoints import full_size
+from kandinsky22.checkpoints.catalog import DECODER
+from kandinsky22.cost import UNetStep
+from kandinsky22.evaluation import dials, sweep
+from kandinsky22.evaluation.dials import Work
+from kandinsky22.evaluation.features import ClipFeatures
+from kandinsky22.evaluation.report import write
+from tests.diffusion.toy import DECODER as SCHEDULE
+
+FEW = {"num_inference_steps": 4, "prior_num_inference_steps": 1, "prior_guidance_scale": 1.0}
+
+
+def silent(what: str, done: int, of: int) -> None:
+    assert 0 < done <= of
+
+
+def sampling(sampler: str = "ddim", steps: int = 10, scale: float = 3.0, reuse: int = 1, *interval: float) -> Sampling:
+    low, high = interval or (0, 1)
+    return Sampling(sampler=sampler, steps=steps, guidance_scale=scale, guidance_interval=(low, high), reuse=reuse)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "work"),
+    [
+        (sampling(), (10, 20, 20)),
+        (sampling(scale=1.0), (10, 10, 10)),
+        (sampling("heun"), (19, 38, 38)),
+        (sampling("ddim", 10, 3.0, 1, 0.35, 0.75), (10, 14, 14)),  # timesteps 1, 101 .. 901: guided at 401 to 701
+        (sampling("ddim", 10, 3.0, 3), (10, 20, 8)),
+        (sampling("ddim", 10, 3.0, 4, 0.35, 0.75), (10, 14, 4)),  # 901, 701 as guidance comes, 301
+    ],
+)
+def test_work_is_counted_by_what_paints(chosen: Sampling, work: tuple[int, int, int]) -> None:
+    assert Work.of(chosen, SCHEDULE) == work
+
+
+def test_the_work_that_is_counted_is_done(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kandinsky = Kandinsky.load(tiny_model)
+    decoder, done = kandinsky.decoder(DECODER), [0, 0, 0]
+    renewed, below = decoder.unet.renewed, decoder.unet._below
+
+    def counted(*a):  # type: ignore[no-untyped-def]
+        done[0], done[1] = done[0] + 1, done[1] + len(a[0])
+        return renewed(*a)
+
+    def counted_below(*a):  # type: ignore[no-untyped-def]
+        done[2] += len(a[0])
+        return below(*a)
+
+    monkeypatch.setattr(decoder.unet, "renewed", counted)
+    monkeypatch.setattr(decoder.unet, "_below", counted_below)
+    request = kandinsky.resolved(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
+    list(kandinsky.stream(request))
+    assert Work.of(request.decoder, decoder.schedule) == tuple(done)
+
+
+def test_the_first_level_is_a_part_of_the_network() -> None:
+    step = UNetStep.of(full_size.UNET, 64, 64)
+    assert step.whole == pytest.approx(856e9, rel=0.01)  # shared/SPEED.md counts 1.712 TFLOP for two rows
+    assert 0.2 < step.first / step.whole < 0.3
+    assert Work(3, 4, 2).operations(UNetStep(10, 3)) == 4 * 3 + 2 * 7
+
+
+def test_the_cells_are_every_combination_and_the_exact_one_is_first() -> None:
+    template = text2img("", num_inference_steps=9)
+    cells = dials.grid(template, ["ddim"], [5], [(0.2, 0.8)], [2, 3])
+    assert len(cells) == 2 * 2 * 3 + 2 and next(iter(cells)) == "exact"
+    assert cells["exact"].decoder == Sampling(steps=9, guidance_interval=(0, 1), reuse=1)
+    both = cells["ddim-5-guided-0.2-0.8-reuse-3"].decoder
+    assert both == Sampling(sampler="ddim", steps=5, guidance_interval=(0.2, 0.8), reuse=3)
+    assert cells["exact-prior-5"].prior.steps == 5 and cells["exact-prior-5"].decoder == template.decoder
+
+
+def test_cells_are_held_against_the_exact_pictures(tiny_model: Path, tmp_path: Path) -> None:
+    kandinsky = Kandinsky.load(tiny_model)
+    clip = ClipFeatures.of_model(kandinsky.stored.prior)
+    least, template = "ddim-2-guided-0.2-0.8-reuse-2", text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    grid = dials.grid(template, ["ddim"], [2], [(0.2, 0.8)], [2])
+    cells = {name: grid[name] for name in (least, "exact-reuse-2", "exact", "exact-prior-5")} | {"same": grid["exact"]}
+    list(sweep.paint(Here(kandinsky, batch=6), tmp_path, cells, scenes=3, seeds=2))
+    judged = sweep.judge(tmp_path, [*cells], clip, silent, seeds=2)
+    assert all(cell.frechet is None for cell in judged)  # 6 pictures, 32 numbers
+    made = {one.cell.name: one for one in dials.tried(tmp_path, judged, kandinsky, clip, silent)}
+    for name in ("exact", "same"):
+        assert made[name].pixels == 0 and made[name].cosine == pytest.approx(1) and made[name].right == (0, 0, 0)
+    for name in (least, "exact-reuse-2", "exact-prior-5"):
+        assert made[name].pixels > 0 and made[name].cosine < 1 and made[name].seconds > 0
+    assert made["exact-reuse-2"].work == (4, 8, 4) and made["exact-reuse-2"].pixels < made[least].pixels
+    assert set(made["exact-prior-5"].operations.values()) == {1}
+    report = dials.report("tiny-model", [*made.values()], {})
+    (table,) = report.tables
+    assert len(table.rows) == len(cells) and all(len(row) == len(table.header) for row in table.rows)
+    assert [table.rows[i][0] for i in (0, 1)] == [least, "exact-reuse-2"]  # the least work
+    assert "exact-reuse-2" in write(tmp_path, report).read_text("utf-8")
