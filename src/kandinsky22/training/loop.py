@@ -8,17 +8,19 @@ same. Callers own progress, logging and stopping.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from kandinsky22.machine import computes_bfloat16
 from kandinsky22.training.processes import ALONE, Processes, unsharded
+from kandinsky22.training.settings import Settings, refuse_other
 
 Batch = dict[str, Tensor]
 """The rows of a step: the first dimension of every tensor counts them."""
 
+FOR_MEMORY = ("accumulate", "checkpointing")  # of a recipe: what they change is not what is learnt
 BINS = 4  # of the timesteps, over which the loss is told apart
 
 
@@ -63,6 +65,12 @@ class Recipe:
     untold: float = 0.1
     min_snr: float | None = None
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the numbers that are learnt, as JSON takes it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in FOR_MEMORY}
+        return {name: [*value] if isinstance(value, tuple) else value for name, value in values.items()}
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate: linear warm-up, then, unless it is to stay there, a cosine to a hundredth."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
@@ -75,13 +83,14 @@ class Training:
     the dtype of matrix products, and `rows` how many the last step had.
 
     `learnt_from` names what the objective is made of (fingerprints of frozen networks, the data), so that a checkpoint does
-    not go on with something else. The network is moved to the processes' device and, where there are several, shared out.
+    not go on with something else; `settings` is what decides the numbers beside the recipe. The network is moved to the
+    processes' device and, where there are several, shared out.
     Raises `ValueError` where the batch cannot be cut as asked.
     """
 
     def __init__(
         self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int,
-        learnt_from: Mapping[str, str] | None = None, processes: Processes = ALONE,
+        learnt_from: Mapping[str, str] | None = None, processes: Processes = ALONE, settings: Settings | None = None,
     ) -> None:  # fmt: skip
         if objective.coupled and recipe.accumulate > 1:
             raise ValueError(
@@ -100,6 +109,7 @@ class Training:
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
         self.processes = processes
         self.learnt_from = dict(learnt_from or {})
+        self.settings = {**(settings or {}), **recipe.settings}
         self.step, self.rows = 0, recipe.batch
         quick = recipe.bfloat16 and computes_bfloat16(processes.device)
         self.products = torch.bfloat16 if quick else torch.float32
@@ -204,10 +214,12 @@ class Training:
 
     def state(self) -> dict[str, object]:
         """All that is not a tensor, as JSON takes it."""
-        return {"step": self.step, "steps": self.steps, "learnt_from": self.learnt_from}
+        return {"step": self.step, "steps": self.steps, "learnt_from": self.learnt_from, "settings": self.settings}
 
     def go_on_from(self, state: Mapping[str, object]) -> None:
-        """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else."""
+        """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else, or in
+        another way."""
+        refuse_other(state.get("settings", {}), self.settings)  # type: ignore[arg-type]  # it is as `state` wrote it
         before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
         if changed := [name for name in before | self.learnt_from if before.get(name) != self.learnt_from.get(name)]:
             raise ValueError(

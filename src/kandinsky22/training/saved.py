@@ -9,12 +9,14 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from kandinsky22.files import whole
 from kandinsky22.training.loop import Training
+from kandinsky22.training.settings import Settings
 
 FOLDER, STATE = "checkpoints", "state.json"
 KEPT, TORN = 3, ".part"
@@ -65,8 +67,8 @@ def load(training: Training, folder: Path) -> bool:
     """
     if not steps(folder):
         return False
-    path = folder / FOLDER / f"{steps(folder)[-1]:08d}"
-    training.go_on_from(json.loads((path / STATE).read_text(encoding="utf-8")))
+    path = _last(folder)
+    training.go_on_from(_state(folder))
     try:
         with _quiet():
             state_dict_loader.load(training.tensors(), checkpoint_id=path, no_dist=training.processes.count == 1)
@@ -77,10 +79,27 @@ def load(training: Training, folder: Path) -> bool:
     return True
 
 
+def settings(folder: Path) -> Settings:
+    """What the run of the last checkpoint learns by; nothing where there is none."""
+    if not steps(folder):
+        return {}
+    found: Settings = _state(folder).get("settings", {})
+    return found
+
+
 def steps(folder: Path) -> list[int]:
     """The steps that have a complete checkpoint, in order."""
     here = folder / FOLDER
     return sorted(int(path.name) for path in here.iterdir() if path.name.isdigit()) if here.is_dir() else []
+
+
+def _last(folder: Path) -> Path:
+    return folder / FOLDER / f"{steps(folder)[-1]:08d}"
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((_last(folder) / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def _cause(error: BaseException) -> str:

@@ -39,6 +39,7 @@ from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.processes import ALONE, Processes
 from kandinsky22.training.recipes import PAINTERS, ModelRecipe
+from kandinsky22.training.settings import Settings
 
 CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
 WHOLE_FROM = 0.9  # of MoVQ's steps: before it, crops
@@ -66,7 +67,7 @@ class Workshop:
 
     `start` are the parts of a model to begin with: its networks' weights, where they fit, are where a network begins, and what
     this model has not trained itself is that one's. `anew`: the network begins with random ones all the same. `own` are
-    the pictures to learn from, instead of the world's.
+    the pictures to learn from, instead of the world's. `settings` is what was chosen of all this, which checkpoints keep.
     """
 
     recipe: ModelRecipe
@@ -76,6 +77,7 @@ class Workshop:
     processes: Processes = ALONE
     say: Say = silent
     anew: bool = False
+    settings: Settings = field(default_factory=dict)
 
     @property
     def model(self) -> Path:
@@ -415,7 +417,8 @@ class Workshop:
     def _training(self, name: str, network: nn.Module, objective: Objective, frozen: Mapping[str, str]) -> Training:
         learnt_from = {**frozen, "pictures": self.material(name).name}
         recipe = self.recipe.runs[name]
-        return Training(network, objective, recipe, self.recipe.steps[name], learnt_from, self.processes)
+        steps = self.recipe.steps[name]
+        return Training(network, objective, recipe, steps, learnt_from, self.processes, self.settings)
 
     def _warm(self, name: str, network: nn.Module) -> bool:
         """Begin with the weights of the model this one starts with, where it has them and they fit; returns whether it has."""
