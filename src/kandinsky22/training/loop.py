@@ -78,9 +78,28 @@ class Recipe:
         return self.learning_rate * warm * cosine
 
 
+def refuse_uncut(recipe: Recipe, processes: int, *, coupled: bool) -> None:
+    """Raises `ValueError` where a batch cannot be cut into the parts that are asked for, which can be said before anything is
+    read. `coupled`: rows are compared with one another."""
+    if coupled and recipe.accumulate > 1:
+        raise ValueError(
+            "this network compares every row of a batch with every other, so a batch cannot be cut into "
+            f"{recipe.accumulate}; use --accumulate 1 and a smaller --batch"
+        )
+    if coupled and recipe.batch % processes:
+        raise ValueError(
+            f"this network compares every row of a batch with every other, so all of {processes} processes must have "
+            f"as many; use a --batch that {processes} divides, not {recipe.batch}"
+        )
+    if recipe.batch < processes * recipe.accumulate:
+        raise ValueError(
+            f"a batch of {recipe.batch} cannot be cut into {processes * recipe.accumulate} parts; use a larger --batch"
+        )
+
+
 class Training:
     """A run: what learns, what it learns, how, and how far it is. `ema` holds the averaged weights that are kept; `products` is
-    the dtype of matrix products, and `rows` how many the last step had.
+    the dtype of matrix products, `rows` how many the last step had, and `shapes` what they were.
 
     `learnt_from` names what the objective is made of (fingerprints of frozen networks, the data), so that a checkpoint does
     not go on with something else; `settings` is what decides the numbers beside the recipe. The network is moved to the
@@ -92,25 +111,13 @@ class Training:
         self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int,
         learnt_from: Mapping[str, str] | None = None, processes: Processes = ALONE, settings: Settings | None = None,
     ) -> None:  # fmt: skip
-        if objective.coupled and recipe.accumulate > 1:
-            raise ValueError(
-                "this network compares every row of a batch with every other, so a batch cannot be cut into "
-                f"{recipe.accumulate}; use --accumulate 1 and a smaller --batch"
-            )
-        if objective.coupled and recipe.batch % processes.count:
-            raise ValueError(
-                f"this network compares every row of a batch with every other, so all of {processes.count} processes must have "
-                f"as many; use a --batch that {processes.count} divides, not {recipe.batch}"
-            )
-        if recipe.batch < processes.count * recipe.accumulate:
-            raise ValueError(
-                f"a batch of {recipe.batch} cannot be cut into {processes.count * recipe.accumulate} parts; use a larger --batch"
-            )
+        refuse_uncut(recipe, processes.count, coupled=objective.coupled)
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
         self.processes = processes
         self.learnt_from = dict(learnt_from or {})
         self.settings = {**(settings or {}), **recipe.settings}
         self.step, self.rows = 0, recipe.batch
+        self.shapes: tuple[torch.Size, ...] = ()
         quick = recipe.bfloat16 and computes_bfloat16(processes.device)
         self.products = torch.bfloat16 if quick else torch.float32
         self._template = _empty(network)
@@ -135,10 +142,7 @@ class Training:
         measured = self.gradients(self.step)
         norm = float(unsharded(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
         if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is sound: go on from it with a "
-                f"lower --learning-rate than {recipe.learning_rate:g}"
-            )
+            raise FloatingPointError(f"the loss or its gradient is not finite at step {self.step}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
@@ -152,6 +156,7 @@ class Training:
         recipe, processes = self.recipe, self.processes
         batch = self.objective.draw(step)
         self.rows = rows = len(next(iter(batch.values())))
+        self.shapes = tuple(value.shape for value in batch.values())
         sums: dict[str, Tensor] = {}
         for part in range(recipe.accumulate):
             processes.gather_gradients_after(self.learner, part == recipe.accumulate - 1)
