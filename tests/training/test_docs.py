@@ -12,7 +12,7 @@ from PIL import Image
 from kandinsky22.cli.app import run
 from kandinsky22.training import cli, options
 from kandinsky22.training.photos import Filter, shapes
-from kandinsky22.training.recipes import NETWORKS, STAGES, Stage
+from kandinsky22.training.recipes import NETWORKS, PAINTERS, STAGES, Stage
 from kandinsky22.training.run import lines
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -73,6 +73,26 @@ def test_its_table_of_options_says_the_parsers_defaults() -> None:
         if default not in (None, argparse.SUPPRESS, False):
             option = action.option_strings[0]
             assert rows[option].split()[0] == str(default), option
+
+
+def test_its_table_of_options_says_what_they_are_for() -> None:
+    said = {
+        option: networks(row.split("|")[2])
+        for row in TEXT.splitlines()
+        if row.startswith("| `--")
+        for option in OPTION.findall(row.split("|")[1])
+    }
+    for option, those in said.items():
+        name = option[2:].removeprefix("no-").replace("-", "_")
+        assert those == set(options.MEANT_FOR.get(name, NETWORKS)), option
+
+
+def networks(said: str) -> set[str]:
+    """Which networks a cell of the table names."""
+    named = {*re.findall(r"`([a-z][a-z-]*)`", said), *(("prior",) if "prior," in said else ())}
+    named |= {*PAINTERS} if "painters" in said else set()
+    everything = {*NETWORKS}
+    return everything - named if "all" in said else named or everything
 
 
 def test_its_table_of_recipes_is_that_of_the_recipes() -> None:

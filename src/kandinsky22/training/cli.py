@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from kandinsky22.checkpoints import catalog
 from kandinsky22.depth_estimation import load
 from kandinsky22.training import saved, supervisor
-from kandinsky22.training.loop import Recipe
+from kandinsky22.training.loop import Recipe, refuse_uncut
 from kandinsky22.training.material import Own
 from kandinsky22.training.options import parser, refuse_what_means_nothing
 from kandinsky22.training.photos import Filter
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str]) -> int | None:
     start = starting(chosen)
     recipe = recipe_of(chosen, start)
     refuse_other(began, settings(chosen, recipe))
+    if chosen.network in recipe.runs:
+        count = max(chosen.processes, int(os.environ.get("WORLD_SIZE", "1")))
+        refuse_uncut(recipe.runs[chosen.network], count, coupled=chosen.network == "clip")
     if "plan" in chosen:
         from kandinsky22.training.planning import say_plan
 
