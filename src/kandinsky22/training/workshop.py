@@ -7,6 +7,7 @@ and for a person's own.
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, linear_prior, movq, prior, run
 from kandinsky22.training.begin import complete
 from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.material import Encode, Material, Own, Say, silent
 from kandinsky22.training.perceptual import Perceptual
@@ -58,6 +60,7 @@ NETWORKS: Mapping[str, tuple[str, str, Any, Any]] = {
 TRAINED_BY = {"text": "clip", "vision": "clip"}
 OF = {"clip": "vision", "movq-decoder": "movq"}  # what is trained, where it is named otherwise than what is added
 ADDED = "added"  # a file of a run whose network is in the model
+BEGINNING = 3600.0  # seconds that another network may take to copy what a model begins with
 FITTED = 1000  # pictures that MoVQ's latents are standardised and its codebook fitted on
 
 
@@ -96,10 +99,18 @@ class Workshop:
         """Train one network and add it to the model. Yields a line of metrics a step.
 
         `minutes` times a few steps and fixes their number; else it is `steps`, else the recipe's. Raises `ValueError`,
-        `CheckpointError` and what `run.run` raises.
+        `CheckpointError`, what `run.run` raises, and `OSError` where another process trains the same network there.
         """
+        with ExitStack() as alone:
+            self.processes.by_first(lambda: alone.enter_context(held(self.folder / network)))
+            yield from self._train(network, steps, minutes, every, tensorboard)
+
+    def _train(
+        self, network: str, steps: int | None, minutes: float | None, every: int, tensorboard: bool
+    ) -> Iterator[dict[str, float]]:
         if self.processes.first:
-            complete(self.model, self.start)
+            with held(self.folder, BEGINNING):  # two networks may begin at once
+                complete(self.model, self.start)
         self.processes.wait()
         if network == "linear-prior":
             yield from self._fit_linear_prior()
