@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from kandinsky22.cli.app import run
-from kandinsky22.training import cli
+from kandinsky22.training import cli, options
 from kandinsky22.training.photos import Filter, shapes
-from kandinsky22.training.recipes import NETWORKS, STAGES, Stage
+from kandinsky22.training.recipes import NETWORKS, PAINTERS, STAGES, Stage
 from kandinsky22.training.run import lines
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -50,7 +50,7 @@ def test_its_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_it_names_every_option_and_no_other() -> None:
-    parser = cli.parser()
+    parser = options.parser()
     known = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
     prose = FENCED.sub("", TEXT)
     typed = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
@@ -67,7 +67,7 @@ def test_its_table_of_options_says_the_parsers_defaults() -> None:
         if row.startswith("| `--")
         for option in OPTION.findall(row.split("|")[1])
     }
-    parser = cli.parser()
+    parser = options.parser()
     for action in parser._actions:
         default = action.default
         if default not in (None, argparse.SUPPRESS, False):
@@ -75,10 +75,30 @@ def test_its_table_of_options_says_the_parsers_defaults() -> None:
             assert rows[option].split()[0] == str(default), option
 
 
+def test_its_table_of_options_says_what_they_are_for() -> None:
+    said = {
+        option: networks(row.split("|")[2])
+        for row in TEXT.splitlines()
+        if row.startswith("| `--")
+        for option in OPTION.findall(row.split("|")[1])
+    }
+    for option, those in said.items():
+        name = option[2:].removeprefix("no-").replace("-", "_")
+        assert those == set(options.MEANT_FOR.get(name, NETWORKS)), option
+
+
+def networks(said: str) -> set[str]:
+    """Which networks a cell of the table names."""
+    named = {*re.findall(r"`([a-z][a-z-]*)`", said), *(("prior",) if "prior," in said else ())}
+    named |= {*PAINTERS} if "painters" in said else set()
+    everything = {*NETWORKS}
+    return everything - named if "all" in said else named or everything
+
+
 def test_its_table_of_recipes_is_that_of_the_recipes() -> None:
     found = TABLE.search(TEXT)
     assert found and found[1] == table_of_stages()
-    assert all(f"`{name}`" in TEXT for name in (*cli.RECIPES, *NETWORKS))
+    assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORKS))
 
 
 def test_its_table_of_shapes_is_what_pictures_are_trained_in() -> None:
@@ -122,7 +142,7 @@ def _filter(filter: Filter) -> str:
         (["controlnet", "--data", "photos", "--depth-model", "nowhere"], "the depth checkpoint nowhere is not here"),
         (["prior", "--data", "photos", "--recipe", "decoder-curated"], "trains the decoder, not the prior"),
         (["decoder", "--data", "photos", "--recipe", "decoder-curated"], "name its model with --start-from"),
-        (["linear-prior", "--data", "photos", "--steps", "3"], "leave --steps out"),
+        (["linear-prior", "--data", "photos", "--steps", "3"], "--steps means nothing to linear-prior"),
         (["decoder", "--warmup", "-5"], "from 0 up"),
     ],
 )

@@ -1,7 +1,9 @@
 """The loop: it learns, it resumes to the same numbers however it is cut up, and it stops at what is not finite."""
 
-import errno
 import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tests.training.known import RECIPE, line_fit
 from torch import Tensor
 
 from kandinsky22.training import saved
+from kandinsky22.training.begin import complete
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
 from kandinsky22.training.run import BEST, METRICS, lines, resume, run, seconds_per_step
 
@@ -157,34 +160,75 @@ def test_what_is_not_finite_stops_with_a_sentence_and_leaves_a_checkpoint(tmp_pa
         return losses * (math.nan if training.step == 5 else 1.0), measured
 
     training = Training(network, replace(objective, loss=spoilt), RECIPE, steps=10)
-    with pytest.raises(FloatingPointError, match="not finite at step 5; the last checkpoint is sound"):
+    wanted = (
+        "not finite at step 5; the checkpoint of step 4 is sound: go on from it with a lower --learning-rate than 0.05"
+    )
+    with pytest.raises(FloatingPointError, match=wanted):
         list(run(training, tmp_path, every=2))
     assert bool(torch.isfinite(network.weight).all()), "the step was not taken"
-    after = Training(*line_fit(), RECIPE, steps=10)
+    after = Training(*line_fit(), replace(RECIPE, learning_rate=0.01), steps=10)
     assert resume(after, tmp_path) and after.step == 4
 
 
-def test_a_full_disk_stops_with_a_sentence_and_leaves_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_finite_before_the_first_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
+    training = Training(*line_fit(), replace(RECIPE, learning_rate=1e30, warmup=0), steps=10)
+    wanted = r"not finite at step \d; there is no checkpoint yet: begin again with a lower --learning-rate than 1e\+30"
+    with pytest.raises(FloatingPointError, match=wanted):
+        list(run(training, tmp_path, every=50))
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """The system itself refuses to write more, as it does on a full disk; this needs no disk of one's own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_no_more_stops_with_its_reason_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """What torch raises then says nothing of the reason."""
     training = Training(*line_fit(), RECIPE, steps=10)
     running = run(training, tmp_path, every=2)
     for _ in range(5):
         next(running)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
-    with pytest.raises(
-        OSError, match=r"the checkpoint of step 6 cannot be written .*No space left.*; the one of step 4 is sound"
-    ):
+    said = (
+        f"the checkpoint of step 6 cannot be written to {tmp_path} (File too large); the checkpoint of step 4 is sound"
+    )
+    with no_file_longer_than((tmp_path / METRICS).stat().st_size + 1000), pytest.raises(OSError) as stopped:
         list(running)
-    monkeypatch.undo()
+    assert str(stopped.value) == said
     assert saved.steps(tmp_path) == [2, 4]
     assert not list((tmp_path / saved.FOLDER).glob("*.part"))
     after = Training(*line_fit(), RECIPE, steps=10)
     assert resume(after, tmp_path) and after.step == 4
+
+
+def test_metrics_that_cannot_be_written_stop_with_a_sentence(tmp_path: Path) -> None:
+    running = run(Training(*line_fit(), RECIPE, steps=10), tmp_path, every=2)
+    for _ in range(3):
+        next(running)
+    with no_file_longer_than((tmp_path / METRICS).stat().st_size + 10), pytest.raises(OSError) as stopped:
+        list(running)
+    assert str(stopped.value) == f"{tmp_path}: File too large; the checkpoint of step 2 is sound"
+    assert resume(Training(*line_fit(), RECIPE, steps=10), tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_model_to_begin_with_that_has_no_room_is_one_sentence(tmp_path: Path) -> None:
+    source = tmp_path / "start" / "decoder"
+    (source / "unet").mkdir(parents=True)
+    (source / "unet" / "weights").write_bytes(bytes(5000))
+    with no_file_longer_than(1000), pytest.raises(OSError) as stopped:
+        complete(tmp_path / "model", {"decoder": source})
+    place = tmp_path / "model" / "decoder" / "unet"
+    said = f"{source / 'unet'} cannot be copied to {place} (File too large); make room, and give the command again"
+    assert str(stopped.value) == said
+    assert not [*place.parent.iterdir()]
+    complete(tmp_path / "model", {"decoder": source})
+    assert (place / "weights").stat().st_size == 5000
 
 
 def test_timing_does_not_train() -> None:

@@ -50,7 +50,10 @@ def test_a_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["linear-prior", "--plan"], "closed form"), (["decoder", "--plan", "GTX 9"], "no figures for 'GTX 9'")],
+    [
+        (["linear-prior", "--plan"], "--plan means nothing to linear-prior"),
+        (["decoder", "--plan", "GTX 9"], "no figures for 'GTX 9'"),
+    ],
 )
 def test_what_cannot_be_planned_is_one_sentence(arguments: list[str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

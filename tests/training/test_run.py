@@ -1,6 +1,7 @@
 """What a run leaves to look at."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 from tests.training.known import RECIPE, line_fit
 from torch import Tensor
 
-from kandinsky22.training.loop import Training
-from kandinsky22.training.run import EVENTS, grid, run
+from kandinsky22.training.loop import Objective, Training
+from kandinsky22.training.plan import planned
+from kandinsky22.training.run import EVENTS, Pace, grid, run
 
 
 def sheet(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
@@ -39,15 +41,34 @@ def test_without_tensorboard_the_sentence_names_the_extra(tmp_path: Path, monkey
 
 def test_operations_are_counted_and_the_counting_teaches_nothing(tmp_path: Path) -> None:
     """Of a linear layer n x 2 -> n x 1: 2 * 2n forward, as much again for the weight's gradient; nothing needs that of x."""
-    from kandinsky22.training.run import Pace
-
-    training = Training(*line_fit(), RECIPE, steps=4)
-    before = training.network.weight.detach().clone()
+    training, other = (Training(*line_fit(), RECIPE, steps=4) for _ in range(2))
     pace = Pace(training)
-    assert torch.equal(training.network.weight, before) and training.network.weight.grad is None
-    assert pace.operations == 2 * (2 * 2 * RECIPE.batch)
     line = {**pace.advance(), **pace.measured()}
+    other.advance()
+    assert torch.equal(training.network.weight, other.network.weight) and training.network.weight.grad is None
+    assert pace.operations == 2 * (2 * 2 * RECIPE.batch)
     assert line["rows_per_second"] > 0 and 0 <= line["mfu"] < 1 and line["memory_gib"] > 0.05
+
+
+def test_operations_are_those_of_the_plan_whatever_is_computed_again_and_for_every_shape() -> None:
+    """With attention, which is the CPU's; a step of other shapes counts what it takes."""
+    from tests.training.test_plan import NETWORKS
+
+    network, loss, rows = NETWORKS["unet"]
+    found = {}
+    for checkpointing in (False, True):
+        recipe = replace(RECIPE, batch=4, checkpointing=checkpointing)
+        real = network()
+        objective = Objective(lambda step: rows(4 if step < 2 else 2), loss(real))
+        pace = Pace(Training(real, objective, recipe, steps=4))
+        measured = []
+        for _ in range(3):
+            pace.advance()
+            measured.append(pace.operations)
+        plan = planned(network, loss, rows, recipe, 1, processes=1)
+        assert measured == [plan.operations, plan.operations, plan.operations // 2]
+        found[checkpointing] = plan.recomputed
+    assert found[True] > found[False] == 0
 
 
 def test_a_grid_may_end_short() -> None:

@@ -16,6 +16,7 @@ from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.store import CheckpointError
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
+from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Recipe
 from kandinsky22.training.recipes import BOX, NETWORKS
 from kandinsky22.training.workshop import Workshop
@@ -140,6 +141,11 @@ def test_the_decoders_of_the_other_tasks_share_movq_and_paint(trained: Workshop)
     ):
         (painting,) = kandinsky(request)
         assert painting.image.size == (64, 64)
+
+
+def test_two_runs_in_one_folder_are_refused(trained: Workshop) -> None:
+    with held(trained.folder / "decoder"), pytest.raises(OSError, match=r"another run is going on in .*decoder; wait"):
+        next(trained.train("decoder"))
 
 
 def test_minutes_fix_the_number_of_steps(trained: Workshop, tmp_path: Path) -> None:

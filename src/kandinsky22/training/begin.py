@@ -9,7 +9,10 @@ WORTH_A_LINK = 1 << 20  # bytes
 
 
 def complete(model: Path, start: Mapping[str, Path]) -> None:
-    """Give the folder `model` what the parts in `start` have and it has not, each network whole or not at all."""
+    """Give the folder `model` what the parts in `start` have and it has not, each network whole or not at all.
+
+    Raises `OSError` where there is no room for it.
+    """
     for part, source in start.items():
         for path in source.iterdir():
             place = model / part / path.name
@@ -17,12 +20,20 @@ def complete(model: Path, start: Mapping[str, Path]) -> None:
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             partial = place.with_name(f".{place.name}.part")
-            if path.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                    if file.is_file():
+                        copy = partial / file.relative_to(path)
+                        copy.parent.mkdir(parents=True, exist_ok=True)
+                        _linked(file, copy)
+                partial.replace(place)
+            except OSError as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(path, partial, copy_function=_linked)
-            else:
-                _linked(path, partial)
-            partial.replace(place)
+                partial.unlink(missing_ok=True)
+                raise OSError(
+                    f"{path} cannot be copied to {place} ({error.strerror}); make room, and give the command again"
+                ) from error
 
 
 def _linked(path: str | Path, place: str | Path) -> None:

@@ -8,17 +8,19 @@ same. Callers own progress, logging and stopping.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from kandinsky22.machine import computes_bfloat16
 from kandinsky22.training.processes import ALONE, Processes, unsharded
+from kandinsky22.training.settings import Settings, refuse_other
 
 Batch = dict[str, Tensor]
 """The rows of a step: the first dimension of every tensor counts them."""
 
+FOR_MEMORY = ("accumulate", "checkpointing")  # of a recipe: what they change is not what is learnt
 BINS = 4  # of the timesteps, over which the loss is told apart
 
 
@@ -63,6 +65,12 @@ class Recipe:
     untold: float = 0.1
     min_snr: float | None = None
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the numbers that are learnt, as JSON takes it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in FOR_MEMORY}
+        return {name: [*value] if isinstance(value, tuple) else value for name, value in values.items()}
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate: linear warm-up, then, unless it is to stay there, a cosine to a hundredth."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
@@ -70,37 +78,46 @@ class Recipe:
         return self.learning_rate * warm * cosine
 
 
+def refuse_uncut(recipe: Recipe, processes: int, *, coupled: bool) -> None:
+    """Raises `ValueError` where a batch cannot be cut into the parts that are asked for, which can be said before anything is
+    read. `coupled`: rows are compared with one another."""
+    if coupled and recipe.accumulate > 1:
+        raise ValueError(
+            "this network compares every row of a batch with every other, so a batch cannot be cut into "
+            f"{recipe.accumulate}; use --accumulate 1 and a smaller --batch"
+        )
+    if coupled and recipe.batch % processes:
+        raise ValueError(
+            f"this network compares every row of a batch with every other, so all of {processes} processes must have "
+            f"as many; use a --batch that {processes} divides, not {recipe.batch}"
+        )
+    if recipe.batch < processes * recipe.accumulate:
+        raise ValueError(
+            f"a batch of {recipe.batch} cannot be cut into {processes * recipe.accumulate} parts; use a larger --batch"
+        )
+
+
 class Training:
     """A run: what learns, what it learns, how, and how far it is. `ema` holds the averaged weights that are kept; `products` is
-    the dtype of matrix products, and `rows` how many the last step had.
+    the dtype of matrix products, `rows` how many the last step had, and `shapes` what they were.
 
     `learnt_from` names what the objective is made of (fingerprints of frozen networks, the data), so that a checkpoint does
-    not go on with something else. The network is moved to the processes' device and, where there are several, shared out.
+    not go on with something else; `settings` is what decides the numbers beside the recipe. The network is moved to the
+    processes' device and, where there are several, shared out.
     Raises `ValueError` where the batch cannot be cut as asked.
     """
 
     def __init__(
         self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int,
-        learnt_from: Mapping[str, str] | None = None, processes: Processes = ALONE,
+        learnt_from: Mapping[str, str] | None = None, processes: Processes = ALONE, settings: Settings | None = None,
     ) -> None:  # fmt: skip
-        if objective.coupled and recipe.accumulate > 1:
-            raise ValueError(
-                "this network compares every row of a batch with every other, so a batch cannot be cut into "
-                f"{recipe.accumulate}; use --accumulate 1 and a smaller --batch"
-            )
-        if objective.coupled and recipe.batch % processes.count:
-            raise ValueError(
-                f"this network compares every row of a batch with every other, so all of {processes.count} processes must have "
-                f"as many; use a --batch that {processes.count} divides, not {recipe.batch}"
-            )
-        if recipe.batch < processes.count * recipe.accumulate:
-            raise ValueError(
-                f"a batch of {recipe.batch} cannot be cut into {processes.count * recipe.accumulate} parts; use a larger --batch"
-            )
+        refuse_uncut(recipe, processes.count, coupled=objective.coupled)
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
         self.processes = processes
         self.learnt_from = dict(learnt_from or {})
+        self.settings = {**(settings or {}), **recipe.settings}
         self.step, self.rows = 0, recipe.batch
+        self.shapes: tuple[torch.Size, ...] = ()
         quick = recipe.bfloat16 and computes_bfloat16(processes.device)
         self.products = torch.bfloat16 if quick else torch.float32
         self._template = _empty(network)
@@ -125,10 +142,7 @@ class Training:
         measured = self.gradients(self.step)
         norm = float(unsharded(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
         if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is sound: go on from it with a "
-                f"lower --learning-rate than {recipe.learning_rate:g}"
-            )
+            raise FloatingPointError(f"the loss or its gradient is not finite at step {self.step}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
@@ -142,6 +156,7 @@ class Training:
         recipe, processes = self.recipe, self.processes
         batch = self.objective.draw(step)
         self.rows = rows = len(next(iter(batch.values())))
+        self.shapes = tuple(value.shape for value in batch.values())
         sums: dict[str, Tensor] = {}
         for part in range(recipe.accumulate):
             processes.gather_gradients_after(self.learner, part == recipe.accumulate - 1)
@@ -204,10 +219,12 @@ class Training:
 
     def state(self) -> dict[str, object]:
         """All that is not a tensor, as JSON takes it."""
-        return {"step": self.step, "steps": self.steps, "learnt_from": self.learnt_from}
+        return {"step": self.step, "steps": self.steps, "learnt_from": self.learnt_from, "settings": self.settings}
 
     def go_on_from(self, state: Mapping[str, object]) -> None:
-        """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else."""
+        """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else, or in
+        another way."""
+        refuse_other(state.get("settings", {}), self.settings)  # type: ignore[arg-type]  # it is as `state` wrote it
         before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
         if changed := [name for name in before | self.learnt_from if before.get(name) != self.learnt_from.get(name)]:
             raise ValueError(

@@ -82,9 +82,11 @@ class Material:
 
     @property
     def name(self) -> str:
-        """What tells these pictures, and what is said of them, from others."""
-        names = "\n".join(pictures.name for pictures in self.seen)
-        return names if self.own is None else f"own-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
+        """What tells these pictures, what is said of them and how often each is seen, from others."""
+        if self.own is None:
+            return "\n".join(pictures.name for pictures in self.seen)
+        names = "\n".join(f"{pictures.name} {pictures.share:.6g}" for pictures in self.seen)
+        return f"own-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
     @property
     def report(self) -> str:

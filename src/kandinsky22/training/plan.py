@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from kandinsky22 import cost
-from kandinsky22.training.loop import Batch, Recipe
+from kandinsky22.training.loop import Batch, Recipe, refuse_uncut
+from kandinsky22.training.operations import Operations
 from kandinsky22.training.processes import Learner, blocks, checkpointed
 
 Loss: TypeAlias = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -113,10 +113,8 @@ def planned(
 
     Raises `ValueError` where the batch cannot be cut as asked.
     """
-    parts = processes * recipe.accumulate
-    if recipe.batch < parts:
-        raise ValueError(f"a batch of {recipe.batch} cannot be cut into {parts} parts; use a larger --batch")
-    largest = ceil(recipe.batch / parts)
+    refuse_uncut(recipe, processes, coupled=False)
+    largest = ceil(recipe.batch / (processes * recipe.accumulate))
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants of modules have numbers
         learning = network()
         part = counted(learning, loss(learning), rows(largest), recipe, device=device)
@@ -219,13 +217,13 @@ def _fit(plan: Plan, device: Device, name: str) -> list[str]:
 def _measured(learner: Learner, rows: Batch, recipe: Recipe, device: str) -> tuple[int, int, int]:
     """Bytes kept by a forward pass, bytes of weights as bfloat16, and operations of it and its backward pass."""
     rules = _CudaRules() if device == "cuda" else nullcontext()
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with Operations() as counter:
         keeping = _keeping(learner.network, checkpointing=recipe.checkpointing)
         with keeping as kept, rules, torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
             losses, _ = learner(rows)
         losses.sum().backward()
     learner.zero_grad(set_to_none=True)
-    return kept.activations, _size(kept.copies), int(counter.get_total_flops())
+    return kept.activations, _size(kept.copies), counter.total
 
 
 class _Keeping(TorchDispatchMode):
@@ -294,21 +292,6 @@ class _CudaRules(TorchFunctionMode):
             with torch.autocast("cpu", enabled=False):
                 return func(args[0].float(), *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    """PyTorch counts every attention but the CPU's, which does the same; these are shapes."""
-    return sdpa_flop_count(q, k, v)
-
-
-def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, q, k, v)
-
-
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 def _share(parameters: Iterable[Tensor], processes: int) -> int:

@@ -20,7 +20,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from kandinsky22.training.operations import contexts
+
 CPU = torch.device("cpu")
+DEVICES = ("cpu", "cuda")
 PATIENCE = timedelta(hours=6)  # for one that computes latents or draws a sheet; one that died is told of at once
 SUPERVISOR = "KANDINSKY22_SUPERVISOR"  # the id of the process that watches over this one, in its environment
 GLANCE = 0.2  # seconds between looks at whether that is still there
@@ -131,9 +134,11 @@ def join(device: str | None = None) -> Processes:
 
     Raises `ValueError` for a device that is not here.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here; leave --device out")
+    there = torch.cuda.is_available()
+    if device is not None and (device not in DEVICES or (device == "cuda" and not there)):
+        here = " or ".join(DEVICES) if there else "cpu, as there is no CUDA device here"
+        raise ValueError(f"networks cannot be trained on {device!r}; use {here}")
+    kind = device or ("cuda" if there else "cpu")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 or SUPERVISOR in os.environ:
         threading.Thread(target=_end_with_parents, args=(os.getppid(),), daemon=True).start()
@@ -184,5 +189,5 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 def checkpointed(network: nn.Module) -> nn.Module:
     """The same network, which keeps no activations of its blocks and computes them again for their gradients."""
     for block in blocks(network):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     return network

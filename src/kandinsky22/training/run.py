@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from kandinsky22 import cost
 from kandinsky22.files import whole
 from kandinsky22.training import saved
 from kandinsky22.training.loop import Training
+from kandinsky22.training.operations import Operations
 
 METRICS, SHEET, BEST, EVENTS = "metrics.jsonl", "sheet.png", "best.safetensors", "tensorboard"
 EVERY = 250  # steps between checkpoints, sheets and looks at a held-out set
@@ -90,9 +90,24 @@ def run(
     """Train to the end, writing a metrics line a step, and a checkpoint and a sheet every `every` steps and at the end.
 
     Yields each line as it is written; every process of several yields its own. The averaged weights with the lowest
-    "validation" of the sheets are kept beside the checkpoints. Raises `OSError` and `FloatingPointError` with a checkpoint that
-    can be gone on from, if there was one.
+    "validation" of the sheets are kept beside the checkpoints. Raises `OSError`, as on a full disk, and `FloatingPointError`,
+    which both say what there is to go on from.
     """
+    try:
+        yield from _steps(training, folder, sheet, every, tensorboard)
+    except FloatingPointError as error:
+        again = "go on from it" if saved.steps(folder) else "begin again"
+        raise FloatingPointError(
+            f"{error}; {saved.sound(folder)}: {again} with a lower --learning-rate than {training.recipe.learning_rate:g}"
+        ) from error
+    except OSError as error:
+        why = f"{error.filename or folder}: {error.strerror}" if error.strerror else str(error)
+        raise OSError(f"{why}; {saved.sound(folder)}") from error
+
+
+def _steps(
+    training: Training, folder: Path, sheet: Sheet | None, every: int, tensorboard: bool
+) -> Iterator[dict[str, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     writer = _events(folder / EVENTS) if tensorboard and training.processes.first else None
     pace = Pace(training) if training.step < training.steps else None
@@ -129,24 +144,30 @@ def run(
 class Pace:
     """How fast a run goes: seconds, rows and operations of its steps, and the memory that it took.
 
-    Operations are counted once, forward and backward, over rows that are not learnt from: under the counter, torch takes
-    other ways to the same sums. `mfu` is the share of what this device does in one large convolution (`cost.rate`), in the
-    dtype of the run's matrix products.
+    Operations are counted, forward and backward, once for each kind of step: of rows of the same shapes, of which the same is
+    measured. That is done on a pass that is not learnt from, as under the counter torch takes other ways to the same sums. What
+    checkpointing computes again does not count. `mfu` is the share of what this device does in one large convolution
+    (`cost.rate`), in the dtype of the run's matrix products.
     """
 
     def __init__(self, training: Training) -> None:
         self._training, self._began, self._took = training, time.perf_counter(), 0.0
-        with FlopCounterMode(display=False) as counter:
-            training.gradients(training.step)
-        training.optimizer.zero_grad(set_to_none=True)
-        self.operations = counter.get_total_flops()
+        self._counted: dict[object, int] = {}
+        self.operations = 0  # of the last step
         self._reachable = _rate(training.processes.device, training.products)
 
     def advance(self) -> dict[str, float]:
         """One step of the run."""
-        began = time.perf_counter()
-        line = self._training.advance()
+        training, began = self._training, time.perf_counter()
+        line = training.advance()
         self._took = time.perf_counter() - began
+        kind = training.shapes, frozenset(name for name in line if "_t" not in name)
+        if kind not in self._counted:
+            with Operations() as counter:
+                training.gradients(training.step - 1)
+            training.optimizer.zero_grad(set_to_none=True)
+            self._counted[kind] = counter.total - counter.again
+        self.operations = self._counted[kind]
         return line
 
     def measured(self) -> dict[str, float]:

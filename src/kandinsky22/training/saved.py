@@ -9,12 +9,18 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from kandinsky22.files import whole
 from kandinsky22.training.loop import Training
+from kandinsky22.training.settings import Settings
 
 FOLDER, STATE = "checkpoints", "state.json"
 KEPT, TORN = 3, ".part"
@@ -23,7 +29,8 @@ KEPT, TORN = 3, ".part"
 def save(training: Training, folder: Path) -> None:
     """Write where `training` is to `folder/checkpoints`, and remove all but the last three. All processes must ask together.
 
-    Raises `OSError` where it cannot be written, for instance on a full disk; the last checkpoint is then untouched.
+    Raises `OSError` with the system's reason where it cannot be written, for instance on a full disk; the last checkpoint is
+    then untouched.
     """
     processes = training.processes
     path = folder / FOLDER / f"{training.step:08d}"
@@ -46,15 +53,13 @@ def save(training: Training, folder: Path) -> None:
     try:
         processes.by_first(make_room)
         with _quiet():
-            state_dict_saver.save(training.tensors(), checkpoint_id=partial, no_dist=processes.count == 1)
+            state_dict_saver.save(training.tensors(), storage_writer=_Writer(partial), no_dist=processes.count == 1)
         processes.by_first(give_name)
     except (CheckpointException, OSError) as error:  # no RuntimeError: another process that died is not a full disk
         if processes.first:
             shutil.rmtree(partial, ignore_errors=True)
-        earlier = steps(folder)
-        sound = f"the one of step {earlier[-1]} is sound" if earlier else "there is no earlier one"
         raise OSError(
-            f"the checkpoint of step {training.step} cannot be written to {folder} ({_cause(error)}); {sound}"
+            f"the checkpoint of step {training.step} cannot be written to {folder} ({_cause(error)})"
         ) from error
 
 
@@ -65,8 +70,8 @@ def load(training: Training, folder: Path) -> bool:
     """
     if not steps(folder):
         return False
-    path = folder / FOLDER / f"{steps(folder)[-1]:08d}"
-    training.go_on_from(json.loads((path / STATE).read_text(encoding="utf-8")))
+    path = _last(folder)
+    training.go_on_from(_state(folder))
     try:
         with _quiet():
             state_dict_loader.load(training.tensors(), checkpoint_id=path, no_dist=training.processes.count == 1)
@@ -77,10 +82,48 @@ def load(training: Training, folder: Path) -> bool:
     return True
 
 
+def settings(folder: Path) -> Settings:
+    """What the run of the last checkpoint learns by; nothing where there is none."""
+    if not steps(folder):
+        return {}
+    found: Settings = _state(folder).get("settings", {})
+    return found
+
+
+def sound(folder: Path) -> str:
+    """What a run that stops here can be gone on from, in words."""
+    earlier = steps(folder)
+    return f"the checkpoint of step {earlier[-1]} is sound" if earlier else "there is no checkpoint yet"
+
+
 def steps(folder: Path) -> list[int]:
     """The steps that have a complete checkpoint, in order."""
     here = folder / FOLDER
     return sorted(int(path.name) for path in here.iterdir() if path.name.isdigit()) if here.is_dir() else []
+
+
+def _last(folder: Path) -> Path:
+    return folder / FOLDER / f"{steps(folder)[-1]:08d}"
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((_last(folder) / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+class _Writer(FileSystemWriter):
+    """Raises the system's error where a file cannot be written. Torch's own, which is raised on top of it as the torn file is
+    closed, does not say why, and what is raised in another process arrives without what is beneath it."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this process's part."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            beneath: BaseException | None = error
+            while beneath is not None and not isinstance(beneath, OSError):
+                beneath = beneath.__cause__ or beneath.__context__
+            raise beneath or error from None
 
 
 def _cause(error: BaseException) -> str:
@@ -88,6 +131,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         failure = next(iter(error.failures.values()))
         error = failure[0] if isinstance(failure, tuple) else failure
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 

@@ -7,6 +7,7 @@ and for a person's own.
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +34,14 @@ from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, linear_prior, movq, prior, run
 from kandinsky22.training.begin import complete
 from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.material import Encode, Material, Own, Say, silent
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.processes import ALONE, Processes
 from kandinsky22.training.recipes import PAINTERS, ModelRecipe
+from kandinsky22.training.settings import Settings
 
 CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
 WHOLE_FROM = 0.9  # of MoVQ's steps: before it, crops
@@ -57,6 +60,7 @@ NETWORKS: Mapping[str, tuple[str, str, Any, Any]] = {
 TRAINED_BY = {"text": "clip", "vision": "clip"}
 OF = {"clip": "vision", "movq-decoder": "movq"}  # what is trained, where it is named otherwise than what is added
 ADDED = "added"  # a file of a run whose network is in the model
+BEGINNING = 3600.0  # seconds that another network may take to copy what a model begins with
 FITTED = 1000  # pictures that MoVQ's latents are standardised and its codebook fitted on
 
 
@@ -66,7 +70,7 @@ class Workshop:
 
     `start` are the parts of a model to begin with: its networks' weights, where they fit, are where a network begins, and what
     this model has not trained itself is that one's. `anew`: the network begins with random ones all the same. `own` are
-    the pictures to learn from, instead of the world's.
+    the pictures to learn from, instead of the world's. `settings` is what was chosen of all this, which checkpoints keep.
     """
 
     recipe: ModelRecipe
@@ -76,6 +80,7 @@ class Workshop:
     processes: Processes = ALONE
     say: Say = silent
     anew: bool = False
+    settings: Settings = field(default_factory=dict)
 
     @property
     def model(self) -> Path:
@@ -94,10 +99,18 @@ class Workshop:
         """Train one network and add it to the model. Yields a line of metrics a step.
 
         `minutes` times a few steps and fixes their number; else it is `steps`, else the recipe's. Raises `ValueError`,
-        `CheckpointError` and what `run.run` raises.
+        `CheckpointError`, what `run.run` raises, and `OSError` where another process trains the same network there.
         """
+        with ExitStack() as alone:
+            self.processes.by_first(lambda: alone.enter_context(held(self.folder / network)))
+            yield from self._train(network, steps, minutes, every, tensorboard)
+
+    def _train(
+        self, network: str, steps: int | None, minutes: float | None, every: int, tensorboard: bool
+    ) -> Iterator[dict[str, float]]:
         if self.processes.first:
-            complete(self.model, self.start)
+            with held(self.folder, BEGINNING):  # two networks may begin at once
+                complete(self.model, self.start)
         self.processes.wait()
         if network == "linear-prior":
             yield from self._fit_linear_prior()
@@ -415,7 +428,8 @@ class Workshop:
     def _training(self, name: str, network: nn.Module, objective: Objective, frozen: Mapping[str, str]) -> Training:
         learnt_from = {**frozen, "pictures": self.material(name).name}
         recipe = self.recipe.runs[name]
-        return Training(network, objective, recipe, self.recipe.steps[name], learnt_from, self.processes)
+        steps = self.recipe.steps[name]
+        return Training(network, objective, recipe, steps, learnt_from, self.processes, self.settings)
 
     def _warm(self, name: str, network: nn.Module) -> bool:
         """Begin with the weights of the model this one starts with, where it has them and they fit; returns whether it has."""
