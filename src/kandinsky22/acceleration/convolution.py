@@ -1,12 +1,12 @@
 """The convolutions of a network on a CPU, each by the algorithm that pays for its shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.acceleration import winograd
+from kandinsky22.acceleration import kernels, winograd
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3
 
 LANES = 32  # channels must be a multiple of this, on either side
@@ -24,6 +24,7 @@ class FastConv3x3(Conv3x3):
 
     doubled = False
     roomy = False  # whether there is room for the transformed filter
+    outputs = winograd.OUTPUTS
     _kept: tuple[tuple[object, ...], Tensor] | None = None  # the transformed filter, and what it was made of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,15 +34,16 @@ class FastConv3x3(Conv3x3):
         return self._by_what_pays(x, super().inner, inner=True)
 
     def _by_what_pays(self, x: Tensor, plain: Callable[[Tensor], Tensor], *, inner: bool) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in winograd.OUTPUTS:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in kernels.DTYPES:
             return plain(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        m, factor = winograd.OUTPUTS[x.dtype], 2 if self.doubled else 1
+        factor = 2 if self.doubled else 1
         height, width = factor * (x.shape[2] - 2 * inner), factor * x.shape[3]
         if not _is_wide(self) or self.bias is None:
             return plain(x)
         cells = len(x) * height * width
-        if self.roomy and (cells >= CELLS or form(self, x.dtype) * x.itemsize <= CACHED):
+        m = self.outputs.get(x.dtype) if self.roomy else None
+        if m and (cells >= CELLS or form(self, x.dtype, self.outputs) * x.itemsize <= CACHED):
             return winograd.convolved(x, self._transformed(m), self.bias, m=m, doubled=self.doubled, inner=inner)
         few = FEW * cells < self.out_channels and not self.weight.is_inference()
         if few and not (inner or self.doubled):
@@ -61,7 +63,7 @@ class FastConv1x1(Conv1x1):
     """A 1x1 convolution as the matrix product that it is where channels come last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if torch.is_grad_enabled() or x.device.type != "cpu" or not _is_wide(self):
             return super().forward(x)
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
@@ -76,20 +78,20 @@ def share_out(convolutions: list[FastConv3x3], room: int) -> None:
     """Give `room` bytes for transformed filters to the convolutions of a network, the narrowest first: they are those of the
     largest maps, and gain the most for each byte. It depends on nothing that was computed before, nor do the numbers."""
     for conv in sorted(convolutions, key=lambda conv: (conv.out_channels, conv.weight.numel())):
-        room -= form(conv, conv.weight.dtype) * conv.weight.itemsize
+        room -= form(conv, conv.weight.dtype, conv.outputs) * conv.weight.itemsize
         conv.roomy = room >= 0
 
 
-def form(conv: Conv3x3, dtype: torch.dtype) -> int:
+def form(conv: Conv3x3, dtype: torch.dtype, outputs: Mapping[torch.dtype, int] = winograd.OUTPUTS) -> int:
     """How many numbers a convolution's transformed filter has, in a dtype; 0 where it has none."""
-    if dtype not in winograd.OUTPUTS or not _is_wide(conv):
+    if dtype not in outputs or not _is_wide(conv):
         return 0
-    m = winograd.OUTPUTS[dtype]
+    m = outputs[dtype]
     products = (m + 1 if isinstance(conv, DoublingConv3x3) else m + 2) ** 2
     return products * conv.in_channels * conv.out_channels
 
 
-def _is_wide(conv: Conv3x3) -> bool:
+def _is_wide(conv: nn.Conv2d) -> bool:
     return conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
 
 
