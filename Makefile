@@ -45,7 +45,7 @@ train-box: .venv/.installed ## train the model in the box again, from nothing (h
 	@$(PIP) install --quiet --editable '.[test]'
 	@touch $@
 
-.venv/.installed: pyproject.toml | .venv/bin/python
+.venv/.installed: pyproject.toml $(wildcard hatch_build.py src/kandinsky22/acceleration/kernels.c) | .venv/bin/python
 	@echo "installing into .venv (once; a minute or two, more if torch has to be downloaded)"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 	@.venv/bin/python -c '$(TORCH_FITS)' 2>/dev/null || $(PIP) install $$([ -t 1 ] || echo --quiet) $(TORCH)

@@ -155,7 +155,7 @@ def test_what_is_still_to_come_is_the_sum_or_the_largest(stored: dict[str, Store
     sizes = {name: one.elements for name, one in stored.items()}
     rest = sum(sizes.values()) - sizes["prior"]
     for how, expected in (("keep", rest), ("offload", sizes["unet"])):
-        networks = Networks(CPU, torch.float32, how)
+        networks = Networks(CPU, torch.float32, how, accelerated=False)
         networks.get(stored["prior"])
         assert networks.unread(stored.values()) == expected
     assert networks.unread([stored["prior"]]) == 0

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from kandinsky22 import acceleration
 from kandinsky22.checkpoints.store import Stored
 from kandinsky22.models.config import Config
 
@@ -31,12 +32,18 @@ SMALL_WEIGHT = 256 << 10  # bytes; those of a large network that are not worth a
 
 
 class Networks:
-    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement."""
+    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, placement: Placement = "keep") -> None:
+    accelerated: whether they compute by what is fastest here (see `acceleration`); None is wherever it can be.
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, placement: Placement = "keep", *, accelerated: bool | None = None
+    ) -> None:  # fmt: skip
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
         self.device, self.dtype, self.placement = device, dtype, placement
+        self.accelerated = acceleration.wanted(device, accelerated)
         self._loaded: dict[Stored[Any, Any], nn.Module] = {}
         self._homes: dict[Stored[Any, Any], Mapping[str, Tensor]] = {}  # on the CPU, of networks that are moved whole
         self._away: set[Stored[Any, Any]] = set()  # of those, the ones on the device
@@ -72,20 +79,27 @@ class Networks:
 
     def unread(self, needed: Iterable[Stored[Any, Any]]) -> int:
         """How many numbers of networks will take room on the device, at once, for a run that needs these."""
-        coming = [stored.elements for stored in needed if not self.holds(stored)]
+        coming = [stored.elements + self._more(stored) for stored in needed if not self.holds(stored)]
         if self.placement == "sequential" and self.device.type != "cpu":
             coming = [min(elements, SMALL_NETWORK // self.dtype.itemsize) for elements in coming]
         return sum(coming) if self.placement == "keep" else max(coming, default=0)
 
     def _read(self, stored: Stored[N, C]) -> N:
         if self.placement == "keep" or self.device.type == "cpu":
-            return stored.load(self.dtype, self.device)
+            network = stored.load(self.dtype, self.device)
+            if self.accelerated:
+                acceleration.prepare(network, room=acceleration.room())
+            return network
         network = stored.load(self.dtype, CPU)
         if self.placement == "sequential" and stored.elements * self.dtype.itemsize > SMALL_NETWORK:
             visit(network, self.device)
         else:
             self._homes[stored] = network.state_dict()
         return network
+
+    def _more(self, stored: Stored[Any, Any]) -> int:
+        """Numbers that a network holds beside its weights."""
+        return acceleration.more(stored.outline, self.dtype, acceleration.room()) if self.accelerated else 0
 
 
 class _Visit(nn.Module):

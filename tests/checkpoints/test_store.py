@@ -55,7 +55,7 @@ def test_weights_arrive_in_the_wanted_dtype(unet: UNet, tmp_path: Path) -> None:
 
 
 def test_nothing_is_allocated_before_the_weights_arrive(unet: UNet, tmp_path: Path) -> None:
-    empty = Stored(tmp_path, UNet, UNetConfig)._empty
+    empty = Stored(tmp_path, UNet, UNetConfig).outline
     assert all(value.is_meta for value in empty.state_dict().values())
 
 

@@ -87,20 +87,20 @@ class Stored(Generic[N, C]):
         try:
             with torch.device("meta"), Uninitialised():
                 self.config = config.from_dict(read_json(folder / "config.json"))
-                self._empty = network(self.config)
+                self.outline: N = network(self.config)  # without its weights
         except CheckpointError:
             raise
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
         self.path = weights_file(folder)
-        wanted = {name: tuple(value.shape) for name, value in self._empty.state_dict().items()}
+        wanted = {name: tuple(value.shape) for name, value in self.outline.state_dict().items()}
         _compare(self.path, wanted, shapes(self.path))
 
     def load(self, dtype: torch.dtype, device: torch.device) -> N:
         """The network, for inference, read anew at each call. Beside what it becomes, only some `MAPPED` bytes of the file
         are held at a time; numbers that stay as they are, on a CPU, stay in the file until they are used."""
         with torch.inference_mode(False):  # else they could never be trained, whoever happened to need them first
-            network, arrived = copy.deepcopy(self._empty), {}
+            network, arrived = copy.deepcopy(self.outline), {}
             try:
                 for name, value in _tensors(self.path):
                     arrived[name] = value.to(device, dtype)
@@ -117,7 +117,7 @@ class Stored(Generic[N, C]):
     @property
     def elements(self) -> int:
         """How many numbers the network is."""
-        return sum(value.numel() for value in self._empty.state_dict().values())
+        return sum(value.numel() for value in self.outline.state_dict().values())
 
     @cached_property
     def fingerprint(self) -> str:

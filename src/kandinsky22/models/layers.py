@@ -1,4 +1,8 @@
-"""What more than one network is built from: the embedding of a timestep, and multi-head attention."""
+"""What more than one network is built from: the embedding of a timestep, multi-head attention, and the two layers that the
+convolutional networks spend their time in, a modulated normalisation and a 3x3 convolution.
+
+These say what is computed. `acceleration` computes the same by other means, once weights are loaded and without gradients.
+"""
 
 import math
 
@@ -45,3 +49,74 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     `mask` is boolean, broadcast to [B, h, N, M]; True may be looked at.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class Norm(nn.GroupNorm):
+    """Group normalisation, times a scale and plus a shift from outside where they are given, then SiLU where `silu` says so.
+
+    Scale and shift are [B, C, h, w] at any smaller size: [B, C, 1, 1] for one of a whole row (the U-Net's timesteps), or a map
+    that nearest enlarging brings to x's size (MoVQ's latents).
+    """
+
+    def __init__(self, groups: int, channels: int, *, eps: float, silu: bool = True) -> None:
+        super().__init__(groups, channels, eps=eps)
+        self.silu = silu
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """`x` [B, C, H, W] -> the same shape."""
+        return self._finished(super().forward(x), scale, shift)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each group of one picture x [1, C, H, W]: [groups] each, in float32 at least."""
+        cells = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.num_groups, -1)
+        mean = cells.mean(dim=1)  # about it, since a sum of squares would lose what a large mean drowns
+        return mean, torch.linalg.vector_norm(cells - mean[:, None], dim=1).square() / cells.shape[1]
+
+    def given(
+        self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """As `forward`, for a part x [1, C, H, W] of a picture whose `moments` are known. No gradient flows through them: it is a
+        batch normalisation at inference."""
+        mean, variance = (value.repeat_interleave(self.num_channels // self.num_groups) for value in (mean, variance))
+        normal = F.batch_norm(x, mean, variance, self.weight.to(mean), self.bias.to(mean), eps=self.eps)
+        return self._finished(normal, scale, shift)
+
+    def _finished(self, normal: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        if scale is not None and shift is not None:
+            normal = torch.addcmul(_enlarged(shift, normal), normal, _enlarged(scale, normal))
+        return F.silu(normal) if self.silu else normal
+
+
+class Conv1x1(nn.Conv2d):
+    """The same linear map of every cell."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of the whole picture, with zeros around it."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Of a strip x [B, C, 1 + H + 1, W] of a picture, whose first and last row are only looked at -> [B, O, H, W]."""
+        return F.conv2d(x, self.weight, self.bias, padding=(0, 1))
+
+
+class DoublingConv3x3(Conv3x3):
+    """A picture of twice the sides, each cell four times, then a 3x3 convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, 2H, 2W]."""
+        return super().forward(F.interpolate(x, scale_factor=2.0))
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Of a strip [B, C, 1 + H + 1, W] -> [B, O, 2H, 2W]."""
+        return super().inner(F.interpolate(x, scale_factor=2.0)[:, :, 1:-1])
+
+
+def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Brought to the size of `fine`; a single cell broadcasts by itself."""
+    return coarse if coarse.shape[-2:] == (1, 1) else F.interpolate(coarse, size=fine.shape[-2:])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models import tiles
 from kandinsky22.models.config import Config
-from kandinsky22.models.layers import attend, split_heads
+from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, attend, split_heads
 
 NORM_EPS = 1e-6
 SPATIAL_NORM_GROUPS = 32  # the published code fixes this, whatever norm_num_groups says
@@ -56,40 +56,30 @@ class MoVQConfig(Config):
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4).
+    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4), then SiLU unless it is for attention.
 
     Nearest enlarging commutes with a 1x1 convolution, so the convolutions run at the latent's own size.
     """
 
-    def __init__(self, channels: int, latent_channels: int) -> None:
+    def __init__(self, channels: int, latent_channels: int, silu: bool) -> None:
         super().__init__()
-        self.norm_layer = nn.GroupNorm(SPATIAL_NORM_GROUPS, channels, eps=NORM_EPS)
-        self.conv_y = nn.Conv2d(latent_channels, channels, 1)
-        self.conv_b = nn.Conv2d(latent_channels, channels, 1)
+        self.norm_layer = Norm(SPATIAL_NORM_GROUPS, channels, eps=NORM_EPS, silu=silu)
+        self.conv_y = Conv1x1(latent_channels, channels)
+        self.conv_b = Conv1x1(latent_channels, channels)
 
     def forward(self, f: Tensor, z: Tensor) -> Tensor:
-        return self.modulated(self.norm_layer(f), z)
+        return self.norm_layer(f, *self.told(z))
 
-    def modulated(self, normal: Tensor, z: Tensor) -> Tensor:
-        """What is already normalised, [B, C, H, W], told the latent [B, vq_embed_dim, h, w]."""
-        size = normal.shape[-2:]
-        scale = F.interpolate(self.conv_y(z), size=size)
-        shift = F.interpolate(self.conv_b(z), size=size)
-        return torch.addcmul(shift, normal, scale)
+    def told(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale and the shift that the latent z [B, vq_embed_dim, h, w] asks for, [B, C, h, w]."""
+        return self.conv_y(z), self.conv_b(z)
 
 
-class PlainNorm(nn.GroupNorm):
-    """The encoder's normalisation: it is told nothing."""
-
-    def forward(self, f: Tensor, z: Tensor | None = None) -> Tensor:
-        return super().forward(f)
-
-
-def norm(config: MoVQConfig, channels: int, spatial: bool) -> nn.Module:
-    """The decoder's normalisation, or the encoder's."""
+def norm(config: MoVQConfig, channels: int, spatial: bool, *, silu: bool = True) -> nn.Module:
+    """The decoder's normalisation, or the encoder's, which is told nothing: its z is None."""
     if spatial:
-        return SpatialNorm(channels, config.vq_embed_dim)
-    return PlainNorm(config.norm_num_groups, channels, eps=NORM_EPS)
+        return SpatialNorm(channels, config.vq_embed_dim, silu)
+    return Norm(config.norm_num_groups, channels, eps=NORM_EPS, silu=silu)
 
 
 class ResnetBlock(nn.Module):
@@ -98,15 +88,15 @@ class ResnetBlock(nn.Module):
     def __init__(self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool) -> None:
         super().__init__()
         self.norm1 = norm(config, channels, spatial)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.norm2 = norm(config, out_channels, spatial)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         if channels != out_channels:
-            self.conv_shortcut = nn.Conv2d(channels, out_channels, 1)
+            self.conv_shortcut = Conv1x1(channels, out_channels)
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, z)))
-        h = self.conv2(F.silu(self.norm2(h, z)))
+        h = self.conv1(self.norm1(x, z))
+        h = self.conv2(self.norm2(h, z))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
@@ -116,7 +106,7 @@ class Attention(nn.Module):
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
         self.norm = "spatial_norm" if spatial else "group_norm"  # the published names
-        self.add_module(self.norm, norm(config, channels, spatial))
+        self.add_module(self.norm, norm(config, channels, spatial, silu=False))
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -145,10 +135,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = DoublingConv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0))
+        return self.conv(x)
 
 
 class Block(nn.Module):
@@ -203,7 +193,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.block_out_channels
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(3, widths[0])
         self.down_blocks = nn.ModuleList(
             Block(
                 config, widths[max(i - 1, 0)], width, layers=config.layers_per_block, attention=i == last, spatial=False,
@@ -213,14 +203,14 @@ class Encoder(nn.Module):
         )  # fmt: skip
         self.mid_block = MidBlock(config, widths[-1], spatial=False)
         self.conv_norm_out = norm(config, widths[-1], spatial=False)
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for block in self.down_blocks:
             h = block(h, None)
         h = self.mid_block(h, None)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(self.conv_norm_out(h, None))
 
 
 class Decoder(nn.Module):
@@ -230,7 +220,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = config.block_out_channels[::-1]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(config.latent_channels, widths[0])
         self.mid_block = MidBlock(config, widths[0], spatial=True)
         self.up_blocks = nn.ModuleList(
             Block(
@@ -240,13 +230,13 @@ class Decoder(nn.Module):
             for i, width in enumerate(widths)
         )  # fmt: skip
         self.conv_norm_out = norm(config, widths[-1], spatial=True)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], 3)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(h), z)
         for block in self.up_blocks:
             h = block(h, z)
-        return self.conv_out(F.silu(self.conv_norm_out(h, z)))
+        return self.conv_out(self.conv_norm_out(h, z))
 
 
 class Quantizer(nn.Module):

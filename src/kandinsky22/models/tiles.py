@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from kandinsky22.models.layers import Conv3x3, Norm
     from kandinsky22.models.movq import Decoder, Encoder
 
 Strips: TypeAlias = deque[Tensor]
@@ -44,7 +45,7 @@ def encode(encoder: "Encoder", x: Tensor, rows: int) -> Tensor:
             strips = _resnet(resnet, strips, None)
         strips = _downsampled(block, strips)
     h = encoder.mid_block(lowest(torch.cat([*strips], dim=2), None), None)
-    return encoder.conv_out(F.silu(encoder.conv_norm_out(h)))
+    return encoder.conv_out(encoder.conv_norm_out(h))
 
 
 def _drained(x: Strips) -> Iterator[Tensor]:
@@ -71,7 +72,7 @@ def _resnet(block: Any, x: Strips, told: Sequence[Tensor] | None) -> Strips:
 def _upsampled(block: Any, x: Strips) -> Strips:
     """The resampling of a level of the decoder, if it has any."""
     for upsampler in getattr(block, "upsamplers", ()):
-        x = Strips(_convolved(upsampler.conv, (F.interpolate(strip, scale_factor=2.0) for strip in _drained(x))))
+        x = Strips(_convolved(upsampler.conv, _drained(x)))
     return x
 
 
@@ -86,40 +87,27 @@ def _downsampled(block: Any, x: Strips) -> Strips:
 def _activated(
     norm: Any, x: Strips, told: Sequence[Tensor] | None, read: Callable[[Strips], Iterator[Tensor]] = _drained
 ) -> Iterator[Tensor]:
-    """SiLU of a normalisation, with the statistics of the whole picture and, in the decoder, told the latents' strips.
-
-    A group normalisation whose statistics are known is a batch normalisation at inference.
-    """
-    plain: nn.GroupNorm = getattr(norm, "norm_layer", norm)
-    mean, variance = (value.repeat_interleave(plain.num_channels // plain.num_groups) for value in _moments(x, plain))
-    weight, bias = plain.weight.to(mean), plain.bias.to(mean)
+    """A normalisation and its SiLU, with the statistics of the whole picture and, in the decoder, told the latents' strips."""
+    plain: Norm = getattr(norm, "norm_layer", norm)
+    mean, variance = _moments(x, plain)
     for i, strip in enumerate(read(x)):
-        normal = F.batch_norm(strip, mean, variance, weight, bias, eps=plain.eps)
-        yield F.silu(normal if told is None else norm.modulated(normal, told[i]))
+        yield plain.given(mean, variance, strip, *(() if told is None else norm.told(told[i])))
 
 
-def _moments(x: Strips, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group over all strips, [groups] each, in float32 at least.
-
-    Of each strip about its own mean, then combined: a sum of squares would lose what a large mean drowns.
-    """
-    dtype = torch.promote_types(x[0].dtype, torch.float32)
-    means, variances = [], []
-    for strip in x:
-        cells = strip.to(dtype).reshape(norm.num_groups, -1)
-        means.append(cells.mean(dim=1))
-        variances.append(torch.linalg.vector_norm(cells - means[-1][:, None], dim=1).square() / cells.shape[1])
-    heights = torch.tensor([strip.shape[2] for strip in x], dtype=dtype, device=x[0].device)
+def _moments(x: Strips, norm: "Norm") -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group over all strips, [groups] each, in float32 at least: those of the strips, combined."""
+    means, variances = map(torch.stack, zip(*(norm.moments(strip) for strip in x), strict=True))
+    heights = torch.tensor([strip.shape[2] for strip in x], dtype=means.dtype, device=means.device)
     share = (heights / heights.sum())[:, None]
-    mean = (share * torch.stack(means)).sum(dim=0)
-    variance = (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(dim=0)
+    mean = (share * means).sum(dim=0)
+    variance = (share * (variances + (means - mean).square())).sum(dim=0)
     return mean, variance
 
 
-def _convolved(conv: nn.Conv2d, strips: Iterable[Tensor]) -> Iterator[Tensor]:
+def _convolved(conv: "Conv3x3", strips: Iterable[Tensor]) -> Iterator[Tensor]:
     """A 3x3 convolution of the whole picture."""
     for seam in _seams(strips):
-        yield F.conv2d(torch.cat(seam, dim=2), conv.weight, conv.bias, padding=(0, 1))
+        yield conv.inner(torch.cat(seam, dim=2))
 
 
 def _seams(strips: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

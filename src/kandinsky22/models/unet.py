@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.models.config import Config
-from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
+from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, TimestepEmbedding, attend, split_heads
 
 IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
 HINT_WIDTHS = (
@@ -118,25 +118,24 @@ class ResnetBlock(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, out_channels: int, resample: str | None = None) -> None:
         super().__init__()
         self.resample = resample
-        self.norm1 = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm1 = Norm(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.conv1 = (DoublingConv3x3 if resample == "up" else Conv3x3)(channels, out_channels)
         self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], 2 * out_channels)
-        self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, eps=config.norm_eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = Norm(config.norm_num_groups, out_channels, eps=config.norm_eps)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         if channels != out_channels:
-            self.conv_shortcut = nn.Conv2d(channels, out_channels, 1)
-
-    def resized(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        return F.interpolate(x, scale_factor=2.0) if self.resample == "up" else x
+            self.conv_shortcut = Conv1x1(channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """`x` [B, C, H, W]; `emb` [B, T] after its SiLU."""
-        h = self.conv1(self.resized(F.silu(self.norm1(x))))
-        x = self.resized(x)
+        h = self.norm1(x)
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h = self.conv1(h)
+        if self.resample == "up":  # conv1 doubles by itself
+            x = F.interpolate(x, scale_factor=2.0)
         scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        h = self.conv2(self.norm2(h, 1 + scale, shift))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
@@ -146,7 +145,7 @@ class Attention(nn.Module):
     def __init__(self, config: UNetConfig, channels: int) -> None:
         super().__init__()
         self.heads = channels // config.attention_head_dim
-        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
+        self.group_norm = Norm(config.norm_num_groups, channels, eps=config.norm_eps, silu=False)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -269,7 +268,7 @@ class UNet(nn.Module):
         self.config = config
         widths = config.block_out_channels
         last, layers = len(widths) - 1, config.layers_per_block
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(config.in_channels, widths[0])
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         self.encoder_hid_proj = ImageTokens(config)
         self.add_embedding = AddedEmbedding(config)
@@ -291,8 +290,8 @@ class UNet(nn.Module):
             self.up_blocks.append(UpBlock(config, entering, width, attention=i > 0, resample="up" if i > 0 else None))
             below = width
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.conv_norm_out = Norm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = Conv3x3(widths[0], config.out_channels)
 
     def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> Conditioned:
         """All that depends on neither `x` nor `t`, for image embeddings [B, encoder_hid_dim].
@@ -326,7 +325,7 @@ class UNet(nn.Module):
         elif rows is not None and len(rows):
             deep = deep.index_copy(0, rows, self._below(skips[-1][rows], emb[rows], conditioned[rows]))
         h = self.up_blocks[-1](deep, skips, emb, iter(()))
-        return self.conv_out(F.silu(self.conv_norm_out(h))), deep
+        return self.conv_out(self.conv_norm_out(h)), deep
 
     @property
     def _first(self) -> DownBlock:

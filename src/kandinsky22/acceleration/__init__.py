@@ -1,0 +1,73 @@
+"""Kernels and layouts, after the weights are there: never what is computed.
+
+The networks' own files say what they compute, in terms of a few layers (`models/layers.py`), and training uses them as they
+are. `prepare` gives those layers of a loaded network another class, which computes the same by other means wherever it can:
+without gradients, on a CPU, in float32 or bfloat16. Parameters, their names, hooks and everything else stay, so a prepared
+network saves, trains and moves like any other; with gradients it computes as if it had not been prepared.
+"""
+
+import os
+
+import torch
+from torch import nn
+
+from kandinsky22.acceleration import kernels, winograd
+from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
+from kandinsky22.acceleration.normalisation import FastNorm
+from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {
+    Conv1x1: FastConv1x1,
+    Conv3x3: FastConv3x3,
+    DoublingConv3x3: FastDoublingConv3x3,
+    Norm: FastNorm,
+}
+SWITCH = "KANDINSKY22_ACCELERATION"  # in the environment; "off" is for those who cannot say so otherwise
+SHARE = 4  # one part in so many of this machine's memory may hold weights in other forms
+
+
+def wanted(device: torch.device, asked: bool | None = None) -> bool:
+    """Whether networks on a device are to be prepared: on a CPU, unless it is asked otherwise or switched off."""
+    return device.type == "cpu" and (os.environ.get(SWITCH) != "off" if asked is None else asked)
+
+
+def room() -> int:
+    """Bytes for the weights of one network in other forms: a share of this machine's memory, not of what is free of it, since
+    pictures' last bits depend on it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE
+
+
+def described() -> str:
+    """What computes, kernels of our own or torch, and the room there is; both show in last bits."""
+    return f"{'torch' if kernels.library() is None else 'kernels'}, {room() / 1e9:.1f} GB"
+
+
+def more(network: nn.Module, dtype: torch.dtype, room: int) -> int:
+    """How many numbers more a prepared network may hold, whatever it is on."""
+    forms = [form(module, dtype) for module in network.modules() if isinstance(module, Conv3x3)]
+    return min(sum(forms), room // dtype.itemsize)
+
+
+def prepare(network: nn.Module, *, room: int, coarse: bool = False) -> None:
+    """Have a network compute by what is fastest here, with up to `room` bytes more of memory for its weights in other forms.
+
+    In float32 the numbers are the plain network's to a relative rms of 1e-5, in bfloat16 no further from float32's than the plain
+    network's. coarse: with Winograd's algorithm in bfloat16 too, which makes that error up to 1.2 times as large.
+    """
+    for module in network.modules():
+        if (fast := FAST.get(type(module))) is not None:
+            module.__class__ = fast
+    convolutions = [module for module in network.modules() if isinstance(module, FastConv3x3)]
+    for conv in convolutions:
+        conv.outputs = winograd.COARSE if coarse else winograd.OUTPUTS
+    share_out(convolutions, room)
+
+
+def undo(network: nn.Module) -> None:
+    """Have a prepared network compute as its own file says, and give the memory back."""
+    plain = {fast: slow for slow, fast in FAST.items()}
+    for module in network.modules():
+        if (slow := plain.get(type(module))) is not None:
+            module.__class__ = slow
+            for name in ("_kept", "roomy", "outputs"):
+                vars(module).pop(name, None)

@@ -1,0 +1,106 @@
+"""The convolutions of a network on a CPU, each by the algorithm that pays for its shape."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kandinsky22.acceleration import kernels, winograd
+from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3
+
+LANES = 32  # channels must be a multiple of this, on either side
+CELLS = 256  # of a map from which Winograd's algorithm pays: with fewer, reading its larger filter takes the time that it saves
+CACHED = 2 << 20  # bytes of a transformed filter that stays in a processor's cache, so that it pays on any map
+FEW = 4  # times fewer cells than channels come out: then laying out the filter anew at every call takes longer than to multiply
+
+
+class FastConv3x3(Conv3x3):
+    """A 3x3 convolution without gradients; with them, or on another device, or of a shape where nothing pays, the plain one.
+
+    By Winograd's algorithm where the map is large enough for it, and the network's budget has room for the transformed filter.
+    As one matrix product over neighbourhoods where there are few cells, as the filter then is read as it lies.
+    """
+
+    doubled = False
+    roomy = False  # whether there is room for the transformed filter
+    outputs = winograd.OUTPUTS
+    _kept: tuple[tuple[object, ...], Tensor] | None = None  # the transformed filter, and what it was made of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._by_what_pays(x, super().forward, inner=False)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self._by_what_pays(x, super().inner, inner=True)
+
+    def _by_what_pays(self, x: Tensor, plain: Callable[[Tensor], Tensor], *, inner: bool) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in kernels.DTYPES:
+            return plain(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        factor = 2 if self.doubled else 1
+        height, width = factor * (x.shape[2] - 2 * inner), factor * x.shape[3]
+        if not _is_wide(self) or self.bias is None:
+            return plain(x)
+        cells = len(x) * height * width
+        m = self.outputs.get(x.dtype) if self.roomy else None
+        if m and (cells >= CELLS or form(self, x.dtype, self.outputs) * x.itemsize <= CACHED):
+            return winograd.convolved(x, self._transformed(m), self.bias, m=m, doubled=self.doubled, inner=inner)
+        few = FEW * cells < self.out_channels and not self.weight.is_inference()
+        if few and not (inner or self.doubled):
+            return _as_one_product(x, self.weight, self.bias)
+        return plain(x)
+
+    def _transformed(self, m: int) -> Tensor:
+        """The filter for Winograd's algorithm, made when it is first needed, and anew where the weights have changed."""
+        weight = self.weight
+        now = weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype
+        if self._kept is None or self._kept[0] != now:
+            self._kept = now, winograd.transformed(weight, m=m, doubled=self.doubled)
+        return self._kept[1]
+
+
+class FastConv1x1(Conv1x1):
+    """A 1x1 convolution as the matrix product that it is where channels come last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or not _is_wide(self):
+            return super().forward(x)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class FastDoublingConv3x3(FastConv3x3, DoublingConv3x3):
+    """The same, of a picture with its sides doubled, which is never laid out."""
+
+    doubled = True
+
+
+def share_out(convolutions: list[FastConv3x3], room: int) -> None:
+    """Give `room` bytes for transformed filters to the convolutions of a network, the narrowest first: they are those of the
+    largest maps, and gain the most for each byte. It depends on nothing that was computed before, nor do the numbers."""
+    for conv in sorted(convolutions, key=lambda conv: (conv.out_channels, conv.weight.numel())):
+        room -= form(conv, conv.weight.dtype, conv.outputs) * conv.weight.itemsize
+        conv.roomy = room >= 0
+
+
+def form(conv: Conv3x3, dtype: torch.dtype, outputs: Mapping[torch.dtype, int] = winograd.OUTPUTS) -> int:
+    """How many numbers a convolution's transformed filter has, in a dtype; 0 where it has none."""
+    if dtype not in outputs or not _is_wide(conv):
+        return 0
+    m = outputs[dtype]
+    products = (m + 1 if isinstance(conv, DoublingConv3x3) else m + 2) ** 2
+    return products * conv.in_channels * conv.out_channels
+
+
+def _is_wide(conv: nn.Conv2d) -> bool:
+    return conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
+
+
+def _as_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of a small x [B, C, H, W] as a product of its neighbourhoods, [B * H * W, 9 * C], with the filter."""
+    if not weight.is_contiguous(memory_format=torch.channels_last):
+        with torch.inference_mode(False):
+            weight.data = weight.detach().contiguous(memory_format=torch.channels_last)
+    b, c, h, w = x.shape
+    n, line, step, one = (cells := F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))).stride()
+    around = cells.as_strided((b, h, w, 3, 3, c), (n, line, step, line, step, one)).reshape(b * h * w, 9 * c)
+    return F.linear(around, weight.permute(0, 2, 3, 1).flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,267 @@
+/* What plain torch has no one pass for: the normalisation of layers.Norm, and the two transforms of a Winograd convolution.
+ *
+ * Activations are channels last, [B, H, W, C], float32 or bfloat16 (`half`), with C a multiple of 16; everything in between
+ * is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+static const vec ZERO = {0};
+
+INLINE vec load(const void *from, long i, int half) {
+    if (half) {
+        hvec h;
+        memcpy(&h, (const uint16_t *)from + i, sizeof h);
+        return (vec)(__builtin_convertvector(h, uvec) << 16);
+    }
+    vec x;
+    memcpy(&x, (const float *)from + i, sizeof x);
+    return x;
+}
+
+INLINE void store(void *to, long i, vec x, int half) {
+    if (half) { /* to the nearest, to even where there are two; what is no number stays none */
+        uvec u = (uvec)x;
+        uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+        uvec nan = (uvec)(x != x);
+        hvec h = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), hvec);
+        memcpy((uint16_t *)to + i, &h, sizeof h);
+    } else
+        memcpy((float *)to + i, &x, sizeof x);
+}
+
+INLINE float at(const void *from, long i, int half) {
+    if (!half) return ((const float *)from)[i];
+    uint32_t u = (uint32_t)((const uint16_t *)from)[i] << 16;
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+INLINE vec choose(ivec where, vec yes, vec no) { return (vec)((where & (ivec)yes) | (~where & (ivec)no)); }
+
+/* e^x to 2 units in the last place, for x in [-87, 88]: 2^n times a polynomial in the rest, of at most ln(2) / 2. */
+INLINE vec exponential(vec x) {
+    const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it leaves no fraction */
+    vec n = (x * 1.44269504f + rounder) - rounder;
+    vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+}
+
+INLINE vec silu(vec x) {
+    vec y = choose(x > -87.0f, x, ZERO - 87.0f);
+    y = choose(y < 87.0f, y, ZERO + 87.0f);
+    return x / (1.0f + exponential(-y));
+}
+
+/* Mean and variance of each group of each picture of x [B, cells, C], to mean and variance [B, groups].
+ *
+ * Of differences to the group's first value, so that no large mean drowns them; within some cells in float32, over all in
+ * float64 and always in the same order, however many threads there are.
+ */
+enum { CELLS = 256 };
+
+INLINE void some_moments(const void *x, long cells, long C, long groups, const float *pivot, double *sums, int half) {
+    long size = C / groups;
+    for (long c = 0; c < C; c += LANES) {
+        vec p, s = ZERO, q = ZERO;
+        memcpy(&p, pivot + c, sizeof p);
+        for (long i = 0; i < cells; i++) {
+            vec d = load(x, i * C + c, half) - p;
+            s += d;
+            q += d * d;
+        }
+        for (int k = 0; k < LANES; k++) {
+            sums[2 * ((c + k) / size)] += s[k];
+            sums[2 * ((c + k) / size) + 1] += q[k];
+        }
+    }
+}
+
+INLINE void all_moments(const void *x, float *mean, float *variance, long B, long cells, long C, long groups, int half, int threads) {
+    long chunks = (cells + CELLS - 1) / CELLS, bytes = half ? 2 : 4;
+    double *sums = calloc(B * chunks * groups, 2 * sizeof(double));
+    float *pivots = malloc(B * C * sizeof(float));
+    for (long i = 0; i < B * C; i++) {
+        long b = i / C, c = i % C, size = C / groups;
+        pivots[i] = at(x, b * cells * C + c / size * size, half);
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = 0; i < B * chunks; i++) {
+        long b = i / chunks, first = i % chunks * CELLS, count = cells - first < CELLS ? cells - first : CELLS;
+        const char *from = (const char *)x + (b * cells + first) * C * bytes;
+        some_moments(from, count, C, groups, pivots + b * C, sums + 2 * i * groups, half);
+    }
+    for (long b = 0; b < B; b++)
+        for (long g = 0; g < groups; g++) {
+            double s = 0, q = 0, n = (double)cells * (C / groups);
+            for (long k = 0; k < chunks; k++) {
+                s += sums[2 * ((b * chunks + k) * groups + g)];
+                q += sums[2 * ((b * chunks + k) * groups + g) + 1];
+            }
+            mean[b * groups + g] = (float)(s / n) + pivots[b * C + g * (C / groups)];
+            variance[b * groups + g] = (float)fmax(q / n - s / n * (s / n), 0);
+        }
+    free(sums);
+    free(pivots);
+}
+
+void moments(const void *x, float *mean, float *variance, long B, long cells, long C, long groups, int half, int threads) {
+    if (half) all_moments(x, mean, variance, B, cells, C, groups, 1, threads);
+    else all_moments(x, mean, variance, B, cells, C, groups, 0, threads);
+}
+
+/* y = silu((x - mean) / sqrt(variance + eps) * weight + bias) * scale + shift) over [B, H, W, C]; scale and shift, if any, are of
+ * h x w cells, each for H / h x W / w of x's, with `row` to the next picture's, `line` to the next line's, `step` to the next cell's.
+ */
+INLINE void normalised_line(const void *x, void *y, const float *a, const float *d, const void *scale, const void *shift, long W,
+                            long C, long wide, long step, long silus, int half) {
+    for (long j = 0; j < W; j++)
+        for (long c = 0; c < C; c += LANES) {
+            vec v = load(x, j * C + c, half) * load(a, c, 0) + load(d, c, 0);
+            if (scale) v = v * load(scale, j / wide * step + c, half) + load(shift, j / wide * step + c, half);
+            store(y, j * C + c, silus ? silu(v) : v, half);
+        }
+}
+
+void normalise(const void *x, void *y, const float *mean, const float *variance, const void *weight, const void *bias, float eps,
+               const void *scale, const void *shift, long h, long w, long row, long line, long step, long B, long H, long W,
+               long C, long groups, long silus, int half, int threads) {
+    long bytes = half ? 2 : 4, size = C / groups;
+    float *a = malloc(2 * B * C * sizeof(float)), *d = a + B * C;
+    for (long i = 0; i < B * C; i++) {
+        long g = i / C * groups + i % C / size;
+        a[i] = at(weight, i % C, half) / sqrtf(variance[g] + eps);
+        d[i] = at(bias, i % C, half) - mean[g] * a[i];
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = 0; i < B * H; i++) {
+        long b = i / H, told = (b * row + i % H / (H / h) * line) * bytes;
+        const char *from = (const char *)x + i * W * C * bytes;
+        char *to = (char *)y + i * W * C * bytes;
+        const char *by = scale ? (const char *)scale + told : 0, *plus = scale ? (const char *)shift + told : 0;
+        if (half) normalised_line(from, to, a + b * C, d + b * C, by, plus, W, C, W / w, step, silus, 1);
+        else normalised_line(from, to, a + b * C, d + b * C, by, plus, W, C, W / w, step, silus, 0);
+    }
+    free(a);
+}
+
+/* Winograd's transforms (Lavin and Gray 2015) in one dimension, every `s`-th value of in to every `t`-th of out: of `side` = m + 2
+ * inputs, and of as many products to m outputs. The matrices stand in winograd.py.
+ */
+INLINE void in_1d(const vec *x, int s, vec *v, int t, int m) {
+    if (m == 2) {
+        v[0] = x[0] - x[2 * s];
+        v[t] = x[s] + x[2 * s];
+        v[2 * t] = x[2 * s] - x[s];
+        v[3 * t] = x[s] - x[3 * s];
+    } else {
+        vec even = x[4 * s] - 4.0f * x[2 * s], odd = x[3 * s] - 4.0f * x[s];
+        vec near = x[4 * s] - x[2 * s], far = 2.0f * (x[3 * s] - x[s]);
+        v[0] = 4.0f * x[0] - 5.0f * x[2 * s] + x[4 * s];
+        v[t] = even + odd;
+        v[2 * t] = even - odd;
+        v[3 * t] = near + far;
+        v[4 * t] = near - far;
+        v[5 * t] = 4.0f * x[s] - 5.0f * x[3 * s] + x[5 * s];
+    }
+}
+
+INLINE void out_1d(const vec *x, int s, vec *y, int t, int m) {
+    vec sum = x[s] + x[2 * s], difference = x[s] - x[2 * s];
+    if (m == 2) {
+        y[0] = x[0] + sum;
+        y[t] = difference - x[3 * s];
+    } else {
+        vec sum2 = x[3 * s] + x[4 * s], difference2 = x[3 * s] - x[4 * s];
+        y[0] = x[0] + sum + sum2;
+        y[t] = difference + 2.0f * difference2;
+        y[2 * t] = sum + 4.0f * sum2;
+        y[3 * t] = difference + 8.0f * difference2 + x[5 * s];
+    }
+}
+
+/* x [B, H, W, C] to v [products, B * rows * columns, C], the products `plane` values apart. The first line that tile row 0 sees is
+ * `first`; outside x are zeros. `doubled`: of a picture of twice the sides, without the products with the third row or column of the
+ * transform, which are zero there.
+ */
+INLINE void tiles_in(const void *x, void *v, long H, long W, long C, long columns, long top, long tile, long plane, int doubled,
+                     int m, int half) {
+    int side = m + 2;
+    for (long j = 0; j < columns; j++)
+        for (long c = 0; c < C; c += LANES) {
+            vec in[36], half_way[36], out[36];
+            for (int r = 0; r < side; r++)
+                for (int k = 0; k < side; k++) {
+                    long h = top + r, l = j * m - 1 + k;
+                    int outside = h < 0 || l < 0 || h >> doubled >= H || l >> doubled >= W;
+                    in[r * side + k] = outside ? ZERO : load(x, ((h >> doubled) * W + (l >> doubled)) * C + c, half);
+                }
+            for (int k = 0; k < side; k++) in_1d(in + k, side, half_way + k, side, m);
+            for (int r = 0; r < side; r++) in_1d(half_way + r * side, 1, out + r * side, 1, m);
+            long to = (tile + j) * C + c;
+            for (int r = 0; r < side; r++)
+                for (int k = 0; k < side; k++)
+                    if (!doubled || (r != 2 && k != 2)) {
+                        store(v, to, out[r * side + k], half);
+                        to += plane;
+                    }
+        }
+}
+
+void transform_in(const void *x, void *v, long B, long H, long W, long C, long rows, long columns, long first, long plane,
+                  long doubled, long m, int half, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = 0; i < B * rows; i++) {
+        const char *from = (const char *)x + i / rows * H * W * C * (half ? 2 : 4);
+        long top = first + i % rows * m, tile = i * columns;
+        if (m == 4 && !half) tiles_in(from, v, H, W, C, columns, top, tile, plane, doubled, 4, 0);
+        if (m == 2 && half) tiles_in(from, v, H, W, C, columns, top, tile, plane, doubled, 2, 1);
+    }
+}
+
+/* Products v [products, B * rows * columns, C] to y [B, H, W, C], with the bias [C] added. */
+INLINE void tiles_out(const void *v, const void *bias, void *y, long H, long W, long C, long columns, long top, long tile, long plane,
+                      int doubled, int m, int half) {
+    int side = m + 2;
+    for (long j = 0; j < columns; j++)
+        for (long c = 0; c < C; c += LANES) {
+            vec in[36], half_way[24], out[16], b = load(bias, c, half);
+            long from = (tile + j) * C + c;
+            for (int r = 0; r < side; r++)
+                for (int k = 0; k < side; k++) {
+                    int none = doubled && (r == 2 || k == 2);
+                    in[r * side + k] = none ? ZERO : load(v, from, half);
+                    from += none ? 0 : plane;
+                }
+            for (int k = 0; k < side; k++) out_1d(in + k, side, half_way + k, side, m);
+            for (int r = 0; r < m; r++) out_1d(half_way + r * side, 1, out + r * m, 1, m);
+            for (int r = 0; r < m && top + r < H; r++)
+                for (int k = 0; k < m && j * m + k < W; k++) store(y, ((top + r) * W + j * m + k) * C + c, out[r * m + k] + b, half);
+        }
+}
+
+void transform_out(const void *v, const void *bias, void *y, long B, long H, long W, long C, long rows, long columns, long plane,
+                   long doubled, long m, int half, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = 0; i < B * rows; i++) {
+        char *to = (char *)y + i / rows * H * W * C * (half ? 2 : 4);
+        long top = i % rows * m, tile = i * columns;
+        if (m == 4 && !half) tiles_out(v, bias, to, H, W, C, columns, top, tile, plane, doubled, 4, 0);
+        if (m == 2 && half) tiles_out(v, bias, to, H, W, C, columns, top, tile, plane, doubled, 2, 1);
+    }
+}

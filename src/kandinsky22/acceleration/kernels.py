@@ -1,0 +1,95 @@
+"""The compiled kernels of kernels.c, called by pointer; where there are none, plain torch computes the same.
+
+They are built for two sets of instructions when the package is installed (hatch_build.py), and torch says which of them this
+processor has. Threads are torch's: OpenMP's library is the one that torch has loaded, and its pool is shared.
+"""
+
+import ctypes
+import platform
+import sys
+import zlib
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LANES = 16  # channels that a kernel computes at once
+DTYPES = (torch.float32, torch.bfloat16)
+NAMES = {"AVX512": "avx512", "AVX2": "avx2"}
+"""By what torch calls them, the sets of instructions that kernels are built for."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels for this processor, if they were built."""
+    name = NAMES.get(torch.backends.cpu.get_cpu_capability())
+    if name is None or sys.platform != "linux" or platform.machine() != "x86_64":
+        return None
+    try:
+        return ctypes.CDLL(str(built(name)))
+    except OSError:
+        return None
+
+
+def built(name: str) -> Path:
+    """Where the kernels for a set of instructions are, if they are built of the source as it is."""
+    source = Path(__file__).with_name("kernels.c")
+    return source.with_name(f"kernels-{name}-{zlib.crc32(source.read_bytes()):08x}.so")
+
+
+def fit(x: Tensor) -> bool:
+    """Whether kernels can compute with activations like x [B, C, H, W]."""
+    return x.dtype in DTYPES and x.shape[1] % LANES == 0 and x.numel() > 0 and library() is not None
+
+
+def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group of each picture of x [B, C, H, W], channels last: float32 [B, groups] each."""
+    b, c, h, w = x.shape
+    mean, variance = torch.empty(2, b, groups).unbind()
+    _call("moments", x, mean, variance, b, h * w, c, groups, half=x.dtype)
+    return mean, variance
+
+
+def normalise(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None,
+    shift: Tensor | None, *, groups: int, silu: bool,
+) -> Tensor:  # fmt: skip
+    """silu(((x - mean) / sqrt(variance + eps) * weight + bias) * scale + shift) for x [B, C, H, W], channels last.
+
+    mean and variance: float32 [B, groups]. scale and shift: [B, C, h, w], where H and W are multiples of h and w; laid out
+    alike, channels next to each other.
+    """
+    (b, c, h, w), y = x.shape, torch.empty_like(x)
+    coarse = (1, 1, 0, 0, 0) if scale is None else (*scale.shape[2:], scale.stride(0), scale.stride(2), scale.stride(3))
+    _call(
+        "normalise", x, y, mean, variance, weight, bias, eps, scale, shift, *coarse, b, h, w, c,
+        groups, int(silu), half=x.dtype,
+    )  # fmt: skip
+    return y
+
+
+def transform_in(x: Tensor, rows: int, columns: int, first: int, *, m: int, doubled: bool) -> Tensor:
+    """Winograd's transform of the tiles of x [B, C, H, W], channels last, or of x with its sides doubled: [products, B * rows *
+    columns, C]. The first tiles begin at line `first`."""
+    b, c, h, w = x.shape
+    v = x.new_empty(((m + 1 if doubled else m + 2) ** 2, b * rows * columns, c))
+    _call("transform_in", x, v, b, h, w, c, rows, columns, first, v.stride(0), int(doubled), m, half=x.dtype)
+    return v
+
+
+def transform_out(v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, *, m: int, doubled: bool) -> None:
+    """The way back: products [products, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
+    b, c, h, w = y.shape
+    _call("transform_out", v, bias, y, b, h, w, c, rows, columns, v.stride(0), int(doubled), m, half=y.dtype)
+
+
+def _call(name: str, *arguments: Tensor | int | float | None, half: torch.dtype) -> None:
+    kernel = getattr(library(), name)
+    kernel(*(_passed(value) for value in arguments), int(half == torch.bfloat16), torch.get_num_threads())
+
+
+def _passed(value: Tensor | int | float | None) -> object:
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p(None if value is None else value.data_ptr())
+    return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)

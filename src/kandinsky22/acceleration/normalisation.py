@@ -1,0 +1,45 @@
+"""The normalisations of a network on a CPU: two readings of the picture and one writing, whatever is told and activated."""
+
+import torch
+from torch import Tensor
+
+from kandinsky22.acceleration import kernels
+from kandinsky22.models.layers import Norm
+
+
+class FastNorm(Norm):
+    """A normalisation without gradients, by the compiled kernels; with them, or where there are none, the plain one."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if not self._fits(x, scale):
+            return super().forward(x, scale, shift)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self._by_kernel(*kernels.moments(x, self.num_groups), x, scale, shift)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._fits(x, None):
+            return super().moments(x)
+        mean, variance = kernels.moments(x.contiguous(memory_format=torch.channels_last), self.num_groups)
+        return mean[0], variance[0]
+
+    def given(
+        self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        if not self._fits(x, scale):
+            return super().given(mean, variance, x, scale, shift)
+        return self._by_kernel(mean, variance, x.contiguous(memory_format=torch.channels_last), scale, shift)
+
+    def _by_kernel(
+        self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        if scale is not None and shift is not None:
+            scale, shift = (value.contiguous(memory_format=torch.channels_last) for value in (scale, shift))
+        return kernels.normalise(
+            x, mean, variance, self.weight, self.bias, self.eps, scale, shift, groups=self.num_groups, silu=self.silu
+        )
+
+    def _fits(self, x: Tensor, scale: Tensor | None) -> bool:
+        """Whether the kernels can: nearest enlarging by whole numbers is all that they know."""
+        coarse = (1, 1) if scale is None else scale.shape[-2:]
+        whole = not any(size % cells for size, cells in zip(x.shape[-2:], coarse, strict=True))
+        return not torch.is_grad_enabled() and kernels.fit(x) and self.weight.dtype == x.dtype and whole

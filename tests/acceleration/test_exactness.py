@@ -1,0 +1,224 @@
+"""Whatever computes, the numbers are those of the plain networks: by our kernels and by torch, at any size and in any company.
+
+The yardstick is relative rms: in float32 against the plain network, in bfloat16 against float32, where the plain network has an
+error too.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kandinsky22 import acceleration
+from kandinsky22.acceleration import convolution, kernels
+from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
+from kandinsky22.models.movq import MoVQ, MoVQConfig
+from kandinsky22.models.unet import UNet, UNetConfig
+from tests.models_on_disk import randomise
+
+EXACT = 1e-5
+UNET = UNetConfig(
+    block_out_channels=(32, 64, 96), layers_per_block=1, attention_head_dim=16, cross_attention_dim=20, encoder_hid_dim=24
+)  # fmt: skip
+MOVQ = MoVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, num_vq_embeddings=48)
+SHAPES = [(1, 16, 16), (2, 10, 13), (3, 17, 9), (1, 4, 5), (2, 33, 6), (1, 1, 2)]
+"""Rows, height and width: sides of all rests by 4, and maps too small for a tile."""
+
+
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes. Every convolution goes the way that is tested, however little it would pay."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    elif kernels.library() is None:
+        pytest.skip("there are no kernels here; see `kandinsky22 doctor`")
+    monkeypatch.setattr(convolution, "CELLS", 1)
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Relative rms."""
+    assert a.shape == b.shape
+    return float((a.double() - b.double()).square().mean().sqrt() / b.double().square().mean().sqrt())
+
+
+def made(network: nn.Module) -> nn.Module:
+    return network.eval().requires_grad_(False)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", [Conv3x3, DoublingConv3x3])
+@pytest.mark.parametrize("inner", [False, True])
+def test_convolutions(kind: type[Conv3x3], inner: bool) -> None:
+    torch.manual_seed(0)
+    conv = made(kind(64, 96))
+    convolve: Callable[[Tensor], Tensor] = lambda x: conv.inner(x) if inner else conv(x)  # noqa: E731
+    for b, h, w in SHAPES:
+        x = noise(b, 64, h + 2 * inner, w)
+        plain = convolve(x)
+        acceleration.prepare(conv, room=1 << 30)
+        assert apart(convolve(x), plain) < EXACT
+        assert conv._kept is not None
+        acceleration.undo(conv)
+        assert torch.equal(convolve(x), plain)
+
+
+def test_few_cells_of_many_channels_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "FEW", 1)
+    conv = made(Conv3x3(32, 96))
+    for b, h, w in [(1, 3, 5), (2, 5, 4), (3, 2, 2)]:
+        x = noise(b, 32, h, w)
+        plain = conv(x)
+        acceleration.prepare(conv, room=0)
+        assert apart(conv(x), plain) < EXACT
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+        acceleration.undo(conv)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("told", [None, 1, 2])
+def test_normalisations(silu: bool, told: int | None) -> None:
+    """Told nothing, a scale and a shift of a row, or maps of them at half the size."""
+    norm = made(Norm(8, 48, eps=1e-6, silu=silu))
+    randomise(norm)
+    for b, h, w in SHAPES[:3]:
+        h, w = 2 * h, 2 * w
+        x = noise(b, 48, h, w) * torch.linspace(0.1, 3, 48)[:, None, None] + 50
+        size = () if told is None else (1, 1) if told == 1 else (h // 2, w // 2)
+        by = [] if told is None else [noise(b, 48, *size, seed=1) + 1, noise(b, 48, *size, seed=2)]
+        exact = norm.double()(x.double(), *(value.double() for value in by))
+        norm.float()
+        acceleration.prepare(norm, room=0)
+        assert apart(norm(x, *by), exact) < EXACT
+        one = x[:1]
+        assert apart(norm.given(*norm.moments(one), one, *(value[:1] for value in by)), exact[:1]) < EXACT
+        acceleration.undo(norm)
+
+
+def test_silu_of_anything() -> None:
+    """From where e^-x overflows to where it vanishes; what is no number stays none."""
+    norm = made(Norm(1, 16, eps=1e-5))
+    x = torch.linspace(-200, 200, 16 * 80 * 5).view(1, 16, 80, 5)
+    moments = torch.zeros(1), torch.ones(1) - 1e-5
+    exact = nn.functional.silu(x.double())
+    acceleration.prepare(norm, room=0)
+    y = norm.given(*moments, x)
+    assert float((y - exact).abs().max() / 200) < 1e-6
+    assert bool((((y - exact) / exact).abs() < 2e-6)[exact.abs() > 1e-30].all())
+    assert norm.given(*moments, x * torch.nan).isnan().all()
+    assert norm.given(*moments, (x * torch.nan).bfloat16()).isnan().all()
+
+
+def unets() -> Callable[[UNet], Tensor]:
+    x, embeds, t = noise(3, 4, 12, 20), noise(3, 24, seed=1), torch.tensor([999, 500, 3])
+
+    def run(unet: UNet) -> Tensor:
+        dtype = unet.conv_in.weight.dtype
+        return unet(x.to(dtype), t, unet.condition(embeds.to(dtype)))
+
+    return run
+
+
+def movqs(tile: int | None) -> Callable[[MoVQ], Tensor]:
+    z = noise(2, 4, 7, 5)
+    return lambda movq: movq.decode(z.to(movq.post_quant_conv.weight.dtype), tile=tile)
+
+
+WORK = {
+    "unet": (UNet, UNET, unets()),
+    "movq": (MoVQ, MOVQ, movqs(None)),
+    "movq in tiles": (MoVQ, MOVQ, movqs(40)),
+    "movq encoding": (MoVQ, MOVQ, lambda movq: movq.encode(noise(2, 3, 20, 12).to(movq.quant_conv.weight.dtype))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_whole_networks(name: str) -> None:
+    kind, config, work = WORK[name]
+    network = made(kind(config))
+    randomise(network)
+    plain = work(network)
+    names = list(network.state_dict())
+    acceleration.prepare(network, room=1 << 30)
+    for part in network.modules():
+        assert type(part) not in acceleration.FAST
+    assert apart(work(network), plain) < EXACT
+    assert list(network.state_dict()) == names
+    acceleration.prepare(network, room=0)  # again, with no room: by direct convolutions
+    assert apart(work(network), plain) < EXACT
+    acceleration.undo(network)
+    assert torch.equal(work(network), plain) or apart(work(network), plain) < 1e-6  # weights may lie otherwise
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_bfloat16_is_no_coarser(name: str) -> None:
+    """Over several networks: the error of one is as good as random, to a fifth."""
+    kind, config, work = WORK[name]
+    plain, fast, coarse = 0.0, 0.0, 0.0
+    for seed in range(4):
+        network = made(kind(config))
+        randomise(network, seed)
+        exact = work(network)
+        plain += apart(work(network.bfloat16()), exact) ** 2
+        acceleration.prepare(network, room=1 << 30)
+        fast += apart(work(network), exact) ** 2
+        acceleration.prepare(network, room=1 << 30, coarse=True)
+        coarse += apart(work(network), exact) ** 2
+    assert fast < 1.1**2 * plain
+    assert coarse < 1.5**2 * plain  # these networks are shallow
+
+
+@pytest.mark.parametrize("name", ["unet", "movq"])
+def test_nothing_depends_on_the_company(name: str) -> None:
+    """Rows of a batch are those alone. (Sums may be rounded otherwise.)"""
+    kind, config, _ = WORK[name]
+    network = made(kind(config))
+    randomise(network)
+    acceleration.prepare(network, room=1 << 30)
+    x = noise(3, 4, 12, 8) * torch.tensor([1.0, 5, 0.2]).view(3, 1, 1, 1)
+    if isinstance(network, UNet):
+        condition, t = network.condition(noise(3, 24)), torch.tensor([3, 500, 999])
+        together = network(x, t, condition)
+        alone = [network(x[k : k + 1], t[k : k + 1], condition[k : k + 1]) for k in range(3)]
+    else:
+        assert isinstance(network, MoVQ)
+        together, alone = network.decode(x), [network.decode(row) for row in x.split(1)]
+    for row, one in zip(together.split(1), alone, strict=True):
+        assert apart(row, one) < 2 * EXACT  # either is as far from the truth
+
+
+def test_ways_and_threads_make_no_difference(by: str) -> None:
+    """The kernels' sums are in one order, however many threads there are."""
+    if by == "torch":
+        return
+    norm, x = made(Norm(8, 64, eps=1e-6)), noise(2, 64, 70, 33).contiguous(memory_format=torch.channels_last)
+    acceleration.prepare(norm, room=0)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(norm(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_1x1() -> None:
+    conv = made(Conv1x1(64, 32))
+    for x, channels_last in product([noise(2, 64, 5, 7)], [False, True]):
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        plain = conv(x)
+        acceleration.prepare(conv, room=0)
+        assert apart(conv(x), plain) < EXACT
+        acceleration.undo(conv)

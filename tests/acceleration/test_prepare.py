@@ -1,0 +1,116 @@
+"""A prepared network is the network: it saves, trains, changes and moves as before; and what is asked is what happens."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kandinsky22 import Kandinsky, acceleration
+from kandinsky22.acceleration import convolution, kernels
+from kandinsky22.models.layers import Conv3x3, DoublingConv3x3, Norm
+from kandinsky22.models.unet import UNet
+from tests.acceleration.test_exactness import UNET, apart, made, noise
+from tests.models_on_disk import randomise
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+def test_with_gradients_it_is_the_plain_network() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 64), DoublingConv3x3(64, 32))
+    x = noise(1, 32, 8, 8)
+
+    def learnt() -> list[torch.Tensor]:
+        plain.zero_grad()
+        y = plain(x)
+        y.square().sum().backward()
+        return [y.detach(), *(parameter.grad.clone() for parameter in plain.parameters())]
+
+    before = learnt()
+    acceleration.prepare(plain, room=1 << 30)
+    assert all(torch.equal(a, b) for a, b in zip(learnt(), before, strict=True))
+
+
+@torch.no_grad()
+def test_weights_that_change_are_seen() -> None:
+    """As when an adapter is merged into them, or an average of the weights is put in their place."""
+    conv = made(Conv3x3(32, 32))
+    acceleration.prepare(conv, room=1 << 30)
+    x, other = noise(1, 32, 16, 16), made(Conv3x3(32, 32))
+    conv(x)
+    assert conv._kept is not None
+    conv.load_state_dict(other.state_dict())
+    assert apart(conv(x), other(x)) < 1e-5
+    conv.weight.mul_(2)
+    assert apart(conv(x) - conv.bias[:, None, None], 2 * (other(x) - other.bias[:, None, None])) < 1e-5
+    assert conv.double()(x.double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def test_room_goes_to_the_largest_maps_first() -> None:
+    unet = made(UNet(UNET))
+    randomise(unet)
+    convs = [module for module in unet.modules() if isinstance(module, Conv3x3)]
+    forms = {conv: convolution.form(conv, torch.float32) * 4 for conv in convs}
+    acceleration.prepare(unet, room=sum(forms.values()) // 3)
+    roomy = [conv for conv in convs if conv.roomy]
+    assert 0 < sum(forms[conv] for conv in roomy) <= sum(forms.values()) // 3
+    widest = max(conv.out_channels for conv in roomy)
+    assert all(conv.roomy for conv in convs if conv.out_channels < widest)
+    assert acceleration.more(unet, torch.float32, 1 << 40) == sum(forms.values()) // 4
+    assert acceleration.more(unet, torch.float32, 400) == 100
+    assert acceleration.more(unet, torch.float16, 1 << 40) == 0
+
+
+def test_it_can_be_left_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepared(kandinsky: Kandinsky) -> bool:
+        return type(kandinsky.decoder("decoder").unet.conv_in) is not Conv3x3
+
+    assert prepared(Kandinsky.load(tiny_model))
+    assert not prepared(Kandinsky.load(tiny_model, accelerated=False))
+    monkeypatch.setenv(acceleration.SWITCH, "off")
+    assert not prepared(Kandinsky.load(tiny_model))
+    assert prepared(Kandinsky.load(tiny_model, accelerated=True))
+    assert not acceleration.wanted(torch.device("meta"))
+
+
+def test_pictures_say_what_computed(tiny_model: Path) -> None:
+    painted = [Kandinsky.load(tiny_model, accelerated=way)("a red star", seed=1)[0] for way in (True, False)]
+    assert painted[0].made_by["acceleration"] == acceleration.described()
+    assert "acceleration" not in painted[1].made_by
+
+
+def test_kernels_of_another_source_are_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their name has the source's checksum in it."""
+    now = kernels.built("avx2")
+    source = tmp_path / "kernels.c"
+    source.write_text((now.parent / "kernels.c").read_text() + "\n")
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    assert kernels.built("avx2").name != now.name
+
+
+def test_a_machine_without_a_compiler_installs_too(tmp_path: Path) -> None:
+    """What the build does, without the tool that calls it."""
+    folder = tmp_path / "src" / "kandinsky22" / "acceleration"
+    folder.mkdir(parents=True)
+    (folder / "kernels.c").write_bytes((ROOT / "src/kandinsky22/acceleration/kernels.c").read_bytes())
+    (tmp_path / "hatch_build.py").write_bytes((ROOT / "hatch_build.py").read_bytes())
+    (folder / "kernels-avx2-00000000.so").touch()  # of another source
+    stand_in = (
+        "import sys, types\n"
+        "name = 'hatchling.builders.hooks.plugin.interface'\n"
+        "sys.modules[name] = types.ModuleType(name)\n"
+        "sys.modules[name].BuildHookInterface = dict\n"
+        "import hatch_build\n"
+        "assert hatch_build.compile_kernels() == []\n"
+    )
+    environment = {"PATH": str(tmp_path), "CC": "no-such-compiler"}
+    done = subprocess.run(
+        [sys.executable, "-c", stand_in], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(folder.glob("*.so")) == []
