@@ -12,6 +12,7 @@ from kandinsky22 import Kandinsky, Painting, Request, Sampling, controlnet, img2
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.cli.show import described
 from kandinsky22.events import Notice, Result
+from kandinsky22.forms import parameters
 from kandinsky22.images import read_recipe
 from kandinsky22.speeds import SPEEDS
 from kandinsky22.tasks import How
@@ -135,6 +136,7 @@ def test_a_speed_fills_only_what_is_not_said() -> None:
         own = text2img("a ring", speed=name, num_inference_steps=7, guidance_interval=(0, 1), prior="linear")  # type: ignore[arg-type]
         assert own.decoder == replace(speed.decoder, steps=7, guidance_interval=(0, 1)) and own.prior.linear
     assert text2img("a ring", speed="exact") == text2img("a ring")
+    assert parameters(text2img)["speed"].choices == tuple(SPEEDS)
     assert {name for name, speed in SPEEDS.items() if speed.decoder.exact and speed.decoder.sampler is None} == {
         "exact"
     }
