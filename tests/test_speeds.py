@@ -12,6 +12,7 @@ from kandinsky22 import Kandinsky, Painting, Request, Sampling, controlnet, img2
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.cli.show import described
 from kandinsky22.events import Notice, Result
+from kandinsky22.forms import parameters
 from kandinsky22.images import read_recipe
 from kandinsky22.speeds import SPEEDS
 from kandinsky22.tasks import How
@@ -104,15 +105,12 @@ def test_company_changes_nothing(kandinsky: Kandinsky, task: str) -> None:
 
 
 def test_a_picture_says_its_dials_and_is_painted_from_what_it_says(kandinsky: Kandinsky, tmp_path: Path) -> None:
-    picture = painted(kandinsky, text2img("a ring", **FEW, speed="turbo", reuse=3))
+    picture = painted(kandinsky, text2img("a ring", **FEW, speed="turbo", guidance_interval=(0.2, 0.8), reuse=4))
     turbo = SPEEDS["turbo"].decoder
     said = picture.request.decoder
-    assert said == Sampling(
-        sampler=turbo.sampler, steps=6, guidance_scale=3.0, guidance_interval=turbo.guidance_interval, reuse=3
-    )
+    assert said == Sampling(sampler=turbo.sampler, steps=6, guidance_scale=3.0, guidance_interval=(0.2, 0.8), reuse=4)
     recipe = read_recipe(picture.save(tmp_path / "turbo.png"))
-    low, high = turbo.guidance_interval or (0, 1)
-    shown = f"{turbo.sampler}, 6 steps, guidance 3.0 from {low:g} to {high:g}, deeper levels at every 3 calls"
+    shown = f"{turbo.sampler}, 6 steps, guidance 3.0 from 0.2 to 0.8, deeper levels at every 4 calls"
     assert described(recipe)["decoder"] == shown
     assert recipe.request == picture.request and "speed" not in json.loads(recipe.request.to_json())
     assert apart(painted(kandinsky, recipe.request), picture) == 0
@@ -135,6 +133,7 @@ def test_a_speed_fills_only_what_is_not_said() -> None:
         own = text2img("a ring", speed=name, num_inference_steps=7, guidance_interval=(0, 1), prior="linear")  # type: ignore[arg-type]
         assert own.decoder == replace(speed.decoder, steps=7, guidance_interval=(0, 1)) and own.prior.linear
     assert text2img("a ring", speed="exact") == text2img("a ring")
+    assert parameters(text2img)["speed"].choices == tuple(SPEEDS)
     assert {name for name, speed in SPEEDS.items() if speed.decoder.exact and speed.decoder.sampler is None} == {
         "exact"
     }

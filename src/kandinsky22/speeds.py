@@ -19,11 +19,8 @@ class Speed:
 SPEEDS: Mapping[str, Speed] = MappingProxyType(
     {
         "exact": Speed(),
-        "fast": Speed(decoder=Sampling(sampler="dpmpp_2m", steps=20, guidance_interval=(0.0, 0.8))),
-        "turbo": Speed(
-            prior=Sampling(steps=10),
-            decoder=Sampling(sampler="dpmpp_2m", steps=12, guidance_interval=(0.2, 0.8), reuse=2),
-        ),
+        "fast": Speed(decoder=Sampling(sampler="dpmpp_2m", steps=20, reuse=2)),
+        "turbo": Speed(prior=Sampling(steps=10), decoder=Sampling(sampler="dpmpp_2m", steps=15, reuse=3)),
     }
 )
 """By name, the exact one first."""

@@ -176,10 +176,10 @@ def dials(arguments: Sequence[str]) -> None:
     add = parser.option
     add("samplers", type=_names, metavar="NAME,...", help="that take fewer steps (default: dpmpp_2m)")
     add("numbers", type=_counts, metavar="N,...", help="how many (default: 25,15,10)")
-    add("intervals", type=_intervals, metavar="X-X,...", help="that are guided (default: 0-0.8,0.2-1,0.2-0.8)")
-    add("reuse", type=_counts, metavar="N,...", help="calls that deeper levels serve (default: 2,3)")
-    add("scenes", type=_count, metavar="N", help="captions of a cell (default: 100)")
-    add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 3)")
+    add("intervals", type=_intervals, metavar="X-X,...", help="that are guided (default: 0-0.8,0.2-0.8)")
+    add("reuse", type=_counts, metavar="N,...", help="calls that deeper levels serve (default: 2,3,5)")
+    add("scenes", type=_count, metavar="N", help="captions of a cell (default: 150)")
+    add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 2)")
     options = _options(parser, arguments)
 
     from kandinsky22.evaluation import dials as turning

@@ -33,10 +33,11 @@ from kandinsky22.request import Request, Sampling
 
 EXACT = "exact"
 SAMPLER, STEPS = ("dpmpp_2m",), (25, 15, 10)
-INTERVALS = ((0.0, 0.8), (0.2, 1.0), (0.2, 0.8))
-REUSE = (2, 3)
+INTERVALS = ((0.0, 0.8), (0.2, 0.8))
+REUSE = (2, 3, 5)
 PRIOR_STEPS = (10, 5)
-SCENES, SEEDS = 100, 3  # more pictures than the box's CLIP has numbers, as a Frechet distance needs
+MARGIN = 0.05  # of all pictures: what a speed may lose at most, at 95%
+SCENES, SEEDS = 150, 2  # more pictures than the box's CLIP has numbers, as a Frechet distance needs
 
 
 def grid(
@@ -159,7 +160,9 @@ def report(model: str, made: Sequence[Tried], protocol: Mapping[str, Any]) -> Re
     """A table of what was tried, the least work first, and curves of what is lost against it."""
     ordered = sorted(made, key=_cost)
     exact = next(one for one in made if one.cell.name == EXACT)
-    chosen = next(one for one in ordered if not one.cell.worse(exact.cell))
+    chosen = next(
+        one for one in ordered if one.right[1] >= -MARGIN
+    )  # not "no worse was seen", which few captions make easy
     nets = list(exact.operations)
     header = (
         "cell", "calls", "rows", "deep rows", *(f"% of the work, {name}" for name in nets), "s a picture",
@@ -170,7 +173,9 @@ def report(model: str, made: Sequence[Tried], protocol: Mapping[str, Any]) -> Re
         family = one.cell.name.partition("-guided")[0].partition("-reuse")[0].partition("-prior")[0]
         point = plots.Point(100 * one.operations[nets[-1]], *(100 * value for value in one.right))
         points.setdefault(family, []).append(point)
-    about = "the least work of those not measurably worse than the exact pictures, caption by caption"
+    about = (
+        f"the least work of those that lose at most {100 * MARGIN:.0f}% of the pictures, at 95% and caption by caption"
+    )
     return Report(
         title=f"What speeding up costs, {model}",
         summary=f"{exact.cell.rates[sweep.JUDGED].of} pictures a cell, of the same captions and seeds; the oracle reads them.",
