@@ -66,6 +66,15 @@ def test_room_goes_to_the_largest_maps_first() -> None:
     assert acceleration.more(unet, torch.float16, 1 << 40) == 0
 
 
+@torch.no_grad()
+def test_what_is_compiled_is_the_plain_network() -> None:
+    """Kernels that are called by pointer cannot be traced."""
+    conv, x = made(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32))), noise(1, 32, 16, 16)
+    plain = conv(x)
+    acceleration.prepare(conv, room=1 << 30)
+    assert torch.equal(torch.compile(conv, backend="eager", fullgraph=True)(x), plain)
+
+
 def test_it_can_be_left_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared(kandinsky: Kandinsky) -> bool:
         return type(kandinsky.decoder("decoder").unet.conv_in) is not Conv3x3

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kandinsky22 import cost
+from kandinsky22.acceleration import kernels
 from kandinsky22.checkpoints import full_size
 from kandinsky22.cli.app import run
 
@@ -40,3 +41,22 @@ def test_the_count_is_that_of_the_specification() -> None:
     assert work.decode / 1e9 == pytest.approx(1999.5, rel=0.01)
     assert (work.text + work.prior_step) / 1e9 == pytest.approx(164.6 + 97.9, rel=0.01)
     assert cost.rate(torch.device("cpu"), torch.float32) > 1e8
+
+
+def test_it_says_whether_the_kernels_are_used(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        assert run(["doctor", "--model", str(tiny_model), "--device", "cpu"]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("kernels of our own: "))
+
+    monkeypatch.setattr(kernels, "instructions", lambda: "avx2")
+    monkeypatch.setattr(kernels, "library", lambda: object())
+    monkeypatch.setattr(kernels, "fit", lambda _: False)
+    assert said().endswith("used") and "not used" not in said()
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert "install a C compiler" in said()
+    monkeypatch.setattr(kernels, "instructions", lambda: None)
+    assert "none for this processor" in said()
+    monkeypatch.setenv("KANDINSKY22_ACCELERATION", "off")
+    assert "KANDINSKY22_ACCELERATION is off" in said()

@@ -42,6 +42,15 @@ def described() -> str:
     return f"{'torch' if kernels.library() is None else 'kernels'}, {room() / 1e9:.1f} GB"
 
 
+def missing() -> str | None:
+    """Why there are no kernels of our own, and what to do; None where there are."""
+    if kernels.library() is not None:
+        return None
+    if kernels.instructions() is None:
+        return "there are none for this processor"
+    return "they were not built; install a C compiler (Debian, Ubuntu: sudo apt install gcc), then this package again"
+
+
 def more(network: nn.Module, dtype: torch.dtype, room: int) -> int:
     """How many numbers more a prepared network may hold, whatever it is on."""
     forms = [form(module, dtype) for module in network.modules() if isinstance(module, Conv3x3)]

@@ -34,14 +34,12 @@ class FastConv3x3(Conv3x3):
         return self._by_what_pays(x, super().inner, inner=True)
 
     def _by_what_pays(self, x: Tensor, plain: Callable[[Tensor], Tensor], *, inner: bool) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in kernels.DTYPES:
+        if not kernels.concern(x):
             return plain(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        factor = 2 if self.doubled else 1
-        height, width = factor * (x.shape[2] - 2 * inner), factor * x.shape[3]
         if not _is_wide(self) or self.bias is None:
             return plain(x)
-        cells = len(x) * height * width
+        cells = len(x) * (x.shape[2] - 2 * inner) * x.shape[3] * (4 if self.doubled else 1)
         m = self.outputs.get(x.dtype) if self.roomy else None
         if m and (cells >= CELLS or form(self, x.dtype, self.outputs) * x.itemsize <= CACHED):
             return winograd.convolved(x, self._transformed(m), self.bias, m=m, doubled=self.doubled, inner=inner)
@@ -63,7 +61,7 @@ class FastConv1x1(Conv1x1):
     """A 1x1 convolution as the matrix product that it is where channels come last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or not _is_wide(self):
+        if not kernels.concern(x) or not _is_wide(self):
             return super().forward(x)
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 

@@ -23,13 +23,19 @@ NAMES = {"AVX512": "avx512", "AVX2": "avx2"}
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels for this processor, if they were built."""
-    name = NAMES.get(torch.backends.cpu.get_cpu_capability())
-    if name is None or sys.platform != "linux" or platform.machine() != "x86_64":
+    name = instructions()
+    if name is None:
         return None
     try:
         return ctypes.CDLL(str(built(name)))
     except OSError:
         return None
+
+
+def instructions() -> str | None:
+    """Which of the sets of instructions that kernels are built for this processor has, if any; torch's choice decides."""
+    here = sys.platform == "linux" and platform.machine() == "x86_64"
+    return NAMES.get(torch.backends.cpu.get_cpu_capability()) if here else None
 
 
 def built(name: str) -> Path:
@@ -38,9 +44,16 @@ def built(name: str) -> Path:
     return source.with_name(f"kernels-{name}-{zlib.crc32(source.read_bytes()):08x}.so")
 
 
+def concern(x: Tensor) -> bool:
+    """Whether what is computed with x is for this package to compute: without gradients, on a CPU, and not being compiled."""
+    return (
+        not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and x.device.type == "cpu" and x.dtype in DTYPES
+    )
+
+
 def fit(x: Tensor) -> bool:
-    """Whether kernels can compute with activations like x [B, C, H, W]."""
-    return x.dtype in DTYPES and x.shape[1] % LANES == 0 and x.numel() > 0 and library() is not None
+    """Whether the kernels can compute with activations like x [B, C, H, W]."""
+    return concern(x) and x.shape[1] % LANES == 0 and x.numel() > 0 and library() is not None
 
 
 def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,8 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
     )
     free = _gigabytes(memory.free(device))
     yield f"computes on {device.type} ({name}), {torch.get_num_threads()} threads, {free} of memory free"
+    if device.type == "cpu":
+        yield f"kernels of our own: {_kernels(device)}"
     for model in [options["model"]] if "model" in options else [catalog.BOX, *catalog.published()]:
         yield ""
         yield from _model(model, device, dtype_of(options.get("dtype")), options.get("size"))
@@ -57,6 +59,16 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
     for library, use in EXTRAS.items():
         yield f"{library}: {'installed' if find_spec(library) else f'not installed; it {use}'}"
     yield f"ffmpeg: {'installed' if shutil.which('ffmpeg') else 'not installed; it writes films as .mp4'}"
+
+
+def _kernels(device: Any) -> str:
+    """Whether they are used, and if not, why."""
+    from kandinsky22 import acceleration
+
+    if not acceleration.wanted(device):
+        return f"not used, since {acceleration.SWITCH} is off"
+    why = acceleration.missing()
+    return "used" if why is None else f"not used, plain torch computes the same more slowly; {why}"
 
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
@@ -88,7 +100,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         dtype = here.dtype
         yield f"{model}: here, with weights for {', '.join(here.stored.folders)}"
     named = str(dtype).removeprefix("torch.")
-    counts = [full_size.elements(*pair) for pair in zip(networks, configs, strict=True)]
+    counts = [full_size.elements(*pair) + _more(*pair, device, dtype) for pair in zip(networks, configs, strict=True)]
     needs = {
         placement: memory.needed(*configs[2:], [(1, height, width)], unread, dtype.itemsize)
         for placement, unread in (("keep", sum(counts)), ("offload", max(counts)))
@@ -99,7 +111,9 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     yield f"  a picture of {height}x{width} in {named} needs about {said}: " + (
         f"{fits} fits" if fits else "neither fits; try --placement sequential on a GPU, or a smaller --size"
     )
-    if counts[2] < LARGE and here is not None:  # a small network's time is not in its arithmetic; paint one
+    if (
+        full_size.elements(UNet, configs[2]) < LARGE and here is not None
+    ):  # a small network's time is not in its arithmetic; paint one
         began = time.perf_counter()
         here(here.stored.about.examples[0] if here.stored.about.examples else "", height=height, width=width, seed=0)
         yield f"  and took {_duration(time.perf_counter() - began)} just now, reading the weights included"
@@ -107,6 +121,16 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     work = cost.work(*configs, height=height, width=width).of_a_picture(*steps)
     seconds = work / cost.rate(device, dtype)
     yield f"  and takes about {_duration(seconds)}: {work / 1e12:.3g} TFLOP, {steps[0]} + {steps[1]} steps, guided"
+
+
+def _more(network: Any, config: Any, device: Any, dtype: Any) -> int:
+    """Numbers that a network holds in other forms beside its weights."""
+    import torch
+
+    from kandinsky22 import acceleration
+
+    with torch.device("meta"):
+        return acceleration.more(network(config), dtype, acceleration.room()) if acceleration.wanted(device) else 0
 
 
 def _gigabytes(count: float) -> str:
