@@ -20,8 +20,8 @@ NOISE_ALONE = 999  # the last timestep: nothing of the picture is left in the st
 
 @pytest.mark.parametrize("kind", SEEN)
 def test_what_is_seen_beside_the_state_is_learnt(kind: str) -> None:
-    """Of pictures that are light on one side, with a depth to match and no embedding to tell them apart: from noise alone, whoever
-    looks knows which side, and shown another picture's, paints that one. Who does not look errs by 1 in both cases."""
+    """Of pictures that are light on one side, with a depth to match and no embedding to tell them apart: from noise alone,
+    whoever looks knows which side, and shown another picture's, paints that one. Who does not look errs by 1 in both cases."""
     side = torch.ones(16, 1, 4, 4)
     side[..., :2] = -1
     side[::2] *= -1
