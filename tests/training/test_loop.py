@@ -95,6 +95,27 @@ def test_computing_activations_again_changes_nothing() -> None:
     assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
 
 
+def test_products_are_of_bfloat16_and_what_is_kept_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real steps: a CPU can do it, if slowly, whether or not it has instructions for it."""
+    monkeypatch.setattr("kandinsky22.training.loop.computes_bfloat16", lambda device: True)
+    seen: list[torch.dtype] = []
+    losses = {}
+    for bfloat16 in (True, False):
+        network, objective = line_fit()
+        network.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+        training = Training(network, objective, replace(RECIPE, bfloat16=bfloat16), steps=20)
+        losses[bfloat16] = [line["loss"] for line in training]
+        kept = [
+            *network.parameters(),
+            *training.ema.values(),
+            *training.optimizer.state[training.parameters[0]].values(),
+        ]
+        assert {value.dtype for value in kept} == {torch.float32}
+    assert seen == [torch.bfloat16] * 20 + [torch.float32] * 20
+    assert losses[True] == pytest.approx(losses[False], rel=0.05) and losses[True] != losses[False]
+    assert losses[True][-1] < losses[True][0]
+
+
 def _same(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
     for one, other in zip(left, right, strict=True):
         assert {k: v for k, v in one.items() if k in MEASURED} == {k: v for k, v in other.items() if k in MEASURED}

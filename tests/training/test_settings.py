@@ -1,6 +1,7 @@
 """A run goes on by what it was begun with: what is not said is taken from its checkpoint, what is said and differs refused."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_a_lower_rate_and_what_changes_no_numbers_are_gone_on_with(tmp_path: Pat
     assert saved.settings(tmp_path)["learning_rate"] == 0.01, "it is the lower one that it goes on by from now on"
 
 
-def test_what_is_not_said_is_what_the_run_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_said_is_what_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same weights, as if everything had been said again."""
     monkeypatch.setattr(cli, "BOX", SHORT)
     monkeypatch.setattr("kandinsky22.training.material.HELD_OUT", 16)
@@ -62,7 +65,11 @@ def test_what_is_not_said_is_what_the_run_began_with(tmp_path: Path, monkeypatch
     said = ["--batch", "3", "--seed", "5", "--warmup", "1", "--no-decay", "--ema-decay", "0.9"]
     cli.main(["movq", "--folder", str(whole), "--steps", "4", "--every", "2", *said])
     shutil.copytree(whole, other, ignore=shutil.ignore_patterns("model", "added", "00000004"))
-    cli.main(["movq", "--folder", str(other), "--every", "2"])
+    capsys.readouterr()
+    cli.main(["movq", "--folder", str(other), "--every", "1"])
+    assert re.search(r"step 3 of 4, \d+ (seconds|minutes) left: loss", capsys.readouterr().out), (
+        "without a terminal, too"
+    )
     reached = [load(folder / "model" / "decoder" / "movq") for folder in (whole, other)]
     assert all(torch.equal(value, reached[1][name]) for name, value in reached[0].items())
     with pytest.raises(ValueError, match="began with --batch 3, and not with --batch 2"):

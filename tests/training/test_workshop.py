@@ -1,5 +1,6 @@
 """The whole training of a model, far too short, and what comes of it: a folder that paints, here and in diffusers."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -151,6 +152,10 @@ def test_two_runs_in_one_folder_are_refused(trained: Workshop) -> None:
 def test_minutes_fix_the_number_of_steps(trained: Workshop, tmp_path: Path) -> None:
     (line,) = Workshop(SHORT, tmp_path).train("movq", minutes=1e-9)
     assert line["of"] == 1
+
+
+def test_a_fitted_codebook_says_how_much_of_it_is_used(trained: Workshop) -> None:
+    assert 0 < json.loads((trained.folder / "movq" / "codebook.json").read_text())["codes_used"] <= 1
 
 
 def test_sheets_are_drawn(trained: Workshop) -> None:

@@ -203,20 +203,31 @@ def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, P
         if report := workshop.material(chosen.network).report:
             progress.console.print(report, highlight=False)
         task: TaskID | None = None
+        first = 0.0  # the step that this process goes on from
         for line in workshop.train(
             chosen.network, steps=getattr(chosen, "steps", None), minutes=getattr(chosen, "minutes", None),
             every=chosen.every, tensorboard=chosen.tensorboard,
         ):  # fmt: skip
             if task is None:
+                first = line["step"] - 1
                 task = progress.add_task(chosen.network, total=None, said="")
             said = f"loss {line['loss']:.4f}"
             progress.update(task, total=line["of"], completed=line["step"], said=said)
             if line["step"] % chosen.every == 0 or line["step"] == line["of"]:  # a held-out set was looked at
                 measured = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
-                said = f"step {line['step']} of {line['of']}: {', '.join(measured)}"
+                left = (line["of"] - line["step"]) * line.get("seconds", 0.0) / (line["step"] - first)
+                said = f"step {line['step']} of {line['of']}, {spoken(left)} left: {', '.join(measured)}"
                 progress.console.print(said, highlight=False)
     if processes.first:
         print(f"the model so far is in {workshop.model}")
+
+
+def spoken(seconds: float) -> str:
+    """A time, as a person says it."""
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}s"
+    return f"{seconds:.0f} seconds"
 
 
 @contextmanager

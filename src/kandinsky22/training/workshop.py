@@ -61,6 +61,7 @@ TRAINED_BY = {"text": "clip", "vision": "clip"}
 OF = {"clip": "vision", "movq-decoder": "movq"}  # what is trained, where it is named otherwise than what is added
 ADDED = "added"  # a file of a run whose network is in the model
 BEGINNING = 3600.0  # seconds that another network may take to copy what a model begins with
+FIT = "codebook.json"  # of a codebook that is fitted when MoVQ has learnt: the share of its codes in use
 FITTED = 1000  # pictures that MoVQ's latents are standardised and its codebook fitted on
 
 
@@ -172,7 +173,8 @@ class Workshop:
         network, seen = trained.movq, self.material("movq").seen[0]
         if not trained.terms.quantised:
             movq.standardise(network, self._encoded(network, seen))
-            movq.fit_codebook(network.quantize.embedding, self._encoded(network, seen))
+            used = movq.fit_codebook(network.quantize.embedding, self._encoded(network, seen))
+            write_json(self.folder / "movq" / FIT, {"codes_used": used})
         self._add_movq_decoder(trained)
 
     @torch.no_grad()
