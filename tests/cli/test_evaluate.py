@@ -1,6 +1,7 @@
 """`kandinsky22 evaluate`: the whole way on a small random model, and what is said of bad input before anything is painted."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from kandinsky22.cli.evaluate import RESIZES
 from kandinsky22.evaluation import features
 from kandinsky22.evaluation.resize import WAYS
 
-QUICK = ["--steps", "1", "--prior-num-inference-steps", "1", "--processes", "1", "--batch", "4", "--device", "cpu"]
+HERE = ["--processes", "1", "--threads", "1", "--batch", "4", "--device", "cpu"]
+QUICK = ["--steps", "1", "--prior-num-inference-steps", "1", *HERE]
 
 
 class Colours:
@@ -67,7 +69,10 @@ def test_the_cards_evaluation_from_a_command(
     ]
     command += ["--inception", "weights.pth", "--kid-size", "4", "--reference"]
     assert run([*command, str(real), "--shard", "1/2"]) == 0
-    assert "the same command without --shard writes the report" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the same command without --shard writes the report" in said
+    assert re.search(r"4 pictures to paint, 4 calls .* that are free; the first pack is timed", said)
+    assert re.search(r"0 pictures to paint, 0 calls .* that are free, about 0:00:00", said)
     assert not (out / "report.json").exists() and len([*(out / "pictures").iterdir()]) == 4
     assert run([*command, str(real)]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
@@ -137,6 +142,22 @@ def test_too_few_captions_are_refused_before_anything_is_painted(
     assert run([*command, "--out", str(tmp_path / "out")]) == 2
     assert "KID's subsets are of 2 to 6 of the captions, got 1000; give another --kid-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_from_a_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "sweep", "--model", str(tiny_model), "--out", str(tmp_path), "--samplers", "ddim"]
+    assert run([*command, "--numbers", "1,2", "--scenes", "2", "--seeds", "2", *HERE]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 cells; where it is not known yet how long they take, two packs are timed\n")
+    assert re.search(r"\n0 pictures to paint, 0 calls .*, about 0:00:00\n", said)  # of so few, two packs are all
+    assert re.search(
+        r"\n8 pictures to paint, (8|16) calls of the decoder's network, about .*, about 0:\d\d:\d\d\n", said
+    )
+    assert "linear-prior is left out" in said and "\nguidance: " in said
+    report, protocol = (json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in ("report", "protocol"))
+    assert len(report["cells"]) == 2 and len(report["around"]) == 5 and report["guidance_scale"] in (1, 2, 3, 4, 6)
+    assert [*protocol["cells"]][:2] == ["ddim-1", "ddim-2"] and len(protocol["cells"]) == 6
+    assert str(tiny_model) not in json.dumps(protocol)
 
 
 def test_the_ways_to_resize_are_those_there_are() -> None:

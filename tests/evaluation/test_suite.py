@@ -182,40 +182,94 @@ def test_a_run_that_is_not_complete_is_not_scored(painter: Here, clip: ClipFeatu
         suite.world(begun, clip, say=silent, command="")
 
 
-def test_a_sweep_paints_every_cell_and_chooses(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
-    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
-    cells = sweep.grid(request, ["ddim", "heun"], [1, 2])
-    standings = list(sweep.paint(painter, tmp_path, cells, scenes=3, seeds=2))
+@pytest.fixture(scope="module")
+def swept(painter: Here, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a painted sweep."""
+    folder = tmp_path_factory.mktemp("sweep")
+    before = sweep.expect(painter, folder, CELLS, scenes=3, seeds=2)
+    assert before.pictures == 4 * 6 - 2 * 6 and before.calls == (1 + 2) * 6  # two packs were timed: those of the ends
+    assert before.seconds is not None and before.seconds > 0
+    standings = list(sweep.paint(painter, folder, CELLS, scenes=3, seeds=2))
     assert list(dict.fromkeys(name for name, _ in standings)) == ["ddim-1", "ddim-2", "heun-1", "heun-2"]
-    judged = sweep.judge(tmp_path, [*cells], clip, silent, seeds=2)
+    after = sweep.expect(painter, folder, CELLS, scenes=3, seeds=2)
+    assert (after.pictures, after.calls, after.bytes, after.seconds) == (0, 0, 0, 0)
+    return folder
+
+
+CELLS = sweep.grid(text2img("", model="tiny-model", **FEW), ["ddim", "heun"], [1, 2])  # type: ignore[arg-type]
+
+
+def test_a_sweep_paints_every_cell_and_chooses(swept: Path, clip: ClipFeatures, tmp_path: Path) -> None:
+    judged = sweep.judge(swept, [*CELLS], clip, silent, seeds=2)
     assert [cell.calls for cell in judged] == [1, 2, 1, 3]
     assert all(cell.rates["plain"].of == 6 and len(cell.by_seed) == 2 for cell in judged)
     assert sweep.best(judged).name == "ddim-1"  # of random weights all are as bad
-    report = sweep.report("tiny-model", judged, judged[:1], {})
+    report = sweep.report("tiny-model", judged, judged[1:2], judged[2:3], {})
     assert report.values["chosen"] == "ddim-1" and len(report.tables[0].rows) == 4
-    seeds = {(item.caption, item.seed) for item in Run.opened(tmp_path / "ddim-1").items}
-    assert seeds == {(item.caption, item.seed) for item in Run.opened(tmp_path / "heun-2").items} and len(seeds) == 6
+    assert [row[0] for row in report.tables[1].rows] == ["ddim-1", "ddim-2", "heun-1"]
+    assert report.values["around"][2]["against"] == [0, 0, 0] and "heun-1" in {number.name for number in report.numbers}
+    seeds = {(item.caption, item.seed) for item in Run.opened(swept / "ddim-1").items}
+    assert seeds == {(item.caption, item.seed) for item in Run.opened(swept / "heun-2").items} and len(seeds) == 6
+    *captioned, beside = report.grids
+    assert len(captioned) == 3 and all(grid.columns == ["1 steps", "2 steps"] for grid in captioned)
+    assert [heading for heading, _ in captioned[0].rows] == ["ddim", "heun"] and len(beside.rows) == 3
+    assert write(tmp_path, report).read_text("utf-8").count("<img") == 3 * 4 + 3 * 3
+
+
+def test_a_sweeps_protocol_says_what_the_pictures_follow_from(swept: Path, clip: ClipFeatures) -> None:
+    protocol = sweep.protocol(swept, [*CELLS], clip, "kandinsky22 evaluate sweep")
+    run = protocol["run"]
+    assert run["weights"]["unet"] and run["captions"]["sha256"] and run["dtype"] == "float32" and run["batch"] == 8
+    assert run["request"]["height"] == 64 and run["request"]["decoder"]["guidance_scale"] == 1
+    assert protocol["cells"]["ddim-1"] == {}
+    assert protocol["cells"]["heun-2"] == {"request.decoder.sampler": "heun", "request.decoder.steps": 2}
+    assert protocol["captions"] == {"scenes": 3, "pictures": 6} and protocol["painted_on"]["device"] == "cpu"
+    assert json.loads(json.dumps(protocol)) == protocol
+
+
+def cell(name: str, shares: Sequence[float], *, steps: int = 20, scale: float = 4.0) -> sweep.Cell:
+    request = text2img("", sampler="ddim", num_inference_steps=steps, guidance_scale=scale)
+    return sweep.Cell(name, request, {}, {str(i): share for i, share in enumerate(shares)}, (), 0.0, 0.0)
 
 
 def test_the_cheapest_cell_that_is_not_measurably_worse_is_best() -> None:
     rng = np.random.default_rng(0)
     captions = rng.random(40)  # some are harder than others
 
-    def cell(name: str, steps: int, worse: float) -> sweep.Cell:
-        request = text2img("", sampler="ddim", num_inference_steps=steps)
-        shares = captions - worse + 0.02 * rng.standard_normal(40)
-        return sweep.Cell(name, request, {}, tuple(shares), (), 0.0, 0.0)
+    def made(name: str, steps: int, worse: float) -> sweep.Cell:
+        return cell(name, captions - worse + 0.02 * rng.standard_normal(40), steps=steps)
 
-    cells = [cell("poor", 5, 0.1), cell("enough", 20, 0.001), cell("as many calls", 20, 0.005), cell("most", 50, 0.0)]
+    cells = [made("poor", 5, 0.1), made("enough", 20, 0.001), made("as many calls", 20, 0.005), made("most", 50, 0.0)]
     assert sweep.best(cells).name == "enough"  # in pairs: alone, no interval would tell the poor one from the others
     assert cells[0].interval[2] > cells[3].interval[1]
     assert sweep.best([cells[0], cells[3]]).name == "most"
 
 
+def test_guidance_is_chosen_by_the_same_rule() -> None:
+    """Of as many calls, that of guidance 1 computes half; else the highest rate counts."""
+    four, six, none = (
+        cell("4", [0.5, 0.7, 0.6]),
+        cell("6", [0.6, 0.7, 0.6], scale=6),
+        cell("1", [0.5, 0.7, 0.6], scale=1),
+    )
+    assert sweep.best([four, six]).name == "6" and sweep.best([four, six, none]).name == "1"
+    assert sweep.best([four, six, cell("1", [0.1, 0.2, 0.1], scale=1)]).name == "6"
+
+
+def test_captions_that_one_cell_could_not_paint_are_left_out_of_a_comparison() -> None:
+    whole, part = cell("whole", [0.5, 0.7, 0.1]), cell("part", [0.4, 0.6])
+    assert whole.against(part) == pytest.approx((0.1, 0.1, 0.1)) and part.worse(whole) and not whole.worse(part)
+    with pytest.raises(ValueError, match=r"whole and none have no caption in common; see failed-\*\.jsonl in both"):
+        whole.against(cell("none", []))
+
+
 def test_what_is_painted_around_the_best_cell() -> None:
-    beside = sweep.around("ddim-20", text2img("", sampler="ddim", num_inference_steps=20))
-    assert {"ddim-20-guidance-1", "ddim-20-guidance-6", "ddim-20-linear-prior"} <= beside.keys()
-    assert beside["ddim-20-linear-prior"].prior.linear and all(r.decoder.steps == 20 for r in beside.values())
+    chosen = text2img("", sampler="ddim", num_inference_steps=20, guidance_scale=4.0)
+    beside = sweep.around("ddim-20", chosen)
+    assert [*beside] == [f"ddim-20-guidance-{scale}" for scale in (1, 2, 3, 6)]  # its own is painted already
+    linear = sweep.linear("ddim-20", chosen)
+    assert linear["ddim-20-linear-prior"].prior.linear
+    assert all(r.decoder.steps == 20 and r.decoder.sampler == "ddim" for r in (*beside.values(), *linear.values()))
 
 
 def test_captions_of_a_file_are_painted_as_they_stand(painter: Here, tmp_path: Path) -> None:

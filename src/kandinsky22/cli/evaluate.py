@@ -18,7 +18,7 @@ from kandinsky22.tasks import text2img
 if TYPE_CHECKING:
     from kandinsky22.backends.pool import Pool
     from kandinsky22.evaluation.features import ClipFeatures, Features
-    from kandinsky22.evaluation.generate import Standing
+    from kandinsky22.evaluation.generate import Estimate, Standing
     from kandinsky22.evaluation.manifest import Run, Shard
     from kandinsky22.kandinsky import Kandinsky
 
@@ -149,7 +149,7 @@ def sweep(arguments: Sequence[str]) -> None:
     add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 5)")
     options = _options(parser, arguments)
 
-    from kandinsky22.evaluation import plots, reference, suite
+    from kandinsky22.evaluation import plots, suite
     from kandinsky22.evaluation import sweep as sweeping
 
     plots.check()
@@ -159,25 +159,32 @@ def sweep(arguments: Sequence[str]) -> None:
     with _pool(options) as painter:
 
         def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
+            print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
+            print(_said(sweeping.expect(painter, folder, cells, scenes, seeds)), flush=True)
             _told(sweeping.paint(painter, folder, cells, scenes, seeds))
             with _saying() as say:
                 return sweeping.judge(folder, [*cells], clip, say, seeds)
 
-        judged = carried_out(cells)
-        chosen = sweeping.best(judged).name
-        beside = sweeping.around(chosen, cells[chosen])
-        for name, request in [*beside.items()]:
-            try:
-                painter.about(replace(request, seed=0))
-            except ValueError as error:
-                print(f"{name} is left out: {error}")
-                del beside[name]
-        around = carried_out(beside)
-    protocol = {
-        "captions": f"{scenes} fresh scenes, {seeds} seeds each", "features": reference.by(clip)._asdict(),
-        "scored_on": suite.hardware(), "versions": suite.versions(), "command": suite.command(),
-    }  # fmt: skip
-    _written(folder, sweeping.report(template.model, judged, around, protocol))
+        grid = carried_out(cells)
+        chosen = sweeping.best(grid)
+        guided = carried_out(sweeping.around(chosen.name, chosen.request))
+        final = sweeping.best([chosen, *guided])
+        linear = dict(_possible(painter, sweeping.linear(final.name, final.request)))
+        beside = carried_out(linear) if linear else []
+    names = [cell.name for cell in (*grid, *guided, *beside)]
+    protocol = sweeping.protocol(folder, names, clip, suite.command())
+    _written(folder, sweeping.report(chosen.request.model, grid, guided, beside, protocol))
+
+
+def _possible(painter: "Pool", cells: Mapping[str, Request]) -> Iterator[tuple[str, Request]]:
+    """The cells that the model can paint; of the others it is said why not."""
+    for name, request in cells.items():
+        try:
+            painter.about(replace(request, seed=0))
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+        else:
+            yield name, request
 
 
 def stats(arguments: Sequence[str]) -> None:
@@ -286,21 +293,33 @@ def _pool(options: Mapping[str, Any]) -> "Pool":
 
 
 def _painted(options: Mapping[str, Any], begin: "Callable[[Pool], Run]", shard: "Shard | None" = None) -> "Run":
-    """The run, its shard painted; what it will take is said first, the time where some were painted before."""
+    """The run, its shard painted; what it will take is said first, the time as soon as a pack was painted."""
     from kandinsky22.evaluation import generate
     from kandinsky22.evaluation.manifest import WHOLE
 
     shard, retry = shard or WHOLE, options.get("retry", False)
     with _pool(options) as painter:
         run = begin(painter)
+
+        def painting(packs: int | None = None) -> "Iterator[tuple[str, Standing]]":
+            standings = generate.generate(painter, run, shard=shard, retry=retry, packs=packs)
+            return ((run.folder.name, standing) for standing in standings)
+
         needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
-        print(
-            f"{needs.pictures} pictures to paint, about {needs.bytes / 1e9:.2f} of {needs.free / 1e9:.0f} GB that are free"
-        )
-        _told(
-            (str(run.folder.name), standing) for standing in generate.generate(painter, run, shard=shard, retry=retry)
-        )
+        if needs.seconds is None:
+            print(f"{_said(needs)}; the first pack is timed", flush=True)
+            _told(painting(packs=1))
+            needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
+        print(_said(needs), flush=True)
+        _told(painting())
     return run
+
+
+def _said(needs: "Estimate") -> str:
+    """An estimate, in a sentence."""
+    said = f"{needs.pictures} pictures to paint, {needs.calls} calls of the decoder's network"
+    said += f", about {needs.bytes / 1e9:.2g} of {needs.free / 1e9:.0f} GB that are free"
+    return said if needs.seconds is None else f"{said}, about {_clock(needs.seconds)}"
 
 
 def _told(standings: "Iterable[tuple[str, Standing]]") -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kandinsky22.backends.here import Here
 from kandinsky22.backends.packs import Failure, Finished, Painter
@@ -45,13 +45,25 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a shard still needs: pictures to paint, bytes of disk, of how many that are free, and seconds; None where none was
-    painted yet."""
+    """What a shard still needs: pictures to paint, calls of the decoder for them, bytes of disk, of how many that are free, and
+    seconds; None where none was painted yet."""
 
     pictures: int
+    calls: int
     bytes: int
     free: int
     seconds: float | None
+
+    @classmethod
+    def none(cls, folder: Path) -> Self:
+        """Nothing, in a folder."""
+        return cls(0, 0, 0, shutil.disk_usage(folder).free, 0.0)
+
+    def __add__(self, other: Self) -> Self:
+        """Of both, on one disk, one after the other."""
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        pictures, calls = self.pictures + other.pictures, self.calls + other.calls
+        return type(self)(pictures, calls, self.bytes + other.bytes, min(self.free, other.free), seconds)
 
     def check(self) -> None:
         """Raises `ValueError` where the disk has too little room."""
@@ -115,17 +127,30 @@ def estimate(run: Run, shard: Shard = WHOLE, *, processes: int = 1, retry: bool 
     """What a shard still needs, judged by the latest pictures of the run; before there are any, disk by the size of their
     pixels. `list(generate(..., packs=1))` paints some, for an estimate of time."""
     lacking = sum(len(pack) for pack in _lacking(run, shard, retry=retry))
-    latest = [*logged(run).values()][-RECENT:]
-    there = [path for record in latest if (path := run.pictures / f"{record['id']}.png").exists()]
+    there = [path for record in _latest(run) if (path := run.pictures / f"{record['id']}.png").exists()]
     mean = sum(path.stat().st_size for path in there) / len(there) if there else 0
     raw = 3 * (run.template.height or 0) * (run.template.width or 0) + RECIPE
-    seconds = sum(record["milliseconds"] for record in latest) / 1000 / max(1, len(latest)) * lacking / processes
+    seconds = seconds_each(run)
     return Estimate(
         lacking,
+        lacking * calls(run.template),
         round(lacking * (mean or raw)),
         shutil.disk_usage(run.folder).free,
-        seconds if latest else None,
+        None if seconds is None and lacking else (seconds or 0) * lacking / processes,
     )
+
+
+def seconds_each(run: Run) -> float | None:
+    """How long a picture of a run takes one process, judged by the latest; None where none was painted yet."""
+    latest = _latest(run)
+    return sum(record["milliseconds"] for record in latest) / 1000 / len(latest) if latest else None
+
+
+def calls(request: Request) -> int:
+    """Of the decoder's network for a picture painted from noise, as a resolved request says."""
+    steps = request.decoder.steps
+    assert steps is not None
+    return 2 * steps - 1 if request.decoder.sampler == "heun" else steps
 
 
 def logged(run: Run) -> dict[str, dict[str, Any]]:
@@ -137,6 +162,10 @@ def failed(run: Run) -> dict[str, dict[str, Any]]:
     """What is known of captions that failed, by id: "error" and "tries". One that has a picture by now has not."""
     records = logs.by_id(sorted(run.folder.glob("failed-*.jsonl")))
     return {name: record for name, record in records.items() if not is_whole(run.pictures / f"{name}.png")}
+
+
+def _latest(run: Run) -> list[dict[str, Any]]:
+    return [*logged(run).values()][-RECENT:]
 
 
 def is_whole(path: Path) -> bool:

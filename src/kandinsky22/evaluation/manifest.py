@@ -186,7 +186,7 @@ class Run:
 
     def _check_same(self) -> None:
         then = _json(self.folder / RUN)
-        if differs := next(_differences(then, json.loads(json.dumps(self.about))), None):
+        if differs := next(differences(then, json.loads(json.dumps(self.about))), None):
             name, was, now = differs
             raise ValueError(
                 f"{self.folder} was begun with {name} {_said(was)}, and now it is {_said(now)}; give another folder, or the "
@@ -214,6 +214,15 @@ def filled(template: Request, item: Item) -> Request:
     return replace(template, condition=replace(template.condition, prompt=item.caption), seed=item.seed)
 
 
+def differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two values of JSON differ: dotted names, what was there then and what is now."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**now, **then}:
+            yield from differences(then.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    elif then != now:
+        yield name, then, now
+
+
 def _read_manifest(folder: Path) -> tuple[Item, ...]:
     path = folder / MANIFEST
     try:
@@ -234,15 +243,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
     return dict(values)
-
-
-def _differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two values of JSON differ, as dotted names."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in {**now, **then}:
-            yield from _differences(then.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
-    elif then != now:
-        yield name, then, now
 
 
 def _said(value: Any) -> str:

@@ -182,6 +182,17 @@ def hardware() -> dict[str, Any]:
     return {"processor": processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
 
 
+def painted_on(run: Run) -> dict[str, Any]:
+    """On what the first picture of a run was painted."""
+    for item in run.items:
+        if is_whole(run.picture(item)):
+            made_by = read_recipe(run.picture(item)).made_by
+            return {
+                name: made_by[name] for name in ("device", "processor", "dtype", "threads", "torch") if name in made_by
+            }
+    return {}
+
+
 def _report(
     run: Run, title: str, summary: str, total: Scores, protocol: Mapping[str, Any], remarks: Sequence[str] = ()
 ) -> Report:
@@ -190,7 +201,7 @@ def _report(
         remarks = [f"{len(lost)} of {len(run.items)} captions could not be painted and are left out.", *remarks]
     shown = [Shown(run.picture(item), item.caption) for item in run.items if item.id not in lost][:SHOWN]
     whole_protocol = {
-        "run": run.about, **protocol, "failed": sorted(lost), "painted_on": _painter(run, next(iter(shown), None)),
+        "run": run.about, **protocol, "failed": sorted(lost), "painted_on": painted_on(run),
         "scored_on": hardware(), "versions": versions(),
     }  # fmt: skip
     return Report(
@@ -244,14 +255,6 @@ def _about(place: Path, statistics: Statistics) -> dict[str, Any]:
 def _networks(features: Mapping[str, Features]) -> dict[str, Any]:
     """What saw the pictures, and how they were resized for it."""
     return {name: reference.by(of)._asdict() for name, of in features.items()}
-
-
-def _painter(run: Run, shown: Shown | None) -> dict[str, Any]:
-    """On what the first picture was painted."""
-    if shown is None:
-        return {}
-    made_by = read_recipe(shown.path).made_by
-    return {name: made_by[name] for name in ("device", "processor", "dtype", "threads", "torch") if name in made_by}
 
 
 def command() -> str:
