@@ -1,12 +1,15 @@
 """Whole evaluations on a small random model: what is written, what it says, and what is refused."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -14,12 +17,15 @@ from torch import Tensor
 
 from kandinsky22 import Kandinsky, text2img
 from kandinsky22.backends.here import Here
-from kandinsky22.evaluation import captions, generate, reference, suite, sweep
+from kandinsky22.evaluation import captions, generate, inception, protocol, reference, suite, sweep
+from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.features import ClipFeatures
-from kandinsky22.evaluation.manifest import Run
+from kandinsky22.evaluation.manifest import Run, Shard
 from kandinsky22.evaluation.report import Report, write
-from tests.models_on_disk import DIM
+from kandinsky22.images import Painting, read_recipe
+from kandinsky22.request import Request, Sampling
+from tests.models_on_disk import DIM, write_tiny_model
 
 COUNT = DIM + 8  # more than a covariance needs
 FEW = {"num_inference_steps": 1, "prior_num_inference_steps": 1, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}
@@ -33,8 +39,10 @@ class Colours:
     """Features that need no weights: the mean of each channel and of its left half."""
 
     name, fingerprint, dim, resize = "colours", "1", 6, "not at all"
+    seen = 0
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        self.seen += len(pictures)
         pixels = [np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in pictures]
         rows = [np.concatenate([p.mean((0, 1)), p[:, : p.shape[1] // 2].mean((0, 1))]) for p in pixels]
         return torch.from_numpy(np.stack(rows))
@@ -104,20 +112,70 @@ def test_the_cards_evaluation_stands_beside_the_cards_table(run: Run, clip: Clip
     place = real(tmp_path / "real", 40)
     cmmd_reference = suite.statistics_of(place, clip, run.folder, "real-pictures-for-cmmd", silent)
     report = scored(run, place, clip=clip, cmmd=(clip, cmmd_reference))
-    assert {"fid", "kid", "clip_score", "cmmd", "pictures"} == report.values.keys()
+    assert {"fid", "kid", "clip_score", "cmmd", "pictures", "features"} == report.values.keys()
     card = next(table for table in report.tables if "card" in table.title)
     assert len(card.rows) == 12 and card.ours is not None and "tiny-model" in card.rows[card.ours][0]
-    assert "Protocols differ" in card.about and not report.remarks
+    assert "Protocols differ" in card.about
+    assert [remark[:55] for remark in report.remarks] == ["Inception's weights are not the published file (SHA-256"]
     protocol = json.loads(json.dumps(report.protocol))
     assert protocol["reference"].items() >= {"name": "real", "pictures": 40, "sizes": [[64, 64]]}.items()
-    assert protocol["features"]["cmmd"]["fingerprint"] == clip.fingerprint and protocol["painted_on"]["device"] == "cpu"
+    assert protocol["features"]["cmmd"]["fingerprint"] == clip.fingerprint
+    assert protocol["features"]["inception"] == report.values["features"]["inception"]
+    assert [(by["device"], by["pictures"]) for by in protocol["painted_on"]] == [("cpu", COUNT)]
+    assert protocol["comparison"] == {"any_size": False, "kid": {"subsets": 100, "size": 20, "seed": 0}}
+    assert protocol["versions"]["pillow"] == PIL.__version__
     assert str(tmp_path) not in json.dumps(report.protocol) + json.dumps(report.values)
 
     kept = tmp_path / "kept.safetensors"
     reference.save(kept, reference.measure(reference.pictures_in(place), Colours()))
     by_file = scored(run, kept)
     assert by_file.values["fid"] == pytest.approx(report.values["fid"], rel=1e-9)
-    assert [remark.split(" is")[0] for remark in by_file.remarks] == ["The CLIP score", "CMMD"]
+    assert [remark.split(" is")[0] for remark in by_file.remarks[1:]] == ["The CLIP score", "CMMD"]
+
+
+def test_the_published_inception_is_told_from_others(run: Run, tmp_path: Path) -> None:
+    features, place = Colours(), real(tmp_path / "real", 40)
+    features.name, features.fingerprint = inception.NAME, inception.SHA256
+    report = scored(run, place, features)
+    assert report.values["features"]["inception"]["published"] is True
+    assert report.protocol["features"]["inception"]["fingerprint"] == inception.SHA256
+    assert not any("published file" in remark for remark in report.remarks)
+    features.fingerprint = "another"
+    assert scored(run, place, features).values["features"]["inception"]["published"] is False
+
+
+def test_every_painter_that_took_part_is_told_of(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    some = Run.opened(folder)
+    for item in some.items[:3]:
+        with Image.open(some.picture(item)) as picture:
+            recipe = read_recipe(some.picture(item))
+            Painting(picture.convert("RGB"), recipe.request, {**recipe.made_by, "device": "cuda"}).save(
+                some.picture(item)
+            )
+    told = protocol.painters(some)
+    assert [(by["device"], by["pictures"]) for by in told] == [("cpu", COUNT - 3), ("cuda", 3)]
+
+
+def test_parts_that_workers_measured_are_taken(run: Run, tmp_path: Path) -> None:
+    """Each picture is seen once, whoever sees it, and the numbers are those of the whole; what has changed is seen again."""
+    place, features = real(tmp_path / "real", 40), Colours()
+    known = scored(run, place).values
+    folder = shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors"))
+    shared = Run.opened(folder)
+    for number in (1, 3):
+        suite.measure_part(shared, Shard(number, 3), {"pictures": features}, silent)
+    assert features.seen == 24 and len([*folder.glob("pictures-part-*.safetensors")]) == 2
+    theirs = suite.statistics_of(place, Colours(), folder, "real-pictures", silent)
+    report = suite.coco(shared, place, theirs, features, kid_size=20, any_size=False, say=silent, command="")
+    assert features.seen == COUNT and report.values["kid"] == known["kid"]
+    assert report.values["fid"] == pytest.approx(known["fid"], rel=1e-9)
+    for kept in folder.glob("pictures-????????????????.safetensors"):
+        kept.unlink()
+    os.utime(shared.picture(shared.items[0]), (1, 1))
+    again = Colours()
+    suite.coco(shared, place, theirs, again, kid_size=20, any_size=False, say=silent, command="")
+    assert again.seen == COUNT - 24 + len(shared.packs(Shard(1, 3))[0]) * 2  # the part it was in, and what no part has
 
 
 def test_a_published_mean_and_covariance_do_for_fid(run: Run, tmp_path: Path) -> None:
@@ -165,13 +223,36 @@ def test_a_complete_run_is_scored_without_its_model(run: Run, tmp_path: Path) ->
     found = suite.complete(run.folder, captions, request)
     assert found is not None and found.items == run.items
     assert suite.complete(run.folder, captions, text2img("", model="tiny-model")) is not None  # what it leaves open
-    for other in (
-        (run.folder, suite.world_captions(COUNT - 1), request),
-        (run.folder, captions, replace(request, decoder=replace(request.decoder, steps=2))),
-        (run.folder, captions, replace(request, model="box")),
-        (tmp_path, captions, request),
-    ):
-        assert suite.complete(*other) is None
+    assert suite.complete(tmp_path, captions, request) is None
+
+
+def test_a_complete_run_is_scored_as_it_was_painted_alone(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever decides pixels is compared: what is said, and the weights, where they are at hand."""
+    captions, request = suite.world_captions(COUNT), text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    as_painted: dict[str, Any] = {"seed": 0, "batch": 8, "dtype": "float32", "model": Kandinsky.load(tiny_model)}
+    assert suite.complete(run.folder, captions, request, **as_painted) is not None
+    other = tmp_path / "tiny-model"  # of the same name
+    write_tiny_model(other, seed=1)
+    differs: list[tuple[str, Captions, Request, dict[str, Any]]] = [
+        ("captions.sha256", suite.world_captions(COUNT - 1), request, {}),
+        ("request.decoder.steps 1, and now it is 2", captions, replace(request, decoder=Sampling(steps=2)), {}),
+        ('request.model "tiny-model", and now it is "box"', captions, replace(request, model="box"), {}),
+        ("seed 0, and now it is 1", captions, request, {"seed": 1}),
+        ("batch 8, and now it is 4", captions, request, {"batch": 4}),
+        ('dtype "float32", and now it is "bfloat16"', captions, request, {"dtype": "bfloat16"}),
+        ("weights.unet", captions, request, {"model": Kandinsky.load(other)}),
+    ]
+    for said, of, asked, how in differs:
+        with pytest.raises(ValueError, match=f"was begun with {said}"):
+            suite.complete(run.folder, of, asked, **how)
+
+
+def test_the_command_that_painted_stays_in_the_protocol(run: Run, clip: ClipFeatures, tmp_path: Path) -> None:
+    painted = replace(run, about={**run.about, "command": "kandinsky22 evaluate world --steps 1"})
+    report = suite.world(painted, clip, say=silent, command="kandinsky22 evaluate world")
+    assert report.protocol["command"] == "kandinsky22 evaluate world --steps 1"
+    assert report.protocol["scored_by"] == "kandinsky22 evaluate world"
+    assert "scored_by" not in scored(run, real(tmp_path / "real", 40), command="x").protocol
 
 
 def test_a_run_that_is_not_complete_is_not_scored(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
@@ -218,12 +299,13 @@ def test_a_sweep_paints_every_cell_and_chooses(swept: Path, clip: ClipFeatures, 
 
 def test_a_sweeps_protocol_says_what_the_pictures_follow_from(swept: Path, clip: ClipFeatures) -> None:
     protocol = sweep.protocol(swept, [*CELLS], clip, "kandinsky22 evaluate sweep")
+    assert protocol["command"] == "kandinsky22 evaluate sweep"
     run = protocol["run"]
     assert run["weights"]["unet"] and run["captions"]["sha256"] and run["dtype"] == "float32" and run["batch"] == 8
     assert run["request"]["height"] == 64 and run["request"]["decoder"]["guidance_scale"] == 1
     assert protocol["cells"]["ddim-1"] == {}
     assert protocol["cells"]["heun-2"] == {"request.decoder.sampler": "heun", "request.decoder.steps": 2}
-    assert protocol["captions"] == {"scenes": 3, "pictures": 6} and protocol["painted_on"]["device"] == "cpu"
+    assert protocol["captions"] == {"scenes": 3, "pictures": 6} and protocol["painted_on"][0]["device"] == "cpu"
     assert json.loads(json.dumps(protocol)) == protocol
 
 

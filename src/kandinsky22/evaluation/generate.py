@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,23 +79,32 @@ def painter_of(backend: Backend) -> Painter:
     return backend if isinstance(backend, Painter) else Here(backend)
 
 
-def begin(backend: Backend, folder: Path, captions: Captions, request: Request, *, seed: int = 0) -> Run:
+def begin(
+    backend: Backend, folder: Path, captions: Captions, request: Request, *, seed: int = 0,
+    check: Callable[[Request], None] = lambda template: None, noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Run:  # fmt: skip
     """The run of captions in a folder, each painted as `request` says, with their prompts and seeds in its place; begun if it
-    is not there. Raises `ValueError` as `Run.begun` does, and for a request that the backend refuses."""
+    is not there.
+
+    check: is shown the resolved request before anything is written, and may raise. noted: see `Run.begun`. Raises `ValueError`
+    as `Run.begun` does, and for a request that the backend refuses.
+    """
     painter = painter_of(backend)
     first = items(captions, seed)[0]
     template, made_by = painter.about(filled(unfilled(request), first))
-    return Run.begun(folder, captions, template, made_by, batch=painter.batch, seed=seed)
+    check(template)
+    return Run.begun(folder, captions, template, made_by, batch=painter.batch, seed=seed, noted=noted)
 
 
 def generate(
-    backend: Backend, run: Run, *, shard: Shard = WHOLE, retry: bool = False, packs: int | None = None
+    backend: Backend, run: Run, *, shard: Shard = WHOLE, retry: bool = False, packs: int | None = None, least: int = 1
 ) -> Iterator[Standing]:
     """Paint what a shard lacks, telling how far it is, first before anything is painted.
 
-    Captions that failed before are passed over, unless `retry`. packs: no more than so many. Closing the iterator stops it
-    between two steps of painting. Raises `ValueError` for a shard that another process is painting, for a backend that paints
-    otherwise than the run began, for a disk without room, and where ten captions in a row fail, which are then not recorded.
+    Captions that failed before are passed over, unless `retry`. packs: no more than so many. least: pictures that the whole run
+    is of no use without. Closing the iterator stops it between two steps of painting. Raises `ValueError` for a shard that
+    another process is painting, for a backend that paints otherwise than the run began, for a disk without room, where ten
+    captions in a row fail, which are then not recorded, and as soon as so many have failed that fewer than `least` are left.
     """
     painter = painter_of(backend)
     if painter.batch != run.batch:
@@ -105,6 +114,8 @@ def generate(
     with _held(run, shard) as desk:
         estimate(run, shard, processes=painter.processes, retry=retry).check()
         lacking = _lacking(run, shard, retry=retry)
+        meanwhile = 1 if retry else least  # those that are tried again may come out well
+        _check_left(run, meanwhile)
         pace = _Pace(run, shard, lacking)
         yield pace.standing()
         doubted: list[Failure[str]] = []
@@ -117,10 +128,13 @@ def generate(
                 else:
                     _keep(run, shard, desk, outcome)
                     _record(run, shard, doubted)
+                    if doubted:
+                        _check_left(run, meanwhile)
                     doubted.clear()
                 pace.count(outcome)
                 yield pace.standing()
         _record(run, shard, doubted)
+        _check_left(run, least)
 
 
 def estimate(run: Run, shard: Shard = WHOLE, *, processes: int = 1, retry: bool = False) -> Estimate:
@@ -223,6 +237,15 @@ def _record(run: Run, shard: Shard, failures: list[Failure[str]]) -> None:
     for failure in failures:
         record = {"id": failure.key, "error": failure.error, "tries": failure.tries}
         logs.append(run.failures(shard), record)
+
+
+def _check_left(run: Run, least: int) -> None:
+    lost, of = len(failed(run)), len(run.items)
+    if of - lost < least:
+        raise ValueError(
+            f"{lost} of {of} captions failed, and the numbers need {least} pictures; see failed-*.jsonl in {run.folder}, then "
+            "try these again with --retry, or give more captions in another folder"
+        )
 
 
 class _Pace:

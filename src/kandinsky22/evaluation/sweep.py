@@ -4,7 +4,7 @@ A cell is one way of sampling; every cell paints the same captions with the same
 sweep that was stopped goes on. The oracle reads every picture.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,13 +15,14 @@ from PIL import Image
 
 from kandinsky22.backends.packs import Painter
 from kandinsky22.compositions import Scene, caption
-from kandinsky22.evaluation import fidelity, plots, reference, suite
+from kandinsky22.evaluation import fidelity, plots, suite
 from kandinsky22.evaluation.captions import Captioned
 from kandinsky22.evaluation.distances import NORMAL
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rates
 from kandinsky22.evaluation.generate import Estimate, Standing, begin, calls, estimate, failed, generate, seconds_each
 from kandinsky22.evaluation.manifest import Run, differences
+from kandinsky22.evaluation.protocol import of_run
 from kandinsky22.evaluation.report import Grid, Number, Plot, Report, Shown, Table
 from kandinsky22.evaluation.scores import Say, caption_score, mean_discrepancy, measured
 from kandinsky22.request import Request, Sampling
@@ -112,14 +113,16 @@ def linear(name: str, chosen: Request) -> dict[str, Request]:
 
 
 def expect(
-    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS
-) -> Estimate:
+    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
+    noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Estimate:  # fmt: skip
     """What all cells still need, before they are painted. Where nothing is known of how long their pictures take, a pack each
     of the cell with the most and of the one with the fewest network calls is painted and timed; others lie between.
+    noted: see `Run.begun`.
 
     Raises `ValueError` as `begin` does for any of the cells, and for a disk without room.
     """
-    runs = [_begun(painter, folder / name, request, scenes, seeds) for name, request in cells.items()]
+    runs = [_begun(painter, folder / name, request, scenes, seeds, noted) for name, request in cells.items()]
     needs = [estimate(run, processes=painter.processes) for run in runs]
     sum(needs, start=Estimate.none(folder)).check()
     lacking = sorted((run for run, of in zip(runs, needs, strict=True) if of.pictures), key=_calls, reverse=True)
@@ -164,12 +167,12 @@ def protocol(folder: Path, names: Sequence[str], clip: ClipFeatures, command: st
     runs = {name: Run.opened(folder / name) for name in names}
     first = next(iter(runs.values()))
     cells = {name: {what: now for what, _, now in differences(first.about, run.about)} for name, run in runs.items()}
-    captions = {"scenes": len({item.caption for item in first.items}), "pictures": len(first.items)}
-    return {
-        "run": first.about, "cells": cells, "captions": captions, "oracle": f"{JUDGED}: {fidelity.ATTRIBUTES[JUDGED]}",
-        "reference": f"{len(first.items)} true pictures of other fresh scenes", "features": reference.by(clip)._asdict(),
-        "failed": {name: sorted(failed(run)) for name, run in runs.items()}, "painted_on": suite.painted_on(first),
-        "scored_on": suite.hardware(), "versions": suite.versions(), "command": command,
+    scenes = len({item.caption for item in first.items})
+    lost = {name: sorted(failed(run)) for name, run in runs.items()}
+    return of_run(first, {"clip": clip}, command) | {
+        "cells": cells, "captions": {"scenes": scenes, "pictures": len(first.items)}, "failed": lost,
+        "oracle": f"{JUDGED}: {fidelity.ATTRIBUTES[JUDGED]}",
+        "reference": f"{len(first.items)} true pictures of other fresh scenes",
     }  # fmt: skip
 
 
@@ -279,8 +282,15 @@ def _first(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     return [(picture, shown[picture]) for picture in sorted(shown) if picture.endswith("-0")][:PICTURED]
 
 
-def _begun(painter: Painter, folder: Path, request: Request, scenes: int, seeds: int) -> Run:
-    return begin(painter, folder, suite.captions_of(_items(scenes, seeds)), request)
+def _begun(
+    painter: Painter,
+    folder: Path,
+    request: Request,
+    scenes: int,
+    seeds: int,
+    noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Run:
+    return begin(painter, folder, suite.captions_of(_items(scenes, seeds)), request, noted=noted)
 
 
 def _calls(run: Run) -> int:
