@@ -340,9 +340,9 @@ def test_guidance_is_chosen_by_the_same_rule() -> None:
 
 def test_captions_that_one_cell_could_not_paint_are_left_out_of_a_comparison() -> None:
     whole, part = cell("whole", [0.5, 0.7, 0.1]), cell("part", [0.4, 0.6])
-    assert whole.against(part) == pytest.approx((0.1, 0.1, 0.1)) and part.worse(whole) and not whole.worse(part)
+    assert whole.above(part) == pytest.approx((0.1, 0.1, 0.1)) and part.worse(whole) and not whole.worse(part)
     with pytest.raises(ValueError, match=r"whole and none have no caption in common; see failed-\*\.jsonl in both"):
-        whole.against(cell("none", []))
+        whole.above(cell("none", []))
 
 
 def test_what_is_painted_around_the_best_cell() -> None:

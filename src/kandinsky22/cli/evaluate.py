@@ -18,7 +18,7 @@ from kandinsky22.cli.painting import (
     template_of,
     whole_number,
 )  # fmt: skip
-from kandinsky22.cli.progress import said, saying, tell
+from kandinsky22.cli.standing import needed, saying, told
 from kandinsky22.request import Request
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def coco30k(arguments: Sequence[str]) -> None:
             reference.check_sizes(real.sizes, [(template.height or 0, template.width or 0)])
 
     model = at_hand(options) if alone else None
-    told = {name: options[name] for name in ("seed", "batch", "dtype", "retry") if options.get(name, "auto") != "auto"}
-    run = suite.complete(out, read, template_of(options), model=model, **told) if alone else None
+    asked = {name: options[name] for name in ("seed", "batch", "dtype", "retry") if options.get(name, "auto") != "auto"}
+    run = suite.complete(out, read, template_of(options), model=model, **asked) if alone else None
     remarks = [NOT_COMPARED] if run and not model else []
     if run is None:
         least = max(inception.dim + 1, kid_size)
@@ -158,8 +158,8 @@ def sweep(arguments: Sequence[str]) -> None:
         def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
             about = noted(options, linear=any(request.prior.linear for request in cells.values()))
             print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
-            print(said(sweeping.expect(painter, folder, cells, scenes, seeds, noted=about)), flush=True)
-            tell(sweeping.paint(painter, folder, cells, scenes, seeds))
+            print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, noted=about)), flush=True)
+            told(sweeping.paint(painter, folder, cells, scenes, seeds))
             with saying() as say:
                 return sweeping.judge(folder, [*cells], clip, say, seeds)
 

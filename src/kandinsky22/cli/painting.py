@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import Parser, add_parameters, request_of
-from kandinsky22.cli.progress import said, tell
+from kandinsky22.cli.standing import needed, told
 from kandinsky22.request import Request
 from kandinsky22.tasks import text2img
 
@@ -147,11 +147,11 @@ def painted(options: Mapping[str, Any], captions: "Captions", shard: "Shard | No
 
         needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
         if needs.seconds is None:
-            print(f"{said(needs)}; the first pack is timed", flush=True)
-            tell(painting(packs=1))
+            print(f"{needed(needs)}; the first pack is timed", flush=True)
+            told(painting(packs=1))
             needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
-        print(said(needs), flush=True)
-        tell(painting())
+        print(needed(needs), flush=True)
+        told(painting())
     return run
 
 

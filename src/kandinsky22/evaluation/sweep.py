@@ -65,7 +65,7 @@ class Cell:
         alike, so the spread is that of captions."""
         return _lies([*self.by_caption.values()])
 
-    def against(self, other: "Cell") -> tuple[float, float, float]:
+    def above(self, other: "Cell") -> tuple[float, float, float]:
         """How much more of it is judged right, and from where to where that lies at 95%: caption by caption, of those that both
         have pictures of. Raises `ValueError` where there are none."""
         both = [name for name in self.by_caption if name in other.by_caption]
@@ -75,7 +75,7 @@ class Cell:
 
     def worse(self, other: "Cell") -> bool:
         """Whether it is measurably worse."""
-        return self.against(other)[2] < 0
+        return self.above(other)[2] < 0
 
     @property
     def values(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def report(
         summary=f"{chosen.rates[JUDGED].of} pictures a cell, of the same captions and seeds. Rates are what the oracle reads.",
         values={
             "cells": [cell.values for cell in cells],
-            "around": [cell.values | {"against": [*cell.against(final)]} for cell in around],
+            "around": [cell.values | {"against": [*cell.above(final)]} for cell in around],
             "chosen": chosen.name,
             "guidance_scale": final.request.decoder.guidance_scale,
         },
@@ -204,10 +204,7 @@ def report(
             Number(
                 "guidance", scale, f"at these, of those {RULE} the one that computes least (1 halves it), then the best"
             ),
-            *(
-                Number(cell.name, _points(cell.against(final)), f"points more right than {final.name}")
-                for cell in beside
-            ),
+            *(Number(cell.name, _points(cell.above(final)), f"points more right than {final.name}") for cell in beside),
         ),
         plots=(Plot("Right but for the style, against steps", plots.lines(curves, "steps", "% of pictures")),),
         tables=(
@@ -246,7 +243,7 @@ def _row(cell: Cell, against: Cell) -> tuple[str, ...]:
         cell.name,
         str(cell.calls),
         f"{middle:.0f} ({low:.0f}-{high:.0f})",
-        "" if cell is against else _points(cell.against(against)),
+        "" if cell is against else _points(cell.above(against)),
         spread,
         *(str(cell.rates[name]) for name in ("shape", "count", "whole")),
         f"{cell.clip_score:.1f}",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kandinsky22.evaluation.generate import Estimate, Standing
 
 
-def tell(standings: "Iterable[tuple[str, Standing]]") -> None:
+def told(standings: "Iterable[tuple[str, Standing]]") -> None:
     """Say how far painting is, of each name; what is painted is painted while this asks."""
     if is_terminal():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -55,7 +55,7 @@ def saying() -> Iterator[Callable[[str, int, int], None]]:
         yield say
 
 
-def said(needs: "Estimate") -> str:
+def needed(needs: "Estimate") -> str:
     """An estimate, in a sentence."""
     said = f"{needs.pictures} pictures to paint, {needs.calls} calls of the decoder's network"
     said += f", about {needs.bytes / 1e9:.2g} of {needs.free / 1e9:.0f} GB that are free"
