@@ -1,10 +1,11 @@
 """Kill an evaluation fifty times while it paints, and see whether it ends with the pictures of one that was left alone.
 
-    python runs/kill_evaluation.py --kills 50
+    python runs/kill_evaluation.py --kills 50 [--model FOLDER]
 
-Starts `kandinsky22 evaluate world` again and again in one folder and ends it with SIGKILL at a random moment after it has said
-what it will paint: sometimes its process alone, sometimes the ones it painted with, sometimes all of them at once. A run that
-becomes whole is compared and begun anew, until there were so many kills amid painting; the last is let finish. Every picture's
+Starts `kandinsky22 evaluate world` again and again in one folder and ends it with SIGKILL some random number of pictures, and a
+random part of a second, after it has said what it will paint: sometimes its process alone, sometimes the ones it painted with,
+sometimes all of them at once. A run that becomes whole is compared and begun anew, until there were so many kills amid painting;
+the last is let finish. Every picture's
 bytes, the manifest, what `run.json` says and the log must be those of a run that nothing happened to.
 """
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="amid painting (default: 50)")
     parser.add_argument("--model", default="box", help="which to paint with (default: box)")
     parser.add_argument("--count", type=int, default=48, help="pictures of a run (default: 48)")
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds from the first word to the kill, at most")
+    parser.add_argument("--most", type=int, default=12, help="pictures that a start may paint before it is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed (default: 0)")
     options = parser.parse_args()
     chance, folder = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill-evaluation-"))
@@ -44,7 +45,10 @@ def main() -> None:
     while told["kills amid painting"] < options.kills:
         with begun(options, killed) as process:
             wait_for_painting(process)
-            time.sleep(chance.uniform(0, options.longest))
+            enough = painted(killed) + chance.randrange(options.most + 1)
+            while painted(killed) < min(enough, options.count) and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.5))
             before, over = painted(killed), process.poll() is not None
             if not over:
                 kill(process, chance.choice(["it", "its own", "all"]))
