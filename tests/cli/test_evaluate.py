@@ -1,6 +1,8 @@
 """`kandinsky22 evaluate`: the whole way on a small random model, and what is said of bad input before anything is painted."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,21 +14,25 @@ from torch import Tensor
 
 from kandinsky22.cli.app import run
 from kandinsky22.cli.evaluate import RESIZES
-from kandinsky22.evaluation import features
+from kandinsky22.evaluation import features, reference
 from kandinsky22.evaluation.resize import WAYS
+from tests.models_on_disk import write_tiny_model
 
-QUICK = ["--steps", "1", "--prior-num-inference-steps", "1", "--processes", "1", "--batch", "4", "--device", "cpu"]
+HERE = ["--processes", "1", "--threads", "1", "--batch", "4", "--device", "cpu"]
+QUICK = ["--steps", "1", "--prior-num-inference-steps", "1", *HERE]
 
 
 class Colours:
     """Features that need no weights."""
 
     name, fingerprint, dim, resize = "colours", "1", 3, "not at all"
+    seen = 0
 
     def __init__(self, path: Path, resize: str = "clean", device: str = "cpu") -> None:
         self.path = path
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        Colours.seen += len(pictures)
         rows = [np.asarray(picture.convert("RGB"), np.float32).mean((0, 1)) / 255 for picture in pictures]
         return torch.from_numpy(np.stack(rows))
 
@@ -67,13 +73,19 @@ def test_the_cards_evaluation_from_a_command(
     ]
     command += ["--inception", "weights.pth", "--kid-size", "4", "--reference"]
     assert run([*command, str(real), "--shard", "1/2"]) == 0
-    assert "the same command without --shard writes the report" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the same command without --shard writes the report" in said
+    assert re.search(r"4 pictures to paint, 4 calls .* that are free; the first pack is timed", said)
+    assert re.search(r"0 pictures to paint, 0 calls .* that are free, about 0:00:00", said)
     assert not (out / "report.json").exists() and len([*(out / "pictures").iterdir()]) == 4
     assert run([*command, str(real)]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
     report, protocol = (json.loads((out / f"{name}.json").read_text("utf-8")) for name in ("report", "protocol"))
     assert report["fid"] > 0 and report["pictures"] == 6
     assert protocol["run"]["request"]["decoder"]["steps"] == 1 and protocol["run"]["captions"]["count"] == 6
+    unet = tiny_model / "decoder" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert protocol["run"]["weights_sha256"]["unet"] == hashlib.sha256(unet.read_bytes()).hexdigest()
+    assert protocol["comparison"] == {"any_size": False, "kid": {"subsets": 100, "size": 4, "seed": 0}}
 
     statistics = tmp_path / "real.safetensors"
     assert run(["evaluate", "stats", str(real), "--inception", "weights.pth", "--output", str(statistics)]) == 0
@@ -85,9 +97,92 @@ def test_the_cards_evaluation_from_a_command(
     assert "1 of 6 pictures cannot be read (0.png)" in capsys.readouterr().err
     assert run([*command, str(real)]) == 2  # before anything else is done
     assert "1 of 6 pictures cannot be read (0.png)" in capsys.readouterr().err
-    changed = [*command, str(statistics), "--guidance-scale", "7"]
-    assert run(changed) == 2
-    assert "was begun with" in capsys.readouterr().err
+    for changed in (["--guidance-scale", "7"], ["--seed", "1"], ["--dtype", "bfloat16"], ["--batch", "2"]):
+        assert run([*command, str(statistics), *changed]) == 2
+        assert "was begun with" in capsys.readouterr().err
+    other = tmp_path / "elsewhere" / tiny_model.name
+    write_tiny_model(other, seed=1)
+    assert run([*command, str(statistics), "--model", str(other)]) == 2
+    assert "was begun with weights." in capsys.readouterr().err
+    assert run([*command, str(statistics), "--model", str(tmp_path / "gone" / tiny_model.name)]) == 0
+    assert "whether its weights are still those of the run was not compared" in (out / "report.html").read_text("utf-8")
+
+
+def test_shards_measure_their_own_pictures_and_not_the_reference(
+    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    command = ["evaluate", "coco30k", "--model", str(tiny_model), "--captions", str(captions), *QUICK]
+    command += [
+        "--inception",
+        "weights.pth",
+        "--kid-size",
+        "4",
+        "--reference",
+        str(real),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    Colours.seen = 0
+    assert run([*command, "--shard", "1/2"]) == run([*command, "--shard", "2/2"]) == 0
+    assert Colours.seen == 6 and not [*(tmp_path / "out").glob("real-pictures*")]
+    assert run(command) == 0
+    assert Colours.seen == 6 + 6  # the reference's
+
+    parts = [tmp_path / f"part-{i}.safetensors" for i in (1, 2)]
+    for i, part in enumerate(parts, 1):
+        measuring = ["evaluate", "stats", str(real), "--inception", "weights.pth", "--shard", f"{i}/2"]
+        assert run([*measuring, "--output", str(part)]) == 0
+    whole = tmp_path / "whole.safetensors"
+    assert run(["evaluate", "stats", *map(str, parts), "--output", str(whole)]) == 0
+    assert "6 pictures by colours" in capsys.readouterr().out and reference.load(whole).count == 6
+
+
+def test_other_sizes_are_refused_before_anything_is_written(
+    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    command = ["evaluate", "coco30k", "--model", str(tiny_model), "--captions", str(captions), *QUICK]
+    command += [
+        "--inception",
+        "weights.pth",
+        "--kid-size",
+        "4",
+        "--reference",
+        str(real),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run([*command, "--size", "128"]) == 2
+    assert "the reference's pictures are all 64x64 and the others all 128x128" in capsys.readouterr().err
+    assert run(command) == 0  # what was advised
+
+
+def test_captions_that_failed_are_tried_again_in_a_complete_run(
+    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    command = ["evaluate", "coco30k", "--model", str(tiny_model), "--captions", str(captions), *QUICK]
+    command += [
+        "--inception",
+        "weights.pth",
+        "--kid-size",
+        "4",
+        "--reference",
+        str(real),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run(command) == 0
+    (tmp_path / "out" / "pictures" / "3.png").unlink()
+    record = {"id": "3", "error": "poison", "tries": 3}
+    (tmp_path / "out" / "failed-1-of-1.jsonl").write_text(json.dumps(record) + "\n", "utf-8")
+    assert run(command) == 0 and json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["pictures"] == 5
+    assert run([*command, "--retry"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["pictures"] == 6
 
 
 @pytest.mark.parametrize(
@@ -98,7 +193,9 @@ def test_the_cards_evaluation_from_a_command(
         (["world"], "needs --out"),
         (["world", "more", "--out", "x"], "takes options only, got 'more'"),
         (["world", "--out", "x", "--count", "0"], "'0' is no whole number from 1 up"),
-        (["stats", "x"], "evaluate stats needs a folder, --output, and either --inception or --clip"),
+        (["stats", "x"], "evaluate stats needs folders, --output, and either --inception or --clip"),
+        (["stats", "a.safetensors", "--clip", "y", "-o", "z.safetensors"], "merged as they are; leave out --clip"),
+        (["stats", "x", "a.safetensors", "-o", "z.safetensors"], "needs folders, --output, and either"),
         (["world", "--out", "x", "--seed", "3"], "there is no option --seed"),
         (["stats", "x", "--clip", "y", "-o", "z.npz"], "writes a file that ends in .safetensors"),
         (["stats", "x", "--clip", "y", "-o", "z.safetensors", "--resize", "clean"], "--resize is for Inception"),
@@ -141,6 +238,22 @@ def test_too_few_captions_are_refused_before_anything_is_painted(
     assert run([*command, "--out", str(tmp_path / "out")]) == 2
     assert "KID's subsets are of 2 to 6 of the captions, got 1000; give another --kid-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_from_a_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "sweep", "--model", str(tiny_model), "--out", str(tmp_path), "--samplers", "ddim"]
+    assert run([*command, "--numbers", "1,2", "--scenes", "2", "--seeds", "2", *HERE]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 cells; where it is not known yet how long they take, two packs are timed\n")
+    assert re.search(r"\n0 pictures to paint, 0 calls .*, about 0:00:00\n", said)  # of so few, two packs are all
+    assert re.search(
+        r"\n8 pictures to paint, (8|16) calls of the decoder's network, about .*, about 0:\d\d:\d\d\n", said
+    )
+    assert "linear-prior is left out" in said and "\nguidance: " in said
+    report, protocol = (json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in ("report", "protocol"))
+    assert len(report["cells"]) == 2 and len(report["around"]) == 5 and report["guidance_scale"] in (1, 2, 3, 4, 6)
+    assert [*protocol["cells"]][:2] == ["ddim-1", "ddim-2"] and len(protocol["cells"]) == 6
+    assert str(tiny_model) not in json.dumps(protocol)
 
 
 def test_the_ways_to_resize_are_those_there_are() -> None:

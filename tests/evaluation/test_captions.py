@@ -22,6 +22,7 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
         ("a.csv", '\ufeffText ,File_Name,width\r\n"a ring, red",a b.JPG,9\r\n', [("a b", "a ring, red", None)]),
         ("a.csv", ',prompt\n0,"a ""red"" ring"\n\n,\n', [("1", 'a "red" ring', None)]),
         ("a.csv", 'id,caption\n1,"a ring\nover a star"\n', [("1", "a ring\nover a star", None)]),
+        ("a.csv", "image_id,id,caption\n9,1,a ring\n9,2,a star\n", [("1", "a ring", None), ("2", "a star", None)]),
         ("a.tsv", "image_id\ttext\n000042\t a ring \n", [("000042", "a ring", None)]),
         ("a.csv", "name,caption\nStraße №1,кольцо", [("Straße №1", "кольцо", None)]),
         ("a.txt", "a ring\r\na star\n\n \n", [("1", "a ring", None), ("2", "a star", None)]),
@@ -41,7 +42,10 @@ TABLES = {
     "\ncaption\na ring\n": "only an empty line where the header belongs",
     "caption,text\na,b\n": "the columns 'caption' and 'text', each of which could be the caption; keep one of them",
     "caption,Caption\na,b\n": "the columns 'caption' and 'caption'",
-    "id,image_id,caption\n1,2,a\n": "the columns 'id' and 'image_id', each of which could be the id",
+    "id,file_name,caption\n1,2,a\n": "the columns 'id' and 'file_name', each of which could be the id",
+    'id,caption\n1,a\n2,"'
+    + "b" * 200_000
+    + "\n": "line 3, has a field of more than 131072 characters, which is no caption; close",
     "id,caption\n1,a ring\n2,a ring, red\n": "line 3, has 3 fields and the header has 2; put a caption that holds",
     "id,caption\n1\n": "line 2, has 1 fields",
     'id,caption\n1,"two\nlines"\n2\n': "line 4, has 1 fields",

@@ -18,7 +18,7 @@ from kandinsky22.checkpoints.about import CheckpointError, write_json
 from kandinsky22.checkpoints.model import StoredPrior
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.evaluation import inception
-from kandinsky22.evaluation.features import ClipFeatures, Features, InceptionFeatures
+from kandinsky22.evaluation.features import ClipFeatures, Features, InceptionFeatures, in_float32
 from kandinsky22.evaluation.resize import clean, legacy
 from kandinsky22.models.tokenizer import learn
 from tests.evaluation.test_inception import Weights, hollow, shapes
@@ -210,3 +210,15 @@ def test_inception_sees_what_each_project_shows_it(
 def test_another_way_to_resize(inception_file: Path) -> None:
     with pytest.raises(ValueError, match="resized by one of clean, rounded, legacy, got 'lanczos'"):
         InceptionFeatures(inception_file, "lanczos")
+
+
+def test_float32_is_float32_while_a_network_looks() -> None:
+    """On CUDA torch may compute in TF32, as it does in convolutions by itself; what the process had set is set again."""
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, True
+    try:
+        with in_float32():
+            assert not torch.backends.cudnn.allow_tf32 and not products.allow_tf32
+        assert torch.backends.cudnn.allow_tf32 and products.allow_tf32
+    finally:
+        products.allow_tf32 = before

@@ -26,11 +26,12 @@ from kandinsky22.evaluation.generate import Standing, begin, estimate, failed, g
 from kandinsky22.evaluation.manifest import Run, Shard
 from kandinsky22.events import Backend
 from kandinsky22.images import read_recipe
+from kandinsky22.request import Request
 from tests.backends.fakes import Obedient, Plain
 from tests.evaluation.generate_program import BATCH, REQUEST
 
 ROOT = Path(__file__).parents[2]
-KILLS = 2
+KILLS = 3  # amid painting; runs/kill_evaluation.py kills the command itself fifty times
 PATIENCE = 240  # seconds; who takes longer hangs
 
 
@@ -177,7 +178,8 @@ def test_disk_and_time_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyP
     painter = Here(Obedient(tmp_path), 3)
     run = run_of(painter, tmp_path / "run")
     before = estimate(run)
-    assert (before.pictures, before.bytes, before.seconds) == (20, 20 * (64 * 64 * 3 + 4096), None)
+    assert (before.pictures, before.calls, before.bytes) == (20, 60, 20 * (64 * 64 * 3 + 4096))
+    assert before.seconds is None
     list(generate(painter, run, packs=2))
     after = estimate(run, Shard(1, 2), processes=2)
     sizes = [path.stat().st_size for path in run.pictures.iterdir()]
@@ -189,6 +191,43 @@ def test_disk_and_time_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ValueError, match=r"14 pictures need about .* GB and 9.99e-07 GB of the disk are free; make room"
     ):
         next(generate(painter, run))
+
+
+def test_what_fails_is_noticed_as_soon_as_too_few_are_left(tmp_path: Path) -> None:
+    painter = Here(Obedient(tmp_path))
+    run = run_of(painter, tmp_path / "run", captioned("a", "poison 1", "b", "poison 2", "c", "d"))
+    said = r"2 of 6 captions failed, and the numbers need 5 pictures; see failed-\*\.jsonl in .*, then try these again"
+    with pytest.raises(ValueError, match=said):
+        list(generate(painter, run, least=5))
+    assert Obedient(tmp_path).tried[-1] == "c"  # the first after the second failure, and no other
+    with pytest.raises(ValueError, match=said):
+        next(generate(painter, run, least=5))
+    standings = list(generate(painter, run, least=4))
+    assert standings[-1].done == 4
+    with pytest.raises(ValueError, match=said):
+        list(generate(painter, run, least=5, retry=True))  # they are tried all the same
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    painter = Here(Obedient(tmp_path), 3)
+    run = run_of(painter, tmp_path / "run", captioned("a", "poison", "b", "c"))
+    list(generate(painter, run))
+    for damaged in (b"nonsense\n", b"[]\n", b"{}\n"):
+        path = run.failures(Shard())
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + damaged)
+        with pytest.raises(
+            ValueError, match=r"failed-1-of-1\.jsonl, line 2, is damaged; remove that line, and begin again"
+        ):
+            failed(run)
+
+
+def test_a_template_is_shown_before_anything_is_written(tmp_path: Path) -> None:
+    def refuse(template: Request) -> None:
+        raise ValueError(f"{template.height} will not do")
+
+    with pytest.raises(ValueError, match="64 will not do"):
+        begin(Here(Obedient(tmp_path)), tmp_path / "run", RINGS, text2img(""), check=refuse)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_whole_picture(tmp_path: Path) -> None:
@@ -209,7 +248,7 @@ def one_thread() -> Iterator[None]:
 def test_killed_at_any_moment_it_ends_with_the_same_pictures(
     tiny_model: Path, tmp_path: Path, one_thread: None
 ) -> None:
-    """The whole of it, its process and its own: kill -9 while it paints, writes, or starts."""
+    """The whole of it, its process and its own: kill -9 while it paints or writes."""
     said = tmp_path / "captions.csv"
     said.write_text("id,caption\n" + "".join(f"{k:03},a red circle and {k} stars\n" for k in range(24)))
     unbroken = Here(Loading(str(tiny_model))(), BATCH)
@@ -219,13 +258,18 @@ def test_killed_at_any_moment_it_ends_with_the_same_pictures(
     chance, folder = random.Random(time.time_ns()), tmp_path / "killed"
     program = [sys.executable, "-m", "tests.evaluation.generate_program", tiny_model, said, folder, "1/1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for _ in range(KILLS):
+    amid = 0
+    while amid < KILLS:
         with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as started:
             assert started.stdout is not None
-            for _ in range(chance.randrange(12)):
+            for _ in range(1 + chance.randrange(BATCH)):  # it may be whole by then
                 started.stdout.readline()
             time.sleep(chance.uniform(0, 0.05))
+            amid += started.poll() is None and len([*(folder / "pictures").glob("*.png")]) < 24
             started.kill()
+        if len([*(folder / "pictures").glob("*.png")]) == 24:
+            assert hashes(folder) == hashes(whole.folder)
+            shutil.rmtree(folder)  # and once more
     subprocess.run(program, env=environment, check=True, timeout=PATIENCE, stdout=subprocess.DEVNULL)
     assert hashes(folder) == hashes(whole.folder)
     assert json.loads((folder / "run.json").read_text()) == json.loads((whole.folder / "run.json").read_text())

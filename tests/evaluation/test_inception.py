@@ -230,3 +230,8 @@ def test_files_of_other_things_are_refused_and_not_run(values: Any, tmp_path: Pa
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"is not there; pass {FILE}"):
         load(tmp_path / "weights.pth")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"is a folder, and weights are a file; pass {FILE}"):
+        load(tmp_path)

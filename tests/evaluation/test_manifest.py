@@ -9,7 +9,7 @@ import pytest
 
 from kandinsky22 import img2img, interpolate, text2img
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, filled, items, seed_of
+from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, check_place, filled, items, seed_of
 from tests.backends.fakes import DEFAULTS, MADE_BY
 
 CAPTIONS = Captions((*(Captioned(f"{k:02}", f"ring {k}") for k in range(22)), Captioned("x", "a\u2028star", 7)), "abc")
@@ -102,6 +102,23 @@ def test_a_folder_in_which_something_else_was_begun_is_refused(
         begun(tmp_path, **change)
     assert f"{tmp_path} was begun with {sentence}" in str(raised.value)
     assert Run.opened(tmp_path) == begun(tmp_path)
+
+
+def test_what_is_noted_is_kept_and_not_compared(tmp_path: Path) -> None:
+    run = begun(tmp_path, noted=lambda: {"command": "kandinsky22 evaluate world", "weights_sha256": {"unet": "abc"}})
+    again = begun(tmp_path, noted=lambda: pytest.fail("it was begun already"))
+    assert again == run == Run.opened(tmp_path) and run.about["command"] == "kandinsky22 evaluate world"
+
+
+def test_a_folder_of_another_kind_of_evaluation_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path / "sweep" / "ddim-5")
+    check_place(tmp_path / "sweep", of_runs=True)
+    with pytest.raises(ValueError, match=r"sweep holds other runs \(ddim-5\), such as a sweep has"):
+        check_place(tmp_path / "sweep")
+    begun(tmp_path / "world")
+    check_place(tmp_path / "world")
+    with pytest.raises(ValueError, match="world holds a run of captions, and a sweep has many; give another folder"):
+        check_place(tmp_path / "world", of_runs=True)
 
 
 def test_what_only_rounds_may_differ(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
-from kandinsky22.evaluation.reference import By, Statistics, by, load, measure, pictures_in, save
+from kandinsky22.evaluation.reference import By, Statistics, by, load, measure, merged, pictures_in, save, sizes_of
 from kandinsky22.moments import Gaussian, Moments
 
 torch.set_num_threads(1)
@@ -198,13 +198,62 @@ def test_files_that_hold_no_statistics(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arrays",
     [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.eye(4)}, {"mu": np.zeros((3, 3)), "sigma": np.eye(3)},
-     {"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, {"mu": np.array(["a"] * 3), "sigma": np.eye(3)},
+     {"mu": np.array(["a"] * 3), "sigma": np.eye(3)},
      {"mu": np.array([{}, {}, {}], dtype=object), "sigma": np.eye(3)}],
 )  # fmt: skip
 def test_arrays_that_are_no_mean_and_covariance(arrays: dict[str, Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match="holds no statistics that can be read"):
         load(tmp_path / "reference.npz")
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "said"),
+    [
+        (np.zeros(3), np.full((3, 3), np.nan), "its mu or sigma is not finite"),
+        (np.array([0, np.inf, 0]), np.eye(3), "its mu or sigma is not finite"),
+        (np.zeros(3), -np.eye(3), "its sigma has variances below 0"),
+        (np.zeros(3), np.diag([1, 1, -0.01]), "its sigma has variances below 0"),
+        (np.zeros(3), np.zeros((3, 3)), "its sigma has variances below 0"),
+        (np.zeros(3), np.eye(3) + np.eye(3, k=1), "its sigma is not symmetric"),
+    ],
+)
+def test_a_sigma_that_is_no_covariance(mu: np.ndarray, sigma: np.ndarray, said: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "reference.npz", mu=mu, sigma=sigma)
+    with pytest.raises(
+        ValueError, match=f"reference.npz: {said}, so it is no mean and covariance of features; get it again"
+    ):
+        load(tmp_path / "reference.npz")
+
+
+def test_a_covariance_that_was_rounded_is_one(tmp_path: Path) -> None:
+    """Of rank 3 in 6 dimensions, as float32 keeps it: some variances are below 0 by rounding."""
+    rows = np.random.default_rng(0).standard_normal((40, 3)) @ np.ones((3, DIM))
+    np.savez(tmp_path / "reference.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False).astype(np.float32))
+    assert load(tmp_path / "reference.npz").count == float("inf")
+
+
+def test_parts_in_files_are_merged(folder: Path, tmp_path: Path) -> None:
+    pictures = [*pictures_in(folder).items()]
+    parts = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, part in enumerate(parts):
+        save(part, measure(dict(pictures[i::3]), Means()))
+    assert equal(merged(parts), measure(dict(pictures), Means()))
+    with pytest.raises(ValueError, match="was measured twice; leave out one of its shares"):
+        merged([*parts, parts[0]])
+
+
+def test_several_folders_are_one_set(folder: Path, tmp_path: Path) -> None:
+    assert pictures_in(folder / "a", folder / "b").keys() == {
+        *pictures_in(folder / "a"), *pictures_in(folder / "b")
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"0.png is in two of the folders, .*a among them; give the folder above both"):
+        pictures_in(folder / "a", folder / "a")
+
+
+def test_sizes_by_the_first_bytes_are_those_of_whole_pictures(folder: Path) -> None:
+    pictures = pictures_in(folder)
+    assert sizes_of(pictures, whole=False) == sizes_of(pictures) == [(6, 8), (6, 9)]
 
 
 def test_tensors_that_are_not_of_one_set(tmp_path: Path) -> None:

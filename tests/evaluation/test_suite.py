@@ -1,12 +1,15 @@
 """Whole evaluations on a small random model: what is written, what it says, and what is refused."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -14,12 +17,15 @@ from torch import Tensor
 
 from kandinsky22 import Kandinsky, text2img
 from kandinsky22.backends.here import Here
-from kandinsky22.evaluation import captions, generate, reference, suite, sweep
+from kandinsky22.evaluation import captions, generate, inception, protocol, reference, suite, sweep
+from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.features import ClipFeatures
-from kandinsky22.evaluation.manifest import Run
+from kandinsky22.evaluation.manifest import Run, Shard
 from kandinsky22.evaluation.report import Report, write
-from tests.models_on_disk import DIM
+from kandinsky22.images import Painting, read_recipe
+from kandinsky22.request import Request, Sampling
+from tests.models_on_disk import DIM, write_tiny_model
 
 COUNT = DIM + 8  # more than a covariance needs
 FEW = {"num_inference_steps": 1, "prior_num_inference_steps": 1, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}
@@ -33,8 +39,10 @@ class Colours:
     """Features that need no weights: the mean of each channel and of its left half."""
 
     name, fingerprint, dim, resize = "colours", "1", 6, "not at all"
+    seen = 0
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        self.seen += len(pictures)
         pixels = [np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in pictures]
         rows = [np.concatenate([p.mean((0, 1)), p[:, : p.shape[1] // 2].mean((0, 1))]) for p in pixels]
         return torch.from_numpy(np.stack(rows))
@@ -104,20 +112,70 @@ def test_the_cards_evaluation_stands_beside_the_cards_table(run: Run, clip: Clip
     place = real(tmp_path / "real", 40)
     cmmd_reference = suite.statistics_of(place, clip, run.folder, "real-pictures-for-cmmd", silent)
     report = scored(run, place, clip=clip, cmmd=(clip, cmmd_reference))
-    assert {"fid", "kid", "clip_score", "cmmd", "pictures"} == report.values.keys()
+    assert {"fid", "kid", "clip_score", "cmmd", "pictures", "features"} == report.values.keys()
     card = next(table for table in report.tables if "card" in table.title)
     assert len(card.rows) == 12 and card.ours is not None and "tiny-model" in card.rows[card.ours][0]
-    assert "Protocols differ" in card.about and not report.remarks
+    assert "Protocols differ" in card.about
+    assert [remark[:55] for remark in report.remarks] == ["Inception's weights are not the published file (SHA-256"]
     protocol = json.loads(json.dumps(report.protocol))
     assert protocol["reference"].items() >= {"name": "real", "pictures": 40, "sizes": [[64, 64]]}.items()
-    assert protocol["features"]["cmmd"]["fingerprint"] == clip.fingerprint and protocol["painted_on"]["device"] == "cpu"
+    assert protocol["features"]["cmmd"]["fingerprint"] == clip.fingerprint
+    assert protocol["features"]["inception"] == report.values["features"]["inception"]
+    assert [(by["device"], by["pictures"]) for by in protocol["painted_on"]] == [("cpu", COUNT)]
+    assert protocol["comparison"] == {"any_size": False, "kid": {"subsets": 100, "size": 20, "seed": 0}}
+    assert protocol["versions"]["pillow"] == PIL.__version__
     assert str(tmp_path) not in json.dumps(report.protocol) + json.dumps(report.values)
 
     kept = tmp_path / "kept.safetensors"
     reference.save(kept, reference.measure(reference.pictures_in(place), Colours()))
     by_file = scored(run, kept)
     assert by_file.values["fid"] == pytest.approx(report.values["fid"], rel=1e-9)
-    assert [remark.split(" is")[0] for remark in by_file.remarks] == ["The CLIP score", "CMMD"]
+    assert [remark.split(" is")[0] for remark in by_file.remarks[1:]] == ["The CLIP score", "CMMD"]
+
+
+def test_the_published_inception_is_told_from_others(run: Run, tmp_path: Path) -> None:
+    features, place = Colours(), real(tmp_path / "real", 40)
+    features.name, features.fingerprint = inception.NAME, inception.SHA256
+    report = scored(run, place, features)
+    assert report.values["features"]["inception"]["published"] is True
+    assert report.protocol["features"]["inception"]["fingerprint"] == inception.SHA256
+    assert not any("published file" in remark for remark in report.remarks)
+    features.fingerprint = "another"
+    assert scored(run, place, features).values["features"]["inception"]["published"] is False
+
+
+def test_every_painter_that_took_part_is_told_of(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    some = Run.opened(folder)
+    for item in some.items[:3]:
+        with Image.open(some.picture(item)) as picture:
+            recipe = read_recipe(some.picture(item))
+            Painting(picture.convert("RGB"), recipe.request, {**recipe.made_by, "device": "cuda"}).save(
+                some.picture(item)
+            )
+    told = protocol.painters(some)
+    assert [(by["device"], by["pictures"]) for by in told] == [("cpu", COUNT - 3), ("cuda", 3)]
+
+
+def test_parts_that_workers_measured_are_taken(run: Run, tmp_path: Path) -> None:
+    """Each picture is seen once, whoever sees it, and the numbers are those of the whole; what has changed is seen again."""
+    place, features = real(tmp_path / "real", 40), Colours()
+    known = scored(run, place).values
+    folder = shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors"))
+    shared = Run.opened(folder)
+    for number in (1, 3):
+        suite.measure_part(shared, Shard(number, 3), {"pictures": features}, silent)
+    assert features.seen == 24 and len([*folder.glob("pictures-part-*.safetensors")]) == 2
+    theirs = suite.statistics_of(place, Colours(), folder, "real-pictures", silent)
+    report = suite.coco(shared, place, theirs, features, kid_size=20, any_size=False, say=silent, command="")
+    assert features.seen == COUNT and report.values["kid"] == known["kid"]
+    assert report.values["fid"] == pytest.approx(known["fid"], rel=1e-9)
+    for kept in folder.glob("pictures-????????????????.safetensors"):
+        kept.unlink()
+    os.utime(shared.picture(shared.items[0]), (1, 1))
+    again = Colours()
+    suite.coco(shared, place, theirs, again, kid_size=20, any_size=False, say=silent, command="")
+    assert again.seen == COUNT - 24 + len(shared.packs(Shard(1, 3))[0]) * 2  # the part it was in, and what no part has
 
 
 def test_a_published_mean_and_covariance_do_for_fid(run: Run, tmp_path: Path) -> None:
@@ -165,13 +223,36 @@ def test_a_complete_run_is_scored_without_its_model(run: Run, tmp_path: Path) ->
     found = suite.complete(run.folder, captions, request)
     assert found is not None and found.items == run.items
     assert suite.complete(run.folder, captions, text2img("", model="tiny-model")) is not None  # what it leaves open
-    for other in (
-        (run.folder, suite.world_captions(COUNT - 1), request),
-        (run.folder, captions, replace(request, decoder=replace(request.decoder, steps=2))),
-        (run.folder, captions, replace(request, model="box")),
-        (tmp_path, captions, request),
-    ):
-        assert suite.complete(*other) is None
+    assert suite.complete(tmp_path, captions, request) is None
+
+
+def test_a_complete_run_is_scored_as_it_was_painted_alone(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever decides pixels is compared: what is said, and the weights, where they are at hand."""
+    captions, request = suite.world_captions(COUNT), text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
+    as_painted: dict[str, Any] = {"seed": 0, "batch": 8, "dtype": "float32", "model": Kandinsky.load(tiny_model)}
+    assert suite.complete(run.folder, captions, request, **as_painted) is not None
+    other = tmp_path / "tiny-model"  # of the same name
+    write_tiny_model(other, seed=1)
+    differs: list[tuple[str, Captions, Request, dict[str, Any]]] = [
+        ("captions.sha256", suite.world_captions(COUNT - 1), request, {}),
+        ("request.decoder.steps 1, and now it is 2", captions, replace(request, decoder=Sampling(steps=2)), {}),
+        ('request.model "tiny-model", and now it is "box"', captions, replace(request, model="box"), {}),
+        ("seed 0, and now it is 1", captions, request, {"seed": 1}),
+        ("batch 8, and now it is 4", captions, request, {"batch": 4}),
+        ('dtype "float32", and now it is "bfloat16"', captions, request, {"dtype": "bfloat16"}),
+        ("weights.unet", captions, request, {"model": Kandinsky.load(other)}),
+    ]
+    for said, of, asked, how in differs:
+        with pytest.raises(ValueError, match=f"was begun with {said}"):
+            suite.complete(run.folder, of, asked, **how)
+
+
+def test_the_command_that_painted_stays_in_the_protocol(run: Run, clip: ClipFeatures, tmp_path: Path) -> None:
+    painted = replace(run, about={**run.about, "command": "kandinsky22 evaluate world --steps 1"})
+    report = suite.world(painted, clip, say=silent, command="kandinsky22 evaluate world")
+    assert report.protocol["command"] == "kandinsky22 evaluate world --steps 1"
+    assert report.protocol["scored_by"] == "kandinsky22 evaluate world"
+    assert "scored_by" not in scored(run, real(tmp_path / "real", 40), command="x").protocol
 
 
 def test_a_run_that_is_not_complete_is_not_scored(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
@@ -182,40 +263,95 @@ def test_a_run_that_is_not_complete_is_not_scored(painter: Here, clip: ClipFeatu
         suite.world(begun, clip, say=silent, command="")
 
 
-def test_a_sweep_paints_every_cell_and_chooses(painter: Here, clip: ClipFeatures, tmp_path: Path) -> None:
-    request = text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
-    cells = sweep.grid(request, ["ddim", "heun"], [1, 2])
-    standings = list(sweep.paint(painter, tmp_path, cells, scenes=3, seeds=2))
+@pytest.fixture(scope="module")
+def swept(painter: Here, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a painted sweep."""
+    folder = tmp_path_factory.mktemp("sweep")
+    before = sweep.expect(painter, folder, CELLS, scenes=3, seeds=2)
+    assert before.pictures == 4 * 6 - 2 * 6 and before.calls == (1 + 2) * 6  # two packs were timed: those of the ends
+    assert before.seconds is not None and before.seconds > 0
+    standings = list(sweep.paint(painter, folder, CELLS, scenes=3, seeds=2))
     assert list(dict.fromkeys(name for name, _ in standings)) == ["ddim-1", "ddim-2", "heun-1", "heun-2"]
-    judged = sweep.judge(tmp_path, [*cells], clip, silent, seeds=2)
+    after = sweep.expect(painter, folder, CELLS, scenes=3, seeds=2)
+    assert (after.pictures, after.calls, after.bytes, after.seconds) == (0, 0, 0, 0)
+    return folder
+
+
+CELLS = sweep.grid(text2img("", model="tiny-model", **FEW), ["ddim", "heun"], [1, 2])  # type: ignore[arg-type]
+
+
+def test_a_sweep_paints_every_cell_and_chooses(swept: Path, clip: ClipFeatures, tmp_path: Path) -> None:
+    judged = sweep.judge(swept, [*CELLS], clip, silent, seeds=2)
     assert [cell.calls for cell in judged] == [1, 2, 1, 3]
     assert all(cell.rates["plain"].of == 6 and len(cell.by_seed) == 2 for cell in judged)
     assert sweep.best(judged).name == "ddim-1"  # of random weights all are as bad
-    report = sweep.report("tiny-model", judged, judged[:1], {})
+    report = sweep.report("tiny-model", judged, judged[1:2], judged[2:3], {})
     assert report.values["chosen"] == "ddim-1" and len(report.tables[0].rows) == 4
-    seeds = {(item.caption, item.seed) for item in Run.opened(tmp_path / "ddim-1").items}
-    assert seeds == {(item.caption, item.seed) for item in Run.opened(tmp_path / "heun-2").items} and len(seeds) == 6
+    assert [row[0] for row in report.tables[1].rows] == ["ddim-1", "ddim-2", "heun-1"]
+    assert report.values["around"][2]["against"] == [0, 0, 0] and "heun-1" in {number.name for number in report.numbers}
+    seeds = {(item.caption, item.seed) for item in Run.opened(swept / "ddim-1").items}
+    assert seeds == {(item.caption, item.seed) for item in Run.opened(swept / "heun-2").items} and len(seeds) == 6
+    *captioned, beside = report.grids
+    assert len(captioned) == 3 and all(grid.columns == ["1 steps", "2 steps"] for grid in captioned)
+    assert [heading for heading, _ in captioned[0].rows] == ["ddim", "heun"] and len(beside.rows) == 3
+    assert write(tmp_path, report).read_text("utf-8").count("<img") == 3 * 4 + 3 * 3
+
+
+def test_a_sweeps_protocol_says_what_the_pictures_follow_from(swept: Path, clip: ClipFeatures) -> None:
+    protocol = sweep.protocol(swept, [*CELLS], clip, "kandinsky22 evaluate sweep")
+    assert protocol["command"] == "kandinsky22 evaluate sweep"
+    run = protocol["run"]
+    assert run["weights"]["unet"] and run["captions"]["sha256"] and run["dtype"] == "float32" and run["batch"] == 8
+    assert run["request"]["height"] == 64 and run["request"]["decoder"]["guidance_scale"] == 1
+    assert protocol["cells"]["ddim-1"] == {}
+    assert protocol["cells"]["heun-2"] == {"request.decoder.sampler": "heun", "request.decoder.steps": 2}
+    assert protocol["captions"] == {"scenes": 3, "pictures": 6} and protocol["painted_on"][0]["device"] == "cpu"
+    assert json.loads(json.dumps(protocol)) == protocol
+
+
+def cell(name: str, shares: Sequence[float], *, steps: int = 20, scale: float = 4.0) -> sweep.Cell:
+    request = text2img("", sampler="ddim", num_inference_steps=steps, guidance_scale=scale)
+    return sweep.Cell(name, request, {}, {str(i): share for i, share in enumerate(shares)}, (), 0.0, 0.0)
 
 
 def test_the_cheapest_cell_that_is_not_measurably_worse_is_best() -> None:
     rng = np.random.default_rng(0)
     captions = rng.random(40)  # some are harder than others
 
-    def cell(name: str, steps: int, worse: float) -> sweep.Cell:
-        request = text2img("", sampler="ddim", num_inference_steps=steps)
-        shares = captions - worse + 0.02 * rng.standard_normal(40)
-        return sweep.Cell(name, request, {}, tuple(shares), (), 0.0, 0.0)
+    def made(name: str, steps: int, worse: float) -> sweep.Cell:
+        return cell(name, captions - worse + 0.02 * rng.standard_normal(40), steps=steps)
 
-    cells = [cell("poor", 5, 0.1), cell("enough", 20, 0.001), cell("as many calls", 20, 0.005), cell("most", 50, 0.0)]
+    cells = [made("poor", 5, 0.1), made("enough", 20, 0.001), made("as many calls", 20, 0.005), made("most", 50, 0.0)]
     assert sweep.best(cells).name == "enough"  # in pairs: alone, no interval would tell the poor one from the others
     assert cells[0].interval[2] > cells[3].interval[1]
     assert sweep.best([cells[0], cells[3]]).name == "most"
 
 
+def test_guidance_is_chosen_by_the_same_rule() -> None:
+    """Of as many calls, that of guidance 1 computes half; else the highest rate counts."""
+    four, six, none = (
+        cell("4", [0.5, 0.7, 0.6]),
+        cell("6", [0.6, 0.7, 0.6], scale=6),
+        cell("1", [0.5, 0.7, 0.6], scale=1),
+    )
+    assert sweep.best([four, six]).name == "6" and sweep.best([four, six, none]).name == "1"
+    assert sweep.best([four, six, cell("1", [0.1, 0.2, 0.1], scale=1)]).name == "6"
+
+
+def test_captions_that_one_cell_could_not_paint_are_left_out_of_a_comparison() -> None:
+    whole, part = cell("whole", [0.5, 0.7, 0.1]), cell("part", [0.4, 0.6])
+    assert whole.above(part) == pytest.approx((0.1, 0.1, 0.1)) and part.worse(whole) and not whole.worse(part)
+    with pytest.raises(ValueError, match=r"whole and none have no caption in common; see failed-\*\.jsonl in both"):
+        whole.above(cell("none", []))
+
+
 def test_what_is_painted_around_the_best_cell() -> None:
-    beside = sweep.around("ddim-20", text2img("", sampler="ddim", num_inference_steps=20))
-    assert {"ddim-20-guidance-1", "ddim-20-guidance-6", "ddim-20-linear-prior"} <= beside.keys()
-    assert beside["ddim-20-linear-prior"].prior.linear and all(r.decoder.steps == 20 for r in beside.values())
+    chosen = text2img("", sampler="ddim", num_inference_steps=20, guidance_scale=4.0)
+    beside = sweep.around("ddim-20", chosen)
+    assert [*beside] == [f"ddim-20-guidance-{scale}" for scale in (1, 2, 3, 6)]  # its own is painted already
+    linear = sweep.linear("ddim-20", chosen)
+    assert linear["ddim-20-linear-prior"].prior.linear
+    assert all(r.decoder.steps == 20 and r.decoder.sampler == "ddim" for r in (*beside.values(), *linear.values()))
 
 
 def test_captions_of_a_file_are_painted_as_they_stand(painter: Here, tmp_path: Path) -> None:

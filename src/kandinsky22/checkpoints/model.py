@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kandinsky22.checkpoints import catalog, linear_prior
 from kandinsky22.checkpoints.about import About, CheckpointError, read_about, read_json
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.checked import sha256
+from kandinsky22.checkpoints.store import Stored, weights_files
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
@@ -171,6 +172,14 @@ class StoredModel:
         digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
         networks = decoder.networks | prior.networks
         return {**{name: stored.fingerprint for name, stored in networks.items()}, "settings": digest}
+
+    def sha256(self, kind: str, *, linear: bool = False) -> dict[str, str]:
+        """The SHA-256 of the files that a kind is painted with, whole, by network; of several, joined by a plus. Reads them all.
+        linear: with the linear prior beside the other."""
+        networks = self.decoder(kind).networks | self.prior.networks
+        if linear:
+            networks["linear_prior"] = self.prior.linear_prior
+        return {name: "+".join(map(sha256, weights_files(stored.path))) for name, stored in networks.items()}
 
 
 def _check_equal(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -1,38 +1,43 @@
 """`kandinsky22 evaluate`: paint captions at scale, measure the pictures, and write a report of it."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.checkpoints import catalog
-from kandinsky22.cli.options import Parser, add_parameters, request_of
-from kandinsky22.cli.standing import saying, told
+from kandinsky22.cli.options import Parser
+from kandinsky22.cli.painting import (
+    at_hand,
+    model_of,
+    noted,
+    options_of,
+    own_clip,
+    painted,
+    parser_of,
+    place_of,
+    pool,
+    template_of,
+    whole_number,
+)  # fmt: skip
+from kandinsky22.cli.standing import needed, saying, told
 from kandinsky22.request import Request
 from kandinsky22.speeds import SPEEDS
-from kandinsky22.tasks import text2img
 
 if TYPE_CHECKING:
     from kandinsky22.backends.pool import Pool
     from kandinsky22.evaluation.features import ClipFeatures, Features
-    from kandinsky22.evaluation.manifest import Run, Shard
     from kandinsky22.evaluation.sweep import Cell
-    from kandinsky22.kandinsky import Kandinsky
 
 RESIZES = ("clean", "rounded", "legacy")  # named here so that --help needs no torch; a test keeps them true
-PAINTED_BY = (
-    "height", "width", "num_inference_steps", "guidance_scale", "sampler", "prior", "prior_num_inference_steps",
-    "prior_guidance_scale", "prior_sampler", "negative_prompt", "speed", "guidance_interval", "reuse", "model",
-)  # fmt: skip
 SPED_UP_BY = ("sampler", "num_inference_steps", "speed", "guidance_interval", "reuse")
-SMALL = 100_000_000  # numbers of a U-Net of which every core can have its own
 WORLD_COUNT, KID_SIZE = 500, 1000
+NOT_COMPARED = "The model is not on this machine, so whether its weights are still those of the run was not compared."
 USAGE = """kandinsky22 evaluate coco30k --captions FILE --reference PLACE --inception FILE --out FOLDER
        kandinsky22 evaluate world --out FOLDER
        kandinsky22 evaluate sweep --out FOLDER
        kandinsky22 evaluate dials --out FOLDER
-       kandinsky22 evaluate stats FOLDER --inception FILE --output FILE"""
+       kandinsky22 evaluate stats FOLDER ... --inception FILE --output FILE"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,295 +57,247 @@ def main(arguments: Sequence[str]) -> None:
 def coco30k(arguments: Sequence[str]) -> None:
     """FID and more over captions of COCO, as on the model card."""
     needs = "--captions FILE --reference PLACE --inception FILE"
-    parser = _parser("coco30k", "Paint a file of captions, and compare the pictures with real ones.", needs)
+    parser = parser_of("coco30k", "Paint a file of captions, and compare the pictures with real ones.", needs)
     add = parser.option
-    add(
-        "captions",
-        type=Path,
-        metavar="FILE",
-        help=".csv or .tsv with a caption column, or .txt with one a line (needed)",
-    )
-    add(
-        "reference",
-        type=Path,
-        metavar="PLACE",
-        help="a folder of real pictures, or what `evaluate stats` made (needed)",
-    )
+    captions_help = ".csv or .tsv with a caption column, or .txt with one a line (needed)"
+    add("captions", type=Path, metavar="FILE", help=captions_help)
+    reference_help = "a folder of real pictures, or what `evaluate stats` made (needed)"
+    add("reference", type=Path, metavar="PLACE", help=reference_help)
     add("inception", type=Path, metavar="FILE", help="weights: pt_inception-2015-12-05-6726825d.pth (needed)")
     add("resize", choices=RESIZES, help="how pictures are resized for it (default: clean)")
     add("clip", type=Path, metavar="FOLDER", help="a CLIP for the CLIP score, as transformers keeps it")
     add("cmmd_clip", type=Path, metavar="FOLDER", help="a CLIP for CMMD; its authors' is clip-vit-large-patch14-336")
     add("cmmd_reference", type=Path, metavar="PLACE", help="the real pictures for CMMD (default: --reference)")
-    add("kid_size", type=_count, metavar="N", help=f"pictures in a subset of KID (default: {KID_SIZE})")
+    add("kid_size", type=whole_number, metavar="N", help=f"pictures in a subset of KID (default: {KID_SIZE})")
     add("any_size", action="store_true", help="compare pictures of one size with real ones of another")
     add("seed", type=int, metavar="N", help="what the seeds of captions without one are made of (default: 0)")
-    add("retry", action="store_true", help="try captions again that failed before")
-    add("shard", metavar="I/N", help="paint only part I of N; score without this when all are painted")
-    options = _options(parser, arguments, needed=("captions", "reference", "inception"))
+    add("shard", metavar="I/N", help="paint and measure only part I of N; score without this when all are painted")
+    options = options_of(parser, arguments, needed=("captions", "reference", "inception"))
 
-    from kandinsky22.evaluation import captions, plots, suite
+    from kandinsky22.evaluation import captions, manifest, plots, protocol, reference, suite
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
-    from kandinsky22.evaluation.manifest import Shard
 
     plots.check()
-    read, out, device = captions.read(options["captions"]), options["out"], _device(options)
-    shard = Shard.parsed(options["shard"]) if "shard" in options else Shard()
+    read, out, device = captions.read(options["captions"]), options["out"], place_of(options)
+    manifest.check_place(out)
+    shard = manifest.Shard.parsed(options["shard"]) if "shard" in options else manifest.WHOLE
+    alone = shard.of == 1
     inception = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
     clips = {name: ClipFeatures.of_folder(options[name], device) for name in ("clip", "cmmd_clip") if name in options}
+    clip, cmmd_clip = clips.get("clip"), clips.get("cmmd_clip")
     kid_size, any_size = options.get("kid_size", KID_SIZE), options.get("any_size", False)
+    place = options["reference"]
     _check_enough(len(read.items), "captions", inception.dim, kid_size)
     with saying() as say:  # before hours of painting
-        theirs = suite.statistics_of(options["reference"], inception, out, "real-pictures", say)
-        _check_enough(theirs.count, "real pictures", inception.dim, kid_size)
+        real = suite.real_pictures(place, inception, out, "real-pictures", say, whole=alone)
+        _check_enough(real.count, "real pictures", inception.dim, kid_size)
         cmmd = None
-        if "cmmd_clip" in clips:
-            place = options.get("cmmd_reference", options["reference"])
-            cmmd = (
-                clips["cmmd_clip"],
-                suite.statistics_of(place, clips["cmmd_clip"], out, "real-pictures-for-cmmd", say),
-            )
-            _ = cmmd[1].rows
+        if cmmd_clip and alone:
+            cmmd_place = options.get("cmmd_reference", place)
+            theirs = suite.statistics_of(cmmd_place, cmmd_clip, out, "real-pictures-for-cmmd", say)
+            _, cmmd = theirs.rows, (cmmd_clip, theirs)
 
-    def begun(painter: "Pool") -> "Run":
-        from kandinsky22.evaluation import generate
-
-        run = generate.begin(painter, out, read, _template(options), seed=options.get("seed", 0))
+    def check(template: Request) -> None:
         if not any_size:
-            theirs.check_sizes([(run.template.height or 0, run.template.width or 0)])
-        return run
+            reference.check_sizes(real.sizes, [(template.height or 0, template.width or 0)])
 
-    complete = suite.complete(out, read, _template(options)) if shard.of == 1 else None
-    run = complete or _painted(options, begun, shard)
-    if shard.of > 1:
-        print(f"part {shard} is painted; when all are, the same command without --shard writes the report")
-        return
+    model = at_hand(options) if alone else None
+    asked = {name: options[name] for name in ("seed", "batch", "dtype", "retry") if options.get(name, "auto") != "auto"}
+    run = suite.complete(out, read, template_of(options), model=model, **asked) if alone else None
+    remarks = [NOT_COMPARED] if run and not model else []
+    if run is None:
+        least = max(inception.dim + 1, kid_size)
+        run = painted(options, read, shard, least=least, check=check, seed=options.get("seed", 0))
     with saying() as say:
+        if not alone or real.statistics is None:
+            networks = {"pictures": inception, "pictures-by-clip": clip, "pictures-for-cmmd": cmmd_clip}
+            suite.measure_part(run, shard, {name: of for name, of in networks.items() if of}, say)
+            print(f"part {shard} is painted; when all are, the same command without --shard writes the report")
+            return
         report = suite.coco(
-            run, options["reference"], theirs, inception, clip=clips.get("clip"), cmmd=cmmd, kid_size=kid_size,
-            any_size=any_size, say=say, command=suite.command(),
+            run, place, real.statistics, inception, clip=clip, cmmd=cmmd, kid_size=kid_size, any_size=any_size, say=say,
+            command=protocol.command(), remarks=remarks,
         )  # fmt: skip
     _written(out, report)
 
 
 def world(arguments: Sequence[str]) -> None:
     """The picture world: an oracle reads what was painted."""
-    parser = _parser("world", "Paint fresh captions of the small model's world, and read back what the pictures show.")
-    parser.option("count", type=_count, metavar="N", help=f"how many captions (default: {WORLD_COUNT})")
-    options = _options(parser, arguments)
+    parser = parser_of(
+        "world", "Paint fresh captions of the small model's world, and read back what the pictures show."
+    )
+    parser.option("count", type=whole_number, metavar="N", help=f"how many captions (default: {WORLD_COUNT})")
+    options = options_of(parser, arguments)
 
-    from kandinsky22.evaluation import generate, plots, suite
+    from kandinsky22.evaluation import manifest, plots, protocol, suite
 
     plots.check()
-    captions, clip = suite.world_captions(options.get("count", WORLD_COUNT)), _own_clip(options)
-    run = _painted(options, lambda painter: generate.begin(painter, options["out"], captions, _template(options)))
+    manifest.check_place(options["out"])
+    captions, clip = suite.world_captions(options.get("count", WORLD_COUNT)), own_clip(options)
+    run = painted(options, captions)
     with saying() as say:
-        report = suite.world(run, clip, say=say, command=suite.command())
+        report = suite.world(run, clip, say=say, command=protocol.command())
     _written(options["out"], report)
 
 
 def sweep(arguments: Sequence[str]) -> None:
     """Samplers and steps in the picture world: what a default is chosen from."""
     without = ("sampler", "num_inference_steps")
-    parser = _parser("sweep", "Paint the same captions with every sampler at every number of steps.", without=without)
+    parser = parser_of("sweep", "Paint the same captions with every sampler at every number of steps.", without=without)
     add = parser.option
     add("samplers", type=_names, metavar="NAME,...", help="which (default: ddpm,ddim,dpmpp_2m,unipc,euler,heun)")
     add("numbers", type=_counts, metavar="N,...", help="of how many steps (default: 5,10,15,20,30,50)")
-    add("scenes", type=_count, metavar="N", help="captions of a cell (default: 40)")
-    add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 5)")
-    options = _options(parser, arguments)
+    add("scenes", type=whole_number, metavar="N", help="captions of a cell (default: 40)")
+    add("seeds", type=whole_number, metavar="N", help="pictures of each caption (default: 5)")
+    options = options_of(parser, arguments)
 
-    from kandinsky22.evaluation import plots
+    from kandinsky22.evaluation import manifest, plots, protocol
     from kandinsky22.evaluation import sweep as sweeping
 
     plots.check()
+    manifest.check_place(options["out"], of_runs=True)
     folder, scenes, seeds = options["out"], options.get("scenes", sweeping.SCENES), options.get("seeds", sweeping.SEEDS)
-    template, clip = _template(options), _own_clip(options)
+    template, clip = template_of(options), own_clip(options)
     cells = sweeping.grid(template, options.get("samplers", sweeping.SAMPLERS), options.get("numbers", sweeping.STEPS))
-    with _pool(options) as painter:
-        judged = _judged(painter, folder, cells, clip, scenes, seeds)
-        chosen = sweeping.best(judged).name
-        beside = sweeping.around(chosen, cells[chosen])
-        for name, request in [*beside.items()]:
-            try:
-                painter.about(replace(request, seed=0))
-            except ValueError as error:
-                print(f"{name} is left out: {error}")
-                del beside[name]
-        around = _judged(painter, folder, beside, clip, scenes, seeds)
-    _written(folder, sweeping.report(template.model, judged, around, _protocol(clip, scenes, seeds)))
+    with pool(options) as painter:
+
+        def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
+            return _judged(painter, options, cells, clip, scenes, seeds)
+
+        grid = carried_out(cells)
+        chosen = sweeping.best(grid)
+        guided = carried_out(sweeping.around(chosen.name, chosen.request))
+        final = sweeping.best([chosen, *guided])
+        linear = dict(_possible(painter, sweeping.linear(final.name, final.request)))
+        beside = carried_out(linear) if linear else []
+    names = [cell.name for cell in (*grid, *guided, *beside)]
+    kept = sweeping.protocol(folder, names, clip, protocol.command())
+    _written(folder, sweeping.report(chosen.request.model, grid, guided, beside, kept))
 
 
 def dials(arguments: Sequence[str]) -> None:
     """What speeding up costs in the picture world: what speeds are chosen from."""
-    parser = _parser("dials", "Paint the same captions with every combination of what speeds up.", without=SPED_UP_BY)
+    parser = parser_of("dials", "Paint the same captions with every combination of what speeds up.", without=SPED_UP_BY)
     add = parser.option
     add("samplers", type=_names, metavar="NAME,...", help="that take fewer steps (default: dpmpp_2m)")
     add("numbers", type=_counts, metavar="N,...", help="how many (default: 25,15,10)")
     add("intervals", type=_intervals, metavar="X-X,...", help="that are guided (default: 0-0.8,0.2-0.8)")
     add("reuse", type=_counts, metavar="N,...", help="calls that deeper levels serve (default: 2,3,5)")
-    add("scenes", type=_count, metavar="N", help="captions of a cell (default: 150)")
-    add("seeds", type=_count, metavar="N", help="pictures of each caption (default: 2)")
-    options = _options(parser, arguments)
+    add("scenes", type=whole_number, metavar="N", help="captions of a cell (default: 150)")
+    add("seeds", type=whole_number, metavar="N", help="pictures of each caption (default: 2)")
+    options = options_of(parser, arguments)
 
     from kandinsky22.evaluation import dials as turning
-    from kandinsky22.evaluation import plots
+    from kandinsky22.evaluation import manifest, plots, protocol, sweep
 
     plots.check()
+    manifest.check_place(options["out"], of_runs=True)
     folder, scenes, seeds = options["out"], options.get("scenes", turning.SCENES), options.get("seeds", turning.SEEDS)
-    open_dials = {name: value for name, value in options.items() if name not in SPED_UP_BY}
-    template, model, clip = _template(open_dials), _model(open_dials), _own_clip(open_dials)
+    without = {name: value for name, value in options.items() if name not in SPED_UP_BY}
+    template, model, clip = template_of(without), model_of(without), own_clip(without)
     tried = [options.get(name, default) for name, default in (
         ("samplers", turning.SAMPLER), ("numbers", turning.STEPS), ("intervals", turning.INTERVALS), ("reuse", turning.REUSE),
     )]  # fmt: skip
-    named = {name: _template(open_dials | {"speed": name}) for name in SPEEDS if name != turning.EXACT}
-    cells = turning.grid(template, *tried) | named
-    with _pool(open_dials) as painter:
-        judged = _judged(painter, folder, cells, clip, scenes, seeds)
+    named = {name: template_of(without | {"speed": name}) for name in SPEEDS if name != turning.EXACT}
+    with pool(without) as painter:
+        judged = _judged(painter, without, turning.grid(template, *tried) | named, clip, scenes, seeds)
     with saying() as say:
         made = turning.tried(folder, judged, model, clip, say)
-    _written(folder, turning.report(template.model, made, _protocol(clip, scenes, seeds)))
-
-
-def stats(arguments: Sequence[str]) -> None:
-    """Measure a folder of real pictures once."""
-    parser = Parser(
-        "kandinsky22 evaluate stats", "Measure a folder of pictures once, for every evaluation against it.",
-        usage="kandinsky22 evaluate stats FOLDER (--inception FILE | --clip FOLDER) --output FILE.safetensors",
-    )  # fmt: skip
-    parser.option("inception", type=Path, metavar="FILE", help="weights of the 2015 Inception, for FID and KID")
-    parser.option("clip", type=Path, metavar="FOLDER", help="a CLIP, for CMMD (--cmmd-reference)")
-    parser.option("resize", choices=RESIZES, help="how pictures are resized for Inception (default: clean)")
-    parser.option("output", short="-o", type=Path, metavar="FILE", help="where the statistics go, .safetensors")
-    parser.add_edge("device")
-    options, words, _ = parser.parse(arguments)
-    if len(words) != 1 or "output" not in options or ("inception" in options) == ("clip" in options):
-        raise ValueError("evaluate stats needs a folder, --output, and either --inception or --clip")
-    if options["output"].suffix != ".safetensors":
-        raise ValueError("evaluate stats writes a file that ends in .safetensors")
-    if "resize" in options and "clip" in options:
-        raise ValueError("--resize is for Inception; a CLIP resizes as its own file says")
-
-    from kandinsky22.evaluation import reference
-    from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
-
-    pictures, device = reference.pictures_in(Path(words[0])), _device(options)
-    features: Features = (
-        ClipFeatures.of_folder(options["clip"], device)
-        if "clip" in options
-        else InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
-    )
-    with saying() as say:
-        found = reference.measure(
-            pictures, features, progress=lambda done, of: say("looking at the pictures", done, of)
-        )
-    reference.save(options["output"], found)
-    print(f"{options['output']}: {found.count:.0f} pictures by {features.name}, {features.resize}")
-
-
-EVALUATIONS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "coco30k": coco30k, "world": world, "sweep": sweep, "dials": dials, "stats": stats,
-}  # fmt: skip
+    kept = sweep.protocol(folder, [cell.name for cell in judged], clip, protocol.command())
+    _written(folder, turning.report(template.model, made, kept))
 
 
 def _judged(
-    painter: "Pool", folder: Path, cells: Mapping[str, Request], clip: "ClipFeatures", scenes: int, seeds: int
-) -> "list[Cell]":
-    """Cells painted, and what came of them."""
+    painter: "Pool", options: Mapping[str, Any], cells: Mapping[str, Request], clip: "ClipFeatures", scenes: int, seeds: int
+) -> "list[Cell]":  # fmt: skip
+    """Cells painted, what they will take being said before, and what came of them."""
     from kandinsky22.evaluation import sweep as sweeping
 
+    folder = options["out"]
+    about = noted(options, linear=any(request.prior.linear for request in cells.values()))
+    print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
+    print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, noted=about)), flush=True)
     told(sweeping.paint(painter, folder, cells, scenes, seeds))
     with saying() as say:
         return sweeping.judge(folder, [*cells], clip, say, seeds)
 
 
-def _protocol(clip: "ClipFeatures", scenes: int, seeds: int) -> dict[str, Any]:
-    """What the numbers of cells follow from."""
-    from kandinsky22.evaluation import reference, suite
-
-    return {
-        "captions": f"{scenes} fresh scenes, {seeds} seeds each", "features": reference.by(clip)._asdict(),
-        "scored_on": suite.hardware(), "versions": suite.versions(), "command": suite.command(),
-    }  # fmt: skip
-
-
-def _parser(name: str, description: str, needs: str = "", without: Sequence[str] = ()) -> Parser:
-    """The options that every evaluation that paints has."""
-    usage = f"kandinsky22 evaluate {name} {needs}{' ' if needs else ''}--out FOLDER [options]"
-    parser = Parser(f"kandinsky22 evaluate {name}", description, usage=usage)
-    parser.option(
-        "out", type=Path, metavar="FOLDER", help="where pictures and report go; the same one goes on (needed)"
-    )
-    parser.option("processes", type=_count, metavar="N", help="that paint side by side (default: what fits the model)")
-    parser.option("batch", type=_count, metavar="N", help="pictures painted together by each (default: 8)")
-    parser.option("threads", type=_count, metavar="N", help="of each process (default: the cores are shared out)")
-    add_parameters(parser, text2img, [parameter for parameter in PAINTED_BY if parameter not in without])
-    parser.add_edge("device", "dtype")
-    return parser
+def _possible(painter: "Pool", cells: Mapping[str, Request]) -> Iterator[tuple[str, Request]]:
+    """The cells that the model can paint; of the others it is said why not."""
+    for name, request in cells.items():
+        try:
+            painter.about(replace(request, seed=0))
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+        else:
+            yield name, request
 
 
-def _options(parser: Parser, arguments: Sequence[str], needed: Sequence[str] = ()) -> dict[str, Any]:
-    options, words, _ = parser.parse(arguments)
-    if words:
-        raise ValueError(f"{parser.prog} takes options only, got {words[0]!r}")
-    for name in ("out", *needed):
-        if name not in options:
-            raise ValueError(f"{parser.prog} needs --{name.replace('_', '-')}; see {parser.prog} --help")
-    return options
-
-
-def _template(options: Mapping[str, Any]) -> Request:
-    """How every caption is painted."""
-    return request_of(text2img, {"prompt": ""}, {name: value for name, value in options.items() if name != "seed"})
-
-
-def _model(options: Mapping[str, Any]) -> "Kandinsky":
-    """The model, of which nothing is read yet; a published one is fetched here, before there are processes."""
-    from kandinsky22.kandinsky import Kandinsky
-
-    model = options.get("model", catalog.BOX)
-    return Kandinsky.load(model, device=options.get("device"), dtype=options.get("dtype"), request=_template(options))
-
-
-def _own_clip(options: Mapping[str, Any]) -> "ClipFeatures":
-    from kandinsky22.evaluation.features import ClipFeatures
-
-    model = _model(options)
-    return ClipFeatures.of_model(model.stored.prior, model.device)
-
-
-def _device(options: Mapping[str, Any]) -> str:
-    from kandinsky22.machine import device_of
-
-    return str(device_of(options.get("device")))
-
-
-def _pool(options: Mapping[str, Any]) -> "Pool":
-    from kandinsky22.backends.pool import Pool, cores
-
-    model = _model(options)
-    small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
-    processes = options.get("processes", cores() if small else 1)
-    return Pool.of(
-        options.get("model", catalog.BOX), processes=processes, batch=options.get("batch", 8),
-        device=options.get("device"), dtype=options.get("dtype"), threads=options.get("threads"),
-        request=_template(options),
+def stats(arguments: Sequence[str]) -> None:
+    """Measure real pictures once, or merge what was measured of parts."""
+    parser = Parser(
+        "kandinsky22 evaluate stats", "Measure pictures once, for every evaluation against them; or merge parts of that.",
+        usage="kandinsky22 evaluate stats FOLDER ... (--inception FILE | --clip FOLDER) --output FILE.safetensors\n"
+        "       kandinsky22 evaluate stats PART.safetensors ... --output FILE.safetensors",
     )  # fmt: skip
-
-
-def _painted(options: Mapping[str, Any], begin: "Callable[[Pool], Run]", shard: "Shard | None" = None) -> "Run":
-    """The run, its shard painted; what it will take is said first, the time where some were painted before."""
-    from kandinsky22.evaluation import generate
-    from kandinsky22.evaluation.manifest import WHOLE
-
-    shard, retry = shard or WHOLE, options.get("retry", False)
-    with _pool(options) as painter:
-        run = begin(painter)
-        needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
-        print(
-            f"{needs.pictures} pictures to paint, about {needs.bytes / 1e9:.2f} of {needs.free / 1e9:.0f} GB that are free"
+    parser.option("inception", type=Path, metavar="FILE", help="weights of the 2015 Inception, for FID and KID")
+    parser.option("clip", type=Path, metavar="FOLDER", help="a CLIP, for CMMD (--cmmd-reference)")
+    parser.option("resize", choices=RESIZES, help="how pictures are resized for Inception (default: clean)")
+    parser.option("shard", metavar="I/N", help="measure only part I of N, to be merged")
+    parser.option("output", short="-o", type=Path, metavar="FILE", help="where the statistics go, .safetensors")
+    parser.add_edge("device")
+    options, words, _ = parser.parse(arguments)
+    places = [*map(Path, words)]
+    merging = bool(places) and all(place.suffix == ".safetensors" for place in places)
+    one_network = ("inception" in options) != ("clip" in options)
+    if not places or "output" not in options or (not merging and not one_network):
+        raise ValueError(
+            "evaluate stats needs folders, --output, and either --inception or --clip; or .safetensors and --output"
         )
-        told((str(run.folder.name), standing) for standing in generate.generate(painter, run, shard=shard, retry=retry))
-    return run
+    if options["output"].suffix != ".safetensors":
+        raise ValueError("evaluate stats writes a file that ends in .safetensors")
+    if merging and (given := [name for name in ("inception", "clip", "resize", "shard") if name in options]):
+        raise ValueError(f"statistics are merged as they are; leave out --{given[0]}")
+    if "resize" in options and "clip" in options:
+        raise ValueError("--resize is for Inception; a CLIP resizes as its own file says")
+
+    from kandinsky22.evaluation import reference
+
+    if merging:
+        found = reference.merged(places)
+    else:
+        features, pictures = _features(options), reference.pictures_in(*places)
+        if "shard" in options:
+            from kandinsky22.evaluation.manifest import Shard
+
+            pictures = dict(Shard.parsed(options["shard"]).out_of([*pictures.items()]))
+            if not pictures:
+                raise ValueError(f"part {options['shard']} has no pictures; share them out into fewer parts")
+        with saying() as say:
+            found = reference.measure(
+                pictures, features, progress=lambda done, of: say("looking at the pictures", done, of)
+            )
+    reference.save(options["output"], found)
+    assert found.by is not None
+    print(f"{options['output']}: {found.count:.0f} pictures by {found.by.name}, {found.by.resize}")
+
+
+def _features(options: Mapping[str, Any]) -> "Features":
+    """The network that real pictures are measured by; of Inception, it is said whether it is the published one."""
+    from kandinsky22.evaluation import protocol
+    from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
+
+    device = place_of(options)
+    if "clip" in options:
+        return ClipFeatures.of_folder(options["clip"], device)
+    features = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
+    print(f"Inception's weights are {'' if protocol.published(features) else 'not '}the published file")
+    return features
+
+
+EVALUATIONS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "coco30k": coco30k, "world": world, "sweep": sweep, "dials": dials, "stats": stats,
+}  # fmt: skip
 
 
 def _written(folder: Path, report: Any) -> None:
@@ -364,15 +321,8 @@ def _check_enough(count: float, what: str, dim: int, kid_size: int) -> None:
         )
 
 
-def _count(text: str) -> int:
-    """A whole number from 1 up."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
-
-
 def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+    return [whole_number(part) for part in text.split(",")]
 
 
 def _intervals(text: str) -> list[tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""How far an evaluation is, while people wait: bars in a terminal, else lines now and then."""
+"""How far an evaluation is, told in a terminal by bars and elsewhere by a line now and then; and what it will take."""
 
 import sys
 import time
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
 
 if TYPE_CHECKING:
-    from kandinsky22.evaluation.generate import Standing
+    from kandinsky22.evaluation.generate import Estimate, Standing
 
 
 def told(standings: "Iterable[tuple[str, Standing]]") -> None:
-    """Say how far painting is: a bar in a terminal, else a line now and then."""
+    """Say how far painting is, of each name; what is painted is painted while this asks."""
     if is_terminal():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -32,21 +32,9 @@ def told(standings: "Iterable[tuple[str, Standing]]") -> None:
             print(f"{name}: {now.done} of {now.of}  {_pace(now)}", flush=True)
 
 
-def _pace(now: "Standing") -> str:
-    said = [f"{now.failed} failed"] if now.failed else []
-    if now.rate is not None and now.left is not None:
-        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *said]
-    return ", ".join(said)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return "{}:{:02}:{:02}".format(*divmod(minutes, 60), seconds)
-
-
 @contextmanager
 def saying() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of what is not painting, on stderr: bars in a terminal, else lines now and then."""
+    """Progress of what is not painting, on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,3 +53,22 @@ def saying() -> Iterator[Callable[[str, int, int], None]]:
                 print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
 
         yield say
+
+
+def needed(needs: "Estimate") -> str:
+    """An estimate, in a sentence."""
+    said = f"{needs.pictures} pictures to paint, {needs.calls} calls of the decoder's network"
+    said += f", about {needs.bytes / 1e9:.2g} of {needs.free / 1e9:.0f} GB that are free"
+    return said if needs.seconds is None else f"{said}, about {_clock(needs.seconds)}"
+
+
+def _pace(now: "Standing") -> str:
+    said = [f"{now.failed} failed"] if now.failed else []
+    if now.rate is not None and now.left is not None:
+        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *said]
+    return ", ".join(said)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return "{}:{:02}:{:02}".format(*divmod(minutes, 60), seconds)

@@ -1,7 +1,8 @@
 """A file of captions as a value: what is to be painted, under which name, with which seed. Imports no torch.
 
 A .csv or .tsv has a header with one column of captions, and, if it likes, one of ids and one of seeds; other columns are
-passed over. A .txt has a caption a line. Whatever would be painted otherwise than its author thinks is refused.
+passed over. Of COCO's own `image_id` and `id` the caption's, `id`, counts. A .txt has a caption a line. Whatever would be
+painted otherwise than its author thinks is refused.
 """
 
 import csv
@@ -17,6 +18,10 @@ from kandinsky22.request import MAX_SEED
 CAPTION = ("caption", "text", "prompt")
 ID = ("id", "image_id", "file_name", "filename", "name")
 SEED = ("seed",)
+COCO = {
+    "id",
+    "image_id",
+}  # both are in COCO's own tables, where several captions are of one picture: the caption's is meant
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # an id that is a picture's file name is meant without its ending
 FORBIDDEN = '/\\<>:"|?*'  # in a file's name, on one system or another
@@ -129,6 +134,11 @@ def _records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]
             records.append((line, row))
             line = reader.line_num + 1
     except csv.Error as error:
+        if "limit" in str(error):
+            raise ValueError(
+                f"{path}, line {line}, has a field of more than {csv.field_size_limit()} characters, which is no caption; "
+                "close the quotation mark where it ends"
+            ) from None
         raise ValueError(
             f"{path}, line {line}, cannot be read ({error}); put the field into quotation marks and double those within"
         ) from None
@@ -140,6 +150,8 @@ def _records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]
 def _column(path: Path, names: Sequence[str], which: Sequence[str]) -> int | None:
     """Where the one column is that goes by one of some names, if there is one."""
     found = [k for k, name in enumerate(names) if name in which]
+    if len(found) == 2 and {names[k] for k in found} == COCO:
+        return names.index("id")
     if len(found) > 1:
         said = " and ".join(repr(names[k]) for k in found)
         raise ValueError(f"{path} has the columns {said}, each of which could be the {which[0]}; keep one of them")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from kandinsky22.moments import Gaussian, Moments
 
 SIGMA, SCALE = 10, 1000  # CMMD's width of the kernel, and what makes its numbers readable
+SUBSETS, SEED = 100, 0  # of KID
 BLOCK = 2048  # rows of each side that CMMD holds against each other at once: 32 MiB
 NORMAL = 1.959964  # standard errors to either side that hold 95%
 
@@ -82,7 +83,7 @@ def frechet(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     return max(0.0, float((a.mean - b.mean).square().sum() + traces - 2 * common))
 
 
-def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Spread:
+def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = SUBSETS, size: int = 1000, seed: int = SEED) -> Spread:
     """The squared maximum mean discrepancy of features a [n, K] and b [m, K]; with Inception's features, KID.
 
     Binkowski et al. 2018 (arXiv:1801.01401): the unbiased estimate, which may be below 0, with the kernel

@@ -4,7 +4,8 @@ Weights are a model's own, or a file's or folder's that the user names; nothing 
 a network's `name`, `fingerprint` and `resize`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -50,6 +51,17 @@ class Features(Protocol):
         """Pictures of any sizes, at least one -> float32 [n, dim] on the CPU; all go through the network at once."""
 
 
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Float32 on CUDA is float32 for as long, and not TF32, which keeps ten binary digits, whatever the process has set."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+
 class InceptionFeatures:
     """The last pool of the Inception network of 2015, [n, 2048].
 
@@ -57,7 +69,7 @@ class InceptionFeatures:
     are; clean-fid takes pictures whole, however that distorts them. Raises `CheckpointError`, and `ValueError` for another way.
     """
 
-    name, dim = "inception-2015", inception.DIM
+    name, dim = inception.NAME, inception.DIM
 
     def __init__(
         self, path: Path, resize: str = "clean", device: torch.device | str = "cpu", *, crop: bool = True
@@ -74,7 +86,8 @@ class InceptionFeatures:
         """See `Features`."""
         squares = map(centre_crop, pictures) if self._crop else pictures
         pixels = torch.stack([self._way.resize(picture, inception.SIDE) for picture in squares]).to(self._device)
-        return self._network((pixels - self._way.centre) / self._way.centre).cpu()
+        with in_float32():
+            return self._network((pixels - self._way.centre) / self._way.centre).cpu()
 
 
 class ClipFeatures:
@@ -136,13 +149,15 @@ class ClipFeatures:
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """See `Features`."""
         pixels = self._processor([centre_crop(picture.convert("RGB")) for picture in pictures])
-        return self._vision(pixels.to(self._device, self._dtype)).float().cpu()
+        with in_float32():
+            return self._vision(pixels.to(self._device, self._dtype)).float().cpu()
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Captions, at least one -> float32 [n, dim] on the CPU; what does not fit the text tower is left out."""
         ids = self._tokenizer(list(captions)).trimmed().ids
-        return self._text(ids.to(self._device)).embed.float().cpu()
+        with in_float32():
+            return self._text(ids.to(self._device)).embed.float().cpu()
 
 
 @dataclass(frozen=True, kw_only=True)

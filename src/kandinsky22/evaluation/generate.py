@@ -11,11 +11,11 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kandinsky22.backends.here import Here
 from kandinsky22.backends.packs import Failure, Finished, Painter
@@ -45,13 +45,25 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a shard still needs: pictures to paint, bytes of disk, of how many that are free, and seconds; None where none was
-    painted yet."""
+    """What a shard still needs: pictures to paint, calls of the decoder for them, bytes of disk, of how many that are free, and
+    seconds; None where none was painted yet."""
 
     pictures: int
+    calls: int
     bytes: int
     free: int
     seconds: float | None
+
+    @classmethod
+    def none(cls, folder: Path) -> Self:
+        """Nothing, in a folder."""
+        return cls(0, 0, 0, shutil.disk_usage(folder).free, 0.0)
+
+    def __add__(self, other: Self) -> Self:
+        """Of both, on one disk, one after the other."""
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        pictures, calls = self.pictures + other.pictures, self.calls + other.calls
+        return type(self)(pictures, calls, self.bytes + other.bytes, min(self.free, other.free), seconds)
 
     def check(self) -> None:
         """Raises `ValueError` where the disk has too little room."""
@@ -67,23 +79,32 @@ def painter_of(backend: Backend) -> Painter:
     return backend if isinstance(backend, Painter) else Here(backend)
 
 
-def begin(backend: Backend, folder: Path, captions: Captions, request: Request, *, seed: int = 0) -> Run:
+def begin(
+    backend: Backend, folder: Path, captions: Captions, request: Request, *, seed: int = 0,
+    check: Callable[[Request], None] = lambda template: None, noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Run:  # fmt: skip
     """The run of captions in a folder, each painted as `request` says, with their prompts and seeds in its place; begun if it
-    is not there. Raises `ValueError` as `Run.begun` does, and for a request that the backend refuses."""
+    is not there.
+
+    check: is shown the resolved request before anything is written, and may raise. noted: see `Run.begun`. Raises `ValueError`
+    as `Run.begun` does, and for a request that the backend refuses.
+    """
     painter = painter_of(backend)
     first = items(captions, seed)[0]
     template, made_by = painter.about(filled(unfilled(request), first))
-    return Run.begun(folder, captions, template, made_by, batch=painter.batch, seed=seed)
+    check(template)
+    return Run.begun(folder, captions, template, made_by, batch=painter.batch, seed=seed, noted=noted)
 
 
 def generate(
-    backend: Backend, run: Run, *, shard: Shard = WHOLE, retry: bool = False, packs: int | None = None
+    backend: Backend, run: Run, *, shard: Shard = WHOLE, retry: bool = False, packs: int | None = None, least: int = 1
 ) -> Iterator[Standing]:
     """Paint what a shard lacks, telling how far it is, first before anything is painted.
 
-    Captions that failed before are passed over, unless `retry`. packs: no more than so many. Closing the iterator stops it
-    between two steps of painting. Raises `ValueError` for a shard that another process is painting, for a backend that paints
-    otherwise than the run began, for a disk without room, and where ten captions in a row fail, which are then not recorded.
+    Captions that failed before are passed over, unless `retry`. packs: no more than so many. least: pictures that the whole run
+    is of no use without. Closing the iterator stops it between two steps of painting. Raises `ValueError` for a shard that
+    another process is painting, for a backend that paints otherwise than the run began, for a disk without room, where ten
+    captions in a row fail, which are then not recorded, and as soon as so many have failed that fewer than `least` are left.
     """
     painter = painter_of(backend)
     if painter.batch != run.batch:
@@ -93,6 +114,8 @@ def generate(
     with _held(run, shard) as desk:
         estimate(run, shard, processes=painter.processes, retry=retry).check()
         lacking = _lacking(run, shard, retry=retry)
+        meanwhile = 1 if retry else least  # those that are tried again may come out well
+        _check_left(run, meanwhile)
         pace = _Pace(run, shard, lacking)
         yield pace.standing()
         doubted: list[Failure[str]] = []
@@ -105,27 +128,43 @@ def generate(
                 else:
                     _keep(run, shard, desk, outcome)
                     _record(run, shard, doubted)
+                    if doubted:
+                        _check_left(run, meanwhile)
                     doubted.clear()
                 pace.count(outcome)
                 yield pace.standing()
         _record(run, shard, doubted)
+        _check_left(run, least)
 
 
 def estimate(run: Run, shard: Shard = WHOLE, *, processes: int = 1, retry: bool = False) -> Estimate:
     """What a shard still needs, judged by the latest pictures of the run; before there are any, disk by the size of their
     pixels. `list(generate(..., packs=1))` paints some, for an estimate of time."""
     lacking = sum(len(pack) for pack in _lacking(run, shard, retry=retry))
-    latest = [*logged(run).values()][-RECENT:]
-    there = [path for record in latest if (path := run.pictures / f"{record['id']}.png").exists()]
+    there = [path for record in _latest(run) if (path := run.pictures / f"{record['id']}.png").exists()]
     mean = sum(path.stat().st_size for path in there) / len(there) if there else 0
     raw = 3 * (run.template.height or 0) * (run.template.width or 0) + RECIPE
-    seconds = sum(record["milliseconds"] for record in latest) / 1000 / max(1, len(latest)) * lacking / processes
+    seconds = seconds_each(run)
     return Estimate(
         lacking,
+        lacking * calls(run.template),
         round(lacking * (mean or raw)),
         shutil.disk_usage(run.folder).free,
-        seconds if latest else None,
+        None if seconds is None and lacking else (seconds or 0) * lacking / processes,
     )
+
+
+def seconds_each(run: Run) -> float | None:
+    """How long a picture of a run takes one process, judged by the latest; None where none was painted yet."""
+    latest = _latest(run)
+    return sum(record["milliseconds"] for record in latest) / 1000 / len(latest) if latest else None
+
+
+def calls(request: Request) -> int:
+    """Of the decoder's network for a picture painted from noise, as a resolved request says."""
+    steps = request.decoder.steps
+    assert steps is not None
+    return 2 * steps - 1 if request.decoder.sampler == "heun" else steps
 
 
 def logged(run: Run) -> dict[str, dict[str, Any]]:
@@ -137,6 +176,10 @@ def failed(run: Run) -> dict[str, dict[str, Any]]:
     """What is known of captions that failed, by id: "error" and "tries". One that has a picture by now has not."""
     records = logs.by_id(sorted(run.folder.glob("failed-*.jsonl")))
     return {name: record for name, record in records.items() if not is_whole(run.pictures / f"{name}.png")}
+
+
+def _latest(run: Run) -> list[dict[str, Any]]:
+    return [*logged(run).values()][-RECENT:]
 
 
 def is_whole(path: Path) -> bool:
@@ -194,6 +237,15 @@ def _record(run: Run, shard: Shard, failures: list[Failure[str]]) -> None:
     for failure in failures:
         record = {"id": failure.key, "error": failure.error, "tries": failure.tries}
         logs.append(run.failures(shard), record)
+
+
+def _check_left(run: Run, least: int) -> None:
+    lost, of = len(failed(run)), len(run.items)
+    if of - lost < least:
+        raise ValueError(
+            f"{lost} of {of} captions failed, and the numbers need {least} pictures; see failed-*.jsonl in {run.folder}, then "
+            "try these again with --retry, or give more captions in another folder"
+        )
 
 
 class _Pace:

@@ -23,6 +23,7 @@ from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.checked import sha256
 from kandinsky22.checkpoints.store import Uninitialised, read_pickled
 
+NAME = "inception-2015"
 SIDE, DIM, CLASSES = 299, 2048, 1008
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -176,6 +177,8 @@ def load(path: Path) -> tuple[Inception, str]:
     path: a .pth or .safetensors of tensors; nothing in it is run. Raises `CheckpointError`, in one sentence that names the file
     to pass, for what is missing, damaged, a program (TorchScript), or another network.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, and weights are a file; {PASS}")
     if not path.is_file():
         raise CheckpointError(f"{path} is not there; {PASS}")
     if _is_program(path):

@@ -24,9 +24,17 @@ def mend(path: Path) -> None:
 
 
 def by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The latest record of each "id" in files, but for a line that is being written."""
-    lines = (line for path in paths for line in path.read_bytes().split(b"\n")[:-1])
-    return {record["id"]: record for record in map(json.loads, lines)}
+    """The latest record of each "id" in files, but for a line that is being written. Raises `ValueError` naming a line that
+    holds none."""
+    records: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line)
+                records[record["id"]] = record
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"{path}, line {number}, is damaged; remove that line, and begin again") from None
+    return records
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """A run folder: what is painted in it, and all that decides the pictures. Imports no torch.
 
 `manifest.jsonl` has an id, a caption and a seed a line. `run.json` is what else the pictures follow from: weights, settings,
-versions. Both are written whole, once; whoever comes to paint in the folder must mean the same.
+versions; and, for whoever reads it, the command that began it and its weights' files. Both are written whole, once; whoever
+comes to paint in the folder must mean the same.
 
     runs/x/run.json  manifest.jsonl  pictures/ID.png  log-1-of-2.jsonl  failed-1-of-2.jsonl
 
@@ -12,7 +13,7 @@ a picture's company, and with it the last bits of its pixels, is the same howeve
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -30,6 +31,7 @@ MADE_BY = (
     "kandinsky22",
     "torch",
 )  # what of `Kandinsky.made_by` a run may not change; others only round
+NOTED = ("command", "weights_sha256")  # of what `run.json` holds, what is for readers and not compared
 SEED_BYTES = 6  # of a hash: few enough that every program that reads JSON knows the number
 T = TypeVar("T")
 
@@ -110,11 +112,14 @@ class Run:
         *,
         batch: int,
         seed: int = 0,
+        noted: Callable[[], Mapping[str, Any]] = dict,
     ) -> Self:
         """The run in a folder, begun if it is not there.
 
         template, made_by: as a painter's `about` tells them of a request. batch: requests of a pack. seed: what the items'
-        seeds are made of. Raises `ValueError` for a folder in which something else was begun, in one sentence that names the
+        seeds are made of. noted: asked, if it is begun, for what `NOTED` names.
+
+        Raises `ValueError` for a folder in which something else was begun, in one sentence that names the
         first difference, and where it cannot be written.
         """
         about = {
@@ -127,13 +132,17 @@ class Run:
         run = cls(folder, items(captions, seed), unfilled(template), about)
         try:
             with locked(folder / LOCK):
-                if (folder / RUN).exists():
-                    run._check_same()
-                else:
+                if not (folder / RUN).exists():
+                    run = replace(run, about={**about, **noted()})
                     run._write()
+                    return run
         except OSError as error:
             raise ValueError(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from error
-        return run
+        then = cls.opened(folder)
+        then.check_same(about)
+        if then.items != run.items:
+            raise ValueError(f"{folder / MANIFEST} was changed after the run began; give another folder")
+        return replace(run, about=then.about)
 
     @classmethod
     def opened(cls, folder: Path) -> Self:
@@ -145,6 +154,16 @@ class Run:
     def batch(self) -> int:
         """Requests of a pack."""
         return int(self.about["batch"])
+
+    def check_same(self, now: Mapping[str, Any]) -> None:
+        """Raises `ValueError` naming the first difference of `now`, in the form of `about`, from what the run was begun with."""
+        then = {name: value for name, value in self.about.items() if name not in NOTED}
+        if differs := next(differences(then, json.loads(json.dumps(now))), None):
+            name, was, wanted = differs
+            raise ValueError(
+                f"{self.folder} was begun with {name} {_said(was)}, and now it is {_said(wanted)}; give another folder, or the "
+                "same as then"
+            )
 
     def packs(self, shard: Shard) -> list[tuple[Item, ...]]:
         """A shard's items, as they are painted together."""
@@ -184,16 +203,17 @@ class Run:
         with whole(self.folder / RUN) as partial:  # last: where it is, all is
             partial.write_text(json.dumps(self.about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
-    def _check_same(self) -> None:
-        then = _json(self.folder / RUN)
-        if differs := next(_differences(then, json.loads(json.dumps(self.about))), None):
-            name, was, now = differs
-            raise ValueError(
-                f"{self.folder} was begun with {name} {_said(was)}, and now it is {_said(now)}; give another folder, or the "
-                "same as then"
-            )
-        if _read_manifest(self.folder) != self.items:
-            raise ValueError(f"{self.folder / MANIFEST} was changed after the run began; give another folder")
+
+def check_place(folder: Path, *, of_runs: bool = False) -> None:
+    """Raises `ValueError` for a folder that holds what another kind of evaluation left: a run in it where there should be runs
+    in folders of it (`of_runs`), or the other way round."""
+    if of_runs and (folder / RUN).exists():
+        raise ValueError(f"{folder} holds a run of captions, and a sweep has many; give another folder")
+    if not of_runs and (cell := next(iter(sorted(folder.glob(f"*/{RUN}"))), None)):
+        raise ValueError(
+            f"{folder} holds other runs ({cell.parent.name}), such as a sweep has, and this would write over their report; "
+            "give another folder"
+        )
 
 
 def unfilled(template: Request) -> Request:
@@ -212,6 +232,15 @@ def filled(template: Request, item: Item) -> Request:
     """The request for an item."""
     assert isinstance(template.condition, Text)
     return replace(template, condition=replace(template.condition, prompt=item.caption), seed=item.seed)
+
+
+def differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two values of JSON differ: dotted names, what was there then and what is now."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**now, **then}:
+            yield from differences(then.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    elif then != now:
+        yield name, then, now
 
 
 def _read_manifest(folder: Path) -> tuple[Item, ...]:
@@ -234,15 +263,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
     return dict(values)
-
-
-def _differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two values of JSON differ, as dotted names."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in {**now, **then}:
-            yield from _differences(then.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
-    elif then != now:
-        yield name, then, now
 
 
 def _said(value: Any) -> str:

@@ -5,10 +5,9 @@ the whole set, in the order of the pictures' names, whoever measured what.
 """
 
 import json
-import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -32,6 +31,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders that are let near them
 NAMED = 3  # of broken pictures
 CHUNK = 4096  # rows whose moments are taken at once
+ROUNDING = 1e-5  # of a published covariance, relative to its largest number
 ABOUT = "kandinsky22"  # in a file's metadata
 # What a decoder raises for a broken file; struct's and zlib's errors come from chunks beside the pixels
 BROKEN = (
@@ -126,16 +126,17 @@ class Statistics:
                     "measure one of them again"
                 )
         if not any_size and isinstance(other, Statistics):
-            self.check_sizes(other.sizes)
+            check_sizes(self.sizes, other.sizes)
 
-    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Raises `ValueError` where all pictures have one size here, and the others all another."""
-        if len(self.sizes) == len(sizes) == 1 and self.sizes != tuple(sizes):
-            here, there = ("{}x{}".format(*size) for size in (self.sizes[0], sizes[0]))
-            raise ValueError(
-                f"the reference's pictures are all {here} and the others all {there}, which alone moves the numbers; bring "
-                "them to one size, or say that any size will do"
-            )
+
+def check_sizes(real: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> None:
+    """Raises `ValueError` where all real pictures have one size, and the others all another."""
+    if len(real) == len(others) == 1 and [*real] != [*others]:
+        here, there = ("{}x{}".format(*size) for size in (real[0], others[0]))
+        raise ValueError(
+            f"the reference's pictures are all {here} and the others all {there}, which alone moves the numbers; bring "
+            "them to one size, or say that any size will do"
+        )
 
 
 def by(features: Features) -> By:
@@ -143,32 +144,53 @@ def by(features: Features) -> By:
     return By(features.name, features.fingerprint, features.resize)
 
 
-def pictures_in(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder and the folders within it, by their names there, sorted; hidden ones are passed over.
+def pictures_in(*folders: Path) -> dict[str, Path]:
+    """The pictures in folders and the folders within them, by their names there, sorted; hidden ones are passed over.
 
-    Raises `ValueError` where there are none.
+    Raises `ValueError` where there are none in one of them, and for a name that is in two.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder of pictures")
-    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS}
-    seen = {name.as_posix(): path for name, path in found.items() if not any(part[0] == "." for part in name.parts)}
-    if not seen:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)}); give the folder they are in")
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; give a folder of pictures")
+        found = {path.relative_to(folder): path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS}
+        named = {
+            name.as_posix(): path for name, path in found.items() if not any(part[0] == "." for part in name.parts)
+        }
+        if not named:
+            raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)}); give the folder they are in")
+        if twice := next(iter(sorted(seen.keys() & named.keys())), None):
+            raise ValueError(f"{twice} is in two of the folders, {folder} among them; give the folder above both")
+        seen |= named
     return dict(sorted(seen.items()))
 
 
 def measure(
-    pictures: dict[str, Path], features: Features, *, batch: int = 32, progress: Progress | None = None
+    pictures: Mapping[str, Path], features: Features, *, batch: int = 32, progress: Progress | None = None
 ) -> Statistics:
     """The statistics of pictures, at least one, by their names; `batch` go through the network at once.
 
     Each is decoded twice, so that a broken one is known before hours are spent on the others. Raises `ValueError` naming
     the first broken ones and how many there are.
     """
+    sizes = sizes_of(pictures)
+    paths, made = list(pictures.values()), []
+    for start in range(0, len(paths), batch):
+        made.append(features([_read(path) for path in paths[start : start + batch]]))
+        if progress is not None:
+            progress(min(start + batch, len(paths)), len(paths))
+    return Statistics.of(by(features), list(pictures), torch.cat(made), sizes)
+
+
+def sizes_of(pictures: Mapping[str, Path], *, whole: bool = True) -> list[tuple[int, int]]:
+    """The (height, width) that pictures have, ascending, each once. whole: decode them, not their first bytes alone.
+
+    Raises `ValueError` naming the first broken ones and how many there are.
+    """
     sizes, broken = set(), []
     for name, path in pictures.items():
         try:
-            width, height = _read(path).size
+            width, height = _read(path).size if whole else _size(path)
             sizes.add((height, width))
         except BROKEN:
             broken.append(name)
@@ -178,12 +200,7 @@ def measure(
             f"{len(broken)} of {len(pictures)} pictures cannot be read ({', '.join(broken[:NAMED])}{more}); repair or remove "
             "them, since a number over the others would be that of another set"
         )
-    paths, made = list(pictures.values()), []
-    for start in range(0, len(paths), batch):
-        made.append(features([_read(path) for path in paths[start : start + batch]]))
-        if progress is not None:
-            progress(min(start + batch, len(paths)), len(paths))
-    return Statistics.of(by(features), list(pictures), torch.cat(made), sorted(sizes))
+    return sorted(sizes)
 
 
 def save(path: Path, statistics: Statistics) -> None:
@@ -203,10 +220,10 @@ def load(path: Path) -> Statistics:
     """The statistics in a file that `save` wrote, or in an .npz with `mu` and `sigma`, as pytorch-fid, clean-fid and
     text2image-benchmark publish them: those do for FID alone.
 
-    Raises `ValueError` for a file that is missing, damaged or something else.
+    Raises `ValueError` for a file that is missing, damaged or something else, and for a sigma that is no covariance.
     """
     try:
-        return _public(path) if path.suffix == ".npz" else _own(path)
+        found = _public(path) if path.suffix == ".npz" else _own(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; make it with `kandinsky22 evaluate stats FOLDER`") from None
     except (OSError, SafetensorError, BadZipFile, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
@@ -214,6 +231,16 @@ def load(path: Path) -> Statistics:
             f"{path} holds no statistics that can be read; make them again with `kandinsky22 evaluate stats FOLDER`, or name "
             "an .npz with mu and sigma"
         ) from error
+    if isinstance(found.moments, Gaussian) and (wrong := _wrong(found.moments)):
+        raise ValueError(
+            f"{path}: {wrong}, so it is no mean and covariance of features; get it again from who published it"
+        )
+    return found
+
+
+def merged(paths: Sequence[Path]) -> Statistics:
+    """Of the parts of a set that are in files which `save` wrote. Raises `ValueError` as `load` and `Statistics.__add__` do."""
+    return reduce(add, map(load, paths))
 
 
 def _own(path: Path) -> Statistics:
@@ -230,9 +257,22 @@ def _own(path: Path) -> Statistics:
 def _public(path: Path) -> Statistics:
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not math.isfinite(float(covariance.sum())):
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError("mu and sigma are no mean and covariance")
     return Statistics(Gaussian(mean, covariance))
+
+
+def _wrong(said: Gaussian) -> str | None:
+    """Why a mean and a covariance can be none: what float32 rounds is forgiven."""
+    mean, covariance = said.mean, said.covariance
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        return "its mu or sigma is not finite"
+    if (covariance - covariance.T).abs().max() > ROUNDING * covariance.abs().max():
+        return "its sigma is not symmetric"
+    values = torch.linalg.eigvalsh(covariance)
+    if values[0] < -ROUNDING * values.abs().max() or values[-1] <= 0:
+        return "its sigma has variances below 0"
+    return None
 
 
 def _read(path: Path) -> Image.Image:
@@ -240,6 +280,11 @@ def _read(path: Path) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
         image.info.pop("transparency", None)  # it is dropped anyway, and Pillow would warn
         return image.convert("RGB")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path, formats=FORMATS) as image:
+        return image.size
 
 
 def _said(made_by: By) -> str:

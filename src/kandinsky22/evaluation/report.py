@@ -7,7 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,15 @@ class Shown:
         return base64.b64encode(written.getvalue()).decode()
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Pictures to be compared: rows with a heading each, below the columns' headings; None where one could not be painted."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Shown | None]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """All that is told of an evaluation. values, protocol: what JSON can hold."""
@@ -78,6 +87,7 @@ class Report:
     remarks: Sequence[str] = ()
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
+    grids: Sequence[Grid] = ()
     shown: Sequence[Shown] = ()
 
 
@@ -86,10 +96,8 @@ def write(folder: Path, report: Report) -> Path:
     from jinja2 import Environment
 
     template = files("kandinsky22.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    parts = {
-        name: getattr(report, name) for name in ("title", "summary", "numbers", "remarks", "plots", "tables", "shown")
-    }
-    page = Environment(autoescape=True).from_string(template).render(**parts, protocol=_json(report.protocol))
+    parts = {field.name: getattr(report, field.name) for field in fields(report)}
+    page = Environment(autoescape=True).from_string(template).render(**parts | {"protocol": _json(report.protocol)})
     for name, text in ((PROTOCOL, _json(report.protocol)), (REPORT, _json(report.values)), (PAGE, page)):
         with whole(folder / name) as partial:
             partial.write_text(text + "\n", encoding="utf-8")

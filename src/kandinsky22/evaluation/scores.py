@@ -1,15 +1,17 @@
 """The numbers of a run's pictures: against a reference, against their captions, and what to say beside each."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from kandinsky22.evaluation import plots, reference
-from kandinsky22.evaluation.distances import Mean, clip_score, cmmd, frechet, kernel_distance
+from kandinsky22.evaluation.distances import SEED, SUBSETS, Mean, clip_score, cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.features import ClipFeatures, Features
 from kandinsky22.evaluation.fidelity import ATTRIBUTES, Rates
 from kandinsky22.evaluation.reference import Statistics
@@ -35,25 +37,51 @@ class Scores:
         return type(self)(values, self.numbers + other.numbers, self.plots + other.plots, self.tables + other.tables)
 
 
-def measured(pictures: Mapping[str, Path], features: Features, folder: Path, name: str, say: Say) -> Statistics:
+def measured(
+    pictures: Mapping[str, Path], features: Features, folder: Path, name: str, say: Say, *, part: bool = False
+) -> Statistics:
     """The statistics of pictures, kept in `folder` under a name that tells these very files and this network from others.
 
-    Raises `ValueError` as `reference.measure` does.
+    part: of a set that workers share out; whoever asks for the whole set later takes what is kept of its parts, and measures the
+    rest. Raises `ValueError` as `reference.measure` does.
     """
+    stem = f"{name}-part" if part else name
+    kept = folder / f"{stem}-{_digest(pictures, features)}.safetensors"
+    if kept.exists():
+        return reference.load(kept)
+    parts = [*_parts(pictures, features, folder, name)]
+    there = {picture for of in parts for picture in of.names}
+    lacking = {picture: path for picture, path in pictures.items() if picture not in there}
+    if lacking:
+        what = f"looking at the {name.replace('-', ' ')}"
+        parts.append(reference.measure(lacking, features, progress=lambda done, of: say(what, done, of)))
+    made = reduce(add, parts)
+    reference.save(kept, made)
+    if not part:
+        for other in set(folder.glob(f"{name}-{'[0-9a-f]' * 16}.safetensors")) - {kept}:
+            other.unlink()
+    return made
+
+
+def _digest(pictures: Mapping[str, Path], features: Features) -> str:
+    """What tells these very files, seen by this network, from others."""
     told = [*reference.by(features)]
     for picture, path in sorted(pictures.items()):
         found = path.stat()
         told += [picture, str(found.st_size), str(found.st_mtime_ns)]
-    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
-    kept = folder / f"{name}-{digest}.safetensors"
-    if kept.exists():
-        return reference.load(kept)
-    what = f"looking at the {name.replace('-', ' ')}"
-    made = reference.measure(dict(pictures), features, progress=lambda done, of: say(what, done, of))
-    reference.save(kept, made)
-    for other in set(folder.glob(f"{name}-{'[0-9a-f]' * 16}.safetensors")) - {kept}:
-        other.unlink()
-    return made
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+def _parts(pictures: Mapping[str, Path], features: Features, folder: Path, name: str) -> Iterator[Statistics]:
+    """What is kept of parts of these pictures that do not overlap, as the files are now."""
+    seen: set[str] = set()
+    for kept in sorted(folder.glob(f"{name}-part-*.safetensors")):
+        part = reference.load(kept)
+        if not seen.isdisjoint(part.names) or not pictures.keys() >= set(part.names):
+            continue
+        if _digest({picture: pictures[picture] for picture in part.names}, features) == kept.stem.rpartition("-")[2]:
+            seen.update(part.names)
+            yield part
 
 
 def frechet_distance(name: str, ours: Statistics, theirs: Statistics) -> Scores:
@@ -78,10 +106,9 @@ def kernel(ours: Statistics, theirs: Statistics, size: int) -> Scores:
     """KID with its deviation over subsets. Raises `ValueError` for fewer pictures than a subset has."""
     mean, deviation = kernel_distance(ours.rows, theirs.rows, size=size)
     shown = f"{1000 * mean:.3f} ± {1000 * deviation:.3f}"
-    about = f"times 1000; over 100 subsets of {size}, ± their standard deviation; not biased by few pictures"
-    return Scores(
-        {"kid": {"mean": mean, "deviation": deviation, "subsets": 100, "size": size}}, (Number("KID", shown, about),)
-    )
+    about = f"times 1000; over {SUBSETS} subsets of {size}, ± their standard deviation; not biased by few pictures"
+    values = {"mean": mean, "deviation": deviation, "subsets": SUBSETS, "size": size, "seed": SEED}
+    return Scores({"kid": values}, (Number("KID", shown, about),))
 
 
 def mean_discrepancy(ours: Statistics, theirs: Statistics) -> Scores:

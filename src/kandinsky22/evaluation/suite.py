@@ -5,32 +5,27 @@ folder, so that scoring again is quick.
 """
 
 import hashlib
-import os
-import platform
-import shlex
-import sys
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-import kandinsky22
 from kandinsky22.compositions import Scene, caption, render, sample
-from kandinsky22.evaluation import fidelity, plots, published, reference, scores
+from kandinsky22.evaluation import fidelity, plots, protocol, published, reference, scores
 from kandinsky22.evaluation.captions import Captioned, Captions
 from kandinsky22.evaluation.features import ClipFeatures, Features
 from kandinsky22.evaluation.generate import failed, is_whole
-from kandinsky22.evaluation.manifest import Run, unfilled
+from kandinsky22.evaluation.inception import SHA256 as INCEPTION
+from kandinsky22.evaluation.manifest import NOTED, Run, Shard, unfilled
 from kandinsky22.evaluation.reference import Statistics
 from kandinsky22.evaluation.report import SHOWN, Plot, Report, Shown, Table
 from kandinsky22.evaluation.scores import Say, Scores, measured
 from kandinsky22.files import whole
-from kandinsky22.images import read_recipe
-from kandinsky22.machine import processor
+from kandinsky22.kandinsky import Kandinsky
 from kandinsky22.request import Defaults, Request
 
 WORLD_SEED = 22  # the training of the box draws scenes from 0, and looks at those of 1
@@ -53,19 +48,36 @@ def painted(run: Run) -> dict[str, Path]:
     return found
 
 
-def complete(folder: Path, captions: Captions, request: Request) -> Run | None:
-    """The run of a folder that needs no more painting, and so no model: its captions are these, and what the request says is how
-    they were painted. None where there is none, or it has to be gone on with."""
+def complete(
+    folder: Path, captions: Captions, request: Request, *, seed: int | None = None, batch: int | None = None,
+    dtype: str | None = None, model: Kandinsky | None = None, retry: bool = False,
+) -> Run | None:  # fmt: skip
+    """The run of a folder that needs no more painting, so that it can be scored where its model is not. None where there is none,
+    or it has to be gone on with: to `retry` captions that failed, too.
+
+    What the request, seed, batch and dtype leave open (None) is as it was painted. model: the one that is asked for, if it is at
+    hand; its weights are compared. Raises `ValueError` naming the first difference of what is asked for from what was painted.
+    """
     try:
         run = Run.opened(folder)
-        t = run.template
-        assert t.height is not None and t.width is not None
-        asked = request.resolved(Defaults(height=t.height, width=t.width, prior=t.prior, decoder=t.decoder))
         painted(run)
     except ValueError:
         return None
-    same = replace(unfilled(asked), model=t.model) == t and run.about["captions"]["sha256"] == captions.sha256
-    return run if same and Path(request.model).name == t.model else None
+    if retry and failed(run):
+        return None
+    t = run.template
+    assert t.height is not None and t.width is not None
+    asked = unfilled(request.resolved(Defaults(height=t.height, width=t.width, prior=t.prior, decoder=t.decoder)))
+    name = Path(request.model).expanduser().resolve().name if model is None else model.name
+    told = {"seed": seed, "batch": batch, "dtype": dtype}
+    now = {name: value for name, value in run.about.items() if name not in NOTED}
+    now |= {name: value for name, value in told.items() if value is not None}
+    now["request"] = json.loads(replace(asked, model=name).to_json())
+    now["captions"] = {"sha256": captions.sha256, "count": len(captions.items)}
+    if model is not None:
+        now["weights"] = model.made_by(t)["weights"]
+    run.check_same(now)
+    return run
 
 
 def statistics_of(place: Path, features: Features, folder: Path, name: str, say: Say) -> Statistics:
@@ -83,41 +95,76 @@ def statistics_of(place: Path, features: Features, folder: Path, name: str, say:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Real:
+    """Real pictures, as far as they were looked at: how many, of which sizes, and their statistics, if they were measured."""
+
+    count: float
+    sizes: Sequence[tuple[int, int]]
+    statistics: Statistics | None = None
+
+
+def real_pictures(place: Path, features: Features, folder: Path, name: str, say: Say, *, whole: bool) -> Real:
+    """What `statistics_of` tells; of a folder, if not the `whole` is to be measured, what its pictures' first bytes say."""
+    if whole or not place.is_dir():
+        found = statistics_of(place, features, folder, name, say)
+        return Real(found.count, found.sizes, found)
+    pictures = reference.pictures_in(place)
+    return Real(len(pictures), reference.sizes_of(pictures, whole=False))
+
+
+def measure_part(run: Run, shard: Shard, networks: Mapping[str, Features], say: Say) -> None:
+    """Measure a shard's pictures, for whoever scores the whole. networks: by the names that `coco` keeps statistics under."""
+    items = [item for pack in run.packs(shard) for item in pack]
+    pictures = {item.id: run.picture(item) for item in items if is_whole(run.picture(item))}
+    for name, features in networks.items():
+        if pictures:
+            measured(pictures, features, run.folder, name, say, part=True)
+
+
 def coco(
     run: Run, place: Path, theirs: Statistics, inception: Features, *, clip: ClipFeatures | None = None,
     cmmd: tuple[ClipFeatures, Statistics] | None = None, kid_size: int, any_size: bool, say: Say, command: str,
+    remarks: Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """The card's evaluation of a painted run against the statistics `theirs`, of what is at `place`. clip: for the CLIP score.
-    cmmd: a CLIP, and the statistics of the same real pictures by it.
+    cmmd: a CLIP, and the statistics of the same real pictures by it. remarks: what else is to be said.
 
     Raises `ValueError` for a run that is not complete, and for what cannot be compared.
     """
-    pictures, folder, remarks = painted(run), run.folder, []
+    pictures, folder, said = painted(run), run.folder, [*remarks]
     ours = measured(pictures, inception, folder, "pictures", say)
     theirs.check(ours, any_size=any_size)
     parts = [scores.frechet_distance("FID", ours, theirs)]
     networks: dict[str, Features] = {"inception": inception}
+    how: dict[str, Any] = {"any_size": any_size}
+    if not protocol.published(inception):
+        said.append(
+            f"Inception's weights are not the published file (SHA-256 {INCEPTION[:12]}...), so FID and KID compare with numbers "
+            "by these weights alone."
+        )
     if theirs.features is not None:
         parts.append(scores.kernel(ours, theirs, kid_size))
+        how["kid"] = {name: parts[-1].values["kid"][name] for name in ("subsets", "size", "seed")}
     else:
-        remarks.append("KID is left out: the reference holds a mean and a covariance only.")
+        said.append("KID is left out: the reference holds a mean and a covariance only.")
     if clip is not None:
         seen = measured(pictures, clip, folder, "pictures-by-clip", say)
         parts.append(scores.caption_score(seen, _captions(run), clip, say))
         networks["clip"] = clip
     else:
-        remarks.append("The CLIP score is left out: no CLIP was named.")
+        said.append("The CLIP score is left out: no CLIP was named.")
     if cmmd is not None:
         seen = measured(pictures, cmmd[0], folder, "pictures-for-cmmd", say)
         parts.append(scores.mean_discrepancy(seen, cmmd[1]))
         networks["cmmd"] = cmmd[0]
     else:
-        remarks.append("CMMD is left out: no CLIP for it was named.")
+        said.append("CMMD is left out: no CLIP for it was named.")
     total = scores.total(parts)
     return _report(
         run, f"{run.template.model} on {len(pictures)} captions", "Zero-shot, after the model card's COCO_30k.",
-        total + _beside_the_card(run.template.model, total.values["fid"], len(pictures)),
-        {"reference": _about(place, theirs), "features": _networks(networks), "command": command}, remarks,
+        total + _beside_the_card(run.template.model, total.values["fid"], len(pictures)), networks,
+        {"reference": protocol.of_reference(place, theirs), "comparison": how}, command, said,
     )  # fmt: skip
 
 
@@ -162,40 +209,22 @@ def world(run: Run, clip: ClipFeatures, *, say: Say, command: str) -> Report:
     return _report(
         run, f"{run.template.model} in the picture world, {len(pictures)} captions",
         "Fresh scenes that no training saw; distances are over the model's own CLIP, so they compare with each other alone.",
-        scores.total(parts),
-        {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes", "command": command,
-         "features": _networks({"clip": clip})},
+        scores.total(parts), {"clip": clip}, {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes"}, command,
     )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    return {
-        "kandinsky22": kandinsky22.__version__, "torch": torch.__version__, "numpy": np.__version__,
-        "python": platform.python_version(),
-    }  # fmt: skip
-
-
-def hardware() -> dict[str, Any]:
-    """On what it is scored; what painted is told by the pictures themselves."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
-
-
 def _report(
-    run: Run, title: str, summary: str, total: Scores, protocol: Mapping[str, Any], remarks: Sequence[str] = ()
-) -> Report:
+    run: Run, title: str, summary: str, total: Scores, features: Mapping[str, Features], more: Mapping[str, Any],
+    command: str, remarks: Sequence[str] = (),
+) -> Report:  # fmt: skip
     lost = failed(run)
     if lost:
         remarks = [f"{len(lost)} of {len(run.items)} captions could not be painted and are left out.", *remarks]
     shown = [Shown(run.picture(item), item.caption) for item in run.items if item.id not in lost][:SHOWN]
-    whole_protocol = {
-        "run": run.about, **protocol, "failed": sorted(lost), "painted_on": _painter(run, next(iter(shown), None)),
-        "scored_on": hardware(), "versions": versions(),
-    }  # fmt: skip
+    values = {"pictures": len(run.items) - len(lost), "features": protocol.networks(features)}
     return Report(
-        title=title, summary=summary, values=total.values | {"pictures": len(run.items) - len(lost)},
-        protocol=whole_protocol, numbers=total.numbers, remarks=remarks, plots=total.plots, tables=total.tables, shown=shown,
+        title=title, summary=summary, values=total.values | values, protocol=protocol.of_run(run, features, command, **more),
+        numbers=total.numbers, remarks=remarks, plots=total.plots, tables=total.tables, shown=shown,
     )  # fmt: skip
 
 
@@ -231,34 +260,3 @@ def draw_true(folder: Path, count: int, template: Request, say: Say) -> dict[str
 
 def _captions(run: Run) -> dict[str, str]:
     return {item.id: item.caption for item in run.items}
-
-
-def _about(place: Path, statistics: Statistics) -> dict[str, Any]:
-    """What the reference is: its name, not where it lies, and what tells its contents from others'."""
-    counted = statistics.count if statistics.names else None
-    digest = hashlib.sha256(statistics.moments.mean.numpy().tobytes()).hexdigest()
-    sizes = [list(size) for size in statistics.sizes[:20]]
-    return {"name": place.resolve().name, "pictures": counted, "sizes": sizes, "mean_sha256": digest}
-
-
-def _networks(features: Mapping[str, Features]) -> dict[str, Any]:
-    """What saw the pictures, and how they were resized for it."""
-    return {name: reference.by(of)._asdict() for name, of in features.items()}
-
-
-def _painter(run: Run, shown: Shown | None) -> dict[str, Any]:
-    """On what the first picture was painted."""
-    if shown is None:
-        return {}
-    made_by = read_recipe(shown.path).made_by
-    return {name: made_by[name] for name in ("device", "processor", "dtype", "threads", "torch") if name in made_by}
-
-
-def command() -> str:
-    """The command that is running; of its files, only their names."""
-
-    def shown(word: str) -> str:
-        option, sign, value = word.rpartition("=")
-        return f"{option}{sign}{Path(value).name}" if Path(value).exists() and os.sep in value else word
-
-    return shlex.join(["kandinsky22", *map(shown, sys.argv[1:])])

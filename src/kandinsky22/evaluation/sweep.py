@@ -4,12 +4,13 @@ A cell is one way of sampling; every cell paints the same captions with the same
 sweep that was stopped goes on. The oracle reads every picture.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from kandinsky22.backends.packs import Painter
@@ -19,9 +20,10 @@ from kandinsky22.evaluation.captions import Captioned
 from kandinsky22.evaluation.distances import NORMAL, frechet
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rates
-from kandinsky22.evaluation.generate import Standing, begin, generate
-from kandinsky22.evaluation.manifest import Run
-from kandinsky22.evaluation.report import Number, Plot, Report, Table
+from kandinsky22.evaluation.generate import Estimate, Standing, begin, calls, estimate, failed, generate, seconds_each
+from kandinsky22.evaluation.manifest import Run, differences
+from kandinsky22.evaluation.protocol import of_run
+from kandinsky22.evaluation.report import Grid, Number, Plot, Report, Shown, Table
 from kandinsky22.evaluation.scores import Say, caption_score, mean_discrepancy, measured
 from kandinsky22.request import Request, Sampling
 
@@ -30,6 +32,7 @@ STEPS = (5, 10, 15, 20, 30, 50)
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 6.0)
 SEEDS, SCENES = 5, 40
 STREAM = 10  # of scenes: others than the box's scores are told of
+PICTURED = 4  # of the scenes, on the page
 JUDGED = "plain"  # the caption but for the style, which MoVQ decides more than sampling does
 
 
@@ -40,31 +43,39 @@ class Cell:
     name: str
     request: Request
     rates: Rates
-    by_caption: tuple[float, ...]
+    by_caption: Mapping[str, float]
     by_seed: tuple[float, ...]
     clip_score: float
     cmmd: float
     frechet: float | None = None  # where there are more pictures than the CLIP has numbers
+    pictures: Mapping[str, Shown] = field(default_factory=dict)
 
     @property
     def calls(self) -> int:
         """Of the decoder for a picture."""
-        steps = self.request.decoder.steps
-        assert steps is not None
-        return 2 * steps - 1 if self.request.decoder.sampler == "heun" else steps
+        return calls(self.request)
+
+    @property
+    def cost(self) -> int:
+        """Rows that its calls compute: a guided picture has two."""
+        return self.calls * (1 if self.request.decoder.guidance_scale == 1 else 2)
 
     @property
     def interval(self) -> tuple[float, float, float]:
         """The share judged right, and from where to where it lies at 95%: captions are drawn, and pictures of one caption are
         alike, so the spread is that of captions."""
-        return _lies(self.by_caption)
+        return _lies([*self.by_caption.values()])
 
     def above(self, other: "Cell") -> tuple[float, float, float]:
-        """By how much more is judged right, and from where to where that lies at 95%, caption by caption."""
-        return _lies([mine - theirs for mine, theirs in zip(self.by_caption, other.by_caption, strict=True)])
+        """How much more of it is judged right, and from where to where that lies at 95%: caption by caption, of those that both
+        have pictures of. Raises `ValueError` where there are none."""
+        both = [name for name in self.by_caption if name in other.by_caption]
+        if not both:
+            raise ValueError(f"{self.name} and {other.name} have no caption in common; see failed-*.jsonl in both")
+        return _lies([self.by_caption[name] - other.by_caption[name] for name in both])
 
     def worse(self, other: "Cell") -> bool:
-        """Whether it is measurably worse, caption by caption."""
+        """Whether it is measurably worse."""
         return self.above(other)[2] < 0
 
     @property
@@ -72,7 +83,8 @@ class Cell:
         """As JSON holds it."""
         shares = {name: {"share": rate.share, "interval": [*rate.interval]} for name, rate in self.rates.items()}
         return {
-            "cell": self.name, "calls": self.calls, "rates": shares, "judged": [*self.interval], "by_seed": self.by_seed,
+            "cell": self.name, "calls": self.calls, "guidance_scale": self.request.decoder.guidance_scale,
+            "rates": shares, "judged": [*self.interval], "by_seed": self.by_seed,
             "clip_score": self.clip_score, "cmmd": self.cmmd, "frechet": self.frechet,
         }  # fmt: skip
 
@@ -88,22 +100,54 @@ def grid(template: Request, samplers: Sequence[str] = SAMPLERS, steps: Sequence[
 
 
 def around(name: str, chosen: Request) -> dict[str, Request]:
-    """The cells beside a chosen one: other guidance, and the linear prior."""
-    cells = {
+    """The cells beside a chosen one, of other guidance than its own."""
+    return {
         f"{name}-guidance-{scale:g}": replace(chosen, decoder=replace(chosen.decoder, guidance_scale=scale))
         for scale in GUIDANCE
+        if scale != chosen.decoder.guidance_scale
     }
-    return {**cells, f"{name}-linear-prior": replace(chosen, prior=Sampling(sampler="linear"))}
+
+
+def linear(name: str, chosen: Request) -> dict[str, Request]:
+    """A chosen cell again, with the linear prior."""
+    return {f"{name}-linear-prior": replace(chosen, prior=Sampling(sampler="linear"))}
+
+
+def expect(
+    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
+    noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Estimate:  # fmt: skip
+    """What all cells still need, before they are painted. Where nothing is known of how long their pictures take, a pack each
+    of the cell with the most and of the one with the fewest network calls is painted and timed; others lie between.
+    noted: see `Run.begun`.
+
+    Raises `ValueError` as `begin` does for any of the cells, and for a disk without room.
+    """
+    runs = [_begun(painter, folder / name, request, scenes, seeds, noted) for name, request in cells.items()]
+    needs = [estimate(run, processes=painter.processes) for run in runs]
+    sum(needs, start=Estimate.none(folder)).check()
+    lacking = sorted((run for run, of in zip(runs, needs, strict=True) if of.pictures), key=_calls, reverse=True)
+    for run in (*lacking[:1], *lacking[-1:]):
+        if seconds_each(run) is None:
+            for _ in generate(painter, run, packs=1):
+                pass
+    known = {_calls(run): seconds for run in runs if (seconds := seconds_each(run)) is not None}
+    total = Estimate.none(folder)
+    for run in runs:
+        of = estimate(run, processes=painter.processes)
+        if of.seconds is None and known:
+            each = float(np.interp(_calls(run), sorted(known), [known[calls] for calls in sorted(known)]))
+            of = replace(of, seconds=each * of.pictures / painter.processes)
+        total += of
+    return total
 
 
 def paint(
     painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS
 ) -> Iterator[tuple[str, Standing]]:
     """Paint every cell's captions, telling which and how far it is."""
-    captions = suite.captions_of(_items(scenes, seeds))
     for name, request in cells.items():
-        run = begin(painter, folder / name, captions, request)
-        for standing in generate(painter, run):
+        for standing in generate(painter, _begun(painter, folder / name, request, scenes, seeds)):
             yield name, standing
 
 
@@ -113,61 +157,142 @@ def judge(folder: Path, names: Sequence[str], clip: ClipFeatures, say: Say, seed
 
 
 def best(cells: Sequence[Cell]) -> Cell:
-    """The cell with the fewest calls of the network that is not measurably worse than the one with the highest rate."""
+    """The cell that computes least of those that are not measurably worse than the one with the highest rate; of several, the
+    one with the highest."""
     highest = max(cells, key=lambda cell: cell.interval[0])
-    return min((cell for cell in cells if not cell.worse(highest)), key=lambda cell: (cell.calls, -cell.interval[0]))
+    return min((cell for cell in cells if not cell.worse(highest)), key=lambda cell: (cell.cost, -cell.interval[0]))
 
 
-def report(model: str, cells: Sequence[Cell], beside: Sequence[Cell], protocol: Mapping[str, Any]) -> Report:
-    """Curves and tables of a sweep; `beside` are the cells around the best one."""
+def protocol(folder: Path, names: Sequence[str], clip: ClipFeatures, command: str) -> dict[str, Any]:
+    """What a sweep's numbers follow from: the first cell's run, how the others differ from it, by what they are judged."""
+    runs = {name: Run.opened(folder / name) for name in names}
+    first = next(iter(runs.values()))
+    cells = {name: {what: now for what, _, now in differences(first.about, run.about)} for name, run in runs.items()}
+    scenes = len({item.caption for item in first.items})
+    lost = {name: sorted(failed(run)) for name, run in runs.items()}
+    return of_run(first, {"clip": clip}, command) | {
+        "cells": cells, "captions": {"scenes": scenes, "pictures": len(first.items)}, "failed": lost,
+        "oracle": f"{JUDGED}: {fidelity.ATTRIBUTES[JUDGED]}",
+        "reference": f"{len(first.items)} true pictures of other fresh scenes",
+    }  # fmt: skip
+
+
+def report(
+    model: str, cells: Sequence[Cell], guided: Sequence[Cell], beside: Sequence[Cell], protocol: Mapping[str, Any]
+) -> Report:
+    """Curves and tables of a sweep. guided: the best cell with other guidance. beside: what is compared with the best of these,
+    such as the linear prior."""
     chosen = best(cells)
+    final = best([chosen, *guided])
     curves: dict[str, list[plots.Point]] = {}
     for cell in sorted(cells, key=lambda cell: cell.request.decoder.steps or 0):
         point = plots.Point(float(cell.request.decoder.steps or 0), *(100 * value for value in cell.interval))
         curves.setdefault(str(cell.request.decoder.sampler), []).append(point)
-    header = (
-        "cell",
-        "network calls",
-        "% right but for the style (95% of captions)",
-        "over seeds",
-        "shape",
-        "count",
-        "whole",
-        "CLIP score",
-        "CMMD",
-    )
+    around = [chosen, *guided, *beside]
+    scale = f"{final.request.decoder.guidance_scale:g}"
     return Report(
         title=f"Samplers and steps, {model}",
         summary=f"{chosen.rates[JUDGED].of} pictures a cell, of the same captions and seeds. Rates are what the oracle reads.",
         values={
             "cells": [cell.values for cell in cells],
-            "around": [cell.values for cell in beside],
+            "around": [cell.values | {"against": [*cell.above(final)]} for cell in around],
             "chosen": chosen.name,
+            "guidance_scale": final.request.decoder.guidance_scale,
         },
         protocol=protocol,
         numbers=(
-            Number("chosen", chosen.name, "the fewest network calls of those not measurably worse than the best"),
+            Number("sampler and steps", chosen.name, f"of those {RULE} the one with the fewest network calls"),
+            Number(
+                "guidance", scale, f"at these, of those {RULE} the one that computes least (1 halves it), then the best"
+            ),
+            *(Number(cell.name, _points(cell.above(final)), f"points more right than {final.name}") for cell in beside),
         ),
         plots=(Plot("Right but for the style, against steps", plots.lines(curves, "steps", "% of pictures")),),
         tables=(
-            Table("Samplers and steps", header, [_row(cell) for cell in cells], ours=[*cells].index(chosen)),
-            Table(f"Around {chosen.name}", header, [_row(chosen), *(_row(cell) for cell in beside)], ours=0),
+            Table(
+                "Samplers and steps",
+                _header(chosen),
+                [_row(cell, chosen) for cell in cells],
+                ours=[*cells].index(chosen),
+            ),
+            Table(
+                f"Around {chosen.name}",
+                _header(final),
+                [_row(cell, final) for cell in around],
+                ours=around.index(final),
+            ),
         ),
+        grids=(*_grids(cells), _beside(around)),
     )
 
 
-def _row(cell: Cell) -> tuple[str, ...]:
+RULE = "not measurably worse than the best, caption by caption,"
+
+
+def _header(against: Cell) -> tuple[str, ...]:
+    judged = "% right but for the style (95%)"
+    return (
+        "cell", "network calls", judged, f"points against {against.name} (95%, by caption)", "over seeds", "shape", "count",
+        "whole", "CLIP score", "CMMD",
+    )  # fmt: skip
+
+
+def _row(cell: Cell, against: Cell) -> tuple[str, ...]:
     spread = f"{100 * mean(cell.by_seed):.0f} ± {100 * stdev(cell.by_seed):.0f}" if len(cell.by_seed) > 1 else ""
-    told = (str(cell.rates[name]) for name in ("shape", "count", "whole"))
+    middle, low, high = (100 * value for value in cell.interval)
     return (
         cell.name,
         str(cell.calls),
-        str(cell.rates[JUDGED]),
+        f"{middle:.0f} ({low:.0f}-{high:.0f})",
+        "" if cell is against else _points(cell.above(against)),
         spread,
-        *told,
+        *(str(cell.rates[name]) for name in ("shape", "count", "whole")),
         f"{cell.clip_score:.1f}",
         f"{cell.cmmd:.2f}",
     )
+
+
+def _points(difference: tuple[float, float, float]) -> str:
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in difference))
+
+
+def _grids(cells: Sequence[Cell]) -> Iterator[Grid]:
+    """Of each of the first captions: samplers below each other, steps side by side."""
+    found = {(str(cell.request.decoder.sampler), cell.request.decoder.steps): cell for cell in cells}
+    samplers, steps = dict.fromkeys(sampler for sampler, _ in found), dict.fromkeys(n for _, n in found)
+    for picture, said in _first(cells):
+        rows = [
+            (sampler, [found[sampler, n].pictures.get(picture) if (sampler, n) in found else None for n in steps])
+            for sampler in samplers
+        ]
+        yield Grid(said, [f"{n} steps" for n in steps], rows)
+
+
+def _beside(cells: Sequence[Cell]) -> Grid:
+    """Cells side by side, the first captions below each other."""
+    rows = [(said, [cell.pictures.get(picture) for cell in cells]) for picture, said in _first(cells)]
+    return Grid(f"Around {cells[0].name}", [cell.name for cell in cells], rows)
+
+
+def _first(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """The first captions and their pictures' names, in their first seed."""
+    shown = {picture: found.caption for cell in cells for picture, found in cell.pictures.items()}
+    return [(picture, shown[picture]) for picture in sorted(shown) if picture.endswith("-0")][:PICTURED]
+
+
+def _begun(
+    painter: Painter,
+    folder: Path,
+    request: Request,
+    scenes: int,
+    seeds: int,
+    noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Run:
+    return begin(painter, folder, suite.captions_of(_items(scenes, seeds)), request, noted=noted)
+
+
+def _calls(run: Run) -> int:
+    return calls(run.template)
 
 
 def _items(scenes: int, seeds: int) -> list[Captioned]:
@@ -183,7 +308,7 @@ def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int) -
     pictures = suite.painted(run)
     scenes = suite.world_scenes(len(run.items) // seeds, STREAM)
     told = {picture: fidelity.verdict(_opened(path), _scene(picture, scenes)) for picture, path in pictures.items()}
-    by_caption, by_seed = _means(told, 0), _means(told, 2)
+    by_caption, by_seed = _means(told, 0), tuple(_means(told, 2).values())
     true = suite.draw_true(folder / suite.TRUE, len(run.items), run.template, say)
     theirs = measured(true, clip, folder, "true-pictures", say)
     ours = measured(pictures, clip, run.folder, "pictures", say)
@@ -192,15 +317,16 @@ def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int) -
         name, run.template, fidelity.rates(told.values()), by_caption, by_seed,
         caption_score(ours, captions, clip, say).values["clip_score"]["mean"], mean_discrepancy(ours, theirs).values["cmmd"],
         frechet(ours.moments, theirs.moments) if min(ours.count, theirs.count) > clip.dim else None,
+        {picture: Shown(path, captions[picture]) for picture, path in pictures.items()},
     )  # fmt: skip
 
 
-def _means(told: Mapping[str, Mapping[str, bool]], part: int) -> tuple[float, ...]:
-    """The share judged right of the pictures that have a part of their names in common, in the order of those."""
+def _means(told: Mapping[str, Mapping[str, bool]], part: int) -> dict[str, float]:
+    """The share judged right of the pictures that have a part of their names in common, by that part, ascending."""
     shares: dict[str, list[bool]] = {}
     for picture, verdict in told.items():
         shares.setdefault(picture.partition("-")[part], []).append(verdict[JUDGED])
-    return tuple(mean(shares[name]) for name in sorted(shares))
+    return {name: mean(shares[name]) for name in sorted(shares)}
 
 
 def _lies(values: Sequence[float]) -> tuple[float, float, float]:
