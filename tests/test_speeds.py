@@ -106,11 +106,10 @@ def test_company_changes_nothing(kandinsky: Kandinsky, task: str) -> None:
 
 def test_a_picture_says_its_dials_and_is_painted_from_what_it_says(kandinsky: Kandinsky, tmp_path: Path) -> None:
     picture = painted(kandinsky, text2img("a ring", **FEW, speed="turbo", guidance_interval=(0.2, 0.8), reuse=4))
-    turbo = SPEEDS["turbo"].decoder
-    said = picture.request.decoder
-    assert said == Sampling(sampler=turbo.sampler, steps=6, guidance_scale=3.0, guidance_interval=(0.2, 0.8), reuse=4)
+    said, sampler = picture.request.decoder, kandinsky.defaults.decoder.sampler
+    assert said == Sampling(sampler=sampler, steps=6, guidance_scale=3.0, guidance_interval=(0.2, 0.8), reuse=4)
     recipe = read_recipe(picture.save(tmp_path / "turbo.png"))
-    shown = f"{turbo.sampler}, 6 steps, guidance 3.0 from 0.2 to 0.8, deeper levels at every 4 calls"
+    shown = f"{sampler}, 6 steps, guidance 3.0 from 0.2 to 0.8, deeper levels at every 4 calls"
     assert described(recipe)["decoder"] == shown
     assert recipe.request == picture.request and "speed" not in json.loads(recipe.request.to_json())
     assert apart(painted(kandinsky, recipe.request), picture) == 0
