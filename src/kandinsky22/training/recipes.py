@@ -118,7 +118,7 @@ BOX = ModelRecipe(
     },
     defaults={
         "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
-        "decoder": {"sampler": "ddpm", "steps": 50, "guidance_scale": 3.0},
+        "decoder": {"sampler": "ddpm", "steps": 20, "guidance_scale": 3.0},
     },
 )  # fmt: skip
 
