@@ -27,6 +27,15 @@ def test_every_network_of_the_box_is_planned(network: str) -> None:
     assert plan.operations > 2 * plan.parameters and plan.activations > 0
 
 
+def test_the_copy_that_sheets_are_drawn_with_is_counted() -> None:
+    """And what it is drawn with: MoVQ for painters, the text encoder for the prior."""
+    for network in ("decoder", "inpaint", "controlnet", "prior"):
+        plan = planned(network)
+        assert plan.frozen > 4 * plan.parameters, network
+    assert planned("decoder").frozen - 4 * planned("decoder").parameters < planned("movq").frozen * 1.01
+    assert planned("clip").frozen >= 4 * planned("clip").parameters
+
+
 def test_movqs_decoder_needs_gradients_of_itself_alone() -> None:
     whole, decoder = planned("movq"), planned("movq-decoder")
     assert decoder.parameters == whole.parameters

@@ -21,6 +21,7 @@ from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.run import Sheet, grid
 
 VALIDATION, AT_ONCE = 16, 16  # batches whose loss is looked at, and their rows at most
+PAINTED = 4  # pictures of a sheet at once: so few need less than the gradients, which are not there then
 BESIDE = ("masked", "hint")  # what `Beside` may give
 
 
@@ -166,8 +167,12 @@ def sheet(
         copy.load_state_dict(weights)
         with torch.no_grad():
             losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
-            told = embeds.to(device), zero.to(device), (x0.shape[2], x0.shape[3]), on(device, seen)
-            painted = paint(copy, schedule, *told)
+            parts = []
+            for some in torch.arange(len(first)).split(PAINTED):
+                told = on(device, {name: value[some] for name, value in seen.items()})
+                size, seed = (x0.shape[2], x0.shape[3]), int(some[0])
+                parts.append(paint(copy, schedule, embeds[some].to(device), zero.to(device), size, told, seed=seed))
+            painted = torch.cat(parts)
             shown = [_decoded(movq, x0), *_shown(movq, seen), _decoded(movq, painted)]
         starts = range(0, len(first), columns)
         rows = [picture for start in starts for pictures in shown for picture in pictures[start : start + columns]]
@@ -185,5 +190,6 @@ def _shown(movq: MoVQ, seen: dict[str, Tensor]) -> list[Tensor]:
 
 
 def _decoded(movq: MoVQ, latents: Tensor) -> Tensor:
-    """Pictures on the CPU, decoded where MoVQ is."""
-    return movq.decode(latents.to(next(movq.parameters()).device)).cpu()
+    """Pictures on the CPU, decoded where MoVQ is, one at a time."""
+    device = next(movq.parameters()).device
+    return torch.cat([movq.decode(one.to(device)).cpu() for one in latents.split(1)])

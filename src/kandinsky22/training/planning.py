@@ -40,6 +40,7 @@ def plan_of(recipe: ModelRecipe, network: str, steps: int | None, processes: int
 
 
 Parts = tuple[Callable[[], nn.Module], Callable[[nn.Module], Loss], Callable[[int], Batch], int]
+"""What learns, what it learns, rows of it, and bytes that do not learn: of frozen networks, and of the copy that draws sheets."""
 
 
 def _painter(recipe: ModelRecipe, network: str) -> Parts:
@@ -70,7 +71,8 @@ def _painter(recipe: ModelRecipe, network: str) -> Parts:
             made["hint"] = torch.zeros(n, 3, recipe.side, recipe.side)
         return made
 
-    return lambda: UNet(config), loss, rows, 0
+    sheet = _bytes(lambda: UNet(config)) + _bytes(lambda: MoVQ(recipe.movq))
+    return lambda: UNet(config), loss, rows, sheet
 
 
 def _prior(recipe: ModelRecipe, network: str) -> Parts:
@@ -89,7 +91,8 @@ def _prior(recipe: ModelRecipe, network: str) -> Parts:
         x = torch.zeros(n, dim)
         return {"x0": x, "ids": ids, "mask": mask, "t": torch.zeros(n, dtype=torch.long), "noise": x.clone()}
 
-    return lambda: PriorTransformer(recipe.prior), loss, rows, _bytes(lambda: CLIPText(text))
+    frozen = _bytes(lambda: CLIPText(text)) + _bytes(lambda: PriorTransformer(recipe.prior))
+    return lambda: PriorTransformer(recipe.prior), loss, rows, frozen
 
 
 def _movq(recipe: ModelRecipe, network: str) -> Parts:
@@ -120,7 +123,7 @@ def _movq(recipe: ModelRecipe, network: str) -> Parts:
             both.movq.quant_conv.requires_grad_(False)
         return both
 
-    return made, loss, rows, frozen
+    return made, loss, rows, frozen + _bytes(made)
 
 
 def _clip(recipe: ModelRecipe, network: str) -> Parts:
@@ -140,7 +143,10 @@ def _clip(recipe: ModelRecipe, network: str) -> Parts:
             "means": torch.arange(n),
         }
 
-    return lambda: clip.CLIP(recipe.vision, text, probed=False), loss, rows, 0
+    def made() -> nn.Module:
+        return clip.CLIP(recipe.vision, text, probed=False)
+
+    return made, loss, rows, _bytes(made)
 
 
 PARTS: dict[str, Callable[[ModelRecipe, str], Parts]] = {
