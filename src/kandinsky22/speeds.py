@@ -15,8 +15,8 @@ class Speed:
     decoder: Sampling = OPEN
 
 
-# From a first look at the box, 32 captions (docs/log.md): deep features used again cost least for what they save. Fewer steps are no
-# part of a speed: how many are needed is a model's own matter, and the box's default is few already.
+# From a first look at the box, 32 captions (docs/log.md): deep features used again cost least for what they save. Fewer
+# steps are no part of a speed: how many are needed is a model's own matter, and the box's default is few already.
 SPEEDS: Mapping[str, Speed] = MappingProxyType(
     {
         "exact": Speed(),

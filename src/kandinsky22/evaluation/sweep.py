@@ -33,6 +33,7 @@ GUIDANCE = (1.0, 2.0, 3.0, 4.0, 6.0)
 SEEDS, SCENES = 5, 40
 STREAM = 10  # of scenes: others than the box's scores are told of
 PICTURED = 4  # of the scenes, on the page
+CHOSEN_BY, WITHIN = ("plain", "whole"), 0.0201  # of all pictures; a picture more is not to decide by rounding
 JUDGED = "plain"  # the caption but for the style, which MoVQ decides more than sampling does
 
 
@@ -73,10 +74,6 @@ class Cell:
         if not both:
             raise ValueError(f"{self.name} and {other.name} have no caption in common; see failed-*.jsonl in both")
         return _lies([self.by_caption[name] - other.by_caption[name] for name in both])
-
-    def worse(self, other: "Cell") -> bool:
-        """Whether it is measurably worse."""
-        return self.above(other)[2] < 0
 
     @property
     def values(self) -> dict[str, Any]:
@@ -157,10 +154,18 @@ def judge(folder: Path, names: Sequence[str], clip: ClipFeatures, say: Say, seed
 
 
 def best(cells: Sequence[Cell]) -> Cell:
-    """The cell that computes least of those that are not measurably worse than the one with the highest rate; of several, the
-    one with the highest."""
-    highest = max(cells, key=lambda cell: cell.interval[0])
-    return min((cell for cell in cells if not cell.worse(highest)), key=lambda cell: (cell.cost, -cell.interval[0]))
+    """The cell that computes least of those that come as near as `WITHIN` to the best in each rate of `CHOSEN_BY`; of several,
+    the one with the highest. Where none does in all, the one with the highest sum.
+
+    It goes by the rates themselves: "not measurably worse" would be the easier to be, the fewer the captions.
+    """
+    tops = {name: max(cell.rates[name].share for cell in cells) for name in CHOSEN_BY}
+    near = [cell for cell in cells if all(tops[name] - cell.rates[name].share <= WITHIN for name in CHOSEN_BY)]
+    return min(near or [max(cells, key=_sum)], key=lambda cell: (cell.cost, -_sum(cell)))
+
+
+def _sum(cell: Cell) -> float:
+    return sum(cell.rates[name].share for name in CHOSEN_BY)
 
 
 def protocol(folder: Path, names: Sequence[str], clip: ClipFeatures, command: str) -> dict[str, Any]:
@@ -226,7 +231,7 @@ def report(
     )
 
 
-RULE = "not measurably worse than the best, caption by caption,"
+RULE = f"at most {WITHIN:.0%} below the best, with the style and without it,"
 
 
 def _header(against: Cell) -> tuple[str, ...]:
