@@ -151,15 +151,15 @@ def sweep(arguments: Sequence[str]) -> None:
     plots.check()
     manifest.check_place(options["out"], of_runs=True)
     folder, scenes, seeds = options["out"], options.get("scenes", sweeping.SCENES), options.get("seeds", sweeping.SEEDS)
-    template, clip = template_of(options), own_clip(options)
+    template, clip, retry = template_of(options), own_clip(options), options.get("retry", False)
     cells = sweeping.grid(template, options.get("samplers", sweeping.SAMPLERS), options.get("numbers", sweeping.STEPS))
     with pool(options) as painter:
 
         def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
             about = noted(options, linear=any(request.prior.linear for request in cells.values()))
             print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
-            print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, noted=about)), flush=True)
-            told(sweeping.paint(painter, folder, cells, scenes, seeds))
+            print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, retry=retry, noted=about)), flush=True)
+            told(sweeping.paint(painter, folder, cells, scenes, seeds, retry=retry))
             with saying() as say:
                 return sweeping.judge(folder, [*cells], clip, say, seeds)
 
