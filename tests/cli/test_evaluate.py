@@ -254,6 +254,13 @@ def test_a_sweep_from_a_command(tiny_model: Path, tmp_path: Path, capsys: pytest
     assert len(report["cells"]) == 2 and len(report["around"]) == 5 and report["guidance_scale"] in (1, 2, 3, 4, 6)
     assert [*protocol["cells"]][:2] == ["ddim-1", "ddim-2"] and len(protocol["cells"]) == 6
     assert str(tiny_model) not in json.dumps(protocol)
+    (tmp_path / "ddim-1" / "pictures" / "0001-0.png").unlink()
+    record = {"id": "0001-0", "error": "poison", "tries": 3}
+    (tmp_path / "ddim-1" / "failed-1-of-1.jsonl").write_text(json.dumps(record) + "\n", "utf-8")
+    command += ["--numbers", "1,2", "--scenes", "2", "--seeds", "2", *HERE]
+    for retry, lost in (([], ["0001-0"]), (["--retry"], [])):
+        assert run([*command, *retry]) == 0
+        assert json.loads((tmp_path / "protocol.json").read_text("utf-8"))["failed"]["ddim-1"] == lost
 
 
 def test_the_ways_to_resize_are_those_there_are() -> None:

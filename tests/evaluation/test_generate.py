@@ -257,7 +257,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_pictures(
 
     chance, folder = random.Random(time.time_ns()), tmp_path / "killed"
     program = [sys.executable, "-m", "tests.evaluation.generate_program", tiny_model, said, folder, "1/1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     amid = 0
     while amid < KILLS:
         with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as started:

@@ -213,11 +213,11 @@ def _judged(
     """Cells painted, what they will take being said before, and what came of them."""
     from kandinsky22.evaluation import sweep as sweeping
 
-    folder = options["out"]
+    folder, retry = options["out"], options.get("retry", False)
     about = noted(options, linear=any(request.prior.linear for request in cells.values()))
     print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
-    print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, noted=about)), flush=True)
-    told(sweeping.paint(painter, folder, cells, scenes, seeds))
+    print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, retry=retry, noted=about)), flush=True)
+    told(sweeping.paint(painter, folder, cells, scenes, seeds, retry=retry))
     with saying() as say:
         return sweeping.judge(folder, [*cells], clip, say, seeds)
 

@@ -112,26 +112,26 @@ def linear(name: str, chosen: Request) -> dict[str, Request]:
 
 def expect(
     painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
-    noted: Callable[[], Mapping[str, Any]] = dict,
+    retry: bool = False, noted: Callable[[], Mapping[str, Any]] = dict,
 ) -> Estimate:  # fmt: skip
     """What all cells still need, before they are painted. Where nothing is known of how long their pictures take, a pack each
     of the cell with the most and of the one with the fewest network calls is painted and timed; others lie between.
-    noted: see `Run.begun`.
+    retry: as `generate` takes it. noted: see `Run.begun`.
 
     Raises `ValueError` as `begin` does for any of the cells, and for a disk without room.
     """
     runs = [_begun(painter, folder / name, request, scenes, seeds, noted) for name, request in cells.items()]
-    needs = [estimate(run, processes=painter.processes) for run in runs]
+    needs = [estimate(run, processes=painter.processes, retry=retry) for run in runs]
     sum(needs, start=Estimate.none(folder)).check()
     lacking = sorted((run for run, of in zip(runs, needs, strict=True) if of.pictures), key=_calls, reverse=True)
     for run in (*lacking[:1], *lacking[-1:]):
         if seconds_each(run) is None:
-            for _ in generate(painter, run, packs=1):
+            for _ in generate(painter, run, packs=1, retry=retry):
                 pass
     known = {_calls(run): seconds for run in runs if (seconds := seconds_each(run)) is not None}
     total = Estimate.none(folder)
     for run in runs:
-        of = estimate(run, processes=painter.processes)
+        of = estimate(run, processes=painter.processes, retry=retry)
         if of.seconds is None and known:
             each = float(np.interp(_calls(run), sorted(known), [known[calls] for calls in sorted(known)]))
             of = replace(of, seconds=each * of.pictures / painter.processes)
@@ -140,11 +140,12 @@ def expect(
 
 
 def paint(
-    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS
-) -> Iterator[tuple[str, Standing]]:
-    """Paint every cell's captions, telling which and how far it is."""
+    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
+    retry: bool = False,
+) -> Iterator[tuple[str, Standing]]:  # fmt: skip
+    """Paint every cell's captions, telling which and how far it is; retry: as `generate` takes it."""
     for name, request in cells.items():
-        for standing in generate(painter, _begun(painter, folder / name, request, scenes, seeds)):
+        for standing in generate(painter, _begun(painter, folder / name, request, scenes, seeds), retry=retry):
             yield name, standing
 
 
