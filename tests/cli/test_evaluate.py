@@ -54,6 +54,12 @@ def real(tmp_path: Path) -> Path:
     return folder
 
 
+def coco30k(model: Path, captions: Path, out: Path, reference: Path) -> list[str]:
+    """A small one."""
+    places = ["--model", model, "--captions", captions, "--out", out, "--reference", reference]
+    return ["evaluate", "coco30k", *map(str, places), *QUICK, "--inception", "weights.pth", "--kid-size", "4"]
+
+
 def test_the_cards_evaluation_from_a_command(
     tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -113,17 +119,7 @@ def test_shards_measure_their_own_pictures_and_not_the_reference(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
-    command = ["evaluate", "coco30k", "--model", str(tiny_model), "--captions", str(captions), *QUICK]
-    command += [
-        "--inception",
-        "weights.pth",
-        "--kid-size",
-        "4",
-        "--reference",
-        str(real),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = coco30k(tiny_model, captions, tmp_path / "out", real)
     Colours.seen = 0
     assert run([*command, "--shard", "1/2"]) == run([*command, "--shard", "2/2"]) == 0
     assert Colours.seen == 6 and not [*(tmp_path / "out").glob("real-pictures*")]
@@ -144,17 +140,7 @@ def test_other_sizes_are_refused_before_anything_is_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
-    command = ["evaluate", "coco30k", "--model", str(tiny_model), "--captions", str(captions), *QUICK]
-    command += [
-        "--inception",
-        "weights.pth",
-        "--kid-size",
-        "4",
-        "--reference",
-        str(real),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = coco30k(tiny_model, captions, tmp_path / "out", real)
     assert run([*command, "--size", "128"]) == 2
     assert "the reference's pictures are all 64x64 and the others all 128x128" in capsys.readouterr().err
     assert run(command) == 0  # what was advised
@@ -165,17 +151,7 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
-    command = ["evaluate", "coco30k", "--model", str(tiny_model), "--captions", str(captions), *QUICK]
-    command += [
-        "--inception",
-        "weights.pth",
-        "--kid-size",
-        "4",
-        "--reference",
-        str(real),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = coco30k(tiny_model, captions, tmp_path / "out", real)
     assert run(command) == 0
     (tmp_path / "out" / "pictures" / "3.png").unlink()
     record = {"id": "3", "error": "poison", "tries": 3}
