@@ -33,7 +33,7 @@ check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
 	.venv/bin/python -m mypy
 
 bench: .venv/.installed-test ## measure speed side by side with diffusers
-	.venv/bin/python benchmarks/text2img.py $(ARGS)
+	.venv/bin/python benchmarks/speed.py $(ARGS)
 
 train-box: .venv/.installed ## train the model in the box again, from nothing (hours)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" sh runs/train_box.sh $(ARGS)

@@ -1,0 +1,254 @@
+"""One piece of work by one program, in a process of its own: loads, then does it once for every line that it is told.
+
+Both programs are told the same through the same lines of code: this package's pipelines have the names and arguments of
+diffusers'. After each turn it prints a line of JSON with the seconds, and the first turn's result is written to a file, for
+`tables.py` to compare. Nothing of this package is imported on diffusers' side.
+"""
+
+import argparse
+import gc
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from turns import Turns, keep_freed_memory
+
+PROMPT = "three red circles over a blue triangle"
+STEPS = 50  # of the run whose steps are timed one by one
+
+
+class Enough(Exception):  # noqa: N818
+    """Stops a pipeline once it has done what was to be timed."""
+
+
+def pipeline(a: argparse.Namespace, part: str, **changes: Any) -> Any:
+    """A pipeline of the program, with the weights of the folder."""
+    import torch
+
+    if a.program == "diffusers":
+        from diffusers import KandinskyV22Pipeline, KandinskyV22PriorPipeline
+    else:
+        from kandinsky22.pipelines import KandinskyV22Pipeline, KandinskyV22PriorPipeline
+
+        changes = {}
+    kind = {"prior": KandinskyV22PriorPipeline, "decoder": KandinskyV22Pipeline}[part]
+    pipe = kind.from_pretrained(a.model / part, dtype=getattr(torch, a.dtype), **changes)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def read(a: argparse.Namespace, pipe: Any) -> Any:
+    """The pipeline, once all its weights are in memory: this package reads a network when it is first needed, and either
+    program may map a file of which nothing was read."""
+    names = ["text_encoder", "prior", "unet", "movq"] + ["image_encoder"] * (a.program == "diffusers")
+    for name in names:
+        if (network := getattr(pipe, name, None)) is not None:
+            for weight in network.parameters():
+                weight.sum()
+    return pipe
+
+
+def noise(*shape: int, seed: int) -> Any:
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def embeds(a: argparse.Namespace) -> dict[str, Any]:
+    """What a decoder is told of a picture: random embeddings and latents."""
+    import torch
+
+    dim = json.loads((a.model / "decoder/unet/config.json").read_text())["encoder_hid_dim"]
+    dtype = getattr(torch, a.dtype)
+    return {
+        "image_embeds": noise(1, dim, seed=1).to(dtype),
+        "negative_image_embeds": noise(1, dim, seed=2).to(dtype),
+        "latents": noise(1, 4, a.side // 8, a.side // 8, seed=3).to(dtype),
+        "guidance_scale": 4.0,
+    }
+
+
+def steps(a: argparse.Namespace, pipe: Any, at_each: Callable[[Any], None]) -> None:
+    """A run of the decoder that stops at each step and shows what the U-Net said of both rows in the first."""
+    said: list[Any] = []
+    hook = pipe.unet.register_forward_hook(lambda _m, _a, out: said.append(out if hasattr(out, "shape") else out[0]))
+
+    def at_end(*_: Any) -> dict[str, Any]:
+        hook.remove()
+        at_each(said[0])
+        return {}
+
+    size = {"height": a.side, "width": a.side, "num_inference_steps": STEPS}
+    pipe(**embeds(a), **size, output_type="latent", callback_on_step_end=at_end)
+
+
+def unet(a: argparse.Namespace, turns: Turns) -> None:
+    """Steps of the decoder, guided: two rows through the U-Net, and the sampler. A step a turn, all of one run."""
+    pipe = read(a, pipeline(a, "decoder"))
+
+    def at_each(output: Any) -> None:
+        turns.stop()
+        turns.tell(output=output)
+        turns.wait()
+        turns.start()
+
+    turns.wait()
+    turns.start()
+    steps(a, pipe, at_each)
+
+
+def first(a: argparse.Namespace, turns: Turns) -> None:
+    """From the files to the first step of the decoder, in a process that ends with it."""
+
+    def at_each(output: Any) -> None:
+        turns.tell(output=output)
+        raise Enough
+
+    with suppress(Enough):
+        steps(a, pipeline(a, "decoder"), at_each)
+
+
+def movq(a: argparse.Namespace, turns: Turns) -> None:
+    """A picture of random latents."""
+    import torch
+
+    folder, dtype = a.model / "decoder/movq", getattr(torch, a.dtype)
+    z = noise(1, 4, a.side // 8, a.side // 8, seed=3).to(dtype)
+    if a.program == "diffusers":
+        from diffusers import VQModel
+
+        theirs = VQModel.from_pretrained(folder, dtype=dtype)
+        decode = lambda: theirs.decode(z, force_not_quantize=True).sample  # noqa: E731
+    else:
+        from kandinsky22.checkpoints.store import Stored
+        from kandinsky22.models.movq import MoVQ, MoVQConfig
+        from kandinsky22.placement import Networks
+
+        ours = Networks(torch.device("cpu"), dtype).get(Stored(folder, MoVQ, MoVQConfig))
+        decode = lambda: ours.decode(z)  # noqa: E731
+    while True:
+        turns.wait()
+        with torch.no_grad(), turns.timed():
+            pixels = decode()
+        turns.tell(pixels=pixels)
+
+
+def prior(a: argparse.Namespace, turns: Turns) -> None:
+    """The text encoder and all steps of the prior, guided. Not what diffusers does after them without a negative prompt, which
+    is to embed an empty picture."""
+    import torch
+
+    pipe = read(a, pipeline(a, "prior", image_encoder=None))
+    kept: dict[str, Any] = {}
+
+    def at_end(_pipe: Any, i: int, _t: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        if i + 1 == a.prior_steps:
+            kept["embedding"] = tensors["latents"]
+            raise Enough
+        return {}
+
+    while True:
+        turns.wait()
+        generator = torch.Generator().manual_seed(0)
+        with turns.timed(), suppress(Enough):
+            pipe(PROMPT, num_inference_steps=a.prior_steps, generator=generator, callback_on_step_end=at_end)
+        turns.tell(**kept)
+
+
+def paint(a: argparse.Namespace, timed: Callable[[], Any], sizes: Mapping[str, Any]) -> Any:
+    """The picture of the prompt, as diffusers' documentation has it; the prior's pipeline leaves before the decoder's comes:
+    in float32 both at once take 20 GB."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    pipe = read(a, pipeline(a, "prior"))
+    guidance = {} if a.prior_guidance is None else {"guidance_scale": a.prior_guidance}
+    with timed():
+        told = pipe(PROMPT, num_inference_steps=a.prior_steps, generator=generator, **guidance)
+    del pipe
+    gc.collect()
+    pipe = read(a, pipeline(a, "decoder"))
+    guidance = {} if a.guidance is None else {"guidance_scale": a.guidance}
+    with timed():
+        return pipe(**told, num_inference_steps=a.steps, generator=generator, **guidance, **sizes).images[0]
+
+
+def whole(a: argparse.Namespace, turns: Turns) -> None:
+    """A prompt to a picture in memory; loading is not counted."""
+    import numpy as np
+
+    while True:
+        turns.wait()
+        image = paint(a, turns.timed, {"height": a.side, "width": a.side})
+        turns.tell(levels=np.asarray(image).copy())
+
+
+def picture(a: argparse.Namespace, turns: Turns) -> None:
+    """A prompt to a picture in a file, by a script that does nothing else and ends."""
+    import numpy as np
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    prior, decoder = pipeline(a, "prior"), pipeline(a, "decoder")
+    told = prior(PROMPT, num_inference_steps=a.prior_steps, guidance_scale=a.prior_guidance, generator=generator)
+    sizes = {"height": a.side, "width": a.side, "num_inference_steps": a.steps, "guidance_scale": a.guidance}
+    image = decoder(**told, **sizes, generator=generator).images[0]
+    image.save(a.png)
+    turns.tell(levels=np.asarray(image).copy())
+
+
+def fast(a: argparse.Namespace, turns: Turns) -> None:
+    """A prompt to a picture in memory by this package's `--speed fast`, which says how many steps or leaves them to us. No
+    result: it is another picture, and what that costs is measured elsewhere."""
+    from kandinsky22 import Kandinsky, text2img
+    from kandinsky22.speeds import SPEEDS
+
+    kandinsky = Kandinsky.load(a.model, device="cpu", dtype=a.dtype, placement="keep")
+    decoder = kandinsky.decoder("decoder")
+    for network in (kandinsky.prior.text_encoder, kandinsky.prior.network, decoder.unet, decoder.movq):
+        for weight in network.parameters():
+            weight.sum()
+    chosen = SPEEDS["fast"]
+    steps = {"num_inference_steps": a.steps} if chosen.decoder.steps is None else {}
+    if chosen.prior.steps is None:
+        steps["prior_num_inference_steps"] = a.prior_steps
+    request = text2img(PROMPT, speed="fast", seed=0, height=a.side, width=a.side, **steps)
+    while True:
+        turns.wait()
+        with kandinsky.conditions.afresh(), turns.timed():
+            kandinsky(request)
+        turns.tell()
+
+
+WORKS = {work.__name__: work for work in (unet, first, movq, prior, whole, picture, fast)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", choices=["kandinsky22", "diffusers"])
+    parser.add_argument("work", choices=list(WORKS))
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--side", type=int, required=True, help="of the picture, in pixels")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--prior-steps", type=int, required=True)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--prior-guidance", type=float)
+    parser.add_argument("--keep-freed", action="store_true", help="with the allocator setting")
+    parser.add_argument("--result", type=Path, help="where the first turn's result goes")
+    parser.add_argument("--png", type=Path, help="where a picture is saved")
+    a = parser.parse_args()
+    if a.keep_freed:
+        keep_freed_memory()
+    import torch
+
+    torch.set_num_threads(a.threads)
+    torch.set_grad_enabled(False)
+    WORKS[a.work](a, Turns(a.result))
+
+
+if __name__ == "__main__":
+    main()
