@@ -27,7 +27,7 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
 
-TRIALS, ORDER, READ = 7, 3072, 1 << 30  # of a rate; of the matrix; bytes read
+TRIALS, ORDER, READ = 5, 2048, 1 << 30  # of a rate; of the matrix; bytes read
 F43 = 36 / 16 / 9  # multiplications for those of the direct algorithm: 36 for 16 outputs, each of which has 9
 F43_DOUBLING = F43 * 25 / 36  # of a doubled picture 25 of the 36 products remain
 

@@ -68,9 +68,9 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
 
     def start(self) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
@@ -99,6 +99,7 @@ class Worker:
         line = process.stdout.readline()
         told = time.perf_counter() - began
         process.stdout.read()
+        process.stdout.close()
         if process.wait() != 0:
             raise RuntimeError(f"it ended with {process.returncode}; see {self.log.name}")
         ended, after = time.perf_counter() - began, os.times()
@@ -236,7 +237,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prior-steps", type=int, help="(default: the model's, or 25)")
     parser.add_argument("--side", type=int, help="of pictures, in pixels (default: the model's)")
     parser.add_argument("--no-allocator", dest="allocator", action="store_false", help="leave that diffusers out")
-    parser.add_argument("--json", type=Path, default=Path("out/speed.json"), help="results, added to (default: out/speed.json)")
+    parser.add_argument(
+        "--json", type=Path, default=Path("out/speed.json"), help="results, added to (default: out/speed.json)"
+    )
     a = parser.parse_args(arguments)
     a.rows = a.rows.split(",")
     if unknown := set(a.rows) - ROWS.keys():
