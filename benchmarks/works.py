@@ -6,14 +6,13 @@ diffusers'. After each turn it prints a line of JSON with the seconds, and the f
 """
 
 import argparse
-import gc
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from turns import Turns, keep_freed_memory
+from turns import Turns, give_back, keep_freed_memory
 
 PROMPT = "three red circles over a blue triangle"
 STEPS = 50  # of the run whose steps are timed one by one
@@ -168,7 +167,7 @@ def paint(a: argparse.Namespace, timed: Callable[[], Any], sizes: Mapping[str, A
     with timed():
         told = pipe(PROMPT, num_inference_steps=a.prior_steps, generator=generator, **guidance)
     del pipe
-    gc.collect()
+    give_back()
     pipe = read(a, pipeline(a, "decoder"))
     guidance = {} if a.guidance is None else {"guidance_scale": a.guidance}
     with timed():
@@ -182,6 +181,7 @@ def whole(a: argparse.Namespace, turns: Turns) -> None:
     while True:
         turns.wait()
         image = paint(a, turns.timed, {"height": a.side, "width": a.side})
+        give_back()
         turns.tell(levels=np.asarray(image).copy())
 
 
