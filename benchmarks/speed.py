@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +70,11 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                assert pipe is not None
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def start(self) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
@@ -117,7 +121,7 @@ def commands(row: str, a: argparse.Namespace, results: Path, scratch: Path) -> d
         return {OURS: [python, "-m", "kandinsky22", "--help"], THEIRS: [python, "-c", pipelines]}
     if row == "memory":
         command = [python, str(HERE / "memory.py"), str(a.model)]
-        command += ["--side", str(a.side), "--steps", "1", "--dtype", a.dtype, "--row"]
+        command += ["--side", str(a.side), "--steps", "2", "--dtype", a.dtype, "--row"]
         return {OURS: [*command, "kandinsky22, offload"], THEIRS: [*command, "diffusers"]}
     model = {
         "--model": a.model, "--dtype": a.dtype, "--threads": a.threads, "--side": a.side, "--steps": a.steps,
