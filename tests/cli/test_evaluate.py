@@ -178,6 +178,7 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
         (["sweep", "--out", "x", "--samplers", "eulr", "--processes", "1"], "sampler must be one of"),
         (["dials", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
         (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are no intervals; write them like 0-0.8"),
+        (["dials", "--out", "x", "--only", "ddpm-7"], "there is no cell ddpm-7; there are exact, "),
         (["dials", "--out", "x", "--reuse", "0"], "'0' is no whole number from 1 up"),
         (["dials", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
     ],

@@ -162,7 +162,7 @@ def sweep(arguments: Sequence[str]) -> None:
     with pool(options) as painter:
 
         def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
-            return _judged(painter, options, cells, clip, scenes, seeds)
+            return _judged(painter, options, cells, clip, scenes, seeds, sweeping.STREAM)
 
         grid = carried_out(cells)
         chosen = sweeping.best(grid)
@@ -179,12 +179,14 @@ def dials(arguments: Sequence[str]) -> None:
     """What speeding up costs in the picture world: what speeds are chosen from."""
     parser = parser_of("dials", "Paint the same captions with every combination of what speeds up.", without=SPED_UP_BY)
     add = parser.option
-    add("samplers", type=_names, metavar="NAME,...", help="that take fewer steps (default: dpmpp_2m)")
-    add("numbers", type=_counts, metavar="N,...", help="how many (default: 25,15,10)")
+    add("samplers", type=_names, metavar="NAME,...", help="that take fewer steps (default: ddpm,euler,dpmpp_2m)")
+    add("numbers", type=_counts, metavar="N,...", help="how many (default: 15,10,5)")
     add("intervals", type=_intervals, metavar="X-X,...", help="that are guided (default: 0-0.8,0.2-0.8)")
     add("reuse", type=_counts, metavar="N,...", help="calls that deeper levels serve (default: 2,3,5)")
-    add("scenes", type=whole_number, metavar="N", help="captions of a cell (default: 150)")
-    add("seeds", type=whole_number, metavar="N", help="pictures of each caption (default: 2)")
+    add("only", type=_names, metavar="NAME,...", help="cells to paint beside the exact ones (default: all)")
+    add("scenes", type=whole_number, metavar="N", help="captions of a cell (default: 400)")
+    add("seeds", type=whole_number, metavar="N", help="pictures of each caption (default: 1)")
+    add("stream", type=whole_number, metavar="N", help="which scenes; another number gives others (default: 30)")
     options = options_of(parser, arguments)
 
     from kandinsky22.evaluation import dials as turning
@@ -193,14 +195,19 @@ def dials(arguments: Sequence[str]) -> None:
     plots.check()
     manifest.check_place(options["out"], of_runs=True)
     folder, scenes, seeds = options["out"], options.get("scenes", turning.SCENES), options.get("seeds", turning.SEEDS)
+    stream = options.get("stream", turning.STREAM)
     without = {name: value for name, value in options.items() if name not in SPED_UP_BY}
     template, model, clip = template_of(without), model_of(without), own_clip(without)
     tried = [options.get(name, default) for name, default in (
-        ("samplers", turning.SAMPLER), ("numbers", turning.STEPS), ("intervals", turning.INTERVALS), ("reuse", turning.REUSE),
+        ("samplers", turning.SAMPLERS_BESIDE), ("numbers", turning.STEPS),
+        ("intervals", turning.INTERVALS), ("reuse", turning.REUSE),
     )]  # fmt: skip
     named = {name: template_of(without | {"speed": name}) for name in SPEEDS if name != turning.EXACT}
+    cells = turning.grid(template, *tried) | named
+    if "only" in options:
+        cells = turning.exact(template) | _of_names(cells, options["only"])
     with pool(without) as painter:
-        judged = _judged(painter, without, turning.grid(template, *tried) | named, clip, scenes, seeds)
+        judged = _judged(painter, without, cells, clip, scenes, seeds, stream)
     with saying() as say:
         made = turning.tried(folder, judged, model, clip, say)
     kept = sweep.protocol(folder, [cell.name for cell in judged], clip, protocol.command())
@@ -208,7 +215,8 @@ def dials(arguments: Sequence[str]) -> None:
 
 
 def _judged(
-    painter: "Pool", options: Mapping[str, Any], cells: Mapping[str, Request], clip: "ClipFeatures", scenes: int, seeds: int
+    painter: "Pool", options: Mapping[str, Any], cells: Mapping[str, Request], clip: "ClipFeatures", scenes: int, seeds: int,
+    stream: int,
 ) -> "list[Cell]":  # fmt: skip
     """Cells painted, what they will take being said before, and what came of them."""
     from kandinsky22.evaluation import sweep as sweeping
@@ -216,10 +224,20 @@ def _judged(
     folder, retry = options["out"], options.get("retry", False)
     about = noted(options, linear=any(request.prior.linear for request in cells.values()))
     print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
-    print(needed(sweeping.expect(painter, folder, cells, scenes, seeds, retry=retry, noted=about)), flush=True)
-    told(sweeping.paint(painter, folder, cells, scenes, seeds, retry=retry))
+    print(
+        needed(sweeping.expect(painter, folder, cells, scenes, seeds, stream=stream, retry=retry, noted=about)),
+        flush=True,
+    )
+    told(sweeping.paint(painter, folder, cells, scenes, seeds, stream=stream, retry=retry))
     with saying() as say:
-        return sweeping.judge(folder, [*cells], clip, say, seeds)
+        return sweeping.judge(folder, [*cells], clip, say, seeds, stream=stream)
+
+
+def _of_names(cells: Mapping[str, Request], names: Sequence[str]) -> dict[str, Request]:
+    """The cells of these names. Raises `ValueError` for a name that there is not."""
+    if unknown := [name for name in names if name not in cells]:
+        raise ValueError(f"there is no cell {unknown[0]}; there are {', '.join(cells)}")
+    return {name: cells[name] for name in names}
 
 
 def _possible(painter: "Pool", cells: Mapping[str, Request]) -> Iterator[tuple[str, Request]]:

@@ -1,7 +1,8 @@
 """Quality against steps, sampler by sampler, in the picture world: the curves that a default is chosen from.
 
 A cell is one way of sampling; every cell paints the same captions with the same seeds, in a run folder of its own, so that a
-sweep that was stopped goes on. The oracle reads every picture.
+sweep that was stopped goes on. A cell whose request has a seed paints them with others, from there on. The oracle reads every
+picture.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,15 +113,17 @@ def linear(name: str, chosen: Request) -> dict[str, Request]:
 
 def expect(
     painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
-    retry: bool = False, noted: Callable[[], Mapping[str, Any]] = dict,
+    stream: int = STREAM, retry: bool = False, noted: Callable[[], Mapping[str, Any]] = dict,
 ) -> Estimate:  # fmt: skip
     """What all cells still need, before they are painted. Where nothing is known of how long their pictures take, a pack each
     of the cell with the most and of the one with the fewest network calls is painted and timed; others lie between.
-    retry: as `generate` takes it. noted: see `Run.begun`.
+    stream: of scenes. retry: as `generate` takes it. noted: see `Run.begun`.
 
     Raises `ValueError` as `begin` does for any of the cells, and for a disk without room.
     """
-    runs = [_begun(painter, folder / name, request, scenes, seeds, noted) for name, request in cells.items()]
+    runs = [
+        _begun(painter, folder / name, request, _items(scenes, seeds, stream), noted) for name, request in cells.items()
+    ]
     needs = [estimate(run, processes=painter.processes, retry=retry) for run in runs]
     sum(needs, start=Estimate.none(folder)).check()
     lacking = sorted((run for run, of in zip(runs, needs, strict=True) if of.pictures), key=_calls, reverse=True)
@@ -141,17 +144,21 @@ def expect(
 
 def paint(
     painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
-    retry: bool = False,
+    stream: int = STREAM, retry: bool = False,
 ) -> Iterator[tuple[str, Standing]]:  # fmt: skip
     """Paint every cell's captions, telling which and how far it is; retry: as `generate` takes it."""
     for name, request in cells.items():
-        for standing in generate(painter, _begun(painter, folder / name, request, scenes, seeds), retry=retry):
+        for standing in generate(
+            painter, _begun(painter, folder / name, request, _items(scenes, seeds, stream)), retry=retry
+        ):
             yield name, standing
 
 
-def judge(folder: Path, names: Sequence[str], clip: ClipFeatures, say: Say, seeds: int = SEEDS) -> list[Cell]:
+def judge(
+    folder: Path, names: Sequence[str], clip: ClipFeatures, say: Say, seeds: int = SEEDS, *, stream: int = STREAM
+) -> list[Cell]:
     """What came of painted cells. Raises `ValueError` for one that is not complete."""
-    return [_judged(folder, name, clip, say, seeds) for name in names]
+    return [_judged(folder, name, clip, say, seeds, stream) for name in names]
 
 
 def best(cells: Sequence[Cell]) -> Cell:
@@ -290,29 +297,29 @@ def _begun(
     painter: Painter,
     folder: Path,
     request: Request,
-    scenes: int,
-    seeds: int,
+    items: list[Captioned],
     noted: Callable[[], Mapping[str, Any]] = dict,
 ) -> Run:
-    return begin(painter, folder, suite.captions_of(_items(scenes, seeds)), request, noted=noted)
+    seeded = [replace(item, seed=(item.seed or 0) + (request.seed or 0)) for item in items]
+    return begin(painter, folder, suite.captions_of(seeded), request, noted=noted)
 
 
 def _calls(run: Run) -> int:
     return calls(run.template)
 
 
-def _items(scenes: int, seeds: int) -> list[Captioned]:
+def _items(scenes: int, seeds: int, stream: int) -> list[Captioned]:
     """Every scene's caption with every seed."""
-    said = [caption(scene, whole=True) for scene in suite.world_scenes(scenes, STREAM)]
+    said = [caption(scene, whole=True) for scene in suite.world_scenes(scenes, stream)]
     return [
         Captioned(f"{i:04}-{seed}", text, seed=1000 * seed + i) for seed in range(seeds) for i, text in enumerate(said)
     ]
 
 
-def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int) -> Cell:
+def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int, stream: int) -> Cell:
     run = Run.opened(folder / name)
     pictures = suite.painted(run)
-    scenes = suite.world_scenes(len(run.items) // seeds, STREAM)
+    scenes = suite.world_scenes(len(run.items) // seeds, stream)
     told = {picture: fidelity.verdict(_opened(path), _scene(picture, scenes)) for picture, path in pictures.items()}
     by_caption, by_seed = _means(told, 0), tuple(_means(told, 2).values())
     true = suite.draw_true(folder / suite.TRUE, len(run.items), run.template, say)
