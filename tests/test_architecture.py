@@ -29,7 +29,7 @@ PLACES = [
     ("embedding", "files"),
     ("columns", "picture embedding"),
     ("speeds", "columns"),
-    ("request", "picture embedding sizes columns"),
+    ("request", "picture embedding sizes columns speeds"),
     ("events", "request images"),
     ("tasks", f"{VALUES} sizes"),
     ("forms", f"{VALUES} tasks"),

@@ -11,11 +11,14 @@ import pytest
 from kandinsky22 import Kandinsky, Painting, Request, Sampling, controlnet, img2img, inpaint, text2img
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.cli.show import described
+from kandinsky22.evaluation.dials import Work
 from kandinsky22.events import Notice, Result
 from kandinsky22.forms import parameters
 from kandinsky22.images import read_recipe
-from kandinsky22.speeds import SPEEDS
+from kandinsky22.request import Defaults
+from kandinsky22.speeds import SPEEDS, Dials
 from kandinsky22.tasks import How
+from tests.diffusion.toy import DECODER as DECODER_SCHEDULE
 
 FEW: How = {"num_inference_steps": 6, "prior_num_inference_steps": 2, "seed": 3, "guidance_scale": 3.0}
 RNG = np.random.default_rng(5)
@@ -125,17 +128,43 @@ def test_a_picture_of_an_earlier_version_which_says_no_dials_is_exact(kandinsky:
     assert kandinsky.resolved(Request.from_json(json.dumps(values))) == request
 
 
-def test_a_speed_fills_only_what_is_not_said() -> None:
+OWN = Sampling(sampler="ddpm", steps=20, guidance_scale=3.0, guidance_interval=(0, 1), reuse=1)
+PUBLISHED = Defaults(
+    height=512,
+    width=512,
+    prior=Sampling(sampler="unclip", steps=25, guidance_scale=4.0),
+    decoder=replace(OWN, steps=50),
+)
+
+
+def test_a_speeds_steps_are_a_share_of_the_models_own() -> None:
+    dials = Dials(steps=0.3, sampling=Sampling(sampler="euler", reuse=2))
+    assert [dials.of(replace(OWN, steps=n)).steps for n in (50, 20, 5, 1)] == [15, 6, 2, 1]
+    assert dials.of(OWN) == Sampling(sampler="euler", steps=6, reuse=2)
+    assert Dials(sampling=Sampling(reuse=2)).of(OWN) == Sampling(reuse=2)
+
+
+def test_a_speed_is_resolved_into_its_dials_and_fills_only_what_is_not_said() -> None:
     for name, speed in SPEEDS.items():
-        request = text2img("a ring", speed=name)  # type: ignore[arg-type]
-        assert (request.prior, request.decoder) == (speed.prior, speed.decoder)
+        request = text2img("a ring", speed=name).resolved(PUBLISHED)  # type: ignore[arg-type]
+        assert request.speed is None
+        assert request.decoder == speed.decoder.of(PUBLISHED.decoder).filled(PUBLISHED.decoder)
+        assert request.prior == speed.prior.of(PUBLISHED.prior).filled(PUBLISHED.prior)
         own = text2img("a ring", speed=name, num_inference_steps=7, guidance_interval=(0, 1), prior="linear")  # type: ignore[arg-type]
-        assert own.decoder == replace(speed.decoder, steps=7, guidance_interval=(0, 1)) and own.prior.linear
-    assert text2img("a ring", speed="exact") == text2img("a ring")
+        done = own.resolved(PUBLISHED)
+        assert done.decoder == replace(request.decoder, steps=7, guidance_interval=(0, 1)) and done.prior.linear
+    assert text2img("a ring", speed="exact") == text2img("a ring") == replace(text2img("a ring"), speed="exact")
     assert parameters(text2img)["speed"].choices == tuple(SPEEDS)
-    assert {name for name, speed in SPEEDS.items() if speed.decoder.exact and speed.decoder.sampler is None} == {
-        "exact"
-    }
+    assert text2img("a ring", speed="exact", seed=1).resolved(PUBLISHED).decoder == PUBLISHED.decoder
+    work = {
+        name: Work.of(text2img("a ring", speed=name).resolved(PUBLISHED).decoder, DECODER_SCHEDULE) for name in SPEEDS
+    }  # type: ignore[arg-type]
+    assert work["exact"].deep > work["fast"].deep >= work["turbo"].deep
+
+
+def test_an_open_request_keeps_its_speed_for_another_process() -> None:
+    request = text2img("a ring", speed="fast")
+    assert Request.from_json(request.to_json()) == request and request.to_json() != text2img("a ring").to_json()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from kandinsky22.columns import (
 from kandinsky22.embedding import Embedding
 from kandinsky22.picture import Picture
 from kandinsky22.sizes import SMALLEST
+from kandinsky22.speeds import EXACT, SPEEDS
 
 __all__ = [
     "MAX_SEED",
@@ -74,6 +75,8 @@ class Request:
     64 up; aspect: a ratio such as "16:9", at the area that the sides or the model's own say, or for the one side given.
     prior_seed: the prior's chance, the same for all pictures; None is each picture's own. variation_seed,
     variation_strength: another seed's noise is turned to: at 1 it is that noise, at 4 it has come round to the first again.
+    speed: a name of `SPEEDS`, for what the samplings leave open; None is the exact one. A resolved request has the dials that
+    it stands for in its place.
     Raises `ValueError`, one sentence that names the fix, for what no model could paint.
     """
 
@@ -92,6 +95,7 @@ class Request:
     variation_strength: float = 0.0
     prior: Sampling = OPEN
     decoder: Sampling = OPEN
+    speed: str | None = None
     model: str = "box"
 
     def __post_init__(self) -> None:
@@ -133,6 +137,10 @@ class Request:
             )
         if self.prior.guidance_interval is not None or self.prior.reuse is not None:
             raise ValueError("guidance_interval and reuse are the decoder's; leave them out of the prior")
+        if self.speed == EXACT:
+            object.__setattr__(self, "speed", None)
+        if self.speed is not None and self.speed not in SPEEDS:
+            raise ValueError(f"speed must be one of {', '.join(SPEEDS)}, got {self.speed!r}")
         started = any(isinstance(part, Text) and part.image for part in parts(self.condition))
         if self.prior.linear and started:
             raise ValueError("the linear prior cannot begin with a picture; leave out the image, or prior='linear'")
@@ -153,15 +161,22 @@ class Request:
     def resolved(self, defaults: Defaults) -> Self:
         """This request with nothing left open; a seed that was not given is drawn."""
         height, width = self._size(defaults)
+        said = self.spelt(defaults)
         return replace(
-            self,
+            said,
             height=height,
             width=width,
             aspect=None,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
-            prior=self.prior.filled(defaults.prior),
-            decoder=self.decoder.filled(defaults.decoder),
+            prior=said.prior.filled(defaults.prior),
+            decoder=said.decoder.filled(defaults.decoder),
         )
+
+    def spelt(self, defaults: Defaults) -> Self:
+        """This request with its speed in dials, for a model of these defaults; what it says of them itself goes before."""
+        speed = SPEEDS[self.speed or EXACT]
+        prior, decoder = speed.prior.of(defaults.prior), speed.decoder.of(defaults.decoder)
+        return replace(self, speed=None, prior=self.prior.filled(prior), decoder=self.decoder.filled(decoder))
 
     def single(self, k: int) -> Self:
         """The request for picture `k` alone."""

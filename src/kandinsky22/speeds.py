@@ -1,27 +1,42 @@
 """Speeds by name: what each gives up of a picture to be sooner done. Imports no torch."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from kandinsky22.columns import OPEN, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dials:
+    """What a speed says of a stage. steps: a share of the model's own steps, in (0, 1], as models need more or fewer; what
+    `sampling` leaves open is the model's own choice."""
+
+    steps: float = 1.0
+    sampling: Sampling = OPEN
+
+    def of(self, own: Sampling) -> Sampling:
+        """The dials for a model of which this is the stage's own sampling; steps are rounded up."""
+        if self.steps == 1 or own.steps is None:
+            return self.sampling
+        return replace(self.sampling, steps=math.ceil(self.steps * own.steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What a speed says of the stages; what it leaves open is the model's own choice, and what is asked for goes before it."""
+    """What a speed says of both stages; what is asked for goes before it."""
 
-    prior: Sampling = OPEN
-    decoder: Sampling = OPEN
+    prior: Dials = Dials()
+    decoder: Dials = Dials()
 
 
-# From a first look at the box, 32 captions (docs/log.md): deep features used again cost least for what they save. Fewer
-# steps are no part of a speed: how many are needed is a model's own matter, and the box's default is few already.
+EXACT = "exact"
 SPEEDS: Mapping[str, Speed] = MappingProxyType(
     {
-        "exact": Speed(),
-        "fast": Speed(decoder=Sampling(reuse=2)),
-        "turbo": Speed(prior=Sampling(steps=10), decoder=Sampling(reuse=3)),
+        EXACT: Speed(),
+        "fast": Speed(decoder=Dials(sampling=Sampling(reuse=2))),
+        "turbo": Speed(prior=Dials(steps=0.4), decoder=Dials(sampling=Sampling(reuse=3))),
     }
 )
-"""By name, the exact one first."""
+"""By name, the exact one first. docs/dials.md has the table that they are chosen from, and the rule."""

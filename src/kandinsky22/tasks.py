@@ -13,7 +13,6 @@ from kandinsky22.embedding import Embedding
 from kandinsky22.picture import Picture, Source
 from kandinsky22.request import SAMPLERS, Condition, Mask, Mix, Part, Request, Sampling, Start, Text
 from kandinsky22.sizes import SMALLEST
-from kandinsky22.speeds import SPEEDS
 
 FROM_PICTURE, FROM_PRIOR = 0.5, 0.85  # controlnet's strengths with an image, as on the model card
 PRIORS = ("diffusion", LINEAR)
@@ -187,16 +186,12 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
         if "prior_sampler" in said:
             raise ValueError("the linear prior is not sampled; leave out prior_sampler, or prior='linear'")
         said["prior_sampler"] = LINEAR
-    name = said.pop("speed", "exact")
-    if name not in SPEEDS:
-        raise ValueError(f"speed must be one of {', '.join(SPEEDS)}, got {name!r}")
-    speed = SPEEDS[str(name)]
     negative = Text(said.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text refuses what is no text
     return Request(
         condition=condition,
         negative=negative if negative.prompt.strip() else None,
-        prior=_sampling(said, "prior_").filled(speed.prior),
-        decoder=_sampling(said, "").filled(speed.decoder),
+        prior=_sampling(said, "prior_"),
+        decoder=_sampling(said, ""),
         **columns,
         **said,  # type: ignore[arg-type]
     )

@@ -232,6 +232,9 @@ def test_a_complete_run_is_scored_as_it_was_painted_alone(run: Run, tiny_model: 
     captions, request = suite.world_captions(COUNT), text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
     as_painted: dict[str, Any] = {"seed": 0, "batch": 8, "dtype": "float32", "model": Kandinsky.load(tiny_model)}
     assert suite.complete(run.folder, captions, request, **as_painted) is not None
+    assert suite.complete(run.folder, captions, replace(request, speed="fast")) is not None  # of which model's steps?
+    with pytest.raises(ValueError, match=r"was begun with request.decoder.*"):
+        suite.complete(run.folder, captions, replace(request, speed="fast"), **as_painted)
     other = tmp_path / "tiny-model"  # of the same name
     write_tiny_model(other, seed=1)
     differs: list[tuple[str, Captions, Request, dict[str, Any]]] = [
