@@ -35,8 +35,8 @@ EXACT = "exact"
 SPEEDS: Mapping[str, Speed] = MappingProxyType(
     {
         EXACT: Speed(),
-        "fast": Speed(decoder=Dials(sampling=Sampling(reuse=2))),
-        "turbo": Speed(prior=Dials(steps=0.4), decoder=Dials(sampling=Sampling(reuse=3))),
+        "fast": Speed(prior=Dials(steps=0.4), decoder=Dials(steps=0.5, sampling=Sampling(reuse=2))),
+        "turbo": Speed(prior=Dials(steps=0.4), decoder=Dials(steps=0.5, sampling=Sampling(reuse=3))),
     }
 )
 """By name, the exact one first. docs/dials.md has the table that they are chosen from, and the rule."""

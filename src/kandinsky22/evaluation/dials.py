@@ -206,7 +206,7 @@ def report(model: str, made: Sequence[Tried], protocol: Mapping[str, Any]) -> Re
 def best(made: Sequence[Tried], speed: str) -> Tried | None:
     """The cell with the least work of those that lose no more than a speed may, of the exact cells' mean, with the style and
     without it; for the fast one, no further from true pictures either, by the Frechet distance, than chance puts exact ones.
-    None where there is none."""
+    Of equals the one with more right. None where there is none."""
     exact = [one.cell for one in made if one.cell.name == EXACT or one.cell.name.startswith(f"{EXACT}-seeds-")]
     least = {name: mean(cell.rates[name].share for cell in exact) - LOST[speed] for name in sweep.CHOSEN_BY}
     distances = [cell.frechet for cell in exact if cell.frechet is not None]
@@ -217,7 +217,7 @@ def best(made: Sequence[Tried], speed: str) -> Tried | None:
         if all(one.cell.rates[name].share >= share for name, share in least.items())
         and (speed != "fast" or (one.cell.frechet or 0.0) <= furthest)
     ]
-    return min(good, key=_cost, default=None)
+    return min(good, key=lambda one: (_cost(one), -sweep.total(one.cell)), default=None)
 
 
 RULES = {

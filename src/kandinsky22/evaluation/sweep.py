@@ -169,10 +169,11 @@ def best(cells: Sequence[Cell]) -> Cell:
     """
     tops = {name: max(cell.rates[name].share for cell in cells) for name in CHOSEN_BY}
     near = [cell for cell in cells if all(tops[name] - cell.rates[name].share <= WITHIN for name in CHOSEN_BY)]
-    return min(near or [max(cells, key=_sum)], key=lambda cell: (cell.cost, -_sum(cell)))
+    return min(near or [max(cells, key=total)], key=lambda cell: (cell.cost, -total(cell)))
 
 
-def _sum(cell: Cell) -> float:
+def total(cell: Cell) -> float:
+    """What is right of it by all that cells are chosen by, added up."""
     return sum(cell.rates[name].share for name in CHOSEN_BY)
 
 
