@@ -39,14 +39,14 @@ class Network:
         self.rows: list[int] = []
         self.deep: list[int] = []
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Plain) -> Tensor:
-        self.rows.append(len(x))
-        self.deep.append(len(x))
-        return x * condition.value[:, None]
+    def __call__(self, x: Tensor, t: Tensor, condition: Plain, led: Tensor) -> Tensor:
+        return self.renewed(x, t, condition, None, None, led)[0]
 
     def renewed(
-        self, x: Tensor, t: Tensor, condition: Plain, deep: Tensor | None = None, rows: Tensor | None = None
+        self, x: Tensor, t: Tensor, condition: Plain, deep: Tensor | None, rows: Tensor | None, led: Tensor
     ) -> tuple[Tensor, Tensor]:
+        x = torch.cat([x[led], x])
+        assert len(x) == len(t) == len(condition)
         self.rows.append(len(x))
         self.deep.append(len(x) if deep is None else 0 if rows is None else len(rows))
         if deep is None:

@@ -75,7 +75,7 @@ def test_every_sampler_paints_in_company_what_it_paints_alone(kandinsky: Kandins
 def test_company_shares_network_calls(kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = kandinsky.decoder(DECODER).unet.forward
-    monkeypatch.setattr(kandinsky.decoder(DECODER).unet, "forward", lambda *a: calls.append(len(a[0])) or forward(*a))
+    monkeypatch.setattr(kandinsky.decoder(DECODER).unet, "forward", lambda *a: calls.append(len(a[2])) or forward(*a))
     requests = {s: text2img("a ring", seed=s, guidance_scale=g, **FEW) for s, g in ((0, 1.0), (1, 4.0))}
     list(kandinsky.stream_many(requests))
     assert calls == [3] * 4  # one row unguided, two guided, together at each of four steps

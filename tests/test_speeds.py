@@ -62,7 +62,7 @@ def test_what_is_computed_of_a_picture(
     rows: list[int] = []
     deep: list[int] = []
     renewed, below = unet.renewed, unet._below
-    monkeypatch.setattr(unet, "renewed", lambda *a: rows.append(len(a[0])) or renewed(*a))
+    monkeypatch.setattr(unet, "renewed", lambda *a, **how: rows.append(len(a[2])) or renewed(*a, **how))
     monkeypatch.setattr(unet, "_below", lambda *a: deep.append(len(a[0])) or below(*a))
     how = FEW | {"sampler": sampler}
     painted(kandinsky, text2img("a ring", **how))

@@ -122,8 +122,7 @@ class Conditions:
         read = self.prior.read(prompts)
         runs = {}
         for text in waiting:
-            rows = torch.full((len(text.seeds),), prompts.index(text.text.prompt), device=self.prior.networks.device)
-            away = torch.full_like(rows, prompts.index(text.away))
+            rows, away = ([prompts.index(words)] * len(text.seeds) for words in (text.text.prompt, text.away))
             noise = Noise(text.seeds, "prior")
             if text.text.strength is not None:
                 clean = self.prior.network.normalised(looked[text])
@@ -132,7 +131,7 @@ class Conditions:
             else:
                 x = noise.draw((len(text.seeds), self.prior.dim), device=self.prior.networks.device)
                 begun = begin(self.prior.schedule, text.steps, noise, x=x)
-            runs[text] = self.prior.lead(read[rows], read[away], text.weight, text.sampler, begun, noise)
+            runs[text] = self.prior.lead(read, rows, away, text.weight, text.sampler, begun, noise)
         stage = self.prior.sample(runs)
         told: dict[K, int] = {}
         done = dict.fromkeys(waiting, 0)

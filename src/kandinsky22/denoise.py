@@ -1,7 +1,8 @@
 """A network with its schedule as the denoiser that samplers ask, for any number of requests at once.
 
-Guidance needs a second row for a picture whose weight is not 1; all rows of all requests go through the network in one
-call. Knows the two ways a network is told what to paint (rows of a prefix, rows of a condition) only as rows.
+Guidance needs a second answer for a picture whose weight is not 1; all rows of all requests go through the network in one
+call, `network(x, t, rows, led)`: it answers the rows `led` of x once more, before all, and t and rows are those of its answers.
+Knows the two ways a network is told what to paint (rows of a prefix, rows of a condition) only as rows.
 
 Two things may be left out, request by request: guidance outside an interval of timesteps, and a network's deeper levels in
 all but every n-th call. Both change the picture; a request that leaves out neither is answered exactly.
@@ -80,8 +81,8 @@ class Denoiser(Generic[R]):
     """
 
     def __init__(
-        self, network: Callable[[Tensor, Tensor, R], Tensor], schedule: NoiseSchedule, guided: Mapping[Any, Guided[R]],
-        dtype: torch.dtype, reuse: Mapping[Any, int] | None = None,
+        self, network: Callable[[Tensor, Tensor, R, Tensor], Tensor], schedule: NoiseSchedule,
+        guided: Mapping[Any, Guided[R]], dtype: torch.dtype, reuse: Mapping[Any, int] | None = None,
     ) -> None:  # fmt: skip
         self.network, self.schedule, self.guided, self.dtype = network, schedule, guided, dtype
         self.reuse = reuse or {}
@@ -95,23 +96,25 @@ class Denoiser(Generic[R]):
             row += len(self.guided[key].cond)
         if list(acting.items()) != list(self._acting.items()):
             self._lay_out(acting)
-        led, t = self._led, t.to(x.device)
-        output = self._output(torch.cat([x[led], x]).to(self.dtype), torch.cat([t[led], t])).to(x.dtype)
+        led = self._led
+        output = self._output(x.to(self.dtype), t[self._asked]).to(x.dtype)
         prediction, variance = split_variance(output, x)
         uncond, cond = prediction[: len(led)], prediction[len(led) :]
         if len(led):
             cond = cond.index_copy(0, led, guide(uncond, cond[led], self._weight[led]))
+        t = t.to(x.device, non_blocking=True)
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(led) :])
 
     def _lay_out(self, acting: dict[Hashable, bool]) -> None:
         """The rows of a call, anew where the company changed or guidance came or went: those to lead away from, then all
-        that are asked about. `_where` are each request's, in this order."""
+        that are asked about. `_asked` are the rows of x they are about, on the CPU; `_where` are each request's."""
         parts = {key: self.guided[key] if acts else self.guided[key].unled() for key, acts in acting.items()}
         conds, unconds = [part.cond for part in parts.values()], [part.uncond for part in parts.values()]
         away = [rows for rows in unconds if rows is not None]
         self._acting, self._rows = acting, type(conds[0]).cat([*away, *conds])
         self._weight = torch.cat([part.weight for part in parts.values()])
         self._led = led_rows(self._weight)
+        self._asked = torch.cat([self._led.cpu(), torch.arange(len(self._weight))])
         at = torch.arange(len(self._rows), device=self._led.device).split(
             [*(0 if rows is None else len(rows) for rows in unconds), *map(len, conds)]
         )
@@ -120,13 +123,14 @@ class Denoiser(Generic[R]):
     def _output(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's, its deeper levels computed for the requests that are due."""
         if all(self.reuse.get(key, 1) == 1 for key in self._where):
-            return self.network(x, t, self._rows)
+            return self.network(x, t, self._rows, self._led)
         kept = {key: self._held[key] for key, where in self._where.items() if not self._due(key, len(where))}
         due, deep = [where for key, where in self._where.items() if key not in kept], None
         for key, held in kept.items():  # once guidance is gone, without the rows that were led away from
-            where, deep = self._where[key], held.deep.new_empty(len(x), *held.deep.shape[1:]) if deep is None else deep
+            where, deep = self._where[key], held.deep.new_empty(len(t), *held.deep.shape[1:]) if deep is None else deep
             deep[where] = held.deep[-len(where) :]
-        output, deep = self.network.renewed(x, t, self._rows, deep, torch.cat(due) if due else None)  # type: ignore[attr-defined]
+        renewed: Any = self.network.renewed  # type: ignore[attr-defined]
+        output, deep = renewed(x, t, self._rows, deep, torch.cat(due) if due else None, self._led)
         for key, where in self._where.items():
             self._held[key] = Held(deep[where], kept[key].calls + 1 if key in kept else 1)
         return output

@@ -119,8 +119,8 @@ def begin(
 
 
 def drive(
-    name: str, runs: Mapping[K, Run[R]], network: Callable[[Tensor, Tensor, R], Tensor], schedule: NoiseSchedule,
-    dtype: torch.dtype,
+    name: str, runs: Mapping[K, Run[R]], network: Callable[[Tensor, Tensor, R, Tensor], Tensor],
+    schedule: NoiseSchedule, dtype: torch.dtype,
 ) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:  # fmt: skip
     """Run many samplers to their ends, with one network call a round; returns the final states. Raises
     `FloatingPointError` where one is not finite."""
@@ -239,13 +239,23 @@ class PriorStage:
         return embeds
 
     def lead(
-        self, texts: Prefix, away: Prefix, weight: float | Tensor, sampler: str, begun: Begun, noise: Draw,
-        constrain: Constrain = keep,
+        self, read: Prefix, texts: Sequence[int], away: Sequence[int], weight: float | Tensor, sampler: str, begun: Begun,
+        noise: Draw, constrain: Constrain = keep,
     ) -> Run[Prefix]:  # fmt: skip
-        """A run from `begun` towards `texts`, a row each, away from the rows of `away` as far as `weight` says (1: not)."""
-        weights = torch.as_tensor(weight, dtype=torch.float32, device=begun.x.device).expand(len(texts))
+        """A run from `begun` towards `texts`, a row each, away from `away` as far as `weight` says (1: not). Both are indices
+        of what was `read`, so that whatever is said twice is computed once."""
+        device = begun.x.device
+        weights = torch.as_tensor(weight, dtype=torch.float32, device=device).expand(len(texts))
+        led = [row for row, much in zip(away, weights.tolist(), strict=True) if much != 1]
+        said = list(dict.fromkeys([*texts, *led]))
+        ahead = self.network.ahead(read[torch.tensor(said, device=device)], begun.timesteps)
+
+        def at(rows: Sequence[int]) -> Prefix:
+            return ahead[torch.tensor([said.index(row) for row in rows], device=device)]
+
+        guided = Guided(at(texts), at(led) if led else None, weights)
         job = Job(SAMPLERS[sampler](self.schedule, begun.x, begun.timesteps, noise), constrain)
-        return Run(job, len(begun.timesteps), Guided.by(texts, away, weights))
+        return Run(job, len(begun.timesteps), guided)
 
     def sample(self, runs: Mapping[K, Run[Prefix]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
         """Run the prior; returns image embeddings [n, D] in CLIP's space."""
@@ -303,13 +313,18 @@ class DecoderStage:
         dtype, device = self.networks.dtype, self.networks.device
         hint = None if hint is None else hint.expand(n, -1, -1, -1).to(device, dtype)
         masked = None if known is None else known.masked.expand(n, -1, -1, -1).to(device, dtype)
-        cond = self.unet.condition(embeds.image.to(device, dtype), hint=hint, masked=masked)
+
+        def conditioned(embeds: Tensor) -> Conditioned:
+            once = self.unet.condition(embeds.to(device, dtype), hint=hint, masked=masked)
+            return self.unet.ahead(once, begun.timesteps)
+
+        cond = conditioned(embeds.image)
         weights = torch.as_tensor(weight, dtype=torch.float32, device=device).expand(n)
         uncond = cond
         if embeds.negative is None:
             weights = torch.ones_like(weights)
         elif bool((weights != 1).any()):
-            uncond = self.unet.condition(embeds.negative.to(device, dtype), hint=hint, masked=masked)
+            uncond = conditioned(embeds.negative)
         if known is not None:
             constrain = _first_then(known.holds(begun, self.schedule), constrain)
         job = Job(SAMPLERS[sampler](self.schedule, begun.x, begun.timesteps, noise), constrain)

@@ -30,6 +30,7 @@ from kandinsky22.evaluation.report import Number, Plot, Report, Table
 from kandinsky22.evaluation.scores import Say, measured
 from kandinsky22.evaluation.sweep import Cell
 from kandinsky22.kandinsky import Kandinsky
+from kandinsky22.models.ahead import led_first
 from kandinsky22.models.unet import Conditioned
 from kandinsky22.request import Request, Sampling
 
@@ -102,16 +103,17 @@ class _Counting:
 
     calls = rows = deep = 0
 
-    def __call__(self, x: Tensor, t: Tensor, conditioned: Conditioned) -> Tensor:
-        return self.renewed(x, t, conditioned)[0]
+    def __call__(self, x: Tensor, t: Tensor, conditioned: Conditioned, led: Tensor) -> Tensor:
+        return self.renewed(x, t, conditioned, None, None, led)[0]
 
     def renewed(
-        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None = None, rows: Tensor | None = None
+        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None, rows: Tensor | None, led: Tensor
     ) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        self.rows += len(x)
-        self.deep += len(x) if deep is None else 0 if rows is None else len(rows)
-        return torch.zeros_like(x).repeat(1, 2, 1, 1), x
+        self.rows += len(conditioned)
+        self.deep += len(conditioned) if deep is None else 0 if rows is None else len(rows)
+        answer = torch.zeros_like(led_first(x, led))
+        return answer.repeat(1, 2, 1, 1), answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,25 @@
 (Ramesh et al. 2022, section 2.2; Kandinsky, section 4.1).
 
 A causal transformer over [text states, text embedding, time, noisy image embedding, query], read at the query. Nothing
-of the text looks at x or t, so `prefill` computes its keys and values once and `forward` runs three tokens a step.
+of the text looks at x or t, so `prefill` computes its keys and values once. The time looks at the text and never at x, so
+`ahead` computes those of all timesteps of a run, side by side; `forward` is left with two tokens a step.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kandinsky22.models.ahead import Ahead, each, led_first
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
 
 STEP_TOKENS = 3  # time, noisy image embedding, query
+KeysValues: TypeAlias = tuple[Tensor, Tensor]  # [B, h, S, d] each
+ALL, LAST, NONE = slice(None), slice(-1, None), slice(0)  # of a block's tokens, whose output is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +44,12 @@ class PriorConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The text's keys and values, [B, h, S, d] for each layer, and which of the S tokens are real, bool [B, S]."""
+    """The text's keys and values, [B, h, S, d] for each layer, and which of the S tokens are real, bool [B, S]. ahead: the
+    keys and values of time tokens, [B, T, layers, 2, h, d], where they were computed."""
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: tuple[KeysValues, ...]
     mask: Tensor
+    ahead: Ahead | None = None
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -57,10 +63,12 @@ class Prefix:
             (torch.cat([padded(k) for k, _ in kvs]), torch.cat([padded(v) for _, v in kvs]))
             for kvs in zip(*(p.layers for p in parts), strict=True)
         )
-        return cls(layers, torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]))
+        mask = torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts])
+        return cls(layers, mask, Ahead.cat([p.ahead for p in parts]))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows])
+        ahead = None if self.ahead is None else self.ahead[rows]
+        return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows], ahead)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -78,12 +86,14 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        q, k, v = (split_heads(proj(x), self.heads) for proj in (self.to_q, self.to_k, self.to_v))
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        return self.to_out[0](attend(q, k, v, mask)), (k, v)
+        self, x: Tensor, past: Sequence[KeysValues], mask: Tensor, asked: slice = ALL
+    ) -> tuple[Tensor, KeysValues]:
+        """Tokens x [B, N, C] after those of `past` -> the output of the ones that are `asked` for, and all their keys and values.
+        mask: bool, broadcast to [B, 1, N, past and N]."""
+        q = split_heads(self.to_q(x[:, asked]), self.heads)
+        k, v = (split_heads(proj(x), self.heads) for proj in (self.to_k, self.to_v))
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*past, (k, v), strict=True))
+        return self.to_out[0](attend(q, keys, values, mask[..., asked, :])), (k, v)
 
 
 class GELU(nn.Module):
@@ -119,10 +129,10 @@ class Block(nn.Module):
         self.ff = FeedForward(config.width)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, kv = self.attn1(self.norm1(x), past, mask)
-        x = x + attended
+        self, x: Tensor, past: Sequence[KeysValues], mask: Tensor, asked: slice = ALL
+    ) -> tuple[Tensor, KeysValues]:
+        attended, kv = self.attn1(self.norm1(x), past, mask, asked)
+        x = x[:, asked] + attended
         return x + self.ff(self.norm3(x)), kv
 
 
@@ -167,20 +177,57 @@ class PriorTransformer(nn.Module):
         causal = torch.ones(length + 1, length + 1, dtype=torch.bool, device=mask.device).tril()
         visible = causal & real[:, None, None, :]
         layers = []
-        for block in self.transformer_blocks:
-            x, kv = block(x, None, visible)
+        for block, asked in self._blocks(last=NONE):
+            x, kv = block(x, (), visible, asked)
             layers.append(kv)
         return Prefix(tuple(layers), real)
 
-    def forward(self, x: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
-        """Noisy normalised embeddings x [B, D] at timesteps t [B] -> the prediction of the clean ones, [B, D]."""
-        query = self.prd_embedding.expand(len(x), -1, -1)
-        h = torch.cat([self.time_embedding(t)[:, None], self.proj_in(x)[:, None], query], dim=1)
-        h = h + self.positional_embedding[:, -STEP_TOKENS:]
+    def ahead(self, prefix: Prefix, timesteps: Sequence[int]) -> Prefix:
+        """The prefix with what depends on text and time alone, for the timesteps of a run (of a long one, the first 100)."""
+        t = each(timesteps, len(prefix))
+        return replace(prefix, ahead=Ahead(t, self._times(t.to(prefix.mask.device), prefix)))
 
-        causal = torch.ones(STEP_TOKENS, STEP_TOKENS, dtype=torch.bool, device=x.device).tril()
-        rows = len(x), 1, STEP_TOKENS, -1
-        visible = torch.cat([prefix.mask[:, None, None, :].expand(rows), causal.expand(rows)], dim=-1)
-        for block, past in zip(self.transformer_blocks, prefix.layers, strict=True):
-            h, _ = block(h, past, visible)
+    def forward(self, x: Tensor, t: Tensor, prefix: Prefix, led: Tensor | None = None) -> Tensor:
+        """Noisy normalised embeddings x [B, D] at timesteps t [B] -> the prediction of the clean ones, [B, D].
+
+        What the prefix has not ahead is computed. led: indices [n] of rows of x that are answered twice, as guidance needs it:
+        prefix, t and what is returned have n rows for these and then B for all.
+        """
+        times = None if prefix.ahead is None else prefix.ahead.at(t)
+        if times is None:
+            times = self._times(t.to(x.device)[:, None], prefix)[:, 0]
+        rows = len(prefix)
+        noisy = led_first(self.proj_in(x), led)
+        h = (
+            torch.cat([noisy[:, None], self.prd_embedding.expand(rows, -1, -1)], dim=1)
+            + self.positional_embedding[:, -2:]
+        )
+
+        causal = torch.ones(2, 3, dtype=torch.bool, device=x.device).tril(1)  # the time, and themselves
+        visible = torch.cat([_seen(prefix, 2), causal.expand(rows, 1, -1, -1)], dim=-1)
+        now = times[:, :, :, :, None].unbind(1)
+        for (block, asked), text, time in zip(self._blocks(last=LAST), prefix.layers, now, strict=True):
+            h, _ = block(h, (text, time.unbind(1)), visible, asked)
         return self.proj_to_clip_embeddings(self.norm_out(h[:, -1]))
+
+    def _times(self, t: Tensor, prefix: Prefix) -> Tensor:
+        """The keys and values [B, T, layers, 2, h, d] of a time token for each of t [B, T]; each sees the text and itself."""
+        rows, count = t.shape
+        h = self.time_embedding(t.flatten()).unflatten(0, t.shape) + self.positional_embedding[:, -STEP_TOKENS]
+        itself = torch.eye(count, dtype=torch.bool, device=t.device).expand(rows, 1, -1, -1)
+        visible, layers = torch.cat([_seen(prefix, count), itself], dim=-1), []
+        for (block, asked), text in zip(self._blocks(last=NONE), prefix.layers, strict=True):
+            h, kv = block(h, (text,), visible, asked)
+            layers.append(torch.stack(kv, dim=1))  # [B, 2, h, T, d]
+        return torch.stack(layers, dim=1).movedim(4, 1).contiguous()
+
+    def _blocks(self, last: slice) -> Iterator[tuple[nn.Module, slice]]:
+        """The blocks, and of which tokens each is asked: of all, and the last one of those that are looked at in the end."""
+        *most, end = self.transformer_blocks
+        yield from ((block, ALL) for block in most)
+        yield end, last
+
+
+def _seen(prefix: Prefix, tokens: int) -> Tensor:
+    """Which tokens of the text later ones look at: bool [B, 1, tokens, S]."""
+    return prefix.mask[:, None, None, :].expand(-1, -1, tokens, -1)

@@ -1,18 +1,19 @@
 """The decoder's U-Net: predicts the noise in latents, given a CLIP image embedding (and, for some weights, a depth
 hint or a masked picture). Inpainting and depth differ from the plain decoder by configuration only.
 
-`condition` computes, once per run, all that depends on neither `x` nor `t`; `forward` the rest, and `renewed` does so with
-what the deeper levels said before, where that is to do.
+`condition` computes, once per run, all that depends on neither `x` nor `t`, and `ahead` what depends on `t` and not on `x`;
+`forward` the rest, and `renewed` does so with what the deeper levels said before, where that is to do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kandinsky22.models.ahead import Ahead, each, led_first
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, TimestepEmbedding, attend, split_heads
 
@@ -87,12 +88,14 @@ class Conditioned:
     """What a run is conditioned on, computed once; the rows of several concatenate.
 
     embedding: [B, T], added to the timestep's. image: the image tokens' keys and values, [B, h, 32, d] for each attention
-    in the order they run. extra: [B, k, h, w] channels joined to x (the hint's features, or masked latents and mask).
+    in the order they run. extra: [B, k, h, w] channels joined to x (the hint's features, or masked latents and mask). ahead:
+    the scales and shifts [B, T, n] of all residual blocks, where they were computed.
     """
 
     embedding: Tensor
     image: tuple[tuple[Tensor, Tensor], ...]
     extra: Tensor | None
+    ahead: Ahead | None = None
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -102,18 +105,23 @@ class Conditioned:
             for k, v in (zip(*kvs, strict=True) for kvs in zip(*(p.image for p in parts), strict=True))
         )
         extras = [p.extra for p in parts if p.extra is not None]
-        return cls(torch.cat([p.embedding for p in parts]), image, torch.cat(extras) if extras else None)
+        embedding, ahead = torch.cat([p.embedding for p in parts]), Ahead.cat([p.ahead for p in parts])
+        return cls(embedding, image, torch.cat(extras) if extras else None, ahead)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         extra = None if self.extra is None else self.extra[rows]
-        return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra)
+        ahead = None if self.ahead is None else self.ahead[rows]
+        return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra, ahead)
 
     def __len__(self) -> int:
         return len(self.embedding)
 
 
 class ResnetBlock(nn.Module):
-    """Residual block, scaled and shifted by the embedding; `resample` makes it halve or double the sides."""
+    """Residual block, scaled and shifted by the embedding; `resample` makes it halve or double the sides. `part`: where its
+    scale and shift are among those of all blocks of the network, which sets it."""
+
+    part = slice(None)
 
     def __init__(self, config: UNetConfig, channels: int, out_channels: int, resample: str | None = None) -> None:
         super().__init__()
@@ -126,16 +134,22 @@ class ResnetBlock(nn.Module):
         if channels != out_channels:
             self.conv_shortcut = Conv1x1(channels, out_channels)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """`x` [B, C, H, W]; `emb` [B, T] after its SiLU."""
+    def told(self, emb: Tensor) -> Tensor:
+        """What embeddings [B, T], after their SiLU, come to: the scale and the shift, [B, 2 * out_channels]."""
+        scale, shift = self.time_emb_proj(emb).chunk(2, dim=1)
+        return torch.cat([1 + scale, shift], dim=1)
+
+    def forward(self, x: Tensor, told: Tensor, led: Tensor | None = None) -> Tensor:
+        """`x` [B, C, H, W]; `told` [B, n] by all blocks of the network. led: as the network has it, where rows part here."""
         h = self.norm1(x)
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         h = self.conv1(h)
         if self.resample == "up":  # conv1 doubles by itself
             x = F.interpolate(x, scale_factor=2.0)
-        scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(self.norm2(h, 1 + scale, shift))
+        h, x = led_first(h, led), led_first(x, led)
+        scale, shift = told[:, self.part, None, None].chunk(2, dim=1)
+        h = self.conv2(self.norm2(h, scale, shift))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
@@ -178,41 +192,41 @@ class Block(nn.Module):
                 f"{resample}samplers", nn.ModuleList([ResnetBlock(config, out_channels, out_channels, resample)])
             )
 
-    def layer(self, i: int, x: Tensor, emb: Tensor, kvs: KeysValues) -> Tensor:
+    def layer(self, i: int, x: Tensor, told: Tensor, kvs: KeysValues, led: Tensor | None = None) -> Tensor:
         """Residual block `i` and its attention."""
-        x = self.resnets[i](x, emb)
+        x = self.resnets[i](x, told, led)
         return self.attentions[i](x, next(kvs)) if len(self.attentions) else x
 
 
 class DownBlock(Block):
     """A level on the way down."""
 
-    def forward(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> list[Tensor]:
+    def forward(self, x: Tensor, told: Tensor, kvs: KeysValues) -> list[Tensor]:
         """The output of every layer, and of the downsampler if there is one: the skips. The last goes on."""
-        outputs = self.layers(x, emb, kvs)
-        return outputs + self.halved(outputs[-1], emb)
+        outputs = self.layers(x, told, kvs)
+        return outputs + self.halved(outputs[-1], told)
 
-    def layers(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> list[Tensor]:
-        """The output of every layer."""
-        outputs = [x]
-        for i in range(len(self.resnets)):
-            outputs.append(self.layer(i, outputs[-1], emb, kvs))
-        return outputs[1:]
+    def layers(self, x: Tensor, told: Tensor, kvs: KeysValues, led: Tensor | None = None) -> list[Tensor]:
+        """The output of every layer. led: as the network has it, where rows part in the first."""
+        outputs = [self.layer(0, x, told, kvs, led)]
+        for i in range(1, len(self.resnets)):
+            outputs.append(self.layer(i, outputs[-1], told, kvs))
+        return outputs
 
-    def halved(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+    def halved(self, x: Tensor, told: Tensor) -> list[Tensor]:
         """The output of the downsampler, if there is one."""
-        return [downsampler(x, emb) for downsampler in getattr(self, "downsamplers", ())]
+        return [downsampler(x, told) for downsampler in getattr(self, "downsamplers", ())]
 
 
 class UpBlock(Block):
     """A level on the way up."""
 
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, kvs: KeysValues) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], told: Tensor, kvs: KeysValues) -> Tensor:
         """Each layer takes one of `skips` from the end."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), emb, kvs)
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), told, kvs)
         for upsampler in getattr(self, "upsamplers", ()):
-            x = upsampler(x, emb)
+            x = upsampler(x, told)
         return x
 
 
@@ -224,9 +238,9 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(config, channels)])
 
-    def forward(self, x: Tensor, emb: Tensor, kvs: KeysValues) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, emb), next(kvs))
-        return self.resnets[1](x, emb)
+    def forward(self, x: Tensor, told: Tensor, kvs: KeysValues) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, told), next(kvs))
+        return self.resnets[1](x, told)
 
 
 class ImageTokens(nn.Module):
@@ -293,6 +307,11 @@ class UNet(nn.Module):
         self.conv_norm_out = Norm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = Conv3x3(widths[0], config.out_channels)
 
+        end = 0
+        for block in self._residual_blocks():
+            start, end = end, end + block.time_emb_proj.out_features
+            block.part = slice(start, end)
+
     def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> Conditioned:
         """All that depends on neither `x` nor `t`, for image embeddings [B, encoder_hid_dim].
 
@@ -304,40 +323,64 @@ class UNet(nn.Module):
         extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
         return Conditioned(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
 
-    def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned) -> Tensor:
-        """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w]."""
-        return self.renewed(x, t, conditioned)[0]
+    def ahead(self, conditioned: Conditioned, timesteps: Sequence[int]) -> Conditioned:
+        """The condition with what depends on it and on t alone, for the timesteps of a run (of a long one, the first 100)."""
+        t, embedding = each(timesteps, len(conditioned)), conditioned.embedding
+        told = self._told(t.flatten().to(embedding.device), embedding.repeat_interleave(t.shape[1], dim=0))
+        return replace(conditioned, ahead=Ahead(t, told.unflatten(0, t.shape)))
+
+    def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned, led: Tensor | None = None) -> Tensor:
+        """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w].
+
+        led: indices [n] of rows of x that are answered twice, as guidance needs it: t, the condition and what is returned have n
+        rows for these and then B for all. Both of a picture's conditions have the same `extra`.
+        """
+        return self.renewed(x, t, conditioned, led=led)[0]
 
     def renewed(
-        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None = None, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None = None, rows: Tensor | None = None,
+        led: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The output, and the deep features [B, C, h, w] it was made of: what the levels below the first send up to it.
 
         deep: those of an earlier call, None where there was none. rows: indices [b] of the rows whose deep features are
         computed anew, the others keep theirs; without `deep` it is all of them. DeepCache: Ma et al. 2023
         (arXiv:2312.00858), section 3.2, at the first level's end.
         """
-        emb = F.silu(self.time_embedding(t) + conditioned.embedding)
-        h = self.conv_in(x if conditioned.extra is None else torch.cat([x, conditioned.extra], dim=1))
-        skips = [h, *self._first.layers(h, emb, iter(()))]
+        told = None if conditioned.ahead is None else conditioned.ahead.at(t)
+        if told is None:
+            told = self._told(t.to(x.device), conditioned.embedding)
+        if conditioned.extra is not None:
+            x = torch.cat([x, conditioned.extra[-len(x) :]], dim=1)
+        h = self.conv_in(x)
+        skips = [led_first(h, led), *self._first.layers(h, told, iter(()), led)]
         if deep is None:
-            deep = self._below(skips[-1], emb, conditioned)
+            deep = self._below(skips[-1], told, conditioned.image)
         elif rows is not None and len(rows):
-            deep = deep.index_copy(0, rows, self._below(skips[-1][rows], emb[rows], conditioned[rows]))
-        h = self.up_blocks[-1](deep, skips, emb, iter(()))
+            image = ((k[rows], v[rows]) for k, v in conditioned.image)
+            deep = deep.index_copy(0, rows, self._below(skips[-1][rows], told[rows], image))
+        h = self.up_blocks[-1](deep, skips, told, iter(()))
         return self.conv_out(self.conv_norm_out(h)), deep
+
+    def _residual_blocks(self) -> Iterator[ResnetBlock]:
+        return (module for module in self.modules() if isinstance(module, ResnetBlock))
+
+    def _told(self, t: Tensor, embedding: Tensor) -> Tensor:
+        """The scales and shifts [B, n] of all residual blocks at timesteps t [B], for the conditions' embeddings [B, T]."""
+        emb = F.silu(self.time_embedding(t) + embedding)
+        return torch.cat([block.told(emb) for block in self._residual_blocks()], dim=1)
 
     @property
     def _first(self) -> DownBlock:
         return cast(DownBlock, self.down_blocks[0])
 
-    def _below(self, h: Tensor, emb: Tensor, conditioned: Conditioned) -> Tensor:
+    def _below(self, h: Tensor, told: Tensor, image: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """The levels below the first, from the first one's last output on the way down."""
-        kvs = iter(conditioned.image)
-        skips = self._first.halved(h, emb)
+        kvs = iter(image)
+        skips = self._first.halved(h, told)
         for down in self.down_blocks[1:]:
-            skips += down(skips[-1], emb, kvs)
-        h = self.mid_block(skips[-1], emb, kvs)
+            skips += down(skips[-1], told, kvs)
+        h = self.mid_block(skips[-1], told, kvs)
         for up in self.up_blocks[:-1]:
-            h = up(h, skips, emb, kvs)
+            h = up(h, skips, told, kvs)
         return h

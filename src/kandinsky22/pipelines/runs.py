@@ -174,8 +174,8 @@ def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
     words = list(dict.fromkeys([*sampled, *away]))
     read = stage.read(words)
 
-    def prefix(texts: Sequence[str]) -> Prefix:
-        return read[torch.tensor([words.index(text) for text in texts for _ in range(a.each)], device=device)]
+    def places(texts: Sequence[str]) -> list[int]:
+        return [words.index(text) for text in texts for _ in range(a.each)]
 
     if a.start is None:
         begun = begin(stage.schedule, a.steps, noise, x=a.initial((a.total, stage.dim), noise, device))
@@ -190,7 +190,7 @@ def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
 
     told = a.told.through(begun.timesteps, tensors)
     weight = torch.tensor(weights, device=device)
-    return stage.lead(prefix(sampled), prefix(away), weight, a.sampler, begun, noise, told)
+    return stage.lead(read, places(sampled), places(away), weight, a.sampler, begun, noise, told)
 
 
 def _embeddings(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Tensor:
