@@ -13,6 +13,7 @@ from torch import nn
 
 from kandinsky22.acceleration import kernels, winograd
 from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
+from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.normalisation import FastNorm
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
 
@@ -21,6 +22,7 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     Conv3x3: FastConv3x3,
     DoublingConv3x3: FastDoublingConv3x3,
     Norm: FastNorm,
+    nn.Linear: FastLinear,
 }
 SWITCH = "KANDINSKY22_ACCELERATION"  # in the environment; "off" is for those who cannot say so otherwise
 SHARE = 4  # one part in so many of this machine's memory may hold weights in other forms
