@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from kandinsky22.acceleration import kernels
 
 FEWEST, MOST = 4, 256  # rows: with fewer MKL, torch's own choice, reads weights faster; with more it is as fast
+LARGE = (
+    8 << 20
+)  # bytes of a weight that comes from memory and not from a cache; there is nothing to gain with smaller ones
 
 
 class FastLinear(nn.Linear):
@@ -13,7 +16,8 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // max(1, self.in_features)
-        by = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if FEWEST <= rows <= MOST else None
+        pays = FEWEST <= rows <= MOST and self.weight.nbytes >= LARGE
+        by = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if pays else None
         if by is None or not kernels.concern(x) or x.dtype != torch.float32 or self.weight.dtype != x.dtype:
             return super().forward(x)
         y: Tensor = by(x, self.weight, self.bias, "none", [], "")
