@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kandinsky22
-from kandinsky22 import acceleration, masks, memory
+from kandinsky22 import masks, memory
 from kandinsky22.checkpoints import catalog, hub, zero_image
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.columns import EVERYWHERE, OPEN
@@ -60,6 +60,7 @@ class Kandinsky:
     def __init__(
         self, folders: Mapping[str, Path], *, name: str, device: torch.device,
         dtype: torch.dtype | None = None, placement: Placement | None = None, accelerated: bool | None = None,
+        compiled: bool = False,
     ) -> None:  # fmt: skip
         self.stored = StoredModel(folders)
         self.name = name
@@ -71,7 +72,9 @@ class Kandinsky:
             dtype,
             placement or fitting_placement(first.unet.elements, sum(n.elements for n in all_of_it), device, dtype),
             accelerated=accelerated,
+            compiled=compiled,
         )
+        self._compiled: set[tuple[int, ...]] = set()  # the shapes that have been painted in
         self.prior = PriorStage(self.stored.prior, self.networks)
         self.conditions = Conditions(self.prior)
         self._decoders: dict[str, DecoderStage] = {}
@@ -81,8 +84,8 @@ class Kandinsky:
     @classmethod
     def load(
         cls, model: str | Path = catalog.BOX, *, device: str | None = None, dtype: str | torch.dtype | None = None,
-        placement: Placement | None = None, accelerated: bool | None = None, request: Request | None = None,
-        say: Callable[[str], None] = _to_stderr,
+        placement: Placement | None = None, accelerated: bool | None = None, compiled: bool = False,
+        request: Request | None = None, say: Callable[[str], None] = _to_stderr,
     ) -> Self:  # fmt: skip
         """The model in the box, a published one, or the one in a folder.
 
@@ -94,8 +97,9 @@ class Kandinsky:
         seed's picture is most exact. placement: "keep" networks, "offload" each when its stage is done, or move them
         "sequential"ly, weight by weight; None offloads a large model on a CPU, where reading it again costs little beside
         painting, and where an accelerator has no room for all of it. accelerated: False computes by plain torch alone; the
-        same numbers but for rounding, on a CPU at less than half the speed. Raises `ValueError` where the folder, the device
-        or the dtype will not do.
+        same numbers but for rounding, on a CPU at less than half the speed. compiled: on cuda, has torch compile each step
+        too; the first picture of a size then takes minutes, and what was compiled is kept in the user's cache. Raises
+        `ValueError` where the folder, the device or the dtype will not do.
         """
         said, place = str(model), device_of(device)
         if catalog.is_remote(said):
@@ -104,8 +108,9 @@ class Kandinsky:
             folders = catalog.parts(said)
         name = said if said in (catalog.BOX, *catalog.published()) else Path(said).expanduser().resolve().name
         return cls(
-            folders, name=name, device=place, dtype=dtype_of(dtype), placement=placement, accelerated=accelerated
-        )
+            folders, name=name, device=place, dtype=dtype_of(dtype), placement=placement, accelerated=accelerated,
+            compiled=compiled,
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +140,7 @@ class Kandinsky:
             "processor": torch.cuda.get_device_name(self.device) if cuda else processor(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            **({"acceleration": acceleration.described()} if self.networks.accelerated else {}),
+            **({"acceleration": self.networks.described()} if self.networks.accelerated else {}),
         }
 
     def __call__(self, what: str | Request, **options: Any) -> list[Painting]:
@@ -325,6 +330,11 @@ class Kandinsky:
             yield (
                 "guidance_interval and reuse were judged by what they do to the model in the box; on this one they are untried"
             )
+        shape = (request.num_images, *frame.canvas)
+        if self.networks.compiled and shape not in self._compiled:
+            self._compiled.add(shape)
+            height, width = frame.canvas
+            yield f"compiling for {request.num_images} of {height}x{width}, once; it may take minutes"
         if self.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU; use float32 or bfloat16 there"
 

@@ -7,11 +7,9 @@ from typing import TypeAlias
 
 import torch
 
-from kandinsky22.models.movq import WHOLE, MoVQConfig
+from kandinsky22.models.movq import WHOLE, WHOLE_TENSORS, MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 
-# Tensors of the widest level at full size, alive at once while decoding whole: 7.1 seen with the box at 1536 x 1536.
-MOVQ_TENSORS = 8
 # In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with the
 # published configuration at 1024 and 512, where the tiles themselves weigh more.
 TILED_TENSORS = 2
@@ -26,7 +24,7 @@ def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: in
     """Bytes that requests need at their peak: the weights still to be read, `unread` numbers of `itemsize` bytes, and
     decoding one picture, or a guided step of all of them; and the pictures."""
     largest, (last, *before) = max(height * width for _, height, width in sizes), movq.block_out_channels[:2]
-    decoding = MOVQ_TENSORS * max(last, *before) * min(largest, WHOLE)
+    decoding = WHOLE_TENSORS * max(last, *before) * min(largest, WHOLE)
     decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - WHOLE, 0)
     cells = sum(2 * n * height * width // movq.factor**2 for n, height, width in sizes)
     kept = sum(BYTES_KEPT * n * height * width for n, height, width in sizes)

@@ -9,6 +9,7 @@ Networks that come and go are for reading: what is changed in one is lost when i
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kandinsky22 import acceleration
+from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.store import Stored
 from kandinsky22.models.config import Config
 
@@ -25,6 +27,7 @@ N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound=Config)
 Placement = Literal["keep", "offload", "sequential"]
 CPU = torch.device("cpu")
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # in the environment, where torch keeps what it compiled
 SMALL_NETWORK = (
     256 << 20
 )  # bytes; one is moved whole even in "sequential". MoVQ is one: its tiles look at a weight often
@@ -32,18 +35,28 @@ SMALL_WEIGHT = 256 << 10  # bytes; those of a large network that are not worth a
 
 
 class Networks:
-    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement.
+    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement, and for what
+    cannot be compiled.
 
-    accelerated: whether they compute by what is fastest here (see `acceleration`); None is wherever it can be.
+    accelerated: whether they compute by what is fastest here (see `acceleration`); None is wherever it can be. compiled: by
+    torch's compiler too, on a GPU.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, placement: Placement = "keep", *, accelerated: bool | None = None
+        self, device: torch.device, dtype: torch.dtype, placement: Placement = "keep", *, accelerated: bool | None = None,
+        compiled: bool = False,
     ) -> None:  # fmt: skip
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
         self.device, self.dtype, self.placement = device, dtype, placement
         self.accelerated = acceleration.wanted(device, accelerated)
+        self.compiled = compiled
+        if compiled:
+            if device.type != "cuda" or not self.accelerated or placement != "keep":
+                raise ValueError(
+                    "compiling is for networks that stay on cuda, accelerated; leave compiled out, or use --placement keep"
+                )
+            os.environ.setdefault(COMPILED, str(catalog.cache() / "compiled"))
         self._loaded: dict[Stored[Any, Any], nn.Module] = {}
         self._homes: dict[Stored[Any, Any], Mapping[str, Tensor]] = {}  # on the CPU, of networks that are moved whole
         self._away: set[Stored[Any, Any]] = set()  # of those, the ones on the device
@@ -67,6 +80,7 @@ class Networks:
         if self.placement == "keep":
             return
         if stored in self._away:
+            acceleration.forget(self._loaded[stored])
             self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
             self._away.remove(stored)
         if self.device.type == "cpu":
@@ -84,22 +98,27 @@ class Networks:
             coming = [min(elements, SMALL_NETWORK // self.dtype.itemsize) for elements in coming]
         return sum(coming) if self.placement == "keep" else max(coming, default=0)
 
+    def described(self) -> str:
+        """What accelerates them; it shows in last bits."""
+        return acceleration.described(self.device, compiled=self.compiled)
+
     def _read(self, stored: Stored[N, C]) -> N:
-        if self.placement == "keep" or self.device.type == "cpu":
-            network = stored.load(self.dtype, self.device)
-            if self.accelerated:
-                acceleration.prepare(network, room=acceleration.room())
-            return network
-        network = stored.load(self.dtype, CPU)
-        if self.placement == "sequential" and stored.elements * self.dtype.itemsize > SMALL_NETWORK:
+        whole = self.placement == "keep" or self.device.type == "cpu"
+        network = stored.load(self.dtype, self.device if whole else CPU)
+        if not whole and self.placement == "sequential" and stored.elements * self.dtype.itemsize > SMALL_NETWORK:
             visit(network, self.device)
-        else:
+            return network
+        if self.accelerated:
+            room = acceleration.room(self.device)
+            acceleration.prepare(network, room=room, device=self.device, compiled=self.compiled)
+        if not whole:
             self._homes[stored] = network.state_dict()
         return network
 
     def _more(self, stored: Stored[Any, Any]) -> int:
         """Numbers that a network holds beside its weights."""
-        return acceleration.more(stored.outline, self.dtype, acceleration.room()) if self.accelerated else 0
+        room = acceleration.room(self.device)
+        return acceleration.more(stored.outline, self.dtype, room) if self.accelerated and room else 0
 
 
 class _Visit(nn.Module):

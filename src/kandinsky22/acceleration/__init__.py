@@ -2,8 +2,9 @@
 
 The networks' own files say what they compute, in terms of a few layers (`models/layers.py`), and training uses them as they
 are. `prepare` gives those layers of a loaded network another class, which computes the same by other means wherever it can:
-without gradients, on a CPU, in float32 or bfloat16. Parameters, their names, hooks and everything else stay, so a prepared
-network saves, trains and moves like any other; with gradients it computes as if it had not been prepared.
+without gradients, on a CPU in float32 or bfloat16, on a GPU (`gpu.py`). Parameters, their names, hooks and everything
+else stay, so a prepared network saves, trains and moves like any other; with gradients it computes as if it had not been
+prepared.
 """
 
 import os
@@ -11,9 +12,10 @@ import os
 import torch
 from torch import nn
 
-from kandinsky22.acceleration import kernels, winograd
+from kandinsky22.acceleration import fused_norm, gpu, kernels, winograd
 from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
 from kandinsky22.acceleration.linear import FastLinear
+from kandinsky22.acceleration.gpu import forget as forget
 from kandinsky22.acceleration.normalisation import FastNorm
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
 
@@ -24,28 +26,33 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     Norm: FastNorm,
     nn.Linear: FastLinear,
 }
+CPU = torch.device("cpu")
 SWITCH = "KANDINSKY22_ACCELERATION"  # in the environment; "off" is for those who cannot say so otherwise
 SHARE = 4  # one part in so many of this machine's memory may hold weights in other forms
 
 
 def wanted(device: torch.device, asked: bool | None = None) -> bool:
-    """Whether networks on a device are to be prepared: on a CPU, unless it is asked otherwise or switched off."""
-    return device.type == "cpu" and (os.environ.get(SWITCH) != "off" if asked is None else asked)
+    """Whether networks on a device are to be prepared: on a CPU or a GPU, unless it is asked otherwise or switched off."""
+    return device.type in ("cpu", *gpu.DEVICES) and (os.environ.get(SWITCH) != "off" if asked is None else asked)
 
 
-def room() -> int:
+def room(device: torch.device = CPU) -> int:
     """Bytes for the weights of one network in other forms: a share of this machine's memory, not of what is free of it, since
-    pictures' last bits depend on it."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE
+    pictures' last bits depend on it. A GPU needs none."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE if device.type == "cpu" else 0
 
 
-def described() -> str:
-    """What computes, kernels of our own or torch, and the room there is; both show in last bits."""
-    return f"{'torch' if kernels.library() is None else 'kernels'}, {room() / 1e9:.1f} GB"
+def described(device: torch.device = CPU, *, compiled: bool = False) -> str:
+    """What computes, and on a CPU the room there is; both show in last bits."""
+    if device.type == "cpu":
+        return f"{'torch' if kernels.library() is None else 'kernels'}, {room() / 1e9:.1f} GB"
+    return "compiled" if compiled else "torch" if fused_norm.kernels() is None else "kernels"
 
 
-def missing() -> str | None:
+def missing(device: torch.device = CPU) -> str | None:
     """Why there are no kernels of our own, and what to do; None where there are."""
+    if device.type != "cpu":
+        return None if fused_norm.kernels() is not None else "Triton is missing; install it: pip install triton"
     if kernels.library() is not None:
         return None
     if kernels.instructions() is None:
@@ -59,12 +66,19 @@ def more(network: nn.Module, dtype: torch.dtype, room: int) -> int:
     return min(sum(forms), room // dtype.itemsize)
 
 
-def prepare(network: nn.Module, *, room: int, coarse: bool = False) -> None:
-    """Have a network compute by what is fastest here, with up to `room` bytes more of memory for its weights in other forms.
+def prepare(
+    network: nn.Module, *, room: int = 0, coarse: bool = False, device: torch.device = CPU, compiled: bool = False
+) -> None:  # fmt: skip
+    """Have a network compute by what is fastest on a device; on a CPU with up to `room` bytes more of memory for its weights in
+    other forms.
 
-    In float32 the numbers are the plain network's to a relative rms of 1e-5, in bfloat16 no further from float32's than the plain
-    network's. coarse: with Winograd's algorithm in bfloat16 too, which makes that error up to 1.2 times as large.
+    In float32 the numbers are the plain network's to a relative rms of 1e-5, in half precision no further from float32's than
+    the plain network's. coarse: with Winograd's algorithm in bfloat16 too, which makes that error up to 1.2 times as large.
+    compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
     """
+    if device.type != "cpu":
+        gpu.prepare(network, compiled=compiled)
+        return
     for module in network.modules():
         if (fast := FAST.get(type(module))) is not None:
             module.__class__ = fast
@@ -76,9 +90,9 @@ def prepare(network: nn.Module, *, room: int, coarse: bool = False) -> None:
 
 def undo(network: nn.Module) -> None:
     """Have a prepared network compute as its own file says, and give the memory back."""
-    plain = {fast: slow for slow, fast in FAST.items()}
+    plain = {fast: slow for slow, fast in (*FAST.items(), *gpu.FAST.items())}
     for module in network.modules():
         if (slow := plain.get(type(module))) is not None:
             module.__class__ = slow
-            for name in ("_kept", "roomy", "outputs"):
+            for name in ("_kept", "roomy", "outputs", "replays", "compiles", "_padded"):
                 vars(module).pop(name, None)

@@ -50,7 +50,7 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
     )
     free = _gigabytes(memory.free(device))
     yield f"computes on {device.type} ({name}), {torch.get_num_threads()} threads, {free} of memory free"
-    if device.type == "cpu":
+    if device.type in ("cpu", "cuda"):
         yield f"kernels of our own: {_kernels(device)}"
     for model in [options["model"]] if "model" in options else [catalog.BOX, *catalog.published()]:
         yield ""
@@ -67,8 +67,9 @@ def _kernels(device: Any) -> str:
 
     if not acceleration.wanted(device):
         return f"not used, since {acceleration.SWITCH} is off"
-    why = acceleration.missing()
-    return "used" if why is None else f"not used, plain torch computes the same more slowly; {why}"
+    recorded = "; steps are recorded and played" if device.type == "cuda" else ""
+    why = acceleration.missing(device)
+    return ("used" if why is None else f"not used, plain torch computes the same more slowly; {why}") + recorded
 
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
@@ -130,7 +131,8 @@ def _more(network: Any, config: Any, device: Any, dtype: Any) -> int:
     from kandinsky22 import acceleration
 
     with torch.device("meta"):
-        return acceleration.more(network(config), dtype, acceleration.room()) if acceleration.wanted(device) else 0
+        room = acceleration.room(device)
+        return acceleration.more(network(config), dtype, room) if acceleration.wanted(device) and room else 0
 
 
 def _gigabytes(count: float) -> str:

@@ -28,6 +28,10 @@ EDGE: Mapping[str, Mapping[str, Any]] = {
         "choices": ("keep", "offload", "sequential"),
         "help": "networks stay, leave when their stage is done, or come weight by weight (default: what fits)",
     },
+    "compile": {
+        "action": "store_true",
+        "help": "on cuda, compile each step: the first picture of a size takes minutes, the next less time",
+    },
     "output": {
         "short": "-o",
         "metavar": "PLACE",

@@ -76,6 +76,7 @@ def load(model: str, options: dict[str, Any], request: Request | None = None) ->
         device=options.get("device"),
         dtype=options.get("dtype"),
         placement=options.get("placement"),
+        compiled=options.get("compile", False),
         request=request,
     )
 

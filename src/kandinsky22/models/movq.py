@@ -19,6 +19,9 @@ from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, a
 NORM_EPS = 1e-6
 SPATIAL_NORM_GROUPS = 32  # the published code fixes this, whatever norm_num_groups says
 WHOLE = 256 * 256  # pixels up to which a picture is not cut into tiles
+WHOLE_TENSORS = (
+    8  # of the widest level at full size, alive at once while decoding whole: 7.1 seen with the box at 1536 x 1536
+)
 TILE = 16_384  # pixels of a tile
 
 

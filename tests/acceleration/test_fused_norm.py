@@ -1,0 +1,55 @@
+"""The normalisation's kernels for a GPU, by Triton's interpreter where Triton is: it needs no GPU.
+
+torch's CPU builds come without it; `pip install triton` brings it.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+PROGRAM = """
+import torch
+from kandinsky22.acceleration import fused_norm
+from kandinsky22.models.layers import Norm
+
+fused_norm.DEVICES = ("cpu",)
+generator = torch.Generator().manual_seed(0)
+
+def noise(*shape):
+    return torch.randn(shape, generator=generator)
+
+cases = [  # groups, channels, height, width, the size of scale and shift, silu, dtype, mean
+    (4, 24, 5, 7, None, True, torch.float16, 0.0),
+    (4, 96, 6, 10, (1, 1), True, torch.bfloat16, 1.0),
+    (8, 32, 12, 8, (3, 4), False, torch.float16, 0.0),
+    (8, 64, 72, 64, (1, 1), True, torch.float16, 20.0),  # several parts, and a mean that half precision just bears
+]
+for groups, channels, height, width, coarse, silu, dtype, mean in cases:
+    norm = Norm(groups, channels, eps=1e-5, silu=silu)
+    norm.weight.data, norm.bias.data = noise(channels), noise(channels)
+    norm.to(dtype)
+    x = (noise(2, channels, height, width) + mean).to(dtype)
+    told = [] if coarse is None else [noise(2, channels, *coarse).to(dtype) for _ in range(2)]
+    with torch.no_grad():
+        assert fused_norm.fits(x, told[0] if told else None)
+        exact = norm.double()(x.double(), *(value.double() for value in told))
+        plain = norm.to(dtype)(x, *told)
+        y = fused_norm.normalised(
+            x, norm.weight, norm.bias, norm.eps, *(told or (None, None)), groups=groups, silu=silu
+        )
+    assert y.dtype == dtype and y.shape == x.shape and y.is_contiguous(memory_format=torch.channels_last)
+    apart, theirs = ((value.double() - exact).norm() / exact.norm() for value in (y, plain))
+    if dtype == torch.bfloat16:  # the interpreter cuts bits off where a GPU rounds, which is twice as far
+        theirs = 2 * theirs
+    assert apart < 1.1 * theirs and apart < 1e-2, (apart, theirs)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton comes with this build of torch")
+def test_its_kernels_are_no_further_from_the_truth_than_torchs() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
