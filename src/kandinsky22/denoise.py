@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from kandinsky22.diffusion import NoiseSchedule, Prediction, guide, interpret, split_variance
+from kandinsky22.diffusion import NoiseSchedule, Prediction, guide, interpret, sent, split_variance
 
 
 class Rows(Protocol):
@@ -102,7 +102,7 @@ class Denoiser(Generic[R]):
         uncond, cond = prediction[: len(led)], prediction[len(led) :]
         if len(led):
             cond = cond.index_copy(0, led, guide(uncond, cond[led], self._weight[led]))
-        t = t.to(x.device, non_blocking=True)
+        t = sent(t, x.device)
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(led) :])
 
     def _lay_out(self, acting: dict[Hashable, bool]) -> None:

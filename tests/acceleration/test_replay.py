@@ -37,7 +37,7 @@ def like_a_graph(call: Callable[[], Any], pool: object) -> Callable[[], Any]:
     def play() -> Any:
         new = call()
         with torch.inference_mode():  # a graph writes whatever mode it was recorded in
-            for into, value in zip(replay.tensors(result), replay.tensors(new), strict=True):
+            for (into, _), (value, _) in zip(replay.tensors(result), replay.tensors(new), strict=True):
                 into.copy_(value)
         PLAYED.append("played")
         return result

@@ -7,6 +7,7 @@ what lies between the convolutions, takes minutes at first; what is recorded the
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -43,27 +44,45 @@ class Replayed(nn.Module):
     replays: Replays
     compiles = False
 
-    def step(self, plain: Callable[..., Any], x: Tensor, *arguments: Any) -> Any:
-        """`plain(self, x, ...)`, a method of the plain network."""
-        if not concern(x):
-            return plain(self, x, *arguments)
-        return self.replays(self, partial(self._computed, plain), x, *arguments)
+    def step(self, plain: Callable[..., Any], x: Tensor, t: Tensor, told: Any, *others: Any, **named: Any) -> Any:
+        """`plain(self, x, t, told, ...)`, a method of the plain network. Timesteps are looked up in what was `told` before: a
+        recording cannot look at numbers."""
+        ahead = getattr(told, "ahead", None)
+        if ahead is not None and (known := ahead.at(t)) is not None:
+            return self._replayed(plain, x, None, replace(told, ahead=Now(known)), *others, **named)
+        return self._replayed(plain, x, t.to(x.device, non_blocking=True), told, *others, **named)
 
-    def _computed(self, plain: Callable[..., Any], *arguments: Any) -> Any:
+    def _replayed(self, plain: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return self.replays(self, partial(self._computed, plain), *arguments, **named)
+
+    def _computed(self, plain: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         if self.compiles:
             try:
-                return _compiled(plain)(self, *arguments)
+                return _compiled(plain)(self, *arguments, **named)
             except RuntimeError as error:
                 self.compiles = False
                 warnings.warn(f"the step could not be compiled, and runs as it is: {first_line(error)}", stacklevel=2)
-        return plain(self, *arguments)
+        return plain(self, *arguments, **named)
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What was computed ahead of a run, of one step's timesteps."""
+
+    values: Tensor
+
+    def at(self, t: Tensor) -> Tensor:
+        """That."""
+        return self.values
 
 
 class ReplayedUNet(Replayed, UNet):
     """A U-Net whose steps are played."""
 
-    def renewed(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        answer: tuple[Tensor, Tensor] = self.step(UNet.renewed, *arguments)
+    def renewed(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if not concern(x):
+            return super().renewed(x, *others, **named)
+        answer: tuple[Tensor, Tensor] = self.step(UNet.renewed, x, *others, **named)
         return answer
 
 
@@ -72,12 +91,12 @@ class ReplayedPrior(Replayed, PriorTransformer):
 
     _padded: tuple[Prefix, Prefix] | None = None  # what was padded last, and what became of it
 
-    def forward(self, x: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, prefix: Prefix, *others: Any) -> Tensor:
         if not concern(x):
-            return super().forward(x, t, prefix)
+            return super().forward(x, t, prefix, *others)
         if self._padded is None or self._padded[0] is not prefix:
             self._padded = prefix, padded(prefix, self.config.num_embeddings + 1)
-        answer: Tensor = self.step(PriorTransformer.forward, x, t, self._padded[1])
+        answer: Tensor = self.step(PriorTransformer.forward, x, t, self._padded[1], *others)
         return answer
 
 
@@ -131,7 +150,7 @@ def padded(prefix: Prefix, length: int) -> Prefix:
     """A prefix with its texts padded to a length, and the padding masked."""
     more = length - prefix.mask.shape[1]
     layers = tuple((F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))) for k, v in prefix.layers)
-    return Prefix(layers, F.pad(prefix.mask, (0, more)))
+    return replace(prefix, layers=layers, mask=F.pad(prefix.mask, (0, more)))
 
 
 @cache

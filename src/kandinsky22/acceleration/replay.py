@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 Call: TypeAlias = Callable[[], Any]
 Record: TypeAlias = Callable[[Call, object], Call]  # of a call and a pool of memory, the same call to be played again
-Key: TypeAlias = tuple[Hashable, ...]
 SHAPES = 16  # that a network's calls are remembered of, the last used ones
 OURS = ("kandinsky22", "torch")  # whose layers do the same at each call; an adapter's may decide something in Python
-PARAMETRIZED = "torch.nn.utils.parametrize"  # where torch makes the class of a module whose weights are computed
+PARAMETRIZED = "torch.nn.utils.parametrize"  # where torch makes the class of a module whose weights come and go
 
 
 def cuda_graph(call: Call, pool: object) -> Call:
@@ -38,11 +37,12 @@ def cuda_graph(call: Call, pool: object) -> Call:
 
 
 class Recording(NamedTuple):
-    """A recorded call: the buffers it reads, by argument, and how to play it. `given`: what was last copied into them."""
+    """A recorded call: the tensors that it reads, and how to play it. `given`: what was last copied into them, of frozen values;
+    None for others, which whoever called may have changed since."""
 
-    buffers: list[Any]
+    buffers: list[Tensor]
     play: Call
-    given: list[Any]
+    given: list[Tensor | None]
 
 
 class Replays:
@@ -65,50 +65,52 @@ class Replays:
 
     def forget(self) -> None:
         """Give back the memory of all recordings."""
-        self._shapes: OrderedDict[Key, Recording | None] = OrderedDict()
-        self._weights: Key | None = None
+        self._shapes: OrderedDict[Hashable, Recording | None] = OrderedDict()
+        self._weights: tuple[Any, ...] | None = None
         self._pool: object = None
 
-    def __call__(self, network: nn.Module, compute: Callable[..., Any], *arguments: Any) -> Any:
-        """`compute(*arguments)`, which is a call of the network. Arguments and result are tensors, None, or frozen values
-        (tuples, dataclasses) of such; a frozen value that is the very one of the call before holds what it held then."""
+    def __call__(self, network: nn.Module, compute: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """`compute(*arguments, **named)`, which is a call of the network. Arguments and result are tensors, None, or tuples and
+        frozen dataclasses of such; a tensor in a dataclass is never written to again."""
         weights = state(network)
         if weights is None:
-            return compute(*arguments)
+            return compute(*arguments, **named)
         with self._lock, torch.no_grad():
             if weights != self._weights:
                 self.forget()
                 self._weights = weights
-            key = tuple(map(form, arguments))
+            key = form((arguments, named))
             seen = key in self._shapes
             recording = self._shapes.pop(key, None)
             if seen and recording is None:
-                recording = self._recorded(compute, arguments)
+                recording = self._recorded(compute, arguments, named)
             self._shapes[key] = recording
             if len(self._shapes) > self.most:
                 self._shapes.popitem(last=False)
-            return compute(*arguments) if recording is None else _played(recording, arguments)
+            return compute(*arguments, **named) if recording is None else _played(recording, (arguments, named))
 
-    def _recorded(self, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Recording | None:
+    def _recorded(self, compute: Callable[..., Any], *asked: Any) -> Recording | None:
         if self._pool is None and self.record is cuda_graph:
             self._pool = (
                 torch.cuda.graph_pool_handle()
             )  # for all shapes: nothing in it is looked at after the next call
         with torch.inference_mode(False):  # whoever comes next may be in another mode
-            buffers = [mapped(argument, torch.empty_like) for argument in arguments]
-        _copy(list(tensors(buffers)), list(tensors(arguments)))
+            arguments, named = mapped(asked, torch.empty_like)
+        buffers = [buffer for buffer, _ in tensors((arguments, named))]
+        torch._foreach_copy_(buffers, [x for x, _ in tensors(asked)])
         try:
-            return Recording(buffers, self.record(lambda: compute(*buffers), self._pool), list(arguments))
+            play = self.record(lambda: compute(*arguments, **named), self._pool)
         except RuntimeError as error:
             warnings.warn(
-                f"a step could not be recorded, and is launched part by part: {first_line(error)}", stacklevel=2
+                f"a step could not be recorded, and is launched part by part: {first_line(error)}", stacklevel=3
             )
             self.forget()
             self.most = 0  # from now on none is remembered
             return None
+        return Recording(buffers, play, [None] * len(buffers))
 
 
-def state(network: nn.Module) -> Key | None:
+def state(network: nn.Module) -> tuple[Any, ...] | None:
     """Where a network's weights are and what its layers are: a recording is of these. None where the call may not be recorded,
     since somebody listens in, weights come and go, or a layer is not ours to know."""
     found: list[Any] = []
@@ -116,9 +118,9 @@ def state(network: nn.Module) -> Key | None:
     while rest:  # by hand, since this is done at every step: half a thousand modules in half a millisecond
         module = rest.pop()
         kind, own = type(module), vars(module)
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or not _ours(kind):
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or not _ours(kind.__module__):
             return None
-        found += [kind]
+        found.append(kind)
         found += [(value.data_ptr(), value.dtype) for value in own["_parameters"].values() if value is not None]
         found += [(value.data_ptr(), value.dtype) for value in own["_buffers"].values() if value is not None]
         rest += [child for child in own["_modules"].values() if child is not None]
@@ -126,9 +128,8 @@ def state(network: nn.Module) -> Key | None:
 
 
 @cache
-def _ours(kind: type[nn.Module]) -> bool:
-    """Parametrised modules are not: their class is made on the spot, and their weights come and go."""
-    return kind.__module__.partition(".")[0] in OURS and not kind.__module__.startswith(PARAMETRIZED)
+def _ours(module: str) -> bool:
+    return module.partition(".")[0] in OURS and not module.startswith(PARAMETRIZED)
 
 
 def first_line(error: Exception) -> str:
@@ -136,20 +137,21 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of a value, in order."""
+def tensors(value: Any, frozen: bool = False) -> Iterator[tuple[Tensor, bool]]:
+    """The tensors of a value, in order, and whether each is in a dataclass."""
     if isinstance(value, Tensor):
-        yield value
+        yield value, frozen
     for part in _parts(value):
-        yield from tensors(part)
+        yield from tensors(part, frozen or is_dataclass(value))
 
 
 def form(value: Any) -> Hashable:
     """What a value is but for the numbers in its tensors."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device
-    parts = _parts(value)
-    return (type(value), *map(form, parts)) if parts or isinstance(value, tuple | list) else value
+    if not (is_dataclass(value) or isinstance(value, tuple | list | dict)):
+        return value
+    return (type(value), *(value if isinstance(value, dict) else ()), *map(form, _parts(value)))
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -159,28 +161,22 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     parts = [mapped(part, function) for part in _parts(value)]
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **dict(zip((field.name for field in fields(value)), parts, strict=True)))
+    if isinstance(value, dict):
+        return dict(zip(value, parts, strict=True))
     if isinstance(value, tuple | list):
         return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return value
 
 
 def _parts(value: Any) -> list[Any]:
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value):
         return [getattr(value, field.name) for field in fields(value)]
-    return list(value) if isinstance(value, tuple | list) else []
+    return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, tuple | list) else []
 
 
-def _played(recording: Recording, arguments: tuple[Any, ...]) -> Any:
-    new = [
-        i
-        for i, (argument, before) in enumerate(zip(arguments, recording.given, strict=True))
-        if isinstance(argument, Tensor) or argument is not before
-    ]
-    _copy(list(tensors([recording.buffers[i] for i in new])), list(tensors([arguments[i] for i in new])))
-    recording.given[:] = arguments
-    return mapped(recording.play(), torch.clone)
-
-
-def _copy(into: list[Tensor], values: list[Tensor]) -> None:
-    if into:
-        torch._foreach_copy_(into, values)
+def _played(recording: Recording, asked: Any) -> Any:
+    now, (buffers, play, given) = list(tensors(asked)), recording
+    new = [i for i, (x, _) in enumerate(now) if x is not given[i]]
+    torch._foreach_copy_([buffers[i] for i in new], [now[i][0] for i in new])
+    given[:] = [x if frozen else None for x, frozen in now]
+    return mapped(play(), torch.clone)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kandinsky22.diffusion.schedule import sent
+
 
 class Noise:
     """One stream of noise per image, known by the image's seed and the stage that draws ("prior", "decoder", ...).
@@ -43,7 +45,7 @@ class Noise:
         drawn = torch.stack(rows)
         if self._other is not None:
             drawn = math.cos(self._angle) * drawn + math.sin(self._angle) * self._other.draw(shape)
-        return drawn.to(device, dtype)
+        return sent(drawn, device, dtype)
 
 
 class SharedNoise:
@@ -84,7 +86,7 @@ def _randn(
     source = device if generator is None else generator.device
     if source.type not in ("cpu", device.type):
         raise ValueError(f"a {source} generator cannot draw for a tensor on {device}; use a CPU generator")
-    return torch.randn(shape, generator=generator, dtype=dtype, device=source).to(device)
+    return sent(torch.randn(shape, generator=generator, dtype=dtype, device=source), device)
 
 
 def _stream(seed: int, stage: str) -> int:

@@ -134,13 +134,21 @@ class NoiseSchedule:
         with torch.inference_mode(False):
             return torch.cumprod(1.0 - self.betas, dim=0)
 
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        """alphas_cumprod by device; to bring it there at every step would be to wait for the device at every step."""
+        return {}
+
     def alpha_bar(self, t: int | Tensor) -> Tensor:
         """The share of signal in x at t, float32: 0-dim on the CPU for an int, [B] on t's device for a tensor [B].
 
         t = -1 gives 1. Raises ValueError for an int outside [-1, T).
         """
         if isinstance(t, Tensor):
-            table = self.alphas_cumprod.to(t.device)
+            table = self._tables.get(t.device)
+            if table is None:
+                with torch.inference_mode(False):
+                    table = self._tables[t.device] = self.alphas_cumprod.to(t.device)
             return torch.where(t < 0, torch.ones_like(table[0]), table[t.clamp(min=0)])
         _check(-1 <= t < self.num_train_timesteps, "t", t, f"in [-1, {self.num_train_timesteps})")
         return self.alphas_cumprod[t] if t >= 0 else torch.tensor(1.0, device="cpu")
@@ -224,9 +232,16 @@ def start_at(timesteps: Sequence[int], strength: float) -> tuple[int, ...]:
     return tuple(timesteps[-remaining:])
 
 
+def sent(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device, which is not waited for: it takes x from memory that stays where it is, when it gets there."""
+    if x.device.type == "cpu" and torch.device(device).type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, dtype, non_blocking=torch.device(device).type != "cpu")
+
+
 def per_row(value: Tensor, x: Tensor) -> Tensor:
     """One number per row of x, [B], shaped to meet x [B, ...] on its device; a single number, 0-dim, stays as it is."""
-    return value if value.ndim == 0 else value.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return value if value.ndim == 0 else sent(value, x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _cosine_betas(total: int) -> list[float]:
