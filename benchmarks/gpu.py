@@ -1,0 +1,216 @@
+"""Text to image on a GPU side by side with diffusers: each program in a process of its own, on the same weights and noise.
+
+    python benchmarks/gpu.py --model FOLDER [--sides 512,768,1024] [--batches 1,4,16] [--dtypes float16,bfloat16]
+                             [--steps 50] [--repeat 5] [--programs ...] [--json gpu.json] [--markdown gpu.md]
+    python benchmarks/gpu.py --model box --device cpu --dtypes float32 --sides 128 --batches 1 --steps 4   that it runs
+
+FOLDER holds the published layout, prior/ and decoder/. The seconds are those of a whole call of both pipelines, the GPU waited
+for before and after; the first call, which compiles or records, is told apart. Every row is a new process. Correctness stands
+beside each ratio: the relative rms of the decoder's latents from diffusers' in float32, given the same embeddings and noise.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PROMPT = "three red circles over a blue triangle"
+THEIRS, OURS = "diffusers", "kandinsky22"
+PROGRAMS = {
+    THEIRS: "diffusers as it is installed",
+    "diffusers-compiled": "diffusers, channels last, its U-Net by torch.compile(mode='max-autotune')",
+    OURS: "this package as it is installed",
+    "kandinsky22-plain": "this package with KANDINSKY22_ACCELERATION=off",
+    "kandinsky22-compiled": "this package with compiled=True",
+}
+MUST = {512: 3.0, 768: 2.0, 1024: 1.5}  # times as fast as diffusers, 50 steps
+Record = dict[str, Any]
+
+
+def pipelines(a: argparse.Namespace) -> tuple[Any, Any]:
+    """The prior and the decoder of a program, on the device."""
+    import torch
+
+    dtype, compiled = getattr(torch, a.dtype), a.program.endswith("compiled") and a.device == "cuda"
+    if a.program.startswith(THEIRS):
+        from diffusers import KandinskyV22Pipeline, KandinskyV22PriorPipeline
+    else:
+        from kandinsky22.pipelines import KandinskyV22Pipeline, KandinskyV22PriorPipeline
+    prior = KandinskyV22PriorPipeline.from_pretrained(Path(a.model) / "prior", torch_dtype=dtype).to(a.device)
+    decoder = KandinskyV22Pipeline.from_pretrained(Path(a.model) / "decoder", torch_dtype=dtype).to(a.device)
+    for pipe in (prior, decoder):
+        pipe.set_progress_bar_config(disable=True)
+    if compiled and a.program.startswith(THEIRS):
+        decoder.unet.to(memory_format=torch.channels_last)
+        decoder.unet = torch.compile(decoder.unet, mode="max-autotune")
+    elif compiled:
+        from kandinsky22.placement import Networks
+
+        for pipe in (prior, decoder):
+            pipe.networks = Networks(pipe.device, dtype, compiled=True)
+    return prior, decoder
+
+
+def work(a: argparse.Namespace) -> Record:
+    """What one program does, in its own process: a first call, then `repeat` of them."""
+    import torch
+
+    gpu = a.device == "cuda"
+    torch.set_grad_enabled(False)
+    prior, decoder = pipelines(a)
+    generator = torch.Generator().manual_seed(0)
+    dim = decoder.unet.config.encoder_hid_dim
+    drawn = torch.randn(2, dim, generator=generator), torch.randn(1, 4, a.side // 8, a.side // 8, generator=generator)
+    embeds, latents = (value.to(a.device, getattr(torch, a.dtype)) for value in drawn)
+
+    def call(output_type: str = "pt", **said: Any) -> Any:
+        draw = torch.Generator().manual_seed(1)
+        if not said:
+            told = prior(PROMPT, num_images_per_prompt=a.batch, num_inference_steps=a.prior_steps, generator=draw)
+            said = {"image_embeds": told.image_embeds, "negative_image_embeds": told.negative_image_embeds}
+        return decoder(
+            **said, height=a.side, width=a.side, num_inference_steps=a.steps, guidance_scale=4.0, generator=draw,
+            output_type=output_type,
+        )[0]  # fmt: skip
+
+    def timed() -> float:
+        if gpu:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    told: Record = {"turns": []}
+    if a.repeat:
+        told["first"] = timed()  # compiles, records, reads what was not read yet
+        told["turns"] = [timed() for _ in range(a.repeat)]
+        told["peak"] = torch.cuda.max_memory_allocated() if gpu else 0
+    shared = {"image_embeds": embeds[:1], "negative_image_embeds": embeds[1:], "latents": latents}
+    given = {name: value.expand(a.batch, *value.shape[1:]).contiguous() for name, value in shared.items()}
+    torch.save(call("latent", **given)[:1].float().cpu(), a.result)
+    return told
+
+
+def measured(a: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """A record for each size, batch, dtype and program; those that fail say why."""
+    for dtype, side, batch, program in product(a.dtypes, a.sides, a.batches, a.programs):
+        said = {"program": program, "side": side, "batch": batch, "dtype": dtype}
+        result, exact = folder / f"{program}-{dtype}-{side}-{batch}.pt", folder / f"exact-{side}-{batch}.pt"
+        if not exact.is_file() and not a.no_reference:
+            run(a, {**said, "program": THEIRS, "dtype": "float32", "repeat": 0}, exact)
+        yield {**said, **run(a, said, result), "rms": apart(result, exact)}
+
+
+def run(a: argparse.Namespace, said: dict[str, Any], result: Path) -> Record:
+    """One program in a process of its own."""
+    words = {"model": a.model, "device": a.device, "steps": a.steps, "prior-steps": a.prior_steps, "repeat": a.repeat}
+    command = [sys.executable, __file__, "--result", str(result)]
+    command += [str(word) for name, value in {**words, **said}.items() for word in (f"--{name}", value)]
+    off = {"KANDINSKY22_ACCELERATION": "off"} if said["program"].endswith("plain") else {}
+    done = subprocess.run(command, env={**os.environ, **off}, capture_output=True, text=True)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["without a word"])[-1]}
+    answer: Record = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def apart(result: Path, exact: Path) -> float | None:
+    """The relative rms of a result from the exact one."""
+    import torch
+
+    if not (result.is_file() and exact.is_file()):
+        return None
+    ours, theirs = (torch.load(path, weights_only=True).double() for path in (result, exact))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def about(a: argparse.Namespace) -> Record:
+    """On what, with what."""
+    import torch
+
+    name = torch.cuda.get_device_name() if a.device == "cuda" else platform.machine()
+    software = {package: version(package) for package in ("torch", "diffusers", "transformers")}
+    return {"device": name, "cuda": torch.version.cuda, **software, "steps": a.steps, "prior_steps": a.prior_steps}
+
+
+def markdown(told: Record, records: list[Record]) -> str:
+    """A table, and what it was measured with."""
+    lines = [
+        f"{told['prior_steps']} + {told['steps']} steps, guided, on {told['device']}, torch {told['torch']}, diffusers "
+        f"{told['diffusers']}. Seconds of a call of both pipelines: the median (least - most).",
+        "",
+        "| size | batch | dtype | program | seconds | pictures a second | ratio | must | first call, s | peak, GB | rms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    base: dict[tuple[Any, ...], float] = {}
+    for record in records:
+        place = record["side"], record["batch"], record["dtype"]
+        head = f"| {place[0]} | {place[1]} | {place[2]} | {record['program']} |"
+        if "failed" in record:
+            lines.append(f"{head} {record['failed']} | | | | | | |")
+            continue
+        seconds, turns = median(record["turns"]), record["turns"]
+        base.setdefault(place, seconds) if record["program"] == THEIRS else None
+        ratio = f"{base[place] / seconds:.2f}" if place in base else ""
+        must = f"{MUST[place[0]]:g}" if record["program"] == OURS and place[0] in MUST else ""
+        rms = "" if record["rms"] is None else f"{record['rms']:.1e}"
+        lines.append(
+            f"{head} {seconds:.3f} ({min(turns):.3f} - {max(turns):.3f}) | {place[1] / seconds:.2f} | {ratio} | {must} |"
+            f" {record['first']:.1f} | {record['peak'] / 1e9:.1f} | {rms} |"
+        )
+    return "\n".join([*lines, "", *(f"- {name}: {meaning}" for name, meaning in PROGRAMS.items()), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time text to image on a GPU against diffusers.")
+    several: Callable[[str], list[str]] = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--sides", type=lambda text: [int(side) for side in text.split(",")], default=[512, 768, 1024])
+    parser.add_argument("--batches", type=lambda text: [int(rows) for rows in text.split(",")], default=[1, 4, 16])
+    parser.add_argument("--dtypes", type=several, default=["float16", "bfloat16"])
+    parser.add_argument("--programs", type=several, default=list(PROGRAMS))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--prior-steps", type=int, default=25)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--no-reference", action="store_true", help="leave out the run in float32")
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--markdown", type=Path)
+    for name, kind in {"program": str, "dtype": str, "side": int, "batch": int, "result": Path}.items():
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one program, in its process
+    a = parser.parse_args()
+    if a.model == "box":
+        from kandinsky22.checkpoints import catalog
+
+        a.model = catalog.locate("box")
+    if a.device != "cuda":
+        a.programs = [program for program in a.programs if not program.endswith("compiled")]
+    if a.result is not None:
+        print(json.dumps(work(a)))
+        return
+    told, records = about(a), []
+    with tempfile.TemporaryDirectory() as folder:
+        for record in measured(a, Path(folder)):
+            records.append(record)
+            a.json.write_text(json.dumps({"about": told, "records": records}, indent=1), encoding="utf-8")
+            print(record, file=sys.stderr, flush=True)
+    text = markdown(told, records)
+    print(text)
+    if a.markdown is not None:
+        a.markdown.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
