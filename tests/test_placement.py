@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from kandinsky22 import placement
+from kandinsky22.acceleration import gpu
+from kandinsky22.acceleration.replay import Replays
 from kandinsky22.checkpoints.store import Stored, save
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
-from kandinsky22.placement import Networks
+from kandinsky22.placement import Networks, Placement
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import MOVQ, PRIOR, UNET
 
@@ -164,3 +166,27 @@ def test_what_is_still_to_come_is_the_sum_or_the_largest(stored: dict[str, Store
 def test_an_unknown_placement_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="placement must be one of keep, offload, sequential, got 'disk'"):
         Networks(CPU, torch.float32, "disk")
+
+
+@pytest.mark.parametrize("how", ["keep", "offload", "sequential"])
+def test_on_a_gpu_they_are_prepared_wherever_they_wait(
+    stored: dict[str, Stored], large: None, monkeypatch: pytest.MonkeyPatch, how: Placement
+) -> None:
+    """All but those whose weights come one by one: nothing of them could be recorded."""
+    monkeypatch.setattr(gpu, "DEVICES", ("meta",))
+    monkeypatch.setattr(gpu, "Replays", lambda: Replays(lambda call, pool: call))
+    monkeypatch.setattr(gpu, "_memory", lambda _: 0)
+    networks = Networks(META, torch.float32, how)
+    for _ in range(2):
+        run(networks, stored)
+    unet = networks.get(stored["unet"])
+    assert isinstance(unet, gpu.ReplayedUNet) == (how != "sequential")
+    if how != "sequential":
+        assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        condition = unet.condition(torch.empty(1, UNET.encoder_hid_dim, device=META))
+        with torch.no_grad():
+            for _ in range(2):
+                unet(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, dtype=torch.long, device=META), condition)
+        assert len(unet.replays) == 1
+        networks.leave(stored["unet"])
+        assert len(unet.replays) == (how == "keep")  # what leaves takes its recordings with it

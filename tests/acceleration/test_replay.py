@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky22 import Kandinsky, acceleration
-from kandinsky22.acceleration import gpu, replay
+from kandinsky22.acceleration import fused_norm, gpu, replay
 from kandinsky22.acceleration.replay import Replays
+from kandinsky22.events import Notice
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
@@ -286,6 +287,33 @@ def test_a_step_can_be_compiled_and_one_that_cannot_runs_as_it_is(monkeypatch: p
         for i in range(3):
             assert apart(fast(*asked(plain, 2, seed=i)), plain(*asked(plain, 2, seed=i))) < 1e-5
     assert len(said) == 1 and not fast.compiles
+
+
+def test_compiling_is_said_once_for_each_shape(tiny_model: Path) -> None:
+    kandinsky = Kandinsky.load(tiny_model)
+
+    def said(**how: Any) -> list[str]:
+        events = kandinsky.stream(text2img("a red star", seed=1, **how))
+        return [event.text for event in events if isinstance(event, Notice)]
+
+    assert said() == []
+    kandinsky.networks.compiled = True
+    assert said() == ["compiling for 1 of 64x64, once; it may take minutes"] and said() == []
+    assert said(num_images=2, height=128) == ["compiling for 2 of 128x64, once; it may take minutes"]
+
+
+def test_what_is_wanted_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
+    assert [acceleration.wanted(device) for device in (cpu, cuda, mps)] == [True, True, False]
+    assert acceleration.room(cpu) > 0 and acceleration.room(cuda) == 0  # bytes for weights in other forms
+    monkeypatch.setattr(fused_norm, "kernels", lambda: None)
+    assert "pip install triton" in str(acceleration.missing(cuda)) and acceleration.described(cuda) == "torch"
+    monkeypatch.setattr(fused_norm, "kernels", lambda: object())
+    assert acceleration.missing(cuda) is None and acceleration.described(cuda) == "kernels"
+    assert acceleration.described(cuda, compiled=True) == "compiled"
+    monkeypatch.setenv(acceleration.SWITCH, "off")
+    assert not acceleration.wanted(cuda) and acceleration.wanted(cuda, True)
 
 
 def test_compiling_needs_a_gpu(tiny_model: Path) -> None:

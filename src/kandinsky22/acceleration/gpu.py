@@ -123,7 +123,7 @@ def concern(x: Tensor) -> bool:
     """Whether what is computed with x is for this module to compute: on a GPU, without gradients or autocast, and not being
     compiled."""
     return x.device.type in DEVICES and not (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda")
     )
 
 
