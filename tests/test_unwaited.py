@@ -56,7 +56,6 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, schedule: NoiseSchedule = DE
     with META:
         network = UNet(CONFIG)
     requests = {"a": guided(network, 2, 4.0, 300, 900), "b": guided(network, 1, 1.0)}
-    monkeypatch.setattr("kandinsky22.denoise.led_rows", lambda weight: (weight.to("cpu") != 1).nonzero()[:, 0].to(META))
     denoiser = Denoiser(network, schedule, requests, torch.float32, {"b": 2})
     lay_out = denoiser._lay_out
 

@@ -278,7 +278,7 @@ def test_a_step_can_be_compiled_and_one_that_cannot_runs_as_it_is(monkeypatch: p
         assert apart(fast(*asked(plain, 2, seed=i)), plain(*asked(plain, 2, seed=i))) < 1e-5
     assert fast.compiles and PLAYED.count("played") == 2 and len(compiled) == 1
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler found\nand where")
 
     monkeypatch.setattr(gpu, "_compiled", lambda _: broken)
