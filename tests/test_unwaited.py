@@ -45,7 +45,7 @@ class Unwaited(TorchDispatchMode):
 
 def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guided[Conditioned]:
     """What `Guided.by` makes, whose look at the weights is before the loop."""
-    condition = network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META))
+    condition = network.ahead(network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS)
     return Guided(
         condition, condition if weight != 1 else None, torch.full((rows,), weight), *[interval] if interval else []
     )

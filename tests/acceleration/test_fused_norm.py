@@ -7,8 +7,14 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+from kandinsky22.acceleration import fused_norm
+from kandinsky22.models.layers import Norm
 
 PROGRAM = """
 import torch
@@ -46,6 +52,43 @@ for groups, channels, height, width, coarse, silu, dtype, mean in cases:
         theirs = 2 * theirs
     assert apart < 1.1 * theirs and apart < 1e-2, (apart, theirs)
 """
+
+
+def by_torch(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None, shift: Tensor | None, *, groups: int,
+    silu: bool,
+) -> Tensor:  # fmt: skip
+    """What the kernels are to compute, in x's own dtype."""
+    norm = Norm(groups, len(weight), eps=eps, silu=silu).to(x.dtype)
+    norm.weight.data, norm.bias.data = weight, bias
+    return norm(x, scale, shift)
+
+
+@pytest.mark.parametrize("dtype", fused_norm.DTYPES)
+def test_kernels_are_used_where_they_compute_what_torch_does(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused_norm.right.cache_clear()
+    monkeypatch.setattr(fused_norm, "normalised", by_torch)
+    assert fused_norm.right(torch.device("cpu"), dtype)
+
+
+@pytest.mark.parametrize("fault", ["raises", "forgets the shift", "forgets SiLU"])
+def test_kernels_that_fail_are_left_out_with_a_warning(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(x: Tensor, *others: Any, **named: Any) -> Tensor:
+        if fault == "raises":
+            raise OSError("no compiler\nat all")
+        if fault == "forgets SiLU":
+            named["silu"] = False
+        elif others[-1] is not None:
+            others = (*others[:-1], torch.zeros_like(others[-1]))
+        return by_torch(x, *others, **named)
+
+    fused_norm.right.cache_clear()
+    monkeypatch.setattr(fused_norm, "normalised", faulty)
+    with pytest.warns(UserWarning, match="and torch's does: (no compiler$|another result)"):
+        assert not fused_norm.right(torch.device("cpu"), torch.float16)
+    fused_norm.right.cache_clear()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton comes with this build of torch")

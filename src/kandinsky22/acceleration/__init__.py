@@ -14,8 +14,8 @@ from torch import nn
 
 from kandinsky22.acceleration import fused_norm, gpu, kernels, winograd
 from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
-from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.gpu import forget as forget
+from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.normalisation import FastNorm
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
 

@@ -5,16 +5,19 @@ and the SiLU, read and write it once more each. Here it is read for the moments,
 float32, and so is everything until the result is rounded. Triton comes with torch's builds for NVIDIA and AMD GPUs.
 """
 
+import warnings
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16)  # with their resolution, no sum of squares in float32 loses what a mean drowns
 CELLS, CHANNELS = 32, 64  # a program's tile of the picture
+ALIKE = 0.02  # relative rms up to which a result is torch's
 PARTS = 128  # at most, into which a picture's cells are cut for the moments
 
 
@@ -28,12 +31,42 @@ def kernels() -> ModuleType | None:
     return triton_kernels
 
 
+@cache
+def right(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels compute here what torch does: tried once on a device, since a compiler of another version or another
+    GPU may not take them. Where they do not, a warning says so, and torch computes."""
+    cells = torch.randn(2, 64, 6, 10, generator=torch.Generator().manual_seed(0))
+    x, scale, shift = (part.to(device, dtype) for part in (cells, cells[:, :, :1, :1], cells[:, :, :3, :5]))
+    weight, bias = scale[0].flatten(), shift[0, :, 0, 0]
+    try:
+        for a, b in ((None, None), (scale, scale), (shift, shift)):
+            plain = F.group_norm(x.float(), 32, weight.float(), bias.float(), 1e-5)
+            if a is not None and b is not None:
+                large = [F.interpolate(value.float(), size=x.shape[-2:]) for value in (a, b)]
+                plain = plain * large[0] + large[1]
+            found = normalised(x, weight, bias, 1e-5, a, b, groups=32, silu=True).float()
+            if not (found - F.silu(plain)).norm() < ALIKE * F.silu(plain).norm():
+                raise RuntimeError("another result than torch's")
+    except Exception as error:  # whatever a compiler raises
+        first = str(error).partition("\n")[0]
+        warnings.warn(f"the fused normalisation does not run on {device}, and torch's does: {first}", stacklevel=2)
+        return False
+    return True
+
+
 def fits(x: Tensor, scale: Tensor | None) -> bool:
     """Whether the kernels can normalise x [B, C, H, W], told by a scale [B, C, h, w]: nearest enlarging by whole numbers is
     all that they know."""
     coarse = (1, 1) if scale is None else scale.shape[-2:]
     whole = not any(size % cells for size, cells in zip(x.shape[-2:], coarse, strict=True))
-    return x.device.type in DEVICES and x.dtype in DTYPES and x.numel() > 0 and whole and kernels() is not None
+    return (
+        x.device.type in DEVICES
+        and x.dtype in DTYPES
+        and x.numel() > 0
+        and whole
+        and kernels() is not None
+        and right(x.device, x.dtype)
+    )
 
 
 def normalised(

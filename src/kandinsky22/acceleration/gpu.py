@@ -47,8 +47,7 @@ class Replayed(nn.Module):
     def step(self, plain: Callable[..., Any], x: Tensor, t: Tensor, told: Any, *others: Any, **named: Any) -> Any:
         """`plain(self, x, t, told, ...)`, a method of the plain network. Timesteps are looked up in what was `told` before: a
         recording cannot look at numbers."""
-        ahead = getattr(told, "ahead", None)
-        if ahead is not None and (known := ahead.at(t)) is not None:
+        if told.ahead is not None and (known := told.ahead.at(t)) is not None:
             return self._replayed(plain, x, None, replace(told, ahead=Now(known)), *others, **named)
         return self._replayed(plain, x, t.to(x.device, non_blocking=True), told, *others, **named)
 

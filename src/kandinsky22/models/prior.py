@@ -195,7 +195,7 @@ class PriorTransformer(nn.Module):
         """
         times = None if prefix.ahead is None else prefix.ahead.at(t)
         if times is None:
-            times = self._times(t.to(x.device)[:, None], prefix)[:, 0]
+            times = self._times(t.to(x.device, non_blocking=True)[:, None], prefix)[:, 0]
         rows = len(prefix)
         noisy = led_first(self.proj_in(x), led)
         h = (

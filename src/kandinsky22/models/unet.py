@@ -349,7 +349,7 @@ class UNet(nn.Module):
         """
         told = None if conditioned.ahead is None else conditioned.ahead.at(t)
         if told is None:
-            told = self._told(t.to(x.device), conditioned.embedding)
+            told = self._told(t.to(x.device, non_blocking=True), conditioned.embedding)
         if conditioned.extra is not None:
             x = torch.cat([x, conditioned.extra[-len(x) :]], dim=1)
         h = self.conv_in(x)
