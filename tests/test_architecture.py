@@ -41,7 +41,7 @@ PLACES = [
     ("placement", f"{MATH} checkpoints acceleration"),
     ("acceleration", "models"),
     ("stages", STAGES),
-    ("machine", "memory placement"),
+    ("machine", "memory placement acceleration"),
     ("kept", "files"),
     ("conditions", f"{VALUES} {STAGES} stages kept"),
     ("depth_estimation", "picture"),

@@ -96,10 +96,10 @@ class Conditions:
         return {key: self._embeds(request, known | made) for key, request in requests.items()}
 
     def _folder(self) -> Path:
-        """In the user's cache, for this model, device and dtype."""
+        """In the user's cache, for this model, device, and dtypes of weights and of what is computed."""
         networks, stored = self.prior.networks, self.prior.stored
-        dtype = str(networks.dtype).removeprefix("torch.")
-        weights = f"{stored.prior.fingerprint}-{stored.space}-{networks.device.type}-{dtype}"
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((networks.held, networks.dtype))]
+        weights = "-".join([stored.prior.fingerprint, stored.space, networks.device.type, *dtypes])
         return catalog.cache() / "embeddings" / weights
 
     def _map(self, texts: Iterable[Sampled]) -> dict[Sampled, Tensor]:

@@ -119,8 +119,8 @@ class Kandinsky:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in; states between steps are float32."""
-        return self.networks.dtype
+        """What its weights are held in. It computes in `networks.dtype`, and states between steps are float32."""
+        return self.networks.held
 
     def decoder(self, kind: str) -> DecoderStage:
         """The decoder of a kind of task (see `catalog`). Raises `CheckpointError` where the model has none."""
@@ -313,7 +313,7 @@ class Kandinsky:
         needed = [*self.stored.prior.networks.values(), *first.networks.values()]
         unread = self.networks.unread(needed)
         sizes = [(request.num_images, *frames[key].canvas) for key, request in requests.items()]
-        memory.check(first.unet.config, first.movq.config, sizes, unread, self.dtype.itemsize, self.device)
+        memory.check(first.unet.config, first.movq.config, sizes, unread, self.networks.dtype.itemsize, self.device)
 
     def _notices(self, request: Request, frame: Frame) -> Iterator[str]:
         """What the asker should know before it starts."""
@@ -335,8 +335,8 @@ class Kandinsky:
             self._compiled.add(shape)
             height, width = frame.canvas
             yield f"compiling for {request.num_images} of {height}x{width}, once; it may take minutes"
-        if self.dtype == torch.float16 and self.device.type == "cpu":
-            yield "float16 is slow and coarse on a CPU; use float32 or bfloat16 there"
+        if self.networks.dtype == torch.float16 and self.device.type == "cpu":
+            yield "float16 is slow and coarse on a CPU without acceleration; use float32 there"
 
 
 def parts_of(model: str, request: Request) -> list[str]:

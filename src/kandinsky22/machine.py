@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from kandinsky22 import memory
+from kandinsky22 import acceleration, memory
 from kandinsky22.placement import Placement
 
 ROOM = 1.5  # times the weights that an accelerator must have free for all of them to stay there
@@ -40,9 +40,9 @@ def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; a CPU without them takes 20 to 60 times as long as in float32."""
+    """Whether the device has instructions for bfloat16."""
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return acceleration.instructions_for(torch.bfloat16)
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

@@ -21,14 +21,14 @@ Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
 
 def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int) -> int:
-    """Bytes that requests need at their peak: the weights still to be read, `unread` numbers of `itemsize` bytes, and
-    decoding one picture, or a guided step of all of them; and the pictures."""
+    """Bytes that requests need at their peak: `unread` for weights still to be read; numbers of `itemsize` bytes for decoding one
+    picture, or a guided step of all of them; and the pictures."""
     largest, (last, *before) = max(height * width for _, height, width in sizes), movq.block_out_channels[:2]
     decoding = WHOLE_TENSORS * max(last, *before) * min(largest, WHOLE)
     decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - WHOLE, 0)
     cells = sum(2 * n * height * width // movq.factor**2 for n, height, width in sizes)
     kept = sum(BYTES_KEPT * n * height * width for n, height, width in sizes)
-    return (unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells)) * itemsize + kept
+    return unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells) * itemsize + kept
 
 
 def free(device: torch.device) -> int:

@@ -38,8 +38,9 @@ class Networks:
     """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement, and for what
     cannot be compiled.
 
-    accelerated: whether they compute by what is fastest here (see `acceleration`); None is wherever it can be. compiled: by
-    torch's compiler too, on a GPU.
+    dtype: of their weights, which is `held`; what they are to be given is `dtype`, a wider one where the device has no
+    instructions for that. accelerated: whether they compute by what is fastest here (see `acceleration`); None is wherever it can
+    be. compiled: by torch's compiler too, on a GPU.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Networks:
     ) -> None:  # fmt: skip
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
-        self.device, self.dtype, self.placement = device, dtype, placement
+        self.device, self.held, self.placement = device, dtype, placement
         self.accelerated = acceleration.wanted(device, accelerated)
+        self.dtype = acceleration.computed(dtype, device) if self.accelerated else dtype
         self.compiled = compiled
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
@@ -92,33 +94,34 @@ class Networks:
         return stored in self._loaded and (stored not in self._homes or stored in self._away)
 
     def unread(self, needed: Iterable[Stored[Any, Any]]) -> int:
-        """How many numbers of networks will take room on the device, at once, for a run that needs these."""
-        coming = [stored.elements + self._more(stored) for stored in needed if not self.holds(stored)]
+        """How many bytes networks will take on the device, at once, for a run that needs these."""
+        coming = [self._bytes(stored) for stored in needed if not self.holds(stored)]
         if self.placement == "sequential" and self.device.type != "cpu":
-            coming = [min(elements, SMALL_NETWORK // self.dtype.itemsize) for elements in coming]
+            coming = [min(count, SMALL_NETWORK) for count in coming]
         return sum(coming) if self.placement == "keep" else max(coming, default=0)
 
     def described(self) -> str:
         """What accelerates them; it shows in last bits."""
-        return acceleration.described(self.device, compiled=self.compiled)
+        return acceleration.described(self.held, self.device, compiled=self.compiled)
 
     def _read(self, stored: Stored[N, C]) -> N:
         whole = self.placement == "keep" or self.device.type == "cpu"
-        network = stored.load(self.dtype, self.device if whole else CPU)
-        if not whole and self.placement == "sequential" and stored.elements * self.dtype.itemsize > SMALL_NETWORK:
+        network = stored.load(self.held, self.device if whole else CPU)
+        if not whole and self.placement == "sequential" and self._bytes(stored) > SMALL_NETWORK:
             visit(network, self.device)
             return network
         if self.accelerated:
             room = acceleration.room(self.device)
-            acceleration.prepare(network, room=room, device=self.device, compiled=self.compiled)
+            acceleration.prepare(network, room=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
         if not whole:
             self._homes[stored] = network.state_dict()
         return network
 
-    def _more(self, stored: Stored[Any, Any]) -> int:
-        """Numbers that a network holds beside its weights."""
+    def _bytes(self, stored: Stored[Any, Any]) -> int:
+        """What a network holds: its weights, and other forms of them."""
         room = acceleration.room(self.device)
-        return acceleration.more(stored.outline, self.dtype, room) if self.accelerated and room else 0
+        more = acceleration.more(stored.outline, self.held, room) if self.accelerated and room else 0
+        return stored.elements * self.held.itemsize + more
 
 
 class _Visit(nn.Module):

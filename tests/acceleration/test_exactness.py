@@ -158,10 +158,10 @@ def test_whole_networks(name: str) -> None:
         assert type(part) not in acceleration.FAST
     assert apart(work(network), plain) < EXACT
     assert list(network.state_dict()) == names
-    acceleration.prepare(network, room=0)  # again, with no room: by direct convolutions
+    acceleration.prepare(network, room=0)  # again, with no room: filters are transformed at every call
     assert apart(work(network), plain) < EXACT
     acceleration.undo(network)
-    assert torch.equal(work(network), plain) or apart(work(network), plain) < 1e-6  # weights may lie otherwise
+    assert torch.equal(work(network), plain) or apart(work(network), plain) < EXACT / 2  # weights may lie otherwise
 
 
 @pytest.mark.parametrize("name", WORK)

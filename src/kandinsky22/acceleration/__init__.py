@@ -5,6 +5,9 @@ are. `prepare` gives those layers of a loaded network another class, which compu
 without gradients, on a CPU in float32 or bfloat16, on a GPU (`gpu.py`). Parameters, their names, hooks and everything
 else stay, so a prepared network saves, trains and moves like any other; with gradients it computes as if it had not been
 prepared.
+
+Where a processor has no instructions for half precision, weights held in it are widened to float32 while they are used, and
+everything is computed in that.
 """
 
 import os
@@ -15,6 +18,7 @@ from torch import nn
 from kandinsky22.acceleration import fused_norm, gpu, kernels, winograd
 from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
 from kandinsky22.acceleration.gpu import forget as forget
+from kandinsky22.acceleration.half import HALF
 from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.normalisation import FastNorm
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
@@ -42,11 +46,26 @@ def room(device: torch.device = CPU) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE if device.type == "cpu" else 0
 
 
-def described(device: torch.device = CPU, *, compiled: bool = False) -> str:
-    """What computes, and on a CPU the room there is; both show in last bits."""
-    if device.type == "cpu":
-        return f"{'torch' if kernels.library() is None else 'kernels'}, {room() / 1e9:.1f} GB"
-    return "compiled" if compiled else "torch" if fused_norm.kernels() is None else "kernels"
+def computed(held: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a prepared network computes in whose weights are held in a dtype: that, or float32 where it is quicker and exacter."""
+    return held if device.type != "cpu" or instructions_for(held) else torch.float32
+
+
+def instructions_for(dtype: torch.dtype) -> bool:
+    """Whether this processor has instructions for a dtype; else it takes 5 to 60 times as long as in float32."""
+    if dtype == torch.bfloat16:
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return dtype != torch.float16
+
+
+def described(held: torch.dtype = torch.float32, device: torch.device = CPU, *, compiled: bool = False) -> str:
+    """What computes, kernels of our own or torch, and on a CPU the room there is, and the dtype, if it is not that of the
+    weights; all of it shows in last bits."""
+    if device.type != "cpu":
+        return "compiled" if compiled else "torch" if fused_norm.kernels() is None else "kernels"
+    dtype = computed(held, device)
+    named = [] if dtype == held else [f"in {str(dtype).removeprefix('torch.')}"]
+    return ", ".join(["torch" if kernels.library() is None else "kernels", f"{room() / 1e9:.1f} GB", *named])
 
 
 def missing(device: torch.device = CPU) -> str | None:
@@ -60,14 +79,16 @@ def missing(device: torch.device = CPU) -> str | None:
     return "they were not built; install a C compiler (Debian, Ubuntu: sudo apt install gcc), then this package again"
 
 
-def more(network: nn.Module, dtype: torch.dtype, room: int) -> int:
-    """How many numbers more a prepared network may hold, whatever it is on."""
+def more(network: nn.Module, held: torch.dtype, room: int) -> int:
+    """How many bytes more a network may hold that is prepared for this processor, its weights held in a dtype."""
+    dtype = computed(held, torch.device("cpu"))
     forms = [form(module, dtype) for module in network.modules() if isinstance(module, Conv3x3)]
-    return min(sum(forms), room // dtype.itemsize)
+    return min(sum(forms) * dtype.itemsize, _spared(network, held, dtype, room))
 
 
 def prepare(
-    network: nn.Module, *, room: int = 0, coarse: bool = False, device: torch.device = CPU, compiled: bool = False
+    network: nn.Module, *, room: int = 0, dtype: torch.dtype | None = None, coarse: bool = False,
+    device: torch.device = CPU, compiled: bool = False,
 ) -> None:  # fmt: skip
     """Have a network compute by what is fastest on a device; on a CPU with up to `room` bytes more of memory for its weights in
     other forms.
@@ -75,24 +96,37 @@ def prepare(
     In float32 the numbers are the plain network's to a relative rms of 1e-5, in half precision no further from float32's than
     the plain network's. coarse: with Winograd's algorithm in bfloat16 too, which makes that error up to 1.2 times as large.
     compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
+
+    dtype: what it computes in, and is given (None: that of its weights). In float32 with weights in half precision, the numbers
+    are those of the plain network with the same weights in float32.
     """
     if device.type != "cpu":
         gpu.prepare(network, compiled=compiled)
         return
+    held = next(network.parameters()).dtype
+    dtype = dtype or held
+    kinds = FAST if dtype == held else FAST | HALF
     for module in network.modules():
-        if (fast := FAST.get(type(module))) is not None:
+        if (fast := kinds.get(type(module))) is not None:
             module.__class__ = fast
     convolutions = [module for module in network.modules() if isinstance(module, FastConv3x3)]
     for conv in convolutions:
         conv.outputs = winograd.COARSE if coarse else winograd.OUTPUTS
-    share_out(convolutions, room)
+    share_out(convolutions, dtype, _spared(network, held, dtype, room))
 
 
 def undo(network: nn.Module) -> None:
     """Have a prepared network compute as its own file says, and give the memory back."""
-    plain = {fast: slow for slow, fast in (*FAST.items(), *gpu.FAST.items())}
+    plain = {fast: slow for slow, fast in (*FAST.items(), *HALF.items(), *gpu.FAST.items())}
     for module in network.modules():
         if (slow := plain.get(type(module))) is not None:
             module.__class__ = slow
             for name in ("_kept", "roomy", "outputs", "replays", "compiles", "_padded"):
                 vars(module).pop(name, None)
+
+
+def _spared(network: nn.Module, held: torch.dtype, dtype: torch.dtype, room: int) -> int:
+    """Of the room, no more than half precision saves: with their other forms, weights take no more than in float32 without."""
+    if held == dtype:
+        return room
+    return min(room, sum(weight.numel() for weight in network.parameters()) * (dtype.itemsize - held.itemsize))

@@ -1,16 +1,19 @@
 """The convolutions of a network on a CPU, each by the algorithm that pays for its shape."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.acceleration import kernels, winograd
+from kandinsky22.acceleration.half import linear, widened
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3
 
 LANES = 32  # channels must be a multiple of this, on either side
 CELLS = 256  # of a map from which Winograd's algorithm pays: with fewer, reading its larger filter takes the time that it saves
+UNKEPT = 2  # times as many are needed where there is no room to keep the filter, and it is transformed at every call
 CACHED = 2 << 20  # bytes of a transformed filter that stays in a processor's cache, so that it pays on any map
 FEW = 4  # times fewer cells than channels come out: then laying out the filter anew at every call takes longer than to multiply
 
@@ -18,7 +21,7 @@ FEW = 4  # times fewer cells than channels come out: then laying out the filter 
 class FastConv3x3(Conv3x3):
     """A 3x3 convolution without gradients; with them, or on another device, or of a shape where nothing pays, the plain one.
 
-    By Winograd's algorithm where the map is large enough for it, and the network's budget has room for the transformed filter.
+    By Winograd's algorithm where the map is large enough; the transformed filter is kept where the network's budget has room.
     As one matrix product over neighbourhoods where there are few cells, as the filter then is read as it lies.
     """
 
@@ -28,33 +31,46 @@ class FastConv3x3(Conv3x3):
     _kept: tuple[tuple[object, ...], Tensor] | None = None  # the transformed filter, and what it was made of
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._by_what_pays(x, super().forward, inner=False)
+        return self._by_what_pays(x, inner=False)
 
     def inner(self, x: Tensor) -> Tensor:
-        return self._by_what_pays(x, super().inner, inner=True)
+        return self._by_what_pays(x, inner=True)
 
-    def _by_what_pays(self, x: Tensor, plain: Callable[[Tensor], Tensor], *, inner: bool) -> Tensor:
+    def _by_what_pays(self, x: Tensor, *, inner: bool) -> Tensor:
         if not kernels.concern(x):
-            return plain(x)
+            return self._plainly(x, inner=inner)
         x = x.contiguous(memory_format=torch.channels_last)
         if not _is_wide(self) or self.bias is None:
-            return plain(x)
+            return self._plainly(x, inner=inner)
         cells = len(x) * (x.shape[2] - 2 * inner) * x.shape[3] * (4 if self.doubled else 1)
-        m = self.outputs.get(x.dtype) if self.roomy else None
-        if m and (cells >= CELLS or form(self, x.dtype, self.outputs) * x.itemsize <= CACHED):
-            return winograd.convolved(x, self._transformed(m), self.bias, m=m, doubled=self.doubled, inner=inner)
+        if (m := self.outputs.get(x.dtype)) and self._pays(cells, x):
+            filters = self._transformed(x.dtype, m)
+            return winograd.convolved(x, filters, self.bias, m=m, doubled=self.doubled, inner=inner)
         few = FEW * cells < self.out_channels and not self.weight.is_inference()
         if few and not (inner or self.doubled):
-            return _as_one_product(x, self.weight, self.bias)
-        return plain(x)
+            return _as_one_product(x, _channels_last(self.weight), self.bias)
+        return self._plainly(x, inner=inner)
 
-    def _transformed(self, m: int) -> Tensor:
-        """The filter for Winograd's algorithm, made when it is first needed, and anew where the weights have changed."""
+    def _pays(self, cells: int, x: Tensor) -> bool:
+        if not self.roomy:
+            return cells >= UNKEPT * CELLS
+        return cells >= CELLS or form(self, x.dtype, self.outputs) * x.itemsize <= CACHED
+
+    def _plainly(self, x: Tensor, *, inner: bool) -> Tensor:
+        layer = widened(self, x.dtype)
+        return super(FastConv3x3, layer).inner(x) if inner else super(FastConv3x3, layer).forward(x)
+
+    def _transformed(self, dtype: torch.dtype, m: int) -> Iterable[Tensor]:
+        """The filter for Winograd's algorithm; where it is kept, made when it is first needed, and anew where the weights have
+        changed."""
         weight = self.weight
-        now = weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype
+        if not self.roomy:
+            return winograd.transformed(_channels_last(weight), dtype, m=m, doubled=self.doubled)
+        now = weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype, dtype
         if self._kept is None or self._kept[0] != now:
-            self._kept = now, winograd.transformed(weight, m=m, doubled=self.doubled)
-        return self._kept[1]
+            (whole,) = winograd.transformed(weight, dtype, m=m, doubled=self.doubled, part=sys.maxsize)
+            self._kept = now, whole
+        return self._kept[1:]
 
 
 class FastConv1x1(Conv1x1):
@@ -62,8 +78,8 @@ class FastConv1x1(Conv1x1):
 
     def forward(self, x: Tensor) -> Tensor:
         if not kernels.concern(x) or not _is_wide(self):
-            return super().forward(x)
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+            return super(FastConv1x1, widened(self, x.dtype)).forward(x)
+        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class FastDoublingConv3x3(FastConv3x3, DoublingConv3x3):
@@ -72,11 +88,11 @@ class FastDoublingConv3x3(FastConv3x3, DoublingConv3x3):
     doubled = True
 
 
-def share_out(convolutions: list[FastConv3x3], room: int) -> None:
+def share_out(convolutions: list[FastConv3x3], dtype: torch.dtype, room: int) -> None:
     """Give `room` bytes for transformed filters to the convolutions of a network, the narrowest first: they are those of the
     largest maps, and gain the most for each byte. It depends on nothing that was computed before, nor do the numbers."""
     for conv in sorted(convolutions, key=lambda conv: (conv.out_channels, conv.weight.numel())):
-        room -= form(conv, conv.weight.dtype, conv.outputs) * conv.weight.itemsize
+        room -= form(conv, dtype, conv.outputs) * dtype.itemsize
         conv.roomy = room >= 0
 
 
@@ -95,10 +111,15 @@ def _is_wide(conv: nn.Conv2d) -> bool:
 
 def _as_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of a small x [B, C, H, W] as a product of its neighbourhoods, [B * H * W, 9 * C], with the filter."""
-    if not weight.is_contiguous(memory_format=torch.channels_last):
-        with torch.inference_mode(False):
-            weight.data = weight.detach().contiguous(memory_format=torch.channels_last)
     b, c, h, w = x.shape
     n, line, step, one = (cells := F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))).stride()
     around = cells.as_strided((b, h, w, 3, 3, c), (n, line, step, line, step, one)).reshape(b * h * w, 9 * c)
-    return F.linear(around, weight.permute(0, 2, 3, 1).flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)
+    return linear(around, weight.permute(0, 2, 3, 1).flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A filter that lies channels last, from then on, and so is quick to take apart."""
+    if not (weight.is_contiguous(memory_format=torch.channels_last) or weight.is_inference()):
+        with torch.inference_mode(False):
+            weight.data = weight.detach().contiguous(memory_format=torch.channels_last)
+    return weight

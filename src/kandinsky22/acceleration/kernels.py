@@ -76,7 +76,7 @@ def normalise(
     (b, c, h, w), y = x.shape, torch.empty_like(x)
     coarse = (1, 1, 0, 0, 0) if scale is None else (*scale.shape[2:], scale.stride(0), scale.stride(2), scale.stride(3))
     _call(
-        "normalise", x, y, mean, variance, weight, bias, eps, scale, shift, *coarse, b, h, w, c,
+        "normalise", x, y, mean, variance, weight.to(x.dtype), bias.to(x.dtype), eps, scale, shift, *coarse, b, h, w, c,
         groups, int(silu), half=x.dtype,
     )  # fmt: skip
     return y
@@ -94,7 +94,9 @@ def transform_in(x: Tensor, rows: int, columns: int, first: int, *, m: int, doub
 def transform_out(v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, *, m: int, doubled: bool) -> None:
     """The way back: products [products, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
     b, c, h, w = y.shape
-    _call("transform_out", v, bias, y, b, h, w, c, rows, columns, v.stride(0), int(doubled), m, half=y.dtype)
+    _call(
+        "transform_out", v, bias.to(v.dtype), y, b, h, w, c, rows, columns, v.stride(0), int(doubled), m, half=y.dtype
+    )
 
 
 def _call(name: str, *arguments: Tensor | int | float | None, half: torch.dtype) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.acceleration import kernels
+from kandinsky22.acceleration.half import widened
 from kandinsky22.models.layers import Norm
 
 
@@ -12,7 +13,7 @@ class FastNorm(Norm):
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if not self._fits(x, scale):
-            return super().forward(x, scale, shift)
+            return super(FastNorm, widened(self, x.dtype)).forward(x, scale, shift)
         x = x.contiguous(memory_format=torch.channels_last)
         return self._by_kernel(*kernels.moments(x, self.num_groups), x, scale, shift)
 
@@ -42,4 +43,5 @@ class FastNorm(Norm):
         """Whether the kernels can: nearest enlarging by whole numbers is all that they know."""
         coarse = (1, 1) if scale is None else scale.shape[-2:]
         whole = not any(size % cells for size, cells in zip(x.shape[-2:], coarse, strict=True))
-        return kernels.fit(x) and self.weight.dtype == x.dtype and whole
+        exact = torch.promote_types(self.weight.dtype, x.dtype) == x.dtype
+        return kernels.fit(x) and exact and whole

@@ -6,6 +6,7 @@ point, and transformed back. Before the convolution a picture may be doubled, ea
 is zero (what was doubled, as a polynomial, has the factor 1 + z), and 25 of 36 matrix products remain, or 9 of 16.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -40,6 +41,9 @@ OUTPUTS = {torch.float32: 4}
 COARSE = {**OUTPUTS, torch.bfloat16: 2}
 """With those in which it is not: in bfloat16 F(2,3) makes a network's error up to 1.2 times as large; F(4,3)'s constants would
 make it several times as large."""
+PART = (
+    6 << 20
+)  # numbers of a filter that are transformed at a time where it is not kept: they stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,33 @@ class Transforms:
         return cls(m, into.shape[1], m // 2 if doubled else m, *both)
 
 
-def transformed(weight: Tensor, *, m: int, doubled: bool) -> Tensor:
-    """A filter [O, C, 3, 3] as [products, C, O], of its dtype."""
-    of = Transforms.of(m, doubled).filter
-    rows = [(of @ part.double().flatten(2).permute(2, 1, 0).flatten(1)).to(weight) for part in weight.split(64)]
-    return torch.cat([part.unflatten(1, (weight.shape[1], -1)) for part in rows], dim=2)
+def transformed(weight: Tensor, dtype: torch.dtype, *, m: int, doubled: bool, part: int = PART) -> Iterator[Tensor]:
+    """A filter [O, C, 3, 3] of any dtype as [products, C, o] of a dtype, some outputs o at a time: about `part` numbers, gone
+    when the next are made. Quickest where the filter lies channels last."""
+    of = Transforms.of(m, doubled).filter.float()
+    (outputs, channels), taps = weight.shape[:2], weight.permute(2, 3, 0, 1).flatten(0, 1)
+    size = min(outputs, max(32, part // (len(of) * channels)))
+    wide, made = (of.new_empty(rows * size * channels) for rows in reversed(of.shape))
+    for some in taps.split(size, dim=1):
+        seen = wide[: some.numel()].view(some.shape).copy_(some).flatten(1)
+        out = made[: len(of) * seen.shape[1]].view(len(of), -1)
+        yield torch.mm(of, seen, out=out).unflatten(1, (-1, channels)).transpose(1, 2).to(dtype)
 
 
-def convolved(x: Tensor, filters: Tensor, bias: Tensor, *, m: int, doubled: bool, inner: bool) -> Tensor:
+def multiplied(v: Tensor, filters: Iterable[Tensor], outputs: int) -> Tensor:
+    """Products [products, tiles, O] of tiles v [products, tiles, C] with a filter's parts [products, C, o]."""
+    made, at = None, 0
+    for part in filters:
+        if part.shape[2] == outputs:
+            return v @ part
+        made = v.new_empty(*v.shape[:2], outputs) if made is None else made
+        made[:, :, at : at + part.shape[2]] = v @ part
+        at += part.shape[2]
+    assert made is not None
+    return made
+
+
+def convolved(x: Tensor, filters: Iterable[Tensor], bias: Tensor, *, m: int, doubled: bool, inner: bool) -> Tensor:
     """x [B, C, H, W], channels last, by the filters of `transformed`, plus a bias [O] -> [B, O, H, W], channels last.
 
     doubled: of the picture with its sides doubled. inner: the first and last row of x are only looked at.
@@ -84,7 +107,8 @@ def convolved(x: Tensor, filters: Tensor, bias: Tensor, *, m: int, doubled: bool
     y = x.new_empty((len(x), height, width, len(bias))).permute(0, 3, 1, 2)
     if kernels.fit(x) and kernels.fit(y):
         first = (1 if doubled else 0) if inner else -1
-        products = kernels.transform_in(x, rows, columns, first, m=m, doubled=doubled) @ filters
+        tiles = kernels.transform_in(x, rows, columns, first, m=m, doubled=doubled)
+        products = multiplied(tiles, filters, len(bias))
         kernels.transform_out(products, bias, y, rows, columns, m=m, doubled=doubled)
         return y
     how = Transforms.of(m, doubled)
@@ -100,6 +124,6 @@ def convolved(x: Tensor, filters: Tensor, bias: Tensor, *, m: int, doubled: bool
         (line, step, n, how.stride * line, how.stride * step, one),
     )
     seen = (how.into.to(x) @ tiles.reshape(how.side**2, -1)).unflatten(1, (-1, x.shape[1]))
-    made = how.back.to(x) @ (seen @ filters).flatten(1)
+    made = how.back.to(x) @ multiplied(seen, filters, len(bias)).flatten(1)
     cells = made.view(m, m, len(x), rows, columns, -1).permute(2, 3, 0, 4, 1, 5).flatten(1, 2).flatten(2, 3)
     return y.copy_(cells[:, :height, :width].permute(0, 3, 1, 2) + bias[:, None, None])

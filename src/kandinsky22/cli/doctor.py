@@ -74,7 +74,7 @@ def _kernels(device: Any) -> str:
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
     """A model: whether it is here, what it needs, how long it takes."""
-    from kandinsky22 import cost, memory
+    from kandinsky22 import acceleration, cost, memory
     from kandinsky22.checkpoints import full_size, hub
     from kandinsky22.kandinsky import Kandinsky, parts_of
     from kandinsky22.machine import LARGE, fitting_dtype
@@ -100,10 +100,14 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         height, width = size or (here.defaults.height, here.defaults.width)
         dtype = here.dtype
         yield f"{model}: here, with weights for {', '.join(here.stored.folders)}"
-    named = str(dtype).removeprefix("torch.")
-    counts = [full_size.elements(*pair) + _more(*pair, device, dtype) for pair in zip(networks, configs, strict=True)]
+    computed = acceleration.computed(dtype, device) if acceleration.wanted(device) else dtype
+    named = ", computed in ".join(str(one).removeprefix("torch.") for one in dict.fromkeys((dtype, computed)))
+    counts = [
+        full_size.elements(*pair) * dtype.itemsize + _more(*pair, device, dtype)
+        for pair in zip(networks, configs, strict=True)
+    ]
     needs = {
-        placement: memory.needed(*configs[2:], [(1, height, width)], unread, dtype.itemsize)
+        placement: memory.needed(*configs[2:], [(1, height, width)], unread, computed.itemsize)
         for placement, unread in (("keep", sum(counts)), ("offload", max(counts)))
     }
     free = memory.free(device)
@@ -120,12 +124,12 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         yield f"  and took {_duration(time.perf_counter() - began)} just now, reading the weights included"
         return
     work = cost.work(*configs, height=height, width=width).of_a_picture(*steps)
-    seconds = work / cost.rate(device, dtype)
+    seconds = work / cost.rate(device, computed)
     yield f"  and takes about {_duration(seconds)}: {work / 1e12:.3g} TFLOP, {steps[0]} + {steps[1]} steps, guided"
 
 
 def _more(network: Any, config: Any, device: Any, dtype: Any) -> int:
-    """Numbers that a network holds in other forms beside its weights."""
+    """Bytes that a network holds in other forms beside its weights."""
     import torch
 
     from kandinsky22 import acceleration

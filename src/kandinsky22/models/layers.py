@@ -33,9 +33,12 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Timesteps [B] -> [B, width]. The features are computed in float32, then cast to the weights' dtype."""
-        features = sinusoids(t, self.dim).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(features)))
+        """Timesteps [B] -> [B, width]."""
+        return self.linear_2(F.silu(self.linear_1(self.features(t))))
+
+    def features(self, t: Tensor) -> Tensor:
+        """Timesteps [B] -> [B, dim], computed in float32, then cast to the weights' dtype."""
+        return sinusoids(t, self.dim).to(self.linear_1.weight.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -253,7 +253,7 @@ class Quantizer(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h, w]."""
-        indices = torch.cdist(z.movedim(1, -1).flatten(1, 2), self.embedding.weight[None]).argmin(-1)
+        indices = torch.cdist(z.movedim(1, -1).flatten(1, 2), self.embedding.weight[None].to(z)).argmin(-1)
         codes = self.embedding(indices).transpose(1, 2).unflatten(-1, z.shape[-2:])
         return z + (codes - z).detach(), indices.unflatten(-1, z.shape[-2:])
 

@@ -186,7 +186,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
         """As it is given back; where there are no negative embeddings, the empty picture's."""
         image, negative = embeds
         negative = self.stage.zero_image_embed.repeat(len(image), 1) if negative is None else negative
-        both = [part.to(self.networks.dtype) for part in (image, negative)]
+        both = [part.to(self.networks.held) for part in (image, negative)]
         return KandinskyPriorPipelineOutput(*(part.cpu().numpy() if output_type == "np" else part for part in both))
 
 
@@ -246,10 +246,10 @@ class _Decoder(_Pipeline):
         run, held = decoder_run(self.stage, asked, embeds)
         latents = held(self.driven(self.stage.sample({0: run})), -1)
         if output_type == "latent":
-            return ImagePipelineOutput(latents.to(self.networks.dtype))
+            return ImagePipelineOutput(latents.to(self.networks.held))
         made = self.stage.decode(latents)
         if output_type == "pt":
-            return ImagePipelineOutput((pixels.in_unit(made) if self.UNIT else made).to(self.networks.dtype))
+            return ImagePipelineOutput((pixels.in_unit(made) if self.UNIT else made).to(self.networks.held))
         return ImagePipelineOutput(pixels.to_arrays(made) if output_type == "np" else [to_image(one) for one in made])
 
 

@@ -228,14 +228,14 @@ class Assembly:
     @cached_property
     def networks(self) -> Networks:
         """The networks, where they are to be."""
-        dtype = self._dtype
-        if dtype == torch.float16 and self._device.type == "cpu":
-            _say_once("float16 is slow and coarse on a CPU, so this runs in float32; use .to('cuda'), or bfloat16")
-            dtype = torch.float32
         for part in self.parts.values():
             if isinstance(part, Part):
                 part.shared = self.placement == "keep"
-        return Networks(self._device, dtype, self.placement)
+        networks = Networks(self._device, self._dtype, self.placement)
+        if networks.dtype == torch.float16 and self._device.type == "cpu":
+            _say_once("float16 is slow and coarse on a CPU without acceleration, so this runs in float32")
+            return Networks(self._device, torch.float32, self.placement)
+        return networks
 
     def driven(self, stage: Generator[Any, None, Mapping[int, torch.Tensor]]) -> torch.Tensor:
         """What a stage makes of its only run, behind a progress bar."""

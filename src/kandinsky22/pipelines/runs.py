@@ -167,7 +167,7 @@ class Words(How):
 def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
     """A run for all prompts and then all negative prompts, which are led away from themselves: not at all."""
     device = stage.networks.device
-    noise = a.noise(stage.networks.dtype)
+    noise = a.noise(stage.networks.held)
     sampled, led = [*a.prompts, *a.negatives], a.weight != 1
     away = (list(a.negatives) * 2 or [""] * len(sampled)) if led else sampled
     weights = [a.weight] * (a.each * len(a.prompts)) + [1.0] * (a.each * len(a.negatives))
@@ -255,7 +255,7 @@ class Canvas(How):
 
 def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Conditioned], Constrain]:
     """A run led by `embeds`, one for `each` rows; and what to do with its end, which has t = -1."""
-    device, dtype = stage.networks.device, stage.networks.dtype
+    device, dtype = stage.networks.device, stage.networks.held
     image = rows(embeds.image.to(device), a.each)
     negative = None if embeds.negative is None else rows(embeds.negative.to(device), a.each)
     noise = a.noise(dtype)
@@ -296,7 +296,7 @@ def _begun_from(stage: DecoderStage, a: Canvas, start: Tensor) -> Begun:
     z = rows(z, a.each)
     if (a.apart or a.each > 1) and len(z) != a.total:
         z = z[:1].expand(a.total, -1, -1, -1)
-    begun = begin(stage.schedule, a.steps, a.noise(stage.networks.dtype, len(z)), start=(z, a.strength))
+    begun = begin(stage.schedule, a.steps, a.noise(stage.networks.held, len(z)), start=(z, a.strength))
     return begun._replace(x=begun.x.expand(a.total, -1, -1, -1))
 
 
