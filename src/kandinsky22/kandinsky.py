@@ -94,13 +94,13 @@ class Kandinsky:
 
         device: "auto" (as None) is cuda where there is one, else mps, else cpu. dtype: "auto" (as None) is float16 on cuda and
         mps; on a CPU it is bfloat16 for large models where the processor has instructions for it, else float32, in which a
-        seed's picture is most exact. Half precision on a CPU without instructions for it is what weights are held in alone: everything
-        is computed in float32, at half the memory. placement: "keep" networks, "offload" each when its stage is done, or move them
-        "sequential"ly, weight by weight; None offloads a large model on a CPU, where reading it again costs little beside
-        painting, and where an accelerator has no room for all of it. accelerated: False computes by plain torch alone; the
-        same numbers but for rounding, on a CPU at less than half the speed. compiled: on cuda, has torch compile each step
-        too; the first picture of a size then takes minutes, and what was compiled is kept in the user's cache. Raises
-        `ValueError` where the folder, the device or the dtype will not do.
+        seed's picture is most exact. Half precision on a CPU without instructions for it is what weights are held in alone:
+        everything is computed in float32, at half the memory. placement: "keep" networks, "offload" each when its stage is
+        done, or move them "sequential"ly, weight by weight; None offloads a large model on a CPU, where reading it again costs
+        little beside painting, and where an accelerator has no room for all of it. accelerated: False computes by plain torch
+        alone; the same numbers but for rounding, on a CPU at less than half the speed. compiled: on cuda, has torch compile
+        each step too; the first picture of a size then takes minutes, and what was compiled is kept in the user's cache.
+        Raises `ValueError` where the folder, the device or the dtype will not do.
         """
         said, place = str(model), device_of(device)
         if catalog.is_remote(said):
