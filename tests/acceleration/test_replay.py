@@ -308,10 +308,13 @@ def test_what_is_wanted_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [acceleration.wanted(device) for device in (cpu, cuda, mps)] == [True, True, False]
     assert acceleration.room(cpu) > 0 and acceleration.room(cuda) == 0  # bytes for weights in other forms
     monkeypatch.setattr(fused_norm, "kernels", lambda: None)
-    assert "pip install triton" in str(acceleration.missing(cuda)) and acceleration.described(cuda) == "torch"
+    assert (
+        "pip install triton" in str(acceleration.missing(cuda))
+        and acceleration.described(torch.float16, cuda) == "torch"
+    )
     monkeypatch.setattr(fused_norm, "kernels", lambda: object())
-    assert acceleration.missing(cuda) is None and acceleration.described(cuda) == "kernels"
-    assert acceleration.described(cuda, compiled=True) == "compiled"
+    assert acceleration.missing(cuda) is None and acceleration.described(torch.float16, cuda) == "kernels"
+    assert acceleration.described(torch.float16, cuda, compiled=True) == "compiled"
     monkeypatch.setenv(acceleration.SWITCH, "off")
     assert not acceleration.wanted(cuda) and acceleration.wanted(cuda, True)
 

@@ -100,6 +100,7 @@ def prepare(
     dtype: what it computes in, and is given (None: that of its weights). In float32 with weights in half precision, the numbers
     are those of the plain network with the same weights in float32.
     """
+    undo(network)  # what was prepared before may have had another dtype, or another device
     if device.type != "cpu":
         gpu.prepare(network, compiled=compiled)
         return
