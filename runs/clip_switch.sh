@@ -13,6 +13,7 @@ train() { kandinsky22 train "$@" --folder "$folder" --start-from box --seed 22; 
 
 [ -f "$folder/before.md" ] || python runs/score_box.py --captions "$captions" --wide 0 --output "$folder/before.md"
 train clip --steps 800
+python runs/compare_clips.py box "$folder/model" --output "$folder/clips.md"
 train prior --steps 400 &
 prior=$!
 trap 'kill "$prior" 2>/dev/null' EXIT INT TERM # a job in the background does not hear Ctrl-C by itself
