@@ -4,6 +4,8 @@ The only module that uses transformers (the extra `depth`), and only within its 
 is a folder, or one that is in the hub's cache already.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT = "Intel/dpt-large"  # what the card's unnamed `pipeline("depth-estimation")` loads
 MISSING = 0.1  # of a network's tensors: the published dpt-large lacks an unused layer's, a stranger's file nearly all
 METRIC = {"depth_pro", "glpn", "tipsv2_dpt", "zoedepth"}  # model types that say how far in metres, not how near
+UNTOLD = {"_name_or_path", "transformers_version"}  # of its configuration: where it lies and who wrote it
 FLAT = 1e-5  # of the depth itself: a range that is rounding alone
 CLOSEST = 1e-3  # metres: what is nearer is this near
 
@@ -54,6 +57,21 @@ class Estimator(NamedTuple):
         image = Picture.of(picture).rgb
         with _quiet():
             return Picture.of(_grey(self.nearness(image)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve letters that tell what it says of a picture: a hash of its numbers, its configuration and how pictures are
+        prepared for it, wherever they lie."""
+        import torch
+
+        settings = [
+            {k: v for k, v in part.to_dict().items() if k not in UNTOLD}
+            for part in (self.network.config, self.processor)
+        ]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12]
 
     @property
     def is_metric(self) -> bool:

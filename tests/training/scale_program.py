@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.unet import UNet
-from kandinsky22.training import clip, decoder, movq, run, saved
+from kandinsky22.training import clip, decoder, movq, photos, run, saved
 from kandinsky22.training.loop import Batch, Training
+from kandinsky22.training.material import Material, Own
 from kandinsky22.training.processes import ALONE, Processes, join
 from kandinsky22.training.recipes import BOX
+from kandinsky22.training.sources import Source
 
 STEPS, HALF = 4, 2
 LONG, EVERY = 48, 2  # steps of a run that is killed, and between its checkpoints
@@ -177,12 +179,29 @@ def learn(folder: Path) -> int:
             found[f"{name} from two"] = gone_on(make, folder / name / "two", processes)
             found[f"{name} from one"] = gone_on(make, folder / name / "one", processes)
     found["seconds"] = run.seconds_per_step(line(processes))
+    found["looked"] = looked(processes, folder, folder / "own")
+    found["nothing"] = looked(processes, folder, folder / "nothing")
     list(run.run(curve(processes), folder / "curve", every=EVERY))
     found["spoilt"] = stopped_by(FloatingPointError, spoilt(processes, 2 * EVERY + 1), folder / "spoilt")
     found["full"] = stopped_by(OSError, filling_up(processes, 2 * EVERY), folder / "full")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
     torch.save(found, folder / f"rank{processes.rank}.pt")
     return 0
+
+
+def looked(processes: Processes, folder: Path, pictures: Path) -> tuple[str, int]:
+    """What is told of a person's own pictures, and how many of them this process decoded."""
+    decoded: list[bytes] = []
+    size = photos.decoded_size
+    photos.decoded_size = lambda file: decoded.append(file) or size(file)
+    try:
+        own = Own((Source(pictures),))
+        material = Material(BOX, folder, BOX.image_processor, own, captioned=False, processes=processes)
+        return f"{material.report}\n{material.name}", len(decoded)
+    except ValueError as error:
+        return str(error), len(decoded)
+    finally:
+        photos.decoded_size = size
 
 
 def stopped_by(error: type[Exception], training: Training, folder: Path) -> tuple[str, int]:

@@ -27,6 +27,7 @@ from tests.training.scale_program import (
     learnt,
     pairs,
 )
+from tests.training.test_photos import write_folder
 
 from kandinsky22.training import run, saved, supervisor
 from kandinsky22.training.lock import held
@@ -49,6 +50,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     one: dict[str, Any] = {name: learnt(make()) for name, make in CASES.items()}
     for name in RESUMED:
         half_way(CASES[name], folder / name / "one")
+    write_folder(folder / "own", 5)
+    (folder / "own" / "torn.png").write_bytes(b"no picture")
+    (folder / "nothing").mkdir()
     environment = {**os.environ, "PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"}
     subprocess.run([*TOGETHER, "-m", PROGRAM, "learn", str(folder)], env=environment, timeout=PATIENCE, check=True)
     for name in RESUMED:
@@ -115,6 +119,14 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step(foun
     for two in found["two"]:
         sentence, taken = two["spoilt"]
         assert f"not finite at step {step}; the checkpoint of step {2 * EVERY} is sound" in sentence and taken == step
+
+
+def test_one_process_looks_at_pictures_and_all_are_told(found: dict[str, Any]) -> None:
+    (first, decoded), (second, none) = (two["looked"] for two in found["two"])
+    assert first == second and "used 5 of 6 pictures; passed over 1 broken (torn.png)" in first
+    assert (decoded, none) == (6, 0)
+    (first, _), (second, _) = (two["nothing"] for two in found["two"])
+    assert first == second and "holds no pictures" in first
 
 
 class Killer(threading.Thread):

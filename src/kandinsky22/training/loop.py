@@ -226,7 +226,7 @@ class Training:
         another way."""
         refuse_other(state.get("settings", {}), self.settings)  # type: ignore[arg-type]  # it is as `state` wrote it
         before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
-        if changed := [name for name in before | self.learnt_from if before.get(name) != self.learnt_from.get(name)]:
+        if changed := [name for name in before if before[name] != self.learnt_from.get(name)]:
             raise ValueError(
                 f"the checkpoint learnt from another {' and '.join(changed)} than there is now; go on with what it learnt "
                 "from, or start anew in another --folder"

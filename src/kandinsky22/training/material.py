@@ -4,7 +4,7 @@ Everything computed is kept in `folder`, under the name of the pictures and the 
 """
 
 import hashlib
-import re
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from torch import Tensor
 from kandinsky22.depth_estimation import Estimator, load
 from kandinsky22.machine import computes_bfloat16
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training import photos, shards
+from kandinsky22.training import judged, photos, shards
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.decoder import Bucket, Rows
 from kandinsky22.training.processes import ALONE, Processes
@@ -47,13 +47,15 @@ class Own:
 
 @dataclass(frozen=True)
 class Material:
-    """The pictures of one run. `captioned`: those without a caption are of no use to it."""
+    """The pictures of one run. `captioned`: those without a caption are of no use to it. `bfloat16` is the dtype of what is
+    computed from them, on a device that computes in it."""
 
     recipe: ModelRecipe
     folder: Path
     processor: CLIPImageProcessor
     own: Own | None = None
     captioned: bool = True
+    bfloat16: bool = True
     processes: Processes = ALONE
     say: Say = silent
 
@@ -95,13 +97,16 @@ class Material:
 
     @cached_property
     def _read(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report] | None:
-        own = self.own
-        if own is None:
-            return None
-        return photos.read(
-            own.sources, self.recipe.side, filter=own.filter, captioned=self.captioned, processor=self.processor,
-            progress=lambda done, of: self.say("looking at the pictures", done, of),
-        )  # fmt: skip
+        return self.processes.told_by_first(self._looked_at) if self.own is not None else None
+
+    def _looked_at(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
+        """A person's own pictures: by one process, so that all have the same."""
+        assert self.own is not None
+        with judged.kept_in(self.folder) as known:
+            return photos.read(
+                self.own.sources, self.recipe.side, filter=self.own.filter, captioned=self.captioned, judged=known,
+                processor=self.processor, progress=lambda done, of: self.say("looking at the pictures", done, of),
+            )  # fmt: skip
 
     def buckets(self, latents: tuple[str, Encode], embeds: tuple[str, Encode], *, hinted: bool) -> list[Bucket]:
         """All sets as the decoders learn from them; both encoders go by a fingerprint."""
@@ -136,25 +141,25 @@ class Material:
             raise ValueError(
                 "a decoder that follows hints learns from depth pictures; name what estimates them: --depth-model"
             )
-        model = self.own.depth_model
-        estimator = load(model, device=str(self.processes.device))
+        estimator = load(self.own.depth_model, device=str(self.processes.device))
         return self._computed(
-            "depths", pictures, model, lambda rows: estimated(pictures.pictures(rows), estimator), torch.uint8
-        )
+            "depths", pictures, estimator.fingerprint, lambda rows: estimated(pictures.pictures(rows), estimator), torch.uint8
+        )  # fmt: skip
 
     def _computed(
-        self, kind: str, pictures: Pictures, fingerprint: str, compute: Callable[[range], Tensor],
+        self, kind: str, pictures: Pictures, encoder: str, compute: Callable[[range], Tensor],
         dtype: torch.dtype = torch.float16,
     ) -> shards.Shards:  # fmt: skip
         device = self.processes.device
-        shown = f"{kind} of {len(pictures):,} pictures"
+        shown, quick = f"{kind} of {len(pictures):,} pictures", self.bfloat16 and computes_bfloat16(device)
 
         def quickly(rows: range) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=quick):
                 return compute(rows)
 
+        fingerprint = fingerprint_of(encoder, "bfloat16" if quick else "float32")
         return shards.computed(
-            self.folder / f"{kind}-{_safe(fingerprint)}-{pictures.look}", fingerprint, len(pictures), quickly, dtype=dtype,
+            self.folder / f"{kind}-{fingerprint}-{pictures.look}", fingerprint, len(pictures), quickly, dtype=dtype,
             processes=self.processes, progress=lambda done, of: self.say(shown, done, of),
         )  # fmt: skip
 
@@ -166,6 +171,6 @@ def estimated(pictures: Tensor, estimator: Estimator) -> Tensor:
     return torch.from_numpy(np.stack(found))
 
 
-def _safe(fingerprint: str) -> str:
-    """As a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "_", fingerprint)[-40:]
+def fingerprint_of(*parts: object) -> str:
+    """Twelve letters that tell what something follows from; parts as JSON takes them."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

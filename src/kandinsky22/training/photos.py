@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.picture import Picture
+from kandinsky22.training.judged import Judged, Size, Verdict
 from kandinsky22.training.sources import PICTURES, Found, Part, Source, find
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders that are let near them
@@ -214,15 +215,16 @@ def shapes(side: int, most: float = 2.0) -> list[tuple[int, int]]:
 def read(
     sources: Sequence[Source], side: int, *, filter: Filter = EVERYTHING, captioned: bool = True,
     processor: CLIPImageProcessor | None = None, held_out: float = 0.02, progress: Progress | None = None,
+    judged: Judged | None = None,
 ) -> tuple[list[Photos], list[Photos], Report]:  # fmt: skip
     """The pictures to train on, those held out to measure progress, and what was passed over.
 
     Each is told apart by source and by the one of `shapes(side)` whose aspect is nearest, and the shares of each sum to 1.
     `captioned`: pictures without a caption are of no use. `held_out` is a share of each source, at least one picture and at
     most 1000; which ones follows from their names, so no picture that was trained on is held out when others are added. Of
-    a source of fewer than 20 pictures they are trained on as well. At 0 none is held out. Every picture is decoded once;
-    `progress` is told of it. Raises `ValueError` for a source of which nothing can be used, and for metadata that cannot be
-    read.
+    a source of fewer than 20 pictures they are trained on as well. At 0 none is held out. Every picture is decoded once, but
+    for those that are `judged` already, and others are added there; `progress` is told of each. Raises `ValueError` for a
+    source of which nothing can be used, and for metadata that cannot be read.
     """
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"the share that is held out must be in [0, 0.5], got {held_out:g}; try 0.02")
@@ -233,7 +235,7 @@ def read(
     total, done = Report(), 0
     for source, (pictures, damaged) in zip(sources, found, strict=True):
         report, photos = Report(found=len(pictures), damaged=damaged), []
-        for picture, looked in _looked_through(pictures, filter, captioned):
+        for picture, looked in _looked_through(pictures, filter, captioned, judged or Judged()):
             if isinstance(looked, Photo):
                 photos.append(looked)
             else:
@@ -279,15 +281,19 @@ def _held_out(names: Sequence[str], share: float) -> set[int]:
     return set(order[: min(max(count, 1), MOST_HELD_OUT)]) if share else set()
 
 
-def _looked_through(pictures: Sequence[Found], filter: Filter, captioned: bool) -> Iterator[tuple[Found, Photo | str]]:
+def _looked_through(
+    pictures: Sequence[Found], filter: Filter, captioned: bool, judged: Judged
+) -> Iterator[tuple[Found, Photo | str]]:
     """Each picture with what it is, or why it is passed over."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(pictures), ROUND):
             some = pictures[start : start + ROUND]
-            yield from zip(some, pool.map(lambda found: _looked_at(found, filter, captioned), some), strict=True)
+            looked = pool.map(lambda found: _looked_at(found, filter, captioned, judged), some)
+            yield from zip(some, looked, strict=True)
+            judged.write()
 
 
-def _looked_at(found: Found, filter: Filter, captioned: bool) -> Photo | str:
+def _looked_at(found: Found, filter: Filter, captioned: bool, judged: Judged) -> Photo | str:
     about, wordings = found.about()
     if (reason := filter.refused(about)) is not None:
         return reason
@@ -296,17 +302,31 @@ def _looked_at(found: Found, filter: Filter, captioned: bool) -> Photo | str:
     part = found.picture
     try:
         status = part.path.stat()
-        with Image.open(BytesIO(part.read()), formats=FORMATS) as image:
+        stamp = f"{status.st_size} {status.st_mtime_ns} {part.offset}"
+        is_known, size = judged.known(part, stamp)
+        if not is_known:
+            size = decoded_size(part.read())
+            judged.note(part, stamp, size)
+    except OSError:  # it cannot be read now, and perhaps another time
+        size = None
+    if size is None:
+        return "broken"
+    if min(size) < filter.side:
+        return f"smaller than {filter.side} pixels"
+    return Photo(found.name, part, stamp, *size, wordings)
+
+
+def decoded_size(file: bytes) -> Verdict:
+    """The size of a picture, all of which is decoded; None for one that is broken."""
+    try:
+        with Image.open(BytesIO(file), formats=FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
             width, height = image.size[::-1] if turned else image.size
-            if min(height, width) < filter.side:
-                return f"smaller than {filter.side} pixels"
             image.draft(None, (1, 1))  # all of a JPEG is read, and an eighth of its pixels is worked out
             image.load()
     except BROKEN:
-        return "broken"
-    stamp = f"{status.st_size} {status.st_mtime_ns} {part.offset}"
-    return Photo(found.name, part, stamp, height, width, wordings)
+        return None
+    return Size(height, width)
 
 
 def _said(about: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from kandinsky22.training.operations import contexts
+
+T = TypeVar("T")
 
 CPU = torch.device("cpu")
 DEVICES = ("cpu", "cuda")
@@ -90,18 +92,21 @@ class Processes:
         rP + p of it. Gradients flow back to the process that a row came from."""
         return rows if self.count == 1 else _Gathered.apply(rows, self.rank, self.count)
 
-    def by_first(self, work: Callable[[], None]) -> None:
-        """Have the first process do something that all wait for. Where it raises `OSError`, all do."""
-        raised: list[OSError | None] = [None]
+    def told_by_first(self, work: Callable[[], T]) -> T:
+        """What the first process finds, which all wait for and are told. Where it raises `OSError` or `ValueError`, all do."""
+        told: list[Any] = [None, None]
         if self.first:
             try:
-                work()
-            except OSError as error:
-                raised = [error]
+                told = [work(), None]
+            except (OSError, ValueError) as error:
+                told = [None, error]
         if self.count > 1:
-            dist.broadcast_object_list(raised)
-        if raised[0] is not None:
-            raise raised[0]
+            dist.broadcast_object_list(told)
+        found, raised = told
+        if raised is not None:
+            raise raised
+        result: T = found
+        return result
 
     def wait(self) -> None:
         """Until all are here."""

@@ -51,10 +51,10 @@ def save(training: Training, folder: Path) -> None:
             shutil.rmtree(removed, ignore_errors=True)
 
     try:
-        processes.by_first(make_room)
+        processes.told_by_first(make_room)
         with _quiet():
             state_dict_saver.save(training.tensors(), storage_writer=_Writer(partial), no_dist=processes.count == 1)
-        processes.by_first(give_name)
+        processes.told_by_first(give_name)
     except (CheckpointException, OSError) as error:  # no RuntimeError: another process that died is not a full disk
         if processes.first:
             shutil.rmtree(partial, ignore_errors=True)

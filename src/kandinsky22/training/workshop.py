@@ -36,7 +36,7 @@ from kandinsky22.training.begin import complete
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Objective, Training
-from kandinsky22.training.material import Encode, Material, Own, Say, silent
+from kandinsky22.training.material import Encode, Material, Own, Say, fingerprint_of, silent
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.processes import ALONE, Processes
@@ -82,6 +82,7 @@ class Workshop:
     say: Say = silent
     anew: bool = False
     settings: Settings = field(default_factory=dict)
+    _materials: dict[tuple[bool, bool], Material] = field(default_factory=dict, init=False)
 
     @property
     def model(self) -> Path:
@@ -103,7 +104,7 @@ class Workshop:
         `CheckpointError`, what `run.run` raises, and `OSError` where another process trains the same network there.
         """
         with ExitStack() as alone:
-            self.processes.by_first(lambda: alone.enter_context(held(self.folder / network)))
+            self.processes.told_by_first(lambda: alone.enter_context(held(self.folder / network)))
             yield from self._train(network, steps, minutes, every, tensorboard)
 
     def _train(
@@ -239,7 +240,7 @@ class Workshop:
         schedule = NoiseSchedule.from_config(self.recipe.prior_scheduler)
         text = self.text_encoder.to(self.processes.device)
         known, recipe = (text, self.tokenizer, schedule), self.recipe.runs["prior"]
-        frozen = {"text_encoder": self.stored("text").fingerprint, "image_encoder": self.stored("vision").fingerprint}
+        frozen = {"text_encoder": self.stored("text").fingerprint, **self._seen_by}
         training = self._training("prior", network, prior.objective(network, *known, told, recipe), frozen)
         held_out = material.held_out
         sheet = prior.sheet(network, *known, self._told(material, held_out), held_out, recipe, self._reading(held_out))
@@ -307,8 +308,7 @@ class Workshop:
         buckets = material.buckets(*encoders, hinted=config.hinted)
         recipe = self.recipe.runs[name]
         objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
-        encoder, asked = self.stored("vision").fingerprint, schedule.prediction_type
-        frozen = {"movq": self.latent_space, "image_encoder": encoder, "prediction": asked}
+        frozen = {"movq": self.latent_space, "prediction": schedule.prediction_type, **self._seen_by}
         training = self._training(name, network, objective, frozen)
         unseen = material.bucket(material.held_out, *encoders, hinted=config.hinted)
         return training, decoder.sheet(network, self._there(self.movq), schedule, unseen, zero, recipe, beside)
@@ -336,15 +336,10 @@ class Workshop:
 
     def material(self, network: str) -> Material:
         """What a network learns from."""
-        return self._captioned if network in CAPTIONED else self._pictures
-
-    @cached_property
-    def _captioned(self) -> Material:
-        return Material(self.recipe, self.folder, self.processor, self.own, True, self.processes, self.say)
-
-    @cached_property
-    def _pictures(self) -> Material:
-        return replace(self._captioned, captioned=False)
+        run = self.recipe.runs.get(network)
+        which = network in CAPTIONED, run is None or run.bfloat16
+        there = self.recipe, self.folder, self.processor, self.own, *which, self.processes, self.say
+        return self._materials.setdefault(which, Material(*there))
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -382,7 +377,7 @@ class Workshop:
 
     @property
     def embedding(self) -> tuple[str, Encode]:
-        """CLIP's vision tower and what names it; read when it is first asked."""
+        """CLIP's vision tower, read when it is first asked, and what names it and what it is shown."""
         stored = self.stored("vision")
         loaded: list[CLIPVision] = []
 
@@ -392,7 +387,13 @@ class Workshop:
             embeds: Tensor = loaded[0](seen.to(self.processes.device)).cpu()
             return embeds
 
-        return stored.fingerprint, encode
+        return fingerprint_of(stored.fingerprint, self.processor.to_dict()), encode
+
+    @property
+    def _seen_by(self) -> dict[str, str]:
+        """What a checkpoint says of those whose embeddings it learnt from."""
+        shown = fingerprint_of(self.processor.to_dict())
+        return {"image_encoder": self.stored("vision").fingerprint, "image_processor": shown}
 
     @cached_property
     def text_encoder(self) -> CLIPText:
