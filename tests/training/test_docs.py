@@ -12,13 +12,16 @@ from PIL import Image
 from kandinsky22.cli.app import run
 from kandinsky22.training import cli, options
 from kandinsky22.training.photos import Filter, shapes
-from kandinsky22.training.recipes import NETWORKS, PAINTERS, STAGES, Stage
+from kandinsky22.training.plan import GIB, reached
+from kandinsky22.training.planning import GPU, plan_of
+from kandinsky22.training.recipes import NETWORKS, PAINTERS, PUBLISHED, STAGES, Stage
 from kandinsky22.training.run import lines
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"<!-- stages[^\n]*-->\n(.*?)<!-- end of stages -->", re.DOTALL)
+PLANS = re.compile(r"<!-- plans[^\n]*-->\n(.*?)<!-- end of plans -->", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 COLUMNS = {"data": "pictures", "filter": "filter", "begins": "begins with", "steps": "steps"}
 """What the card may give of a stage, as the document calls it."""
@@ -99,6 +102,34 @@ def test_its_table_of_recipes_is_that_of_the_recipes() -> None:
     found = TABLE.search(TEXT)
     assert found and found[1] == table_of_stages()
     assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORKS))
+
+
+def test_its_table_of_plans_is_what_is_planned() -> None:
+    """Counted anew: no number of it is typed."""
+    found = PLANS.search(TEXT)
+    assert found and found[1] == table_of_plans()
+
+
+def table_of_plans() -> str:
+    """What the published recipes need, as the document has it."""
+    heads = [
+        "network", "rows a step", "memory in a step", "while a sheet is drawn", "before the first step", "operations of a step",
+        "of a sheet", "100,000 steps, assumed", "their 400 sheets, assumed", "a million pictures before them, assumed",
+    ]  # fmt: skip
+    rows, rate, single, processes = [heads, ["---"] * len(heads)], reached(GPU), reached(GPU, bfloat16=False), 8
+    for network, called in (("decoder", "decoder"), ("prior", "prior"), ("movq", "MoVQ")):
+        plan = plan_of(PUBLISHED, network, 100_000, processes)
+        again = f", and {plan.recomputed / 1e12:.0f} T again" if plan.recomputed else ""
+        before, hours = plan.before, plan.seconds(rate) / 3600
+        drawn = plan.sheets * plan.sheet.operations / single
+        operations = f"{plan.operations / 1e12:.0f} T{again}"
+        rows.append([
+            called, f"{plan.recipe.batch}{', checkpointed' if plan.recipe.checkpointing else ''}", f"{plan.total / GIB:.1f} GiB",
+            f"{plan.drawing / GIB:.1f} GiB", f"{before.memory / GIB:.1f} GiB" if before else "", operations,
+            f"{plan.sheet.operations / 1e12:.0f} T", f"{hours:.1f} hours", f"{drawn / 3600:.1f} hours",
+            f"{before.operations / processes / rate / 3600:.1f} hours, {before.disk / GIB:.0f} GiB on disk" if before else "",
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def test_its_table_of_shapes_is_what_pictures_are_trained_in() -> None:

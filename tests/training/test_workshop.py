@@ -20,6 +20,7 @@ from kandinsky22.models.prior import PriorConfig
 from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Recipe
 from kandinsky22.training.recipes import BOX, NETWORKS
+from kandinsky22.training.run import lines
 from kandinsky22.training.workshop import Workshop
 
 SHORT = replace(
@@ -169,3 +170,8 @@ def test_what_was_trained_on_top_stays_when_a_finished_network_is_asked_for_agai
     before = weights.read_bytes()
     assert list(Workshop(SHORT, trained.folder).train("movq")) == []
     assert weights.read_bytes() == before
+
+
+def test_the_linear_prior_leaves_its_line(trained: Workshop) -> None:
+    (line,) = trained.train("linear-prior")
+    assert lines(trained.folder / "linear-prior") == [line] and line["loss"] > 0

@@ -24,7 +24,7 @@ from kandinsky22.training.photos import Filter
 from kandinsky22.training.processes import Processes, join
 from kandinsky22.training.recipes import BOX, PAINTERS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.settings import Settings, of_sources, refuse_other
-from kandinsky22.training.sources import Source
+from kandinsky22.training.sources import Source, find
 from kandinsky22.training.workshop import Workshop
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
@@ -59,7 +59,11 @@ def main(arguments: Sequence[str]) -> int | None:
     if "plan" in chosen:
         from kandinsky22.training.planning import say_plan
 
-        say_plan(recipe, chosen.network, chosen.steps if "steps" in chosen else None, chosen.processes, chosen.plan)
+        pictures = sum(len(find(source.path)[0]) for source in chosen.data) if "data" in chosen else None
+        steps = getattr(chosen, "steps", None)
+        say_plan(
+            recipe, chosen.network, steps, chosen.processes, chosen.plan, every=chosen.every, pictures=pictures
+        )  # fmt: skip
         return None
     if supervisor.wanted(chosen.processes, chosen.relaunch):
         return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)

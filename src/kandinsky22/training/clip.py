@@ -16,10 +16,11 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
 from kandinsky22.training.probes import Probes, labels
-from kandinsky22.training.run import Sheet, beside, grid, nearest
+from kandinsky22.training.run import Sheet, beside, grid, nearest, stand_in
 
 MAX_SCALE = 60.0  # of the logits
 PROBE_WEIGHT = 2.0
+LOOKED_AT, COMPARED, AT_ONCE = 64, 512, 128  # unseen pairs of a sheet: for its loss, for retrieval, and together
 
 
 class CLIP(nn.Module):
@@ -114,7 +115,7 @@ def _targets(rows: Batch, of: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def validate(
-    clip: CLIP, tokenizer: Tokenizer, held_out: Pictures, count: int = 512
+    clip: CLIP, tokenizer: Tokenizer, held_out: Pictures, count: int = COMPARED
 ) -> tuple[Image.Image, dict[str, float]]:
     """Retrieval among `count` unseen pairs, and, in the world, hard negatives told apart and the probes' readings of both
     embeddings.
@@ -124,8 +125,8 @@ def validate(
     rng, count = np.random.default_rng(0), min(count, len(held_out))
     scenes = [held_out.scene(i) for i in range(count)] if isinstance(held_out, Compositions) else []
     captions = [caption(scene, rng, whole=True) for scene in scenes] or held_out.captions(np.arange(count), rng)
-    device, starts = clip.logit_scale.device, range(0, count, 128)
-    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + 128, count))).to(device)) for i in starts])
+    device, starts = clip.logit_scale.device, range(0, count, AT_ONCE)
+    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + AT_ONCE, count))).to(device)) for i in starts])
     text = _texts(clip, tokenizer, captions)
     images, texts = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     similar, truth = images @ texts.T, torch.arange(count, device=device)
@@ -145,18 +146,20 @@ def validate(
 
 
 def _texts(clip: CLIP, tokenizer: Tokenizer, captions: list[str]) -> Tensor:
-    parts = (tokenizer(captions[i : i + 128]).trimmed().ids for i in range(0, len(captions), 128))
+    parts = (tokenizer(captions[i : i + AT_ONCE]).trimmed().ids for i in range(0, len(captions), AT_ONCE))
     return torch.cat([clip.text(ids.to(clip.logit_scale.device)).embed for ids in parts])
 
 
-def sheet(copy: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) -> Sheet:
-    """`validate` of the averaged weights, loaded into `copy`, and the loss on a fixed batch of unseen pairs."""
-    validation = objective(copy, tokenizer, [held_out], replace(recipe, batch=min(recipe.batch, 64)))
+def sheet(network: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) -> Sheet:
+    """`validate` of the averaged weights, and the loss on a fixed batch of unseen pairs."""
+    configs, probed = (network.vision.config, network.text.config), network.probes is not None
+    device = network.logit_scale.device
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        copy.load_state_dict(weights)
+        copy = stand_in(lambda: CLIP(*configs, probed=probed), weights, device)
+        validation = objective(copy, tokenizer, [held_out], replace(recipe, batch=min(recipe.batch, LOOKED_AT)))
         with torch.no_grad():
-            contrast, _ = validation.loss(on(copy.logit_scale.device, validation.draw(0)))
+            contrast, _ = validation.loss(on(device, validation.draw(0)))
         picture, measured = validate(copy, tokenizer, held_out)
         return picture, {"validation": float(contrast.mean()), **measured}
 

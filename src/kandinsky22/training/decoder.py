@@ -18,9 +18,10 @@ from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_ma
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import Conditioned, UNet
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
-from kandinsky22.training.run import Sheet, grid
+from kandinsky22.training.run import Sheet, grid, stand_in, visiting
 
 VALIDATION, AT_ONCE = 16, 16  # batches whose loss is looked at, and their rows at most
+SHOWN, COLUMNS, STEPS = 16, 8, 20  # pictures that a sheet paints, side by side, and steps of each
 PAINTED = 4  # pictures of a sheet at once: so few need less than the gradients, which are not there then
 BESIDE = ("masked", "hint")  # what `Beside` may give
 
@@ -134,7 +135,7 @@ def objective(
 @torch.no_grad()
 def paint(
     unet: UNet, schedule: NoiseSchedule, embeds: Tensor, zero: Tensor, size: tuple[int, int], beside: dict[str, Tensor],
-    *, sampler: str = "ddim", steps: int = 20, guidance_scale: float = 3.0, seed: int = 0,
+    *, sampler: str = "ddim", steps: int = STEPS, guidance_scale: float = 3.0, seed: int = 0,
 ) -> Tensor:  # fmt: skip
     """Latents [N, 4, h, w] for embeddings [N, D], deterministic by seed."""
     n = len(embeds)
@@ -155,17 +156,16 @@ def sheet(
 
     Between them, where the network sees more: the hint, or what was left of the picture.
     """
-    device = next(unet.parameters()).device
-    copy = UNet(unet.config).to(device)
-    validation = objective(copy, schedule, [held_out], zero, looked_at(recipe), beside)
-    columns = min(8, held_out.rows)
-    first = torch.arange(min(2, held_out.rows // columns) * columns)
+    device, config = next(unet.parameters()).device, unet.config
+    columns = min(COLUMNS, held_out.rows)
+    first = torch.arange(min(SHOWN // COLUMNS, held_out.rows // columns) * columns)
     x0, embeds = held_out.latents[first].float(), held_out.embeds[first].float()
     seen = beside(held_out, first, x0, generator(recipe.seed, -1))
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        copy.load_state_dict(weights)
-        with torch.no_grad():
+        copy = stand_in(lambda: UNet(config), weights, device)
+        validation = objective(copy, schedule, [held_out], zero, looked_at(recipe), beside)
+        with torch.no_grad(), visiting(movq, device):
             losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
             parts = []
             for some in torch.arange(len(first)).split(PAINTED):

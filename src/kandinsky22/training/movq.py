@@ -20,12 +20,12 @@ from kandinsky22.training import adversary
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator
 from kandinsky22.training.perceptual import Perceptual
-from kandinsky22.training.run import Sheet, grid
+from kandinsky22.training.run import Sheet, grid, stand_in
 
 EDGE_WEIGHT = 0.4
 PYRAMID = 3  # halvings at which the difference is looked at again
 CHROMA = 3.0  # plain RGB differences teach brightness first and hue last
-AT_ONCE = 8  # pictures given back together where no gradient is needed
+GIVEN_BACK, AT_ONCE = 64, 8  # pictures of a sheet, and how many of them together
 CELLS_AT_ONCE = 4096  # compared with all codes together
 
 # ITU-R BT.601: brightness and the two colour differences, the latter weighted
@@ -231,23 +231,22 @@ def codes_in_use(indices: Tensor, codes: int) -> dict[str, float]:
     return {"codes_used": float((counts > 0).float().mean()), "perplexity": float(entropy.exp())}
 
 
-def sheet(network: Autoencoder, held_out: Pictures, count: int = 64) -> Sheet:
+def sheet(network: Autoencoder, held_out: Pictures, count: int = GIVEN_BACK) -> Sheet:
     """Unseen pictures above what comes back of them; the mean reconstruction loss, "validation", and the mean PSNR; and of
     a codebook that was fitted or is learnt, which codes are in use. Computed where the network is."""
-    copy = Autoencoder(MoVQ(network.movq.config), network.terms)
+    config, terms = network.movq.config, network.terms
     pictures = held_out.pictures(range(min(count, len(held_out))))
-    codebook = copy.movq.quantize.embedding
 
     @torch.no_grad()
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        copy.load_state_dict(weights)
         device = next(network.parameters()).device
-        copy.to(device)
+        copy = stand_in(lambda: Autoencoder(MoVQ(config), terms), weights, device)
+        codebook = copy.movq.quantize.embedding
         decoded, indices = [], []
         for some in pictures.to(device).split(AT_ONCE):
             z = copy.movq.encode(some)
             codes, chosen = copy.movq.quantize(z)
-            decoded.append(copy.movq.decode(codes if network.terms.quantised else z).cpu())
+            decoded.append(copy.movq.decode(codes if terms.quantised else z).cpu())
             indices.append(chosen.cpu())
         back = torch.cat(decoded)
         measured = {

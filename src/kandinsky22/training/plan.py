@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kandinsky22 import cost
+from kandinsky22.machine import computes_bfloat16
+from kandinsky22.training.asides import NOTHING, Aside, Before
 from kandinsky22.training.loop import Batch, Recipe, refuse_uncut
 from kandinsky22.training.operations import Operations
 from kandinsky22.training.processes import Learner, blocks, checkpointed
@@ -85,6 +87,9 @@ class Plan:
     frozen: int
     operations: int
     recomputed: int
+    sheet: Aside = NOTHING  # what one process draws between steps, and how often
+    sheets: int = 0
+    before: Before | None = None  # what is computed before the first step
 
     @property
     def state(self) -> int:
@@ -94,22 +99,35 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes that one process needs."""
+        """Bytes that one process needs in a step."""
         return self.state + self.activations
 
+    @property
+    def drawing(self) -> int:
+        """Bytes that the process which draws a sheet needs: gradients and activations are gone, and another copy of the
+        weights, whole, is there."""
+        return self.weights + self.moments + self.average + self.frozen + self.sheet.memory
+
+    @property
+    def most(self) -> int:
+        """Bytes that one process needs at any time."""
+        return max(self.total, self.drawing if self.sheets else 0, self.before.memory if self.before else 0)
+
     def seconds(self, rate: float) -> float:
-        """Of the whole run, where each process does `rate` operations a second. Reading data, exchanging gradients and what
-        is measured between steps come on top."""
+        """Of all steps, where each process does `rate` operations a second. Reading data and exchanging gradients come on
+        top, as does what is beside them."""
         return self.steps * (self.operations + self.recomputed) / (self.processes * rate)
 
 
 def planned(
     network: Callable[[], nn.Module], loss: Callable[[nn.Module], Loss], rows: Callable[[int], Batch], recipe: Recipe,
-    steps: int, *, processes: int, frozen: int = 0, device: str = "cuda",
+    steps: int, *, processes: int, frozen: int = 0, device: str = "cuda", sheet: Aside = NOTHING, sheets: int = 0,
+    before: Before | None = None,
 ) -> Plan:  # fmt: skip
     """Count a run of `steps`. `network` makes what learns, `loss` what it learns, `rows` that many rows of the right shapes:
     all three are called where tensors have no numbers, so none may look at one. `frozen` is the bytes of networks that the
-    loss uses and that do not learn. `device` is "cuda" or "cpu": whose rules of mixed precision hold.
+    loss uses and that do not learn. `device` is "cuda" or "cpu": whose rules of mixed precision hold. `sheet`, of which so
+    many are drawn, and `before` are counted already.
 
     Raises `ValueError` where the batch cannot be cut as asked.
     """
@@ -137,6 +155,9 @@ def planned(
             frozen=frozen,
             operations=round(part.operations * recipe.batch / largest),
             recomputed=round(part.recomputed * recipe.batch / largest),
+            sheet=sheet,
+            sheets=sheets,
+            before=before,
         )
 
 
@@ -157,15 +178,17 @@ def reached(device_name: str, *, bfloat16: bool = True) -> float:
     """Operations a second to plan with: `SHARE` of a device's published peak, or, for "cpu", measured here in a second or
     two. Raises `ValueError` for an unknown name."""
     if device_name == "cpu":
-        return cost.rate(torch.device("cpu"), torch.bfloat16 if bfloat16 else torch.float32)
+        cpu = torch.device("cpu")
+        return cost.rate(cpu, torch.bfloat16 if bfloat16 and computes_bfloat16(cpu) else torch.float32)
     if device_name not in DEVICES:
         raise ValueError(f"no figures for {device_name!r}; choose from {', '.join([*DEVICES, 'cpu'])}")
     return SHARE * _peak(DEVICES[device_name], bfloat16)
 
 
-def table(plan: Plan, rate: float, device_name: str) -> list[str]:
+def table(plan: Plan, rate: float, device_name: str, single: float | None = None) -> list[str]:
     """Lines for a terminal: what each process of `device_name` needs, and the time at `rate` operations a second, as
-    `reached` gives it. Each says whether it is counted, or follows from an assumption."""
+    `reached` gives it; `single` is the rate in float32, in which sheets are drawn. Each says whether it is counted, or follows
+    from an assumption."""
     recipe, device = plan.recipe, DEVICES.get(device_name)
     kept = "activations, kept within no block but the largest" if recipe.checkpointing else "activations"
     memory = [
@@ -177,11 +200,22 @@ def table(plan: Plan, rate: float, device_name: str) -> list[str]:
         ("weights in bfloat16", plan.copies, "counted"),
         (f"{kept}, {plan.rows} rows", plan.activations, "counted"),
         ("networks that do not learn", plan.frozen, "as given"),
-        ("memory of each process", plan.total, "the sum"),
+        ("memory of each process in a step", plan.total, "the sum"),
+        ("while it draws a sheet, in one process", plan.drawing if plan.sheets else 0, "counted"),
+        ("while latents and embeddings are computed", plan.before.memory if plan.before else 0, "counted"),
     ]
     lines = [f"{name:<58}{_gib(size):>12}  {source}" for name, size, source in memory if size]
     lines += _fit(plan, device, device_name) if device else []
+    before = plan.before.each if plan.before else ()
+    lines += [
+        f"{f'{one.what} of {one.pictures:,} pictures, on disk':<58}{_gib(one.pictures * one.disk):>12}  counted"
+        for one in before
+    ]
     work = [("operations of a step", plan.operations), ("computed again by checkpointing", plan.recomputed)]
+    work += [("operations of a sheet", plan.sheet.operations if plan.sheets else 0)]
+    work += [
+        (f"operations for {one.what} of {one.pictures:,} pictures", one.pictures * one.operations) for one in before
+    ]
     lines += [f"{name:<58}{value / 1e12:>8.4g} T    counted" for name, value in work if value]
     if device:
         peak = _peak(device, recipe.bfloat16)
@@ -191,6 +225,14 @@ def table(plan: Plan, rate: float, device_name: str) -> list[str]:
     lines.append(f"{'operations a second of each ' + device_name:<58}{rate / 1e12:>8.4g} T    {source}")
     cut = f"{plan.steps} steps of {recipe.batch} rows on {plan.processes} x {device_name}"
     lines.append(f"{cut:<58}{_time(plan.seconds(rate)):>12}  follows from that; reading data and exchange come on top")
+    if plan.sheets:
+        drawn = f"{plan.sheets} sheets, each drawn by one process"
+        lines.append(
+            f"{drawn:<58}{_time(plan.sheets * plan.sheet.operations / (single or rate)):>12}  likewise, in float32"
+        )
+    if plan.before is not None:
+        seconds = plan.before.operations / (plan.processes * rate)
+        lines.append(f"{'latents and embeddings, before the first step':<58}{_time(seconds):>12}  likewise")
     return lines
 
 
@@ -200,9 +242,11 @@ def _fit(plan: Plan, device: Device, name: str) -> list[str]:
     verdict = (
         f"of {_gib(device.memory)}, {ROOM:.0%} of which are planned with (assumed; the rest is for what is not counted)"
     )
-    if plan.total <= room:
+    if plan.most <= room:
         return [f"It fits {name}: {verdict}."]
-    if plan.state > room:
+    if plan.total <= room:  # what is beside the steps does not fit
+        fixes = ["more processes"] if plan.before is None or plan.before.memory <= room else []
+    elif plan.state > room:
         shared = plan.weights + plan.moments + plan.average
         least = plan.state - shared + (0 if plan.gathered else plan.weights)  # with as many processes as there are
         fixes = ["more processes"] if least <= room else []

@@ -2,45 +2,101 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.clip import CLIPText, CLIPVision
-from kandinsky22.models.movq import MoVQ
+from kandinsky22.models.movq import WHOLE, MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.unet import UNet
 from kandinsky22.training import clip, decoder, movq, prior
+from kandinsky22.training.asides import Aside, Before, Once, aside
 from kandinsky22.training.loop import Batch
+from kandinsky22.training.material import HELD_OUT
 from kandinsky22.training.perceptual import Perceptual
-from kandinsky22.training.plan import Loss, Plan, planned, reached, table
+from kandinsky22.training.plan import FLOAT32, Loss, Plan, planned, reached, table
 from kandinsky22.training.recipes import PAINTERS, ModelRecipe
+from kandinsky22.training.run import EVERY
+from kandinsky22.training.shards import BATCH
 
 GPU = "H100 SXM"
+MILLION = 1_000_000  # pictures, where it is not known how many there are
+HALF = 2  # bytes, of what is kept in float16
 
 
-def say_plan(recipe: ModelRecipe, network: str, steps: int | None, processes: int, device: str) -> None:
+def say_plan(
+    recipe: ModelRecipe, network: str, steps: int | None, processes: int, device: str, *, every: int = EVERY,
+    pictures: int | None = None,
+) -> None:  # fmt: skip
     """Print what memory and time the training of a network takes. Raises `ValueError` for a device that is not known."""
     device = device or GPU
-    rate = reached(device, bfloat16=recipe.runs[network].bfloat16 if network in recipe.runs else True)
-    print("\n".join(table(plan_of(recipe, network, steps, processes), rate, device)))
+    run = recipe.runs.get(network)
+    rate, single = reached(device, bfloat16=run is None or run.bfloat16), reached(device, bfloat16=False)
+    plan = plan_of(recipe, network, steps, processes, every=every, pictures=pictures)
+    print("\n".join(table(plan, rate, device, single)))
 
 
-def plan_of(recipe: ModelRecipe, network: str, steps: int | None, processes: int) -> Plan:
-    """The plan of a network's training. Raises `ValueError` for the linear prior, which takes one pass over embeddings."""
+def plan_of(
+    recipe: ModelRecipe, network: str, steps: int | None, processes: int, *, every: int = EVERY, pictures: int | None = None
+) -> Plan:  # fmt: skip
+    """The plan of a network's training, with a sheet every so many steps. `pictures` is how many of a person's own there are;
+    without it, those of the world, or where the recipe is not of the world, a million. Raises `ValueError` for the linear
+    prior, which takes one pass over embeddings."""
     if network == "linear-prior":
         raise ValueError(
             "the linear prior is fitted in closed form: one pass over the captions, and no memory to speak of"
         )
-    parts = PARTS["decoder" if network in PAINTERS else network.removesuffix("-decoder")]
-    made, loss, rows, frozen = parts(recipe, network)
-    run = recipe.runs[network]
-    return planned(made, loss, rows, run, steps or recipe.steps[network], processes=processes, frozen=frozen)
+    parts = PARTS["decoder" if network in PAINTERS else network.removesuffix("-decoder")](recipe, network)
+    run, steps = recipe.runs[network], steps or recipe.steps[network]
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants of modules have numbers
+        sheet = parts.sheet()
+        before = computed_before(recipe, network, pictures)
+    return planned(
+        parts.made, parts.loss, parts.rows, run, steps, processes=processes, frozen=parts.frozen, sheet=sheet,
+        sheets=ceil(steps / every), before=before,
+    )  # fmt: skip
 
 
-Parts = tuple[Callable[[], nn.Module], Callable[[nn.Module], Loss], Callable[[int], Batch], int]
-"""What learns, what it learns, rows of it, and bytes that do not learn: of frozen networks, and of the copy that draws sheets."""
+def at_once(pictures: int, side: int) -> int:
+    """How many of these pictures MoVQ computes together; one after the other does the same to each, so one tells all."""
+    return pictures if side**2 <= WHOLE else 1
+
+
+class Parts(NamedTuple):
+    """What learns, what it learns, rows of it, bytes of frozen networks that the loss uses, and what a sheet takes."""
+
+    made: Callable[[], nn.Module]
+    loss: Callable[[nn.Module], Loss]
+    rows: Callable[[int], Batch]
+    frozen: int
+    sheet: Callable[[], Aside]
+
+
+def computed_before(recipe: ModelRecipe, network: str, pictures: int | None) -> Before | None:
+    """Latents and embeddings, which a network learns from in the place of pictures; where tensors have no numbers. A network
+    that estimates depth is not known here."""
+    if network not in (*PAINTERS, "prior"):
+        return None
+    squares, others = (pictures, 0) if pictures is not None else (MILLION, 0)
+    if pictures is None and recipe.pictures:
+        squares, others = recipe.pictures + HELD_OUT, len(recipe.shapes) * recipe.stretched
+    quick, side, seen = recipe.runs[network].bfloat16, recipe.side, recipe.vision.image_size
+    tower = CLIPVision(recipe.vision).requires_grad_(False)
+    embedding = aside(lambda: tower(torch.zeros(BATCH, 3, seen, seen)), bfloat16=quick)
+    embeds = Once("embeddings", squares, embedding.operations // BATCH, HALF * recipe.prior.embedding_dim)
+    if network == "prior":
+        return Before(embedding.with_weights(tower).memory, (embeds,))
+    coder, cells = MoVQ(recipe.movq).requires_grad_(False), (side // recipe.movq.factor) ** 2
+    some = at_once(BATCH, side)
+    encoding = aside(lambda: coder.encode(torch.zeros(some, 3, side, side)), bfloat16=quick)
+    encoding = encoding._replace(memory=encoding.memory + (BATCH - some) * 3 * side**2 * FLOAT32)
+    latents = Once("latents", squares + others, encoding.operations // some, HALF * recipe.movq.latent_channels * cells)
+    return Before(encoding.then(embedding).with_weights(tower, coder).memory, (latents, embeds))
 
 
 def _painter(recipe: ModelRecipe, network: str) -> Parts:
@@ -71,8 +127,24 @@ def _painter(recipe: ModelRecipe, network: str) -> Parts:
             made["hint"] = torch.zeros(n, 3, recipe.side, recipe.side)
         return made
 
-    sheet = _bytes(lambda: UNet(config)) + _bytes(lambda: MoVQ(recipe.movq))
-    return lambda: UNet(config), loss, rows, sheet
+    def sheet() -> Aside:
+        unet, coder = UNet(config).requires_grad_(False), MoVQ(recipe.movq).requires_grad_(False)
+        seen, led = rows(2 * decoder.PAINTED), torch.arange(decoder.PAINTED)  # guided, so each state is answered twice
+        more = {name: seen[name] for name in decoder.BESIDE if name in seen}
+        told = aside(lambda: unet.condition(seen["embeds"], **more))
+        step = aside(lambda: unet(seen["x0"][led], seen["t"], unet.condition(seen["embeds"], **more), led))
+        steps = Aside(step.memory, step.operations + (decoder.STEPS - 1) * (step.operations - told.operations))
+        decoded = aside(lambda: coder.decode(seen["x0"][:1]))
+        looked = decoder.looked_at(run)
+        validation = aside(lambda: loss(unet)(rows(looked.batch)))
+        shown = 3 if network == "inpaint" else 2
+        return (
+            validation.times(decoder.VALIDATION)
+            .then(steps.times(decoder.SHOWN / decoder.PAINTED), decoded.times(shown * decoder.SHOWN))
+            .with_weights(unet, coder)
+        )
+
+    return Parts(lambda: UNet(config), loss, rows, 0, sheet)
 
 
 def _prior(recipe: ModelRecipe, network: str) -> Parts:
@@ -91,8 +163,16 @@ def _prior(recipe: ModelRecipe, network: str) -> Parts:
         x = torch.zeros(n, dim)
         return {"x0": x, "ids": ids, "mask": mask, "t": torch.zeros(n, dtype=torch.long), "noise": x.clone()}
 
-    frozen = _bytes(lambda: CLIPText(text)) + _bytes(lambda: PriorTransformer(recipe.prior))
-    return lambda: PriorTransformer(recipe.prior), loss, rows, frozen
+    def sheet() -> Aside:
+        network, seen = PriorTransformer(recipe.prior).requires_grad_(False), rows(prior.SAMPLED)
+        tower = CLIPText(text).requires_grad_(False)
+        told = aside(lambda: prior.prefix(network, tower, seen["ids"], seen["mask"]))
+        step = aside(lambda: network(seen["x0"], seen["t"], prior.prefix(network, tower, seen["ids"], seen["mask"])))
+        steps = Aside(step.memory, step.operations + (prior.STEPS - 1) * (step.operations - told.operations))
+        validation = aside(lambda: loss(network)(rows(decoder.looked_at(run).batch)))
+        return validation.times(decoder.VALIDATION).then(steps).with_weights(network)
+
+    return Parts(lambda: PriorTransformer(recipe.prior), loss, rows, _bytes(lambda: CLIPText(text)), sheet)
 
 
 def _movq(recipe: ModelRecipe, network: str) -> Parts:
@@ -116,14 +196,25 @@ def _movq(recipe: ModelRecipe, network: str) -> Parts:
 
     frozen = _bytes(lambda: CLIPVision(recipe.vision)) if terms.perceptual else 0
 
-    def made() -> nn.Module:
+    def made() -> movq.Autoencoder:
         both = movq.Autoencoder(MoVQ(recipe.movq), terms)
         if network == "movq-decoder":
             both.movq.encoder.requires_grad_(False)
             both.movq.quant_conv.requires_grad_(False)
         return both
 
-    return made, loss, rows, frozen + _bytes(made)
+    def sheet() -> Aside:
+        both = made().requires_grad_(False)
+        coder = both.movq
+
+        some, cells = at_once(movq.AT_ONCE, recipe.side), recipe.side // recipe.movq.factor
+        encoded = aside(lambda: coder.encode(torch.zeros(some, 3, recipe.side, recipe.side)))
+        quantised = aside(lambda: coder.quantize(torch.zeros(movq.AT_ONCE, recipe.movq.vq_embed_dim, cells, cells)))
+        decoded = aside(lambda: coder.decode(torch.zeros(some, recipe.movq.vq_embed_dim, cells, cells)))
+        coded = encoded.then(decoded).times(movq.GIVEN_BACK / some)
+        return coded.then(quantised.times(movq.GIVEN_BACK / movq.AT_ONCE)).with_weights(both)
+
+    return Parts(made, loss, rows, frozen, sheet)
 
 
 def _clip(recipe: ModelRecipe, network: str) -> Parts:
@@ -143,10 +234,17 @@ def _clip(recipe: ModelRecipe, network: str) -> Parts:
             "means": torch.arange(n),
         }
 
-    def made() -> nn.Module:
+    def made() -> clip.CLIP:
         return clip.CLIP(recipe.vision, text, probed=False)
 
-    return made, loss, rows, _bytes(made)
+    def sheet() -> Aside:
+        both = made().requires_grad_(False)
+        ids = torch.zeros(clip.AT_ONCE, recipe.text_length, dtype=torch.long)
+        compared = aside(lambda: (both.vision(torch.zeros(clip.AT_ONCE, 3, side, side)), both.text(ids)))
+        validation = aside(lambda: loss(both)(rows(min(recipe.runs[network].batch, clip.LOOKED_AT))))
+        return validation.then(compared.times(clip.COMPARED / clip.AT_ONCE)).with_weights(both)
+
+    return Parts(made, loss, rows, 0, sheet)
 
 
 PARTS: dict[str, Callable[[ModelRecipe, str], Parts]] = {

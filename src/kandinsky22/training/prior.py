@@ -16,7 +16,9 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.decoder import VALIDATION, Rows, looked_at, timestep_weights
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
-from kandinsky22.training.run import Sheet, beside, grid, nearest
+from kandinsky22.training.run import Sheet, beside, grid, nearest, stand_in
+
+SAMPLED, STEPS = 256, 10  # embeddings that a sheet is made of, and steps of each
 
 
 class Told(NamedTuple):
@@ -43,10 +45,11 @@ def statistics(told: Sequence[Told], at_once: int = 8192) -> tuple[Tensor, Tenso
 def prefill(prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, captions: list[str]) -> Prefix:
     """The prior's prefix for captions; CLIP's part holds no gradients."""
     tokens, device = tokenizer(captions).trimmed(), next(prior.parameters()).device
-    return _prefix(prior, text, tokens.ids.to(device), tokens.mask.to(device))
+    return prefix(prior, text, tokens.ids.to(device), tokens.mask.to(device))
 
 
-def _prefix(prior: PriorTransformer, text: CLIPText, ids: Tensor, mask: Tensor) -> Prefix:
+def prefix(prior: PriorTransformer, text: CLIPText, ids: Tensor, mask: Tensor) -> Prefix:
+    """Of tokens, int64 [B, L], and which of them count, bool [B, L]."""
     with torch.no_grad():
         features = text(ids)
     return prior.prefill(features.hidden, features.embed, mask)
@@ -76,7 +79,7 @@ def objective(
     def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, t = prior.normalised(rows["x0"]), rows["t"]
         x = schedule.add_noise(x0, rows["noise"], t)
-        predicted = prior(x, t, _prefix(prior, text, rows["ids"], rows["mask"])).float()
+        predicted = prior(x, t, prefix(prior, text, rows["ids"], rows["mask"])).float()
         errors = (predicted - x0).square().mean(dim=1)
         return errors * timestep_weights(schedule, t, recipe.min_snr), {}
 
@@ -86,7 +89,7 @@ def objective(
 @torch.no_grad()
 def embed(
     prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, captions: list[str],
-    *, steps: int = 10, guidance_scale: float = 1.0, seed: int = 0,
+    *, steps: int = STEPS, guidance_scale: float = 1.0, seed: int = 0,
 ) -> Tensor:  # fmt: skip
     """CLIP image embeddings [N, D] that the prior gives for captions, deterministic by seed."""
     n, device = len(captions), next(prior.parameters()).device
@@ -103,22 +106,21 @@ def embed(
 
 def sheet(
     prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, held_out: Told, pictures: Pictures,
-    recipe: Recipe, read: Callable[[Tensor, list[str]], dict[str, float]] | None = None, count: int = 256,
+    recipe: Recipe, read: Callable[[Tensor, list[str]], dict[str, float]] | None = None, count: int = SAMPLED,
 ) -> Sheet:  # fmt: skip
     """The loss on fixed noise, the cosine of sampled embeddings to the pictures' own, and what `read` says of samples and
     captions.
 
     The picture has a row for each of eight captions: the true picture, then those most like the sampled embedding.
     """
-    device = next(prior.parameters()).device
-    copy = PriorTransformer(prior.config).to(device)
-    validation = objective(copy, text, tokenizer, schedule, [held_out], looked_at(recipe))
+    device, config = next(prior.parameters()).device, prior.config
     indices = np.arange(min(count, len(held_out.embeds)))
     captions = held_out.captions(indices, np.random.default_rng(0))
     embeds, known = held_out.embeds[torch.from_numpy(indices)].float(), pictures.pictures(indices)
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        copy.load_state_dict(weights)
+        copy = stand_in(lambda: PriorTransformer(config), weights, device)
+        validation = objective(copy, text, tokenizer, schedule, [held_out], looked_at(recipe))
         with torch.no_grad():
             losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
         sampled = embed(copy, text, tokenizer, schedule, captions).cpu()

@@ -6,14 +6,15 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22 import cost
@@ -22,6 +23,7 @@ from kandinsky22.training import saved
 from kandinsky22.training.loop import Training
 from kandinsky22.training.operations import Operations
 
+N = TypeVar("N", bound=nn.Module)
 METRICS, SHEET, BEST, EVENTS = "metrics.jsonl", "sheet.png", "best.safetensors", "tensorboard"
 EVERY = 250  # steps between checkpoints, sheets and looks at a held-out set
 Sheet = Callable[[dict[str, Tensor]], tuple[Image.Image, dict[str, float]]]
@@ -50,6 +52,24 @@ def nearest(wanted: Tensor, known: Tensor, pictures: Tensor, columns: int = 8) -
     """For each wanted embedding [N, D] a row: the pictures [M, 3, H, W] whose embeddings `known` [M, D] are most like it."""
     similar = F.normalize(wanted, dim=-1) @ F.normalize(known, dim=-1).T
     return grid([*pictures[similar.topk(columns).indices.flatten()]], columns)
+
+
+def stand_in(make: Callable[[], N], weights: Mapping[str, Tensor], device: torch.device) -> N:
+    """A network of its own with these weights, for a look: nothing of it takes memory before, and nothing once it is dropped."""
+    with torch.device("meta"):
+        network = make()
+    network.load_state_dict(weights, assign=True)
+    return network.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """A network on a device, and back on the CPU afterwards."""
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to("cpu")
 
 
 def seconds_per_step(training: Training, rounds: int = 4) -> float:
@@ -82,6 +102,12 @@ def lines(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in written if line.endswith("}")]
+
+
+def tell(folder: Path, line: Mapping[str, float]) -> None:
+    """The metrics of what takes a single step."""
+    with whole(folder / METRICS) as partial:
+        partial.write_text(json.dumps(line) + "\n", encoding="utf-8")
 
 
 def run(

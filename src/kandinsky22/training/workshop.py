@@ -201,7 +201,7 @@ class Workshop:
         probed = self.own is None
         configs = self.recipe.vision, self.recipe.text_config(len(self.tokenizer.vocab))
         torch.manual_seed(0)
-        network, copy = clip.CLIP(*configs, probed=probed), clip.CLIP(*configs, probed=probed)
+        network = clip.CLIP(*configs, probed=probed)
         self._warm("text", network.text)
         self._warm("vision", network.vision)
         recipe, hard = self.recipe.runs["clip"], self.recipe.hard_negatives if probed else 0
@@ -210,7 +210,7 @@ class Workshop:
             network, self.tokenizer, material.seen, recipe, hard=hard, gathered=self.processes.gathered
         )
         training = self._training("clip", network, objective, {})
-        return training, clip.sheet(self._there(copy), self.tokenizer, material.held_out, recipe)
+        return training, clip.sheet(network, self.tokenizer, material.held_out, recipe)
 
     def _learnt_tokenizer(self, sets: list[Pictures]) -> Tokenizer:
         rng, wanted = np.random.default_rng(0), CAPTIONS_TO_LEARN_FROM // len(sets)
@@ -272,13 +272,14 @@ class Workshop:
         material = self.material("linear-prior")
         told = [self._told(material, pictures) for pictures in material.seen]
         known = self.text_encoder.to(self.processes.device), self.tokenizer
-        fitted, line = linear_prior.fitted(*known, told, self._told(material, material.held_out))
+        fitted, measured = linear_prior.fitted(*known, told, self._told(material, material.held_out))
+        line = {"step": 1, "of": 1, **measured}
         if self.processes.first:
             towers = self.stored("text").fingerprint, self.stored("vision").fingerprint
-            folder = self.model / catalog.PRIOR / linear_prior_file.FOLDER
-            linear_prior_file.save(folder, fitted, *towers)
+            linear_prior_file.save(self.model / catalog.PRIOR / linear_prior_file.FOLDER, fitted, *towers)
+            run.tell(self.folder / "linear-prior", line)
         self.processes.wait()
-        yield {"step": 1, "of": 1, **line}
+        yield line
 
     def _decoder(self) -> tuple[Training, run.Sheet]:
         return self._painter("decoder", self.recipe.unet, decoder.nothing)
@@ -306,12 +307,13 @@ class Workshop:
         schedule = NoiseSchedule.from_config(self.recipe.decoder_scheduler)
         zero = zero_image.zero_image_embed(self.folders[catalog.PRIOR])
         buckets = material.buckets(*encoders, hinted=config.hinted)
+        unseen = material.bucket(material.held_out, *encoders, hinted=config.hinted)
+        self.movq.cpu()  # it makes room for what learns
         recipe = self.recipe.runs[name]
         objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
         frozen = {"movq": self.latent_space, "prediction": schedule.prediction_type, **self._seen_by}
         training = self._training(name, network, objective, frozen)
-        unseen = material.bucket(material.held_out, *encoders, hinted=config.hinted)
-        return training, decoder.sheet(network, self._there(self.movq), schedule, unseen, zero, recipe, beside)
+        return training, decoder.sheet(network, self.movq, schedule, unseen, zero, recipe, beside)
 
     def _add_decoder(self, network: UNet) -> None:
         self._add_painter("decoder", network)
