@@ -1,18 +1,24 @@
-"""Linear maps of a few rows: the numbers of the plain ones, by oneDNN where it reads weights faster."""
+"""Linear maps of a few rows: the numbers of the plain ones, by our own kernel or oneDNN where they read weights faster."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from kandinsky22 import acceleration
-from kandinsky22.acceleration import linear
+from kandinsky22.acceleration import kernels
+from kandinsky22.acceleration.half import linear
 from kandinsky22.acceleration.linear import FEWEST, MOST
 
+OURS = kernels.library() is not None and kernels.instructions() == "avx512"
 
-@pytest.fixture(autouse=True)
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small weights stand for large ones."""
-    monkeypatch.setattr(linear, "LARGE", 40 * 48 * 4)
+
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes. Small weights stand for large ones."""
+    monkeypatch.setattr(kernels, "LARGE", 40 * 48)
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    return str(request.param)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -31,7 +37,24 @@ def test_its_numbers_are_the_plain_ones(shape: tuple[int, ...], bias: bool) -> N
     assert torch.allclose(layer.double()(x.double()), exact, atol=1e-12)
 
 
-def test_it_is_taken_where_it_pays_and_never_with_gradients() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", range(1, kernels.ROWS + 2))
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@torch.no_grad()
+def test_the_kernel_multiplies_any_few_rows(dtype: torch.dtype, rows: int, threads: int, by: str) -> None:
+    layer, x = nn.Linear(48, 40).requires_grad_(False).to(dtype), noise(rows, 48)
+    exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    assert kernels.reads(x, layer.weight) == (OURS and by == "kernels" and rows <= kernels.ROWS)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = linear(x, layer.weight, layer.bias)
+    finally:
+        torch.set_num_threads(before)
+    assert found.dtype == torch.float32 and torch.allclose(found.double(), exact, atol=1e-5)
+
+
+def test_another_library_is_taken_where_it_pays_and_none_with_gradients(by: str) -> None:
     layer = nn.Linear(48, 40)
     acceleration.prepare(layer, room=0)
 
@@ -41,7 +64,8 @@ def test_it_is_taken_where_it_pays_and_never_with_gradients() -> None:
         return any("_linear_pointwise" in event.name for event in seen.events())
 
     there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    assert [taken(layer, rows) for rows in (3, 4, 256, 257)] == [False, there, there, False]
+    few = there and not (OURS and by == "kernels")
+    assert [taken(layer, rows) for rows in (3, 4, 9, 256, 257)] == [False, few, there, there, False]
     small = nn.Linear(48, 39)
     acceleration.prepare(small, room=0)
     assert not taken(small, 4)

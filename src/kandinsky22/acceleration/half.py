@@ -41,6 +41,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     cache and a product of few rows reads no more memory than the narrow weight takes."""
     if not narrower(weight, x.dtype):
         return F.linear(x, weight, bias)
+    if kernels.reads(x, weight):
+        return kernels.few_rows(x, weight, bias)
     bias = None if bias is None else bias.to(x.dtype)
     if not kernels.concern(x):
         return F.linear(x, weight.to(x.dtype), bias)

@@ -1,4 +1,5 @@
-/* What plain torch has no one pass for: the normalisation of layers.Norm, and the two transforms of a Winograd convolution.
+/* What plain torch has no one pass for: the normalisation of layers.Norm, the two transforms of a Winograd convolution, and products
+ * of few rows.
  *
  * Activations are channels last, [B, H, W, C], float32 or bfloat16 (`half`), with C a multiple of 16; everything in between
  * is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
@@ -263,5 +264,44 @@ void transform_out(const void *v, const void *bias, void *y, long B, long H, lon
         long top = i % rows * m, tile = i * columns;
         if (m == 4 && !half) tiles_out(v, bias, to, H, W, C, columns, top, tile, plane, doubled, 4, 0);
         if (m == 2 && half) tiles_out(v, bias, to, H, W, C, columns, top, tile, plane, doubled, 2, 1);
+    }
+}
+
+/* y [rows, outputs] = x [rows, inputs] times w [outputs, inputs] transposed, plus a bias, if any, for a few rows: the time goes into
+ * reading w, so each of its vectors is read once and multiplied by all rows. x, bias and y are float32. All sums stay in
+ * registers, of which AVX2 has too few: there this is not used.
+ */
+INLINE void some_outputs(const void *w, const float *x, const float *bias, float *y, long outputs, long inputs, int rows, int at_once,
+                         int half) {
+    vec sums[4][8] = {{ZERO}};
+    for (long k = 0; k < inputs; k += LANES) {
+        vec seen[8];
+        for (int m = 0; m < rows; m++) seen[m] = load(x, m * inputs + k, 0);
+        for (int r = 0; r < at_once; r++) {
+            vec weight = load(w, r * inputs + k, half);
+            __builtin_prefetch((const char *)w + ((r + at_once) * inputs + k) * (half ? 2 : 4));
+            for (int m = 0; m < rows; m++) sums[r][m] += weight * seen[m];
+        }
+    }
+    for (int r = 0; r < at_once; r++)
+        for (int m = 0; m < rows; m++) {
+            float sum = bias ? bias[r] : 0;
+            for (int k = 0; k < LANES; k++) sum += sums[r][m][k];
+            y[m * outputs + r] = sum;
+        }
+}
+
+#define ROWS(n)                                                                                                                        \
+    if (rows == n) half ? some_outputs(from, x, plus, to, outputs, inputs, n, n > 6 ? 2 : 4, 1)                                         \
+                        : some_outputs(from, x, plus, to, outputs, inputs, n, n > 6 ? 2 : 4, 0);
+
+void few_rows(const void *w, const float *x, const float *bias, float *y, long rows, long outputs, long inputs, int half, int threads) {
+    long at_once = rows > 6 ? 2 : 4;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long o = 0; o < outputs; o += at_once) {
+        const char *from = (const char *)w + o * inputs * (half ? 2 : 4);
+        const float *plus = bias ? bias + o : 0;
+        float *to = y + o;
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
     }
 }

@@ -16,6 +16,10 @@ from torch import Tensor
 
 LANES = 16  # channels that a kernel computes at once
 DTYPES = (torch.float32, torch.bfloat16)
+ROWS = 8  # that are few
+LARGE = (
+    2 << 20
+)  # numbers of a weight that comes from memory and not from a cache; there is nothing to gain with smaller ones
 NAMES = {"AVX512": "avx512", "AVX2": "avx2"}
 """By what torch calls them, the sets of instructions that kernels are built for."""
 
@@ -97,6 +101,25 @@ def transform_out(v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, *
     _call(
         "transform_out", v, bias.to(v.dtype), y, b, h, w, c, rows, columns, v.stride(0), int(doubled), m, half=y.dtype
     )
+
+
+def reads(x: Tensor, weight: Tensor) -> bool:
+    """Whether `few_rows` computes the linear map of x by a weight [O, C], and reads it faster than torch's libraries do."""
+    rows = x.numel() // max(1, weight.shape[1])
+    return (
+        0 < rows <= ROWS and concern(x) and x.dtype == torch.float32 and weight.dtype in DTYPES and weight.is_contiguous()
+        and weight.numel() >= LARGE and weight.shape[1] % LANES == 0 and weight.shape[0] % 4 == 0 and library() is not None
+        and instructions() == "avx512"
+    )  # fmt: skip
+
+
+def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The linear map of up to `ROWS` rows x [..., C] by a weight [O, C], float32 or bfloat16, which is read once; float32."""
+    x, (outputs, inputs) = x.contiguous(), weight.shape
+    y = x.new_empty(*x.shape[:-1], outputs)
+    bias = None if bias is None else bias.float().contiguous()
+    _call("few_rows", weight, x, bias, y, x.numel() // inputs, outputs, inputs, half=weight.dtype)
+    return y
 
 
 def _call(name: str, *arguments: Tensor | int | float | None, half: torch.dtype) -> None:
