@@ -24,8 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PROMPT = "three red circles over a blue triangle"
-THEIRS, OURS = "diffusers", "kandinsky22"
+from tables import OURS, THEIRS, relative_rms
+from works import PROMPT
+
 PROGRAMS = {
     THEIRS: "diffusers as it is installed",
     "diffusers-compiled": "diffusers, channels last, its U-Net by torch.compile(mode='max-autotune')",
@@ -132,8 +133,7 @@ def apart(result: Path, exact: Path) -> float | None:
 
     if not (result.is_file() and exact.is_file()):
         return None
-    ours, theirs = (torch.load(path, weights_only=True).double() for path in (result, exact))
-    return float((ours - theirs).norm() / theirs.norm())
+    return relative_rms(*(torch.load(path, weights_only=True).double().numpy() for path in (result, exact)))
 
 
 def about(a: argparse.Namespace) -> Record:

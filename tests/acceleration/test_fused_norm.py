@@ -68,9 +68,9 @@ def by_torch(
 def test_kernels_are_used_where_they_compute_what_torch_does(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused_norm.right.cache_clear()
+    fused_norm.agrees.cache_clear()
     monkeypatch.setattr(fused_norm, "normalised", by_torch)
-    assert fused_norm.right(torch.device("cpu"), dtype)
+    assert fused_norm.agrees(torch.device("cpu"), dtype)
 
 
 @pytest.mark.parametrize("fault", ["raises", "forgets the shift", "forgets SiLU"])
@@ -84,11 +84,11 @@ def test_kernels_that_fail_are_left_out_with_a_warning(fault: str, monkeypatch: 
             others = (*others[:-1], torch.zeros_like(others[-1]))
         return by_torch(x, *others, **named)
 
-    fused_norm.right.cache_clear()
+    fused_norm.agrees.cache_clear()
     monkeypatch.setattr(fused_norm, "normalised", faulty)
     with pytest.warns(UserWarning, match="and torch's does: (no compiler$|another result)"):
-        assert not fused_norm.right(torch.device("cpu"), torch.float16)
-    fused_norm.right.cache_clear()
+        assert not fused_norm.agrees(torch.device("cpu"), torch.float16)
+    fused_norm.agrees.cache_clear()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton comes with this build of torch")

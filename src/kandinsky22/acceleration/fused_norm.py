@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kandinsky22.acceleration.replay import first_line
+
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16)  # with their resolution, no sum of squares in float32 loses what a mean drowns
 CELLS, CHANNELS = 32, 64  # a program's tile of the picture
@@ -32,12 +34,12 @@ def kernels() -> ModuleType | None:
 
 
 @cache
-def right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels compute here what torch does: tried once on a device, since a compiler of another version or another
-    GPU may not take them. Where they do not, a warning says so, and torch computes."""
+def agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels compute on a device what torch does: tried once, since a compiler of another version or another GPU
+    may not take them. Where they do not, a warning says so, and torch computes."""
     cells = torch.randn(2, 64, 6, 10, generator=torch.Generator().manual_seed(0))
     x, scale, shift = (part.to(device, dtype) for part in (cells, cells[:, :, :1, :1], cells[:, :, :3, :5]))
-    weight, bias = scale[0].flatten(), shift[0, :, 0, 0]
+    weight, bias = scale[0, :, 0, 0].contiguous(), shift[0, :, 0, 0].contiguous()  # as parameters are
     try:
         for a, b in ((None, None), (scale, scale), (shift, shift)):
             plain = F.group_norm(x.float(), 32, weight.float(), bias.float(), 1e-5)
@@ -48,8 +50,8 @@ def right(device: torch.device, dtype: torch.dtype) -> bool:
             if not (found - F.silu(plain)).norm() < ALIKE * F.silu(plain).norm():
                 raise RuntimeError("another result than torch's")
     except Exception as error:  # whatever a compiler raises
-        first = str(error).partition("\n")[0]
-        warnings.warn(f"the fused normalisation does not run on {device}, and torch's does: {first}", stacklevel=2)
+        said = first_line(error)
+        warnings.warn(f"the fused normalisation does not run on {device}, and torch's does: {said}", stacklevel=2)
         return False
     return True
 
@@ -65,7 +67,7 @@ def fits(x: Tensor, scale: Tensor | None) -> bool:
         and x.numel() > 0
         and whole
         and kernels() is not None
-        and right(x.device, x.dtype)
+        and agrees(x.device, x.dtype)
     )
 
 
