@@ -71,14 +71,20 @@ def test_convolutions(kind: type[Conv3x3], inner: bool) -> None:
         x = noise(b, 64, h + 2 * inner, w)
         plain = convolve(x)
         acceleration.prepare(conv, room=1 << 30)
-        assert apart(convolve(x), plain) < EXACT
-        assert conv._kept is not None
+        first, second, third = (convolve(x) for _ in range(3))
+        assert apart(first, plain) < EXACT
+        assert conv._kept is not None  # from the second use on, which shows in nothing
+        assert torch.equal(first, second) and torch.equal(first, third)
+        acceleration.prepare(conv, room=0)
+        assert torch.equal(convolve(x), first) and torch.equal(convolve(x), first) and conv._kept is None
         acceleration.undo(conv)
         assert torch.equal(convolve(x), plain)
 
 
 def test_few_cells_of_many_channels_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "FEW", 1)
+    monkeypatch.setattr(convolution, "CELLS", 1000)
+    monkeypatch.setattr(convolution, "CACHED", 0)
     conv = made(Conv3x3(32, 96))
     for b, h, w in [(1, 3, 5), (2, 5, 4), (3, 2, 2)]:
         x = noise(b, 32, h, w)
@@ -168,7 +174,7 @@ def test_whole_networks(name: str) -> None:
 def test_bfloat16_is_no_coarser(name: str) -> None:
     """Over several networks: the error of one is as good as random, to a fifth."""
     kind, config, work = WORK[name]
-    plain, fast, coarse = 0.0, 0.0, 0.0
+    plain, fast = 0.0, 0.0
     for seed in range(4):
         network = made(kind(config))
         randomise(network, seed)
@@ -176,10 +182,7 @@ def test_bfloat16_is_no_coarser(name: str) -> None:
         plain += apart(work(network.bfloat16()), exact) ** 2
         acceleration.prepare(network, room=1 << 30)
         fast += apart(work(network), exact) ** 2
-        acceleration.prepare(network, room=1 << 30, coarse=True)
-        coarse += apart(work(network), exact) ** 2
     assert fast < 1.1**2 * plain
-    assert coarse < 1.5**2 * plain  # these networks are shallow
 
 
 @pytest.mark.parametrize("name", ["unet", "movq"])

@@ -4,6 +4,7 @@ Two yardsticks, both relative rms: the plain float32 network with weights rounde
 and the error that diffusers' and transformers' own networks have in bfloat16, which it must not exceed.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky22 import Kandinsky, acceleration
-from kandinsky22.acceleration import convolution, half, kernels, winograd
+from kandinsky22.acceleration import convolution, half, kernels
 from kandinsky22.acceleration.half import HALF, linear
 from kandinsky22.models.layers import Conv3x3, DoublingConv3x3
 from kandinsky22.models.movq import MoVQConfig
@@ -39,8 +40,6 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
     elif kernels.library() is None:
         pytest.skip("no kernels here")
     monkeypatch.setattr(convolution, "CELLS", 1)
-    monkeypatch.setattr(convolution, "UNKEPT", 1)
-    monkeypatch.setattr(winograd, "PART", 1)
     monkeypatch.setattr(half, "NUMBERS", (1000, 3000))
     with torch.no_grad():
         yield
@@ -141,16 +140,19 @@ def test_linear(bias: bool, rows: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [Conv3x3, DoublingConv3x3])
-def test_what_is_made_at_every_call_is_what_is_kept(kind: type[Conv3x3], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a filter in one piece and in several, the last one smaller."""
-    conv, x = made(kind(32, 96)), noise(2, 32, 9, 14)
-    exact = conv.double()(x.double())
-    conv.float()
-    for part, room in ((1, 0), (36 * 32 * 40, 0), (1 << 30, 0), (1, 1 << 30)):
-        monkeypatch.setattr(winograd, "PART", part)
-        acceleration.prepare(conv, room=room)
-        assert apart(conv(x), exact) < EXACT
-        assert (conv._kept is not None) == (room > 0)
+def test_what_is_made_at_every_call_is_what_is_kept(kind: type[Conv3x3]) -> None:
+    """Of a filter that lies as it is read, and channels last."""
+    conv, x = made(kind(32, 96)).bfloat16(), noise(2, 32, 9, 14)
+    exact = copy.deepcopy(conv).double()(x.double())
+    for order in (torch.contiguous_format, torch.channels_last):
+        conv.weight.data = conv.weight.data.contiguous(memory_format=order)
+        results = []
+        for roomy in (False, True):
+            acceleration.prepare(conv, dtype=torch.float32)
+            conv.roomy = roomy  # as in a larger network
+            results += [conv(x), conv(x)]
+            assert (conv._kept is not None) == roomy
+        assert all(apart(y, exact) < EXACT and torch.equal(y, results[0]) for y in results)
 
 
 def test_it_learns_as_if_it_had_not_been_prepared() -> None:

@@ -41,7 +41,7 @@ def test_weights_that_change_are_seen() -> None:
     conv = made(Conv3x3(32, 32))
     acceleration.prepare(conv, room=1 << 30)
     x, other = noise(1, 32, 16, 16), made(Conv3x3(32, 32))
-    conv(x)
+    conv(x), conv(x)
     assert conv._kept is not None
     conv.load_state_dict(other.state_dict())
     assert apart(conv(x), other(x)) < 1e-5
@@ -55,7 +55,7 @@ def test_room_goes_to_the_largest_maps_first() -> None:
     unet = made(UNet(UNET))
     randomise(unet)
     convs = [module for module in unet.modules() if isinstance(module, Conv3x3)]
-    forms = {conv: convolution.form(conv, torch.float32) * 4 for conv in convs}
+    forms = {conv: convolution.form(conv) for conv in convs}
     acceleration.prepare(unet, room=sum(forms.values()) // 3)
     roomy = [conv for conv in convs if conv.roomy]
     assert 0 < sum(forms[conv] for conv in roomy) <= sum(forms.values()) // 3

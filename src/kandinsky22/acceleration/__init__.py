@@ -15,7 +15,7 @@ import os
 import torch
 from torch import nn
 
-from kandinsky22.acceleration import fused_norm, gpu, kernels, winograd
+from kandinsky22.acceleration import fused_norm, gpu, kernels
 from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
 from kandinsky22.acceleration.gpu import forget as forget
 from kandinsky22.acceleration.half import HALF
@@ -32,7 +32,12 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
 }
 CPU = torch.device("cpu")
 SWITCH = "KANDINSKY22_ACCELERATION"  # in the environment; "off" is for those who cannot say so otherwise
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # in the environment, where torch looks when it first allocates
 SHARE = 4  # one part in so many of this machine's memory may hold weights in other forms
+
+# A step's memory takes longer to fetch in pages of 4 KB than to compute with. Elsewhere than on Linux nothing looks at this.
+if os.environ.get(SWITCH) != "off":
+    os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def wanted(device: torch.device, asked: bool | None = None) -> bool:
@@ -41,8 +46,7 @@ def wanted(device: torch.device, asked: bool | None = None) -> bool:
 
 
 def room(device: torch.device = CPU) -> int:
-    """Bytes for the weights of one network in other forms: a share of this machine's memory, not of what is free of it, since
-    pictures' last bits depend on it. A GPU needs none."""
+    """Bytes for the weights of one network in other forms: a share of this machine's memory. A GPU needs none."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE if device.type == "cpu" else 0
 
 
@@ -59,13 +63,12 @@ def instructions_for(dtype: torch.dtype) -> bool:
 
 
 def described(held: torch.dtype = torch.float32, device: torch.device = CPU, *, compiled: bool = False) -> str:
-    """What computes, kernels of our own or torch, and on a CPU the room there is, and the dtype, if it is not that of the
-    weights; all of it shows in last bits."""
+    """What computes, kernels of our own or torch, and the dtype, if it is not that of the weights; it shows in last bits."""
     if device.type != "cpu":
         return "compiled" if compiled else "torch" if fused_norm.kernels() is None else "kernels"
     dtype = computed(held, device)
     named = [] if dtype == held else [f"in {str(dtype).removeprefix('torch.')}"]
-    return ", ".join(["torch" if kernels.library() is None else "kernels", f"{room() / 1e9:.1f} GB", *named])
+    return ", ".join(["torch" if kernels.library() is None else "kernels", *named])
 
 
 def missing(device: torch.device = CPU) -> str | None:
@@ -82,20 +85,20 @@ def missing(device: torch.device = CPU) -> str | None:
 def more(network: nn.Module, held: torch.dtype, room: int) -> int:
     """How many bytes more a network may hold that is prepared for this processor, its weights held in a dtype."""
     dtype = computed(held, torch.device("cpu"))
-    forms = [form(module, dtype) for module in network.modules() if isinstance(module, Conv3x3)]
-    return min(sum(forms) * dtype.itemsize, _spared(network, held, dtype, room))
+    if dtype != torch.float32:
+        return 0
+    forms = [form(module) for module in network.modules() if isinstance(module, Conv3x3)]
+    return min(sum(forms), _spared(network, held, dtype, room))
 
 
 def prepare(
-    network: nn.Module, *, room: int = 0, dtype: torch.dtype | None = None, coarse: bool = False,
-    device: torch.device = CPU, compiled: bool = False,
+    network: nn.Module, *, room: int = 0, dtype: torch.dtype | None = None, device: torch.device = CPU, compiled: bool = False,
 ) -> None:  # fmt: skip
     """Have a network compute by what is fastest on a device; on a CPU with up to `room` bytes more of memory for its weights in
     other forms.
 
     In float32 the numbers are the plain network's to a relative rms of 1e-5, in half precision no further from float32's than
-    the plain network's. coarse: with Winograd's algorithm in bfloat16 too, which makes that error up to 1.2 times as large.
-    compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
+    the plain network's. compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
 
     dtype: what it computes in, and is given (None: that of its weights). In float32 with weights in half precision, the numbers
     are those of the plain network with the same weights in float32.
@@ -111,8 +114,6 @@ def prepare(
         if (fast := kinds.get(type(module))) is not None:
             module.__class__ = fast
     convolutions = [module for module in network.modules() if isinstance(module, FastConv3x3)]
-    for conv in convolutions:
-        conv.outputs = winograd.COARSE if coarse else winograd.OUTPUTS
     share_out(convolutions, dtype, _spared(network, held, dtype, room))
 
 
@@ -122,7 +123,7 @@ def undo(network: nn.Module) -> None:
     for module in network.modules():
         if (slow := plain.get(type(module))) is not None:
             module.__class__ = slow
-            for name in ("_kept", "roomy", "outputs", "replays", "compiles", "_padded"):
+            for name in ("_seen", "_kept", "roomy", "replays", "compiles", "_padded"):
                 vars(module).pop(name, None)
 
 

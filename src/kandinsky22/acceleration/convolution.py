@@ -1,7 +1,6 @@
 """The convolutions of a network on a CPU, each by the algorithm that pays for its shape."""
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3
 
 LANES = 32  # channels must be a multiple of this, on either side
 CELLS = 256  # of a map from which Winograd's algorithm pays: with fewer, reading its larger filter takes the time that it saves
-UNKEPT = 2  # times as many are needed where there is no room to keep the filter, and it is transformed at every call
 CACHED = 2 << 20  # bytes of a transformed filter that stays in a processor's cache, so that it pays on any map
 FEW = 4  # times fewer cells than channels come out: then laying out the filter anew at every call takes longer than to multiply
 
@@ -21,14 +19,14 @@ FEW = 4  # times fewer cells than channels come out: then laying out the filter 
 class FastConv3x3(Conv3x3):
     """A 3x3 convolution without gradients; with them, or on another device, or of a shape where nothing pays, the plain one.
 
-    By Winograd's algorithm where the map is large enough; the transformed filter is kept where the network's budget has room.
-    As one matrix product over neighbourhoods where there are few cells, as the filter then is read as it lies.
+    By Winograd's algorithm where the map is large enough. As one matrix product over neighbourhoods where there are few cells, as
+    the filter then is read as it lies.
     """
 
     doubled = False
     roomy = False  # whether there is room for the transformed filter
-    outputs = winograd.OUTPUTS
-    _kept: tuple[tuple[object, ...], Tensor] | None = None  # the transformed filter, and what it was made of
+    _seen: tuple[object, ...] | None = None  # the weights that were transformed last
+    _kept: list[Tensor] | None = None  # the lines of their filter
 
     def forward(self, x: Tensor) -> Tensor:
         return self._by_what_pays(x, inner=False)
@@ -43,34 +41,28 @@ class FastConv3x3(Conv3x3):
         if not _is_wide(self) or self.bias is None:
             return self._plainly(x, inner=inner)
         cells = len(x) * (x.shape[2] - 2 * inner) * x.shape[3] * (4 if self.doubled else 1)
-        if (m := self.outputs.get(x.dtype)) and self._pays(cells, x):
-            filters = self._transformed(x.dtype, m)
-            return winograd.convolved(x, filters, self.bias, m=m, doubled=self.doubled, inner=inner)
+        if x.dtype == torch.float32 and (cells >= CELLS or form(self) <= CACHED):
+            return winograd.convolved(x, self._transformed(), self.bias, doubled=self.doubled, inner=inner)
         few = FEW * cells < self.out_channels and not self.weight.is_inference()
         if few and not (inner or self.doubled):
             return _as_one_product(x, _channels_last(self.weight), self.bias)
         return self._plainly(x, inner=inner)
 
-    def _pays(self, cells: int, x: Tensor) -> bool:
-        if not self.roomy:
-            return cells >= UNKEPT * CELLS
-        return cells >= CELLS or form(self, x.dtype, self.outputs) * x.itemsize <= CACHED
-
     def _plainly(self, x: Tensor, *, inner: bool) -> Tensor:
         layer = widened(self, x.dtype)
         return super(FastConv3x3, layer).inner(x) if inner else super(FastConv3x3, layer).forward(x)
 
-    def _transformed(self, dtype: torch.dtype, m: int) -> Iterable[Tensor]:
-        """The filter for Winograd's algorithm; where it is kept, made when it is first needed, and anew where the weights have
-        changed."""
+    def _transformed(self) -> Iterable[Tensor]:
+        """The filter for Winograd's algorithm; where there is room, kept from its second use on, until the weights change. A
+        first use may be the only one, and to fetch the memory takes longer than to convolve. The numbers are the same."""
         weight = self.weight
-        if not self.roomy:
-            return winograd.transformed(_channels_last(weight), dtype, m=m, doubled=self.doubled)
-        now = weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype, dtype
-        if self._kept is None or self._kept[0] != now:
-            (whole,) = winograd.transformed(weight, dtype, m=m, doubled=self.doubled, part=sys.maxsize)
-            self._kept = now, whole
-        return self._kept[1:]
+        now = weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype
+        if not self.roomy or self._seen != now:
+            self._seen, self._kept = now, None
+            return winograd.transformed(weight, doubled=self.doubled)
+        if self._kept is None:
+            self._kept = list(winograd.transformed(weight, doubled=self.doubled, lasting=True))
+        return self._kept
 
 
 class FastConv1x1(Conv1x1):
@@ -89,20 +81,18 @@ class FastDoublingConv3x3(FastConv3x3, DoublingConv3x3):
 
 
 def share_out(convolutions: list[FastConv3x3], dtype: torch.dtype, room: int) -> None:
-    """Give `room` bytes for transformed filters to the convolutions of a network, the narrowest first: they are those of the
-    largest maps, and gain the most for each byte. It depends on nothing that was computed before, nor do the numbers."""
+    """Give `room` bytes for transformed filters to the convolutions of a network that computes in a dtype, the narrowest first:
+    they are those of the largest maps, and gain the most for each byte."""
     for conv in sorted(convolutions, key=lambda conv: (conv.out_channels, conv.weight.numel())):
-        room -= form(conv, dtype, conv.outputs) * dtype.itemsize
-        conv.roomy = room >= 0
+        room -= form(conv)
+        conv.roomy = room >= 0 and dtype == torch.float32
 
 
-def form(conv: Conv3x3, dtype: torch.dtype, outputs: Mapping[torch.dtype, int] = winograd.OUTPUTS) -> int:
-    """How many numbers a convolution's transformed filter has, in a dtype; 0 where it has none."""
-    if dtype not in outputs or not _is_wide(conv):
+def form(conv: Conv3x3) -> int:
+    """How many bytes a convolution's transformed filter has; 0 where it has none."""
+    if not _is_wide(conv):
         return 0
-    m = outputs[dtype]
-    products = (m + 1 if isinstance(conv, DoublingConv3x3) else m + 2) ** 2
-    return products * conv.in_channels * conv.out_channels
+    return 4 * winograd.side(isinstance(conv, DoublingConv3x3)) ** 2 * conv.in_channels * conv.out_channels
 
 
 def _is_wide(conv: nn.Conv2d) -> bool:

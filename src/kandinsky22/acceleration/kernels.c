@@ -161,109 +161,73 @@ void normalise(const void *x, void *y, const float *mean, const float *variance,
     free(a);
 }
 
-/* Winograd's transforms (Lavin and Gray 2015) in one dimension, every `s`-th value of in to every `t`-th of out: of `side` = m + 2
- * inputs, and of as many products to m outputs. The matrices stand in winograd.py.
+/* Winograd's F(4,3) (Lavin and Gray 2015, section 4.3; the matrices stand in winograd.py) in one dimension, every `s`-th value of x to
+ * every `t`-th: 6 of a picture to 6 points, and 6 products back to 4 outputs.
  */
-INLINE void in_1d(const vec *x, int s, vec *v, int t, int m) {
-    if (m == 2) {
-        v[0] = x[0] - x[2 * s];
-        v[t] = x[s] + x[2 * s];
-        v[2 * t] = x[2 * s] - x[s];
-        v[3 * t] = x[s] - x[3 * s];
-    } else {
-        vec even = x[4 * s] - 4.0f * x[2 * s], odd = x[3 * s] - 4.0f * x[s];
-        vec near = x[4 * s] - x[2 * s], far = 2.0f * (x[3 * s] - x[s]);
-        v[0] = 4.0f * x[0] - 5.0f * x[2 * s] + x[4 * s];
-        v[t] = even + odd;
-        v[2 * t] = even - odd;
-        v[3 * t] = near + far;
-        v[4 * t] = near - far;
-        v[5 * t] = 4.0f * x[s] - 5.0f * x[3 * s] + x[5 * s];
-    }
+INLINE void in_1d(const vec *x, int s, vec *v, int t) {
+    vec even = x[4 * s] - 4.0f * x[2 * s], odd = x[3 * s] - 4.0f * x[s];
+    vec near = x[4 * s] - x[2 * s], far = 2.0f * (x[3 * s] - x[s]);
+    v[0] = 4.0f * x[0] - 5.0f * x[2 * s] + x[4 * s];
+    v[t] = even + odd;
+    v[2 * t] = even - odd;
+    v[3 * t] = near + far;
+    v[4 * t] = near - far;
+    v[5 * t] = 4.0f * x[s] - 5.0f * x[3 * s] + x[5 * s];
 }
 
-INLINE void out_1d(const vec *x, int s, vec *y, int t, int m) {
+INLINE void out_1d(const vec *x, int s, vec *y, int t) {
     vec sum = x[s] + x[2 * s], difference = x[s] - x[2 * s];
-    if (m == 2) {
-        y[0] = x[0] + sum;
-        y[t] = difference - x[3 * s];
-    } else {
-        vec sum2 = x[3 * s] + x[4 * s], difference2 = x[3 * s] - x[4 * s];
-        y[0] = x[0] + sum + sum2;
-        y[t] = difference + 2.0f * difference2;
-        y[2 * t] = sum + 4.0f * sum2;
-        y[3 * t] = difference + 8.0f * difference2 + x[5 * s];
-    }
+    vec sum2 = x[3 * s] + x[4 * s], difference2 = x[3 * s] - x[4 * s];
+    y[0] = x[0] + sum + sum2;
+    y[t] = difference + 2.0f * difference2;
+    y[2 * t] = sum + 4.0f * sum2;
+    y[3 * t] = difference + 8.0f * difference2 + x[5 * s];
 }
 
-/* x [B, H, W, C] to v [products, B * rows * columns, C], the products `plane` values apart. The first line that tile row 0 sees is
- * `first`; outside x are zeros. `doubled`: of a picture of twice the sides, without the products with the third row or column of the
- * transform, which are zero there.
+/* x [B, H, W, C] to v [products, B * rows * columns, C]. The first line that tile row 0 sees is `first`; outside x are zeros.
+ * `doubled`: of a picture of twice the sides.
  */
-INLINE void tiles_in(const void *x, void *v, long H, long W, long C, long columns, long top, long tile, long plane, int doubled,
-                     int m, int half) {
-    int side = m + 2;
-    for (long j = 0; j < columns; j++)
+void transform_in(const float *x, float *v, long B, long H, long W, long C, long rows, long columns, long first, long doubled,
+                  int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = 0; i < B * rows * columns; i++) {
+        const float *from = x + i / (rows * columns) * H * W * C;
+        long top = first + i / columns % rows * 4, left = i % columns * 4 - 1;
         for (long c = 0; c < C; c += LANES) {
             vec in[36], half_way[36], out[36];
-            for (int r = 0; r < side; r++)
-                for (int k = 0; k < side; k++) {
-                    long h = top + r, l = j * m - 1 + k;
-                    int outside = h < 0 || l < 0 || h >> doubled >= H || l >> doubled >= W;
-                    in[r * side + k] = outside ? ZERO : load(x, ((h >> doubled) * W + (l >> doubled)) * C + c, half);
-                }
-            for (int k = 0; k < side; k++) in_1d(in + k, side, half_way + k, side, m);
-            for (int r = 0; r < side; r++) in_1d(half_way + r * side, 1, out + r * side, 1, m);
-            long to = (tile + j) * C + c;
-            for (int r = 0; r < side; r++)
-                for (int k = 0; k < side; k++)
-                    if (!doubled || (r != 2 && k != 2)) {
-                        store(v, to, out[r * side + k], half);
-                        to += plane;
-                    }
+            for (int k = 0; k < 36; k++) {
+                long h = top + k / 6, w = left + k % 6;
+                int outside = h < 0 || w < 0 || h >> doubled >= H || w >> doubled >= W;
+                in[k] = outside ? ZERO : load(from, ((h >> doubled) * W + (w >> doubled)) * C + c, 0);
+            }
+            for (int k = 0; k < 6; k++) in_1d(in + k, 6, half_way + k, 6);
+            for (int r = 0; r < 6; r++) in_1d(half_way + r * 6, 1, out + r * 6, 1);
+            for (int k = 0, to = 0; k < 36; k++)
+                if (!doubled || (k / 6 != 2 && k % 6 != 2)) store(v, (to++ * B * rows * columns + i) * C + c, out[k], 0);
         }
-}
-
-void transform_in(const void *x, void *v, long B, long H, long W, long C, long rows, long columns, long first, long plane,
-                  long doubled, long m, int half, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (long i = 0; i < B * rows; i++) {
-        const char *from = (const char *)x + i / rows * H * W * C * (half ? 2 : 4);
-        long top = first + i % rows * m, tile = i * columns;
-        if (m == 4 && !half) tiles_in(from, v, H, W, C, columns, top, tile, plane, doubled, 4, 0);
-        if (m == 2 && half) tiles_in(from, v, H, W, C, columns, top, tile, plane, doubled, 2, 1);
     }
 }
 
 /* Products v [products, B * rows * columns, C] to y [B, H, W, C], with the bias [C] added. */
-INLINE void tiles_out(const void *v, const void *bias, void *y, long H, long W, long C, long columns, long top, long tile, long plane,
-                      int doubled, int m, int half) {
-    int side = m + 2;
-    for (long j = 0; j < columns; j++)
-        for (long c = 0; c < C; c += LANES) {
-            vec in[36], half_way[24], out[16], b = load(bias, c, half);
-            long from = (tile + j) * C + c;
-            for (int r = 0; r < side; r++)
-                for (int k = 0; k < side; k++) {
-                    int none = doubled && (r == 2 || k == 2);
-                    in[r * side + k] = none ? ZERO : load(v, from, half);
-                    from += none ? 0 : plane;
-                }
-            for (int k = 0; k < side; k++) out_1d(in + k, side, half_way + k, side, m);
-            for (int r = 0; r < m; r++) out_1d(half_way + r * side, 1, out + r * m, 1, m);
-            for (int r = 0; r < m && top + r < H; r++)
-                for (int k = 0; k < m && j * m + k < W; k++) store(y, ((top + r) * W + j * m + k) * C + c, out[r * m + k] + b, half);
-        }
-}
-
-void transform_out(const void *v, const void *bias, void *y, long B, long H, long W, long C, long rows, long columns, long plane,
-                   long doubled, long m, int half, int threads) {
+void transform_out(const float *v, const float *bias, float *y, long B, long H, long W, long C, long rows, long columns, long doubled,
+                   int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (long i = 0; i < B * rows; i++) {
-        char *to = (char *)y + i / rows * H * W * C * (half ? 2 : 4);
-        long top = i % rows * m, tile = i * columns;
-        if (m == 4 && !half) tiles_out(v, bias, to, H, W, C, columns, top, tile, plane, doubled, 4, 0);
-        if (m == 2 && half) tiles_out(v, bias, to, H, W, C, columns, top, tile, plane, doubled, 2, 1);
+    for (long i = 0; i < B * rows * columns; i++) {
+        float *to = y + i / (rows * columns) * H * W * C;
+        long top = i / columns % rows * 4, left = i % columns * 4;
+        for (long c = 0; c < C; c += LANES) {
+            vec in[36], half_way[24], out[16], b = load(bias, c, 0);
+            long from = i * C + c;
+            for (int k = 0; k < 36; k++) {
+                int none = doubled && (k / 6 == 2 || k % 6 == 2);
+                in[k] = none ? ZERO : load(v, from, 0);
+                from += none ? 0 : B * rows * columns * C;
+            }
+            for (int k = 0; k < 6; k++) out_1d(in + k, 6, half_way + k, 6);
+            for (int r = 0; r < 4; r++) out_1d(half_way + r * 6, 1, out + r * 4, 1);
+            for (int r = 0; r < 4 && top + r < H; r++)
+                for (int k = 0; k < 4 && left + k < W; k++) store(to, ((top + r) * W + left + k) * C + c, out[r * 4 + k] + b, 0);
+        }
     }
 }
 

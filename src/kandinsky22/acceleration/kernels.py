@@ -86,21 +86,19 @@ def normalise(
     return y
 
 
-def transform_in(x: Tensor, rows: int, columns: int, first: int, *, m: int, doubled: bool) -> Tensor:
+def transform_in(x: Tensor, rows: int, columns: int, first: int, *, doubled: bool) -> Tensor:
     """Winograd's transform of the tiles of x [B, C, H, W], channels last, or of x with its sides doubled: [products, B * rows *
-    columns, C]. The first tiles begin at line `first`."""
+    columns, C]. The first tiles begin at line `first`. float32, as is the way back."""
     b, c, h, w = x.shape
-    v = x.new_empty(((m + 1 if doubled else m + 2) ** 2, b * rows * columns, c))
-    _call("transform_in", x, v, b, h, w, c, rows, columns, first, v.stride(0), int(doubled), m, half=x.dtype)
+    v = x.new_empty(25 if doubled else 36, b * rows * columns, c)
+    _call("transform_in", x, v, b, h, w, c, rows, columns, first, int(doubled))
     return v
 
 
-def transform_out(v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, *, m: int, doubled: bool) -> None:
+def transform_out(v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, *, doubled: bool) -> None:
     """The way back: products [products, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
     b, c, h, w = y.shape
-    _call(
-        "transform_out", v, bias.to(v.dtype), y, b, h, w, c, rows, columns, v.stride(0), int(doubled), m, half=y.dtype
-    )
+    _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, int(doubled))
 
 
 def reads(x: Tensor, weight: Tensor) -> bool:
@@ -122,9 +120,10 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _call(name: str, *arguments: Tensor | int | float | None, half: torch.dtype) -> None:
-    kernel = getattr(library(), name)
-    kernel(*(_passed(value) for value in arguments), int(half == torch.bfloat16), torch.get_num_threads())
+def _call(name: str, *arguments: Tensor | int | float | None, half: torch.dtype | None = None) -> None:
+    """half: the dtype of what may be either, for the kernels that are told."""
+    told = () if half is None else (int(half == torch.bfloat16),)
+    getattr(library(), name)(*(_passed(value) for value in (*arguments, *told, torch.get_num_threads())))
 
 
 def _passed(value: Tensor | int | float | None) -> object:
