@@ -243,7 +243,7 @@ INLINE void some_outputs(const void *w, const float *x, const float *bias, float
         for (int m = 0; m < rows; m++) seen[m] = load(x, m * inputs + k, 0);
         for (int r = 0; r < at_once; r++) {
             vec weight = load(w, r * inputs + k, half);
-            __builtin_prefetch((const char *)w + ((r + at_once) * inputs + k) * (half ? 2 : 4));
+            __builtin_prefetch((const char *)w + ((r + at_once) * inputs + k) * (half ? 2 : 4), 0, 2); /* into the second cache: the first is busy */
             for (int m = 0; m < rows; m++) sums[r][m] += weight * seen[m];
         }
     }
