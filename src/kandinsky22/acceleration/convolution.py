@@ -43,9 +43,8 @@ class FastConv3x3(Conv3x3):
         cells = len(x) * (x.shape[2] - 2 * inner) * x.shape[3] * (4 if self.doubled else 1)
         if x.dtype == torch.float32 and (cells >= CELLS or form(self) <= CACHED):
             return winograd.convolved(x, self._transformed(), self.bias, doubled=self.doubled, inner=inner)
-        few = FEW * cells < self.out_channels and not self.weight.is_inference()
-        if few and not (inner or self.doubled):
-            return _as_one_product(x, _channels_last(self.weight), self.bias)
+        if FEW * cells < self.out_channels and not (inner or self.doubled):
+            return _as_one_product(x, self.weight, self.bias)
         return self._plainly(x, inner=inner)
 
     def _plainly(self, x: Tensor, *, inner: bool) -> Tensor:
@@ -100,16 +99,8 @@ def _is_wide(conv: nn.Conv2d) -> bool:
 
 
 def _as_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution of a small x [B, C, H, W] as a product of its neighbourhoods, [B * H * W, 9 * C], with the filter."""
+    """The convolution of a small x [B, C, H, W] as a product of its neighbourhoods, [B * H * W, C * 9], with the filter."""
     b, c, h, w = x.shape
-    n, line, step, one = (cells := F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))).stride()
-    around = cells.as_strided((b, h, w, 3, 3, c), (n, line, step, line, step, one)).reshape(b * h * w, 9 * c)
-    return linear(around, weight.permute(0, 2, 3, 1).flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    """A filter that lies channels last, from then on, and so is quick to take apart."""
-    if not (weight.is_contiguous(memory_format=torch.channels_last) or weight.is_inference()):
-        with torch.inference_mode(False):
-            weight.data = weight.detach().contiguous(memory_format=torch.channels_last)
-    return weight
+    n, one, line, step = (cells := F.pad(x.contiguous(), (1, 1, 1, 1))).stride()
+    around = cells.as_strided((b, h, w, c, 3, 3), (n, line, step, one, line, step)).reshape(b * h * w, c * 9)
+    return linear(around, weight.flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)
