@@ -161,34 +161,34 @@ void normalise(const void *x, void *y, const float *mean, const float *variance,
     free(a);
 }
 
-/* Winograd's F(4,3) (Lavin and Gray 2015, section 4.3; the matrices stand in winograd.py) in one dimension, every `s`-th value of x to
- * every `t`-th: 6 of a picture to 6 points, and 6 products back to 4 outputs.
+/* Winograd's F(4,3) in one dimension, for points 0, p, -p, q, -q and infinity, every `s`-th value of x to every `t`-th: 6 of a
+ * picture to 6 points, and 6 products back to 4 outputs. The matrices, and why which points, stand in winograd.py.
  */
-INLINE void in_1d(const vec *x, int s, vec *v, int t) {
-    vec even = x[4 * s] - 4.0f * x[2 * s], odd = x[3 * s] - 4.0f * x[s];
-    vec near = x[4 * s] - x[2 * s], far = 2.0f * (x[3 * s] - x[s]);
-    v[0] = 4.0f * x[0] - 5.0f * x[2 * s] + x[4 * s];
+INLINE void in_1d(const vec *x, int s, vec *v, int t, float p, float q) {
+    vec even = x[4 * s] - q * q * x[2 * s], odd = p * x[3 * s] - p * q * q * x[s];
+    vec even2 = x[4 * s] - p * p * x[2 * s], odd2 = q * x[3 * s] - q * p * p * x[s];
+    v[0] = p * p * q * q * x[0] - (p * p + q * q) * x[2 * s] + x[4 * s];
     v[t] = even + odd;
     v[2 * t] = even - odd;
-    v[3 * t] = near + far;
-    v[4 * t] = near - far;
-    v[5 * t] = 4.0f * x[s] - 5.0f * x[3 * s] + x[5 * s];
+    v[3 * t] = even2 + odd2;
+    v[4 * t] = even2 - odd2;
+    v[5 * t] = p * p * q * q * x[s] - (p * p + q * q) * x[3 * s] + x[5 * s];
 }
 
-INLINE void out_1d(const vec *x, int s, vec *y, int t) {
+INLINE void out_1d(const vec *x, int s, vec *y, int t, float p, float q) {
     vec sum = x[s] + x[2 * s], difference = x[s] - x[2 * s];
     vec sum2 = x[3 * s] + x[4 * s], difference2 = x[3 * s] - x[4 * s];
     y[0] = x[0] + sum + sum2;
-    y[t] = difference + 2.0f * difference2;
-    y[2 * t] = sum + 4.0f * sum2;
-    y[3 * t] = difference + 8.0f * difference2 + x[5 * s];
+    y[t] = p * difference + q * difference2;
+    y[2 * t] = p * p * sum + q * q * sum2;
+    y[3 * t] = p * p * p * difference + q * q * q * difference2 + x[5 * s];
 }
 
 /* x [B, H, W, C] to v [products, B * rows * columns, C]. The first line that tile row 0 sees is `first`; outside x are zeros.
  * `doubled`: of a picture of twice the sides.
  */
-void transform_in(const float *x, float *v, long B, long H, long W, long C, long rows, long columns, long first, long doubled,
-                  int threads) {
+void transform_in(const float *x, float *v, long B, long H, long W, long C, long rows, long columns, long first, float p,
+                  float q, long doubled, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (long i = 0; i < B * rows * columns; i++) {
         const float *from = x + i / (rows * columns) * H * W * C;
@@ -200,8 +200,8 @@ void transform_in(const float *x, float *v, long B, long H, long W, long C, long
                 int outside = h < 0 || w < 0 || h >> doubled >= H || w >> doubled >= W;
                 in[k] = outside ? ZERO : load(from, ((h >> doubled) * W + (w >> doubled)) * C + c, 0);
             }
-            for (int k = 0; k < 6; k++) in_1d(in + k, 6, half_way + k, 6);
-            for (int r = 0; r < 6; r++) in_1d(half_way + r * 6, 1, out + r * 6, 1);
+            for (int k = 0; k < 6; k++) in_1d(in + k, 6, half_way + k, 6, p, q);
+            for (int r = 0; r < 6; r++) in_1d(half_way + r * 6, 1, out + r * 6, 1, p, q);
             for (int k = 0, to = 0; k < 36; k++)
                 if (!doubled || (k / 6 != 2 && k % 6 != 2)) store(v, (to++ * B * rows * columns + i) * C + c, out[k], 0);
         }
@@ -209,8 +209,8 @@ void transform_in(const float *x, float *v, long B, long H, long W, long C, long
 }
 
 /* Products v [products, B * rows * columns, C] to y [B, H, W, C], with the bias [C] added. */
-void transform_out(const float *v, const float *bias, float *y, long B, long H, long W, long C, long rows, long columns, long doubled,
-                   int threads) {
+void transform_out(const float *v, const float *bias, float *y, long B, long H, long W, long C, long rows, long columns, float p,
+                   float q, long doubled, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (long i = 0; i < B * rows * columns; i++) {
         float *to = y + i / (rows * columns) * H * W * C;
@@ -223,8 +223,8 @@ void transform_out(const float *v, const float *bias, float *y, long B, long H, 
                 in[k] = none ? ZERO : load(v, from, 0);
                 from += none ? 0 : B * rows * columns * C;
             }
-            for (int k = 0; k < 6; k++) out_1d(in + k, 6, half_way + k, 6);
-            for (int r = 0; r < 4; r++) out_1d(half_way + r * 6, 1, out + r * 4, 1);
+            for (int k = 0; k < 6; k++) out_1d(in + k, 6, half_way + k, 6, p, q);
+            for (int r = 0; r < 4; r++) out_1d(half_way + r * 6, 1, out + r * 4, 1, p, q);
             for (int r = 0; r < 4 && top + r < H; r++)
                 for (int k = 0; k < 4 && left + k < W; k++) store(to, ((top + r) * W + left + k) * C + c, out[r * 4 + k] + b, 0);
         }

@@ -86,19 +86,23 @@ def normalise(
     return y
 
 
-def transform_in(x: Tensor, rows: int, columns: int, first: int, *, doubled: bool) -> Tensor:
+def transform_in(
+    x: Tensor, rows: int, columns: int, first: int, points: tuple[float, float], *, doubled: bool
+) -> Tensor:
     """Winograd's transform of the tiles of x [B, C, H, W], channels last, or of x with its sides doubled: [products, B * rows *
-    columns, C]. The first tiles begin at line `first`. float32, as is the way back."""
+    columns, C]. The first tiles begin at line `first`. points: p and q. float32, as is the way back."""
     b, c, h, w = x.shape
     v = x.new_empty(25 if doubled else 36, b * rows * columns, c)
-    _call("transform_in", x, v, b, h, w, c, rows, columns, first, int(doubled))
+    _call("transform_in", x, v, b, h, w, c, rows, columns, first, *points, int(doubled))
     return v
 
 
-def transform_out(v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, *, doubled: bool) -> None:
+def transform_out(
+    v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, points: tuple[float, float], *, doubled: bool
+) -> None:
     """The way back: products [products, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
     b, c, h, w = y.shape
-    _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, int(doubled))
+    _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, *points, int(doubled))
 
 
 def reads(x: Tensor, weight: Tensor) -> bool:

@@ -2,11 +2,14 @@
 channel for 36 multiplications instead of 144.
 
 Tiles of the picture and filters are transformed, multiplied point by point, which over channels is one matrix product for each
-point, and transformed back. Before the convolution a picture may be doubled, each cell four times: then the product of point -1
-is zero (what was doubled, as a polynomial, has the factor 1 + z), and 25 of 36 matrix products remain.
+point, and transformed back. The points are 0, +-p, +-q and infinity. Which p and q is free, and decides how rounding errors
+grow: with 2/3 and 3/2 they are less than half of those with the usual 1 and 2, and close to direct convolution's (docs/log.md).
+
+Before the convolution a picture may be doubled, each cell four times: then the product of point -1 is zero (what was doubled, as
+a polynomial, has the factor 1 + z), and 25 of 36 matrix products remain. So that -1 is a point, p and q are 1 and 2 there.
 
 It is exact in float32 alone. In bfloat16 its constants would make a network's error several times as large, and those of F(2,3),
-the smaller form, up to 1.2 times, which is measured and not offered (docs/log.md).
+the smaller form, up to 1.2 times, which is measured and not offered.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,23 +23,34 @@ from torch.nn import functional as F
 from kandinsky22.acceleration import kernels
 
 M = 4  # outputs of a tile, each way
-INTO = [
-    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]  # fmt: skip
-FILTER = [
-    [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]  # fmt: skip
-BACK = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-"""B transposed, G and A transposed of Lavin and Gray, section 4.3, for points 0, 1, -1, 2, -2 and infinity."""
+POINTS, POINTS_OF_DOUBLED = (2 / 3, 3 / 2), (1.0, 2.0)  # p and q
 ZERO_OF_DOUBLED = 2  # the place of point -1
+
+
+def matrices(p: float, q: float) -> tuple[list[list[float]], ...]:
+    """B transposed, G and A transposed of Lavin and Gray, section 4, for points 0, p, -p, q, -q and infinity."""
+    both, total = (p * q) ** 2, p * p + q * q
+    pairs = [(p, q * q), (-p, q * q), (q, p * p), (-q, p * p)]  # a point, and the square of the other two
+    into = [
+        [both, 0, -total, 0, 1, 0],
+        *([0, -z * other, -other, z, 1, 0] for z, other in pairs),
+        [0, both, 0, -total, 0, 1],
+    ]
+    sizes = [2 * z * z * (z * z - other) for z, other in pairs]
+    filters: list[list[float]] = [
+        [1 / both, 0, 0],
+        *([1 / size, z / size, z * z / size] for (z, _), size in zip(pairs, sizes, strict=True)),
+        [0, 0, 1],
+    ]
+    back = [[float(k == 0), *(z**k for z, _ in pairs), float(k == M - 1)] for k in range(M)]
+    return into, filters, back
 
 
 @dataclass(frozen=True)
 class Transforms:
     """Those of a tile with `side` cells of the picture, to products, and back to 4 x 4 outputs; for all cells at once."""
 
+    points: tuple[float, float]  # p and q
     side: int
     stride: int  # of the picture's cells from tile to tile
     into: Tensor  # [products, side * side]
@@ -47,14 +61,15 @@ class Transforms:
     @cache
     def of(cls, doubled: bool) -> "Transforms":
         """In float64."""
-        into, filters, back = (torch.tensor(matrix, dtype=torch.float64) for matrix in (INTO, FILTER, BACK))
+        points = POINTS_OF_DOUBLED if doubled else POINTS
+        into, filters, back = (torch.tensor(matrix, dtype=torch.float64) for matrix in matrices(*points))
         if doubled:
             doubling = torch.zeros(M + 2, M // 2 + 2, dtype=torch.float64)
             doubling[range(M + 2), [(k + 1) // 2 for k in range(M + 2)]] = 1
             kept = [k for k in range(M + 2) if k != ZERO_OF_DOUBLED]
             into, filters, back = into[kept] @ doubling, filters[kept], back[:, kept]
         both = (torch.kron(matrix, matrix) for matrix in (into, filters, back))
-        return cls(into.shape[1], M // 2 if doubled else M, *both)
+        return cls(points, into.shape[1], M // 2 if doubled else M, *both)
 
 
 def side(doubled: bool) -> int:
@@ -89,13 +104,13 @@ def convolved(x: Tensor, filters: Iterable[Tensor], bias: Tensor, *, doubled: bo
     height, width = (x.shape[2] - 2 * inner) * (1 + doubled), x.shape[3] * (1 + doubled)
     rows, columns = -(-height // M), -(-width // M)
     y = x.new_empty((len(x), height, width, len(bias))).permute(0, 3, 1, 2)
+    how = Transforms.of(doubled)
     if kernels.fit(x) and kernels.fit(y):
         first = (1 if doubled else 0) if inner else -1
-        tiles = kernels.transform_in(x, rows, columns, first, doubled=doubled)
+        tiles = kernels.transform_in(x, rows, columns, first, how.points, doubled=doubled)
         products = multiplied(tiles, filters, len(bias))
-        kernels.transform_out(products, bias, y, rows, columns, doubled=doubled)
+        kernels.transform_out(products, bias, y, rows, columns, how.points, doubled=doubled)
         return y
-    how = Transforms.of(doubled)
     # The tiles overlap. Zeros around the picture, and below and right of it as many as the last tiles need.
     below, right = (
         how.stride * (tiles - 1) + how.side - size
