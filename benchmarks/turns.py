@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,9 @@ def give_back() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep what large tensors free, instead of returning it page by page."""
+    """Ask glibc to keep what large tensors free, instead of returning it page by page, and torch, if it is not imported yet, for
+    huge pages, as this package does."""
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,14 @@ def steps(a: argparse.Namespace, pipe: Any, at_each: Callable[[Any], None]) -> N
 
 
 def unet(a: argparse.Namespace, turns: Turns) -> None:
-    """Steps of the decoder, guided: two rows through the U-Net, and the sampler. A step a turn, all of one run."""
+    """Steps of the decoder, guided: two rows through the U-Net, and the sampler. A step a turn, all of one run; the first turn is
+    two steps, since in the second this package keeps what it needs from then on."""
     pipe = read(a, pipeline(a, "decoder"))
+    steps_done = count(1)
 
     def at_each(output: Any) -> None:
+        if next(steps_done) == 1:
+            return
         turns.stop()
         turns.tell(output=output)
         turns.wait()
@@ -114,18 +119,18 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
     import torch
 
     folder, dtype = a.model / "decoder/movq", getattr(torch, a.dtype)
-    z = noise(1, 4, a.side // 8, a.side // 8, seed=3).to(dtype)
+    draw = lambda: noise(1, 4, a.side // 8, a.side // 8, seed=3).to(dtype)  # noqa: E731
     if a.program == "diffusers":
         from diffusers import VQModel
 
-        theirs = VQModel.from_pretrained(folder, dtype=dtype)
+        theirs, z = VQModel.from_pretrained(folder, dtype=dtype), draw()
         decode = lambda: theirs.decode(z, force_not_quantize=True).sample  # noqa: E731
     else:
         from kandinsky22.checkpoints.store import Stored
         from kandinsky22.models.movq import MoVQ, MoVQConfig
         from kandinsky22.placement import Networks
 
-        ours = Networks(torch.device("cpu"), dtype).get(Stored(folder, MoVQ, MoVQConfig))
+        ours, z = Networks(torch.device("cpu"), dtype).get(Stored(folder, MoVQ, MoVQConfig)), draw()
         decode = lambda: ours.decode(z)  # noqa: E731
     while True:
         turns.wait()

@@ -311,20 +311,18 @@ class DecoderStage:
         inpainting keeps; it is held before `constrain` has its say. interval, reuse: as `columns.Sampling` has them."""
         n = len(embeds.image)
         dtype, device = self.networks.dtype, self.networks.device
-        hint = None if hint is None else hint.expand(n, -1, -1, -1).to(device, dtype)
-        masked = None if known is None else known.masked.expand(n, -1, -1, -1).to(device, dtype)
-
-        def conditioned(embeds: Tensor) -> Conditioned:
-            once = self.unet.condition(embeds.to(device, dtype), hint=hint, masked=masked)
-            return self.unet.ahead(once, begun.timesteps)
-
-        cond = conditioned(embeds.image)
         weights = torch.as_tensor(weight, dtype=torch.float32, device=device).expand(n)
-        uncond = cond
-        if embeds.negative is None:
+        away = embeds.negative if bool((weights != 1).any()) else None
+        told = embeds.image if away is None else torch.cat([embeds.image, away])
+
+        def spread(maps: Tensor) -> Tensor:
+            return maps.expand(n, -1, -1, -1).repeat(len(told) // n, 1, 1, 1).to(device, dtype)
+
+        hint, masked = (None if maps is None else spread(maps) for maps in (hint, known and known.masked))
+        both = self.unet.ahead(self.unet.condition(told.to(device, dtype), hint=hint, masked=masked), begun.timesteps)
+        cond, uncond = both[:n], both[-n:]
+        if away is None:
             weights = torch.ones_like(weights)
-        elif bool((weights != 1).any()):
-            uncond = conditioned(embeds.negative)
         if known is not None:
             constrain = _first_then(known.holds(begun, self.schedule), constrain)
         job = Job(SAMPLERS[sampler](self.schedule, begun.x, begun.timesteps, noise), constrain)

@@ -1,5 +1,6 @@
 """A prepared network is the network: it saves, trains, changes and moves as before; and what is asked is what happens."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import convolution, kernels
+from kandinsky22.acceleration.switch import HUGE_PAGES
 from kandinsky22.models.layers import Conv3x3, DoublingConv3x3, Norm
 from kandinsky22.models.unet import UNet
 from tests.acceleration.test_exactness import UNET, apart, made, noise
@@ -17,6 +20,7 @@ from tests.models_on_disk import randomise
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
+OFFERED = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def test_with_gradients_it_is_the_plain_network() -> None:
@@ -42,12 +46,30 @@ def test_weights_that_change_are_seen() -> None:
     acceleration.prepare(conv, room=1 << 30)
     x, other = noise(1, 32, 16, 16), made(Conv3x3(32, 32))
     conv(x), conv(x)
-    assert conv._kept is not None
+    assert conv._kept[1]
     conv.load_state_dict(other.state_dict())
     assert apart(conv(x), other(x)) < 1e-5
     conv.weight.mul_(2)
     assert apart(conv(x) - conv.bias[:, None, None], 2 * (other(x) - other.bias[:, None, None])) < 1e-5
     assert conv.double()(x.double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def test_weights_that_are_made_at_each_look_are_never_kept() -> None:
+    """As an adapter's may be, in memory that held others before."""
+
+    class Times(nn.Module):
+        by = 1.0
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight * self.by
+
+    conv, x = made(Conv3x3(32, 32)), noise(1, 32, 16, 16)
+    plain, bias = conv(x), conv.bias[:, None, None]
+    acceleration.prepare(conv, room=1 << 30)
+    register_parametrization(conv, "weight", times := Times())
+    for times.by in (1.0, 1.0, 2.0, -3.0):
+        assert apart(conv(x) - bias, times.by * (plain - bias)) < 1e-5
 
 
 @torch.no_grad()
@@ -84,6 +106,53 @@ def test_it_can_be_left_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not prepared(Kandinsky.load(tiny_model))
     assert prepared(Kandinsky.load(tiny_model, accelerated=True))
     assert not acceleration.wanted(torch.device("meta"))
+
+
+@torch.no_grad()
+def test_each_part_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = made(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32), nn.Linear(16, 8))), noise(1, 32, 16, 16)
+    plain = network(x)
+
+    def prepared(left_out: str) -> list[str]:
+        monkeypatch.setenv(acceleration.SWITCH, left_out)
+        acceleration.prepare(network, room=acceleration.room())
+        assert apart(network(x), plain) < 1e-5
+        return [
+            name
+            for name, module in zip(("normalisations", "convolutions", "linear"), network, strict=True)
+            if "Fast" in repr(type(module))
+        ]
+
+    everything = prepared("")
+    assert everything == ["normalisations", "convolutions", "linear"]
+    for part in everything:
+        assert part not in prepared(part) and len(prepared(part)) == 2
+    assert prepared("kernels, filters") == everything
+    assert kernels.library() is None and acceleration.room() == 0
+    assert acceleration.described() == "torch"
+    with pytest.raises(
+        ValueError, match=r"KANDINSKY22_ACCELERATION must be off, or some of convolutions, .* got 'winograd'"
+    ):
+        prepared("winograd")
+
+
+@pytest.mark.parametrize("left_out", ["", "pages", "off"])
+def test_huge_pages(left_out: str) -> None:
+    """Asked for where nothing else was said. Whether there are any is Linux's to say."""
+    code = (
+        "import os, pathlib, kandinsky22.acceleration, torch; x = torch.ones(1 << 24)\n"
+        "pages = pathlib.Path('/proc/self/smaps_rollup')\n"
+        "print(os.environ.get('THP_MEM_ALLOC_ENABLE'), pages.read_text() if pages.exists() else '')"
+    )
+    environment = {**os.environ, acceleration.SWITCH: left_out}
+    environment.pop(HUGE_PAGES, None)
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert told.startswith("None" if left_out else "1")
+    if Path(OFFERED).exists() and "[madvise]" in Path(OFFERED).read_text():
+        huge = next(int(line.split()[1]) for line in told.splitlines() if line.startswith("AnonHugePages"))
+        assert (huge > 0) != bool(left_out)
 
 
 def test_pictures_say_what_computed(tiny_model: Path) -> None:

@@ -61,3 +61,5 @@ def test_it_says_whether_the_kernels_are_used(
     assert "none for this processor" in said()
     monkeypatch.setenv("KANDINSKY22_ACCELERATION", "off")
     assert "KANDINSKY22_ACCELERATION is off" in said()
+    monkeypatch.setenv("KANDINSKY22_ACCELERATION", "filters,linear")
+    assert "KANDINSKY22_ACCELERATION leaves out linear, filters" in said()

@@ -21,33 +21,31 @@ from kandinsky22.acceleration.gpu import forget as forget
 from kandinsky22.acceleration.half import HALF
 from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.normalisation import FastNorm
+from kandinsky22.acceleration.switch import SWITCH as SWITCH
+from kandinsky22.acceleration.switch import ask_for_huge_pages, off, uses
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
 
-FAST: dict[type[nn.Module], type[nn.Module]] = {
-    Conv1x1: FastConv1x1,
-    Conv3x3: FastConv3x3,
-    DoublingConv3x3: FastDoublingConv3x3,
-    Norm: FastNorm,
-    nn.Linear: FastLinear,
+FAST: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
+    "convolutions": {Conv1x1: FastConv1x1, Conv3x3: FastConv3x3, DoublingConv3x3: FastDoublingConv3x3},
+    "normalisations": {Norm: FastNorm},
+    "linear": {nn.Linear: FastLinear},
 }
+"""What a layer becomes on a CPU, by the part that can be left out."""
 CPU = torch.device("cpu")
-SWITCH = "KANDINSKY22_ACCELERATION"  # in the environment; "off" is for those who cannot say so otherwise
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # in the environment, where torch looks when it first allocates
 SHARE = 4  # one part in so many of this machine's memory may hold weights in other forms
 
-# A step's memory takes longer to fetch in pages of 4 KB than to compute with. Elsewhere than on Linux nothing looks at this.
-if os.environ.get(SWITCH) != "off":
-    os.environ.setdefault(HUGE_PAGES, "1")
+ask_for_huge_pages()
 
 
 def wanted(device: torch.device, asked: bool | None = None) -> bool:
     """Whether networks on a device are to be prepared: on a CPU or a GPU, unless it is asked otherwise or switched off."""
-    return device.type in ("cpu", *gpu.DEVICES) and (os.environ.get(SWITCH) != "off" if asked is None else asked)
+    return device.type in ("cpu", *gpu.DEVICES) and (not off() if asked is None else asked)
 
 
 def room(device: torch.device = CPU) -> int:
     """Bytes for the weights of one network in other forms: a share of this machine's memory. A GPU needs none."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE if device.type == "cpu" else 0
+    needed = device.type == "cpu" and uses("filters")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE if needed else 0
 
 
 def computed(held: torch.dtype, device: torch.device) -> torch.dtype:
@@ -73,6 +71,8 @@ def described(held: torch.dtype = torch.float32, device: torch.device = CPU, *, 
 
 def missing(device: torch.device = CPU) -> str | None:
     """Why there are no kernels of our own, and what to do; None where there are."""
+    if not uses("kernels"):
+        return f"{SWITCH} leaves them out"
     if device.type != "cpu":
         return None if fused_norm.kernels() is not None else "Triton is missing; install it: pip install triton"
     if kernels.library() is not None:
@@ -97,8 +97,9 @@ def prepare(
     """Have a network compute by what is fastest on a device; on a CPU with up to `room` bytes more of memory for its weights in
     other forms.
 
-    In float32 the numbers are the plain network's to a relative rms of 1e-5, in half precision no further from float32's than
-    the plain network's. compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
+    In float32 the numbers are the plain network's to a relative rms of 1e-5 (1.5e-5 for MoVQ of the published size with random
+    weights, as another layout of the plain network's pictures has), in half precision no further from float32's than the plain
+    network's. compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
 
     dtype: what it computes in, and is given (None: that of its weights). In float32 with weights in half precision, the numbers
     are those of the plain network with the same weights in float32.
@@ -109,9 +110,10 @@ def prepare(
         return
     held = next(network.parameters()).dtype
     dtype = dtype or held
-    kinds = FAST if dtype == held else FAST | HALF
+    # Nothing can be left out that widens what is held narrower than it is computed in.
+    becomes = kinds(used=True) if dtype == held else kinds() | HALF
     for module in network.modules():
-        if (fast := kinds.get(type(module))) is not None:
+        if (fast := becomes.get(type(module))) is not None:
             module.__class__ = fast
     convolutions = [module for module in network.modules() if isinstance(module, FastConv3x3)]
     share_out(convolutions, dtype, _spared(network, held, dtype, room))
@@ -119,12 +121,17 @@ def prepare(
 
 def undo(network: nn.Module) -> None:
     """Have a prepared network compute as its own file says, and give the memory back."""
-    plain = {fast: slow for slow, fast in (*FAST.items(), *HALF.items(), *gpu.FAST.items())}
+    plain = {fast: slow for slow, fast in (*kinds().items(), *HALF.items(), *gpu.FAST.items())}
     for module in network.modules():
         if (slow := plain.get(type(module))) is not None:
             module.__class__ = slow
-            for name in ("_seen", "_kept", "roomy", "replays", "compiles", "_padded"):
+            for name in ("_kept", "roomy", "replays", "compiles", "_padded"):
                 vars(module).pop(name, None)
+
+
+def kinds(used: bool = False) -> dict[type[nn.Module], type[nn.Module]]:
+    """What each layer becomes; used: of the parts that are not left out."""
+    return {plain: fast for part, some in FAST.items() if not used or uses(part) for plain, fast in some.items()}
 
 
 def _spared(network: nn.Module, held: torch.dtype, dtype: torch.dtype, room: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from kandinsky22.acceleration import kernels, winograd
 from kandinsky22.acceleration.half import linear, widened
@@ -25,8 +26,9 @@ class FastConv3x3(Conv3x3):
 
     doubled = False
     roomy = False  # whether there is room for the transformed filter
-    _seen: tuple[object, ...] | None = None  # the weights that were transformed last
-    _kept: list[Tensor] | None = None  # the lines of their filter
+    _kept: tuple[tuple[object, ...], list[Tensor]] | None = (
+        None  # what was transformed last, and its lines, if they were kept
+    )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._by_what_pays(x, inner=False)
@@ -55,13 +57,16 @@ class FastConv3x3(Conv3x3):
         """The filter for Winograd's algorithm; where there is room, kept from its second use on, until the weights change. A
         first use may be the only one, and to fetch the memory takes longer than to convolve. The numbers are the same."""
         weight = self.weight
-        now = weight.data_ptr(), None if weight.is_inference() else weight._version, weight.dtype
-        if not self.roomy or self._seen != now:
-            self._seen, self._kept = now, None
+        untold = weight.is_inference() or is_parametrized(self)  # nothing says when such a weight has changed
+        if untold or not self.roomy:
             return winograd.transformed(weight, doubled=self.doubled)
-        if self._kept is None:
-            self._kept = list(winograd.transformed(weight, doubled=self.doubled, lasting=True))
-        return self._kept
+        now, kept = (weight.data_ptr(), weight._version, weight.dtype), self._kept
+        if kept is None or kept[0] != now:
+            self._kept = now, []
+            return winograd.transformed(weight, doubled=self.doubled)
+        if not kept[1]:
+            self._kept = kept = now, list(winograd.transformed(weight, doubled=self.doubled, lasting=True))
+        return kept[1]
 
 
 class FastConv1x1(Conv1x1):
@@ -101,6 +106,6 @@ def _is_wide(conv: nn.Conv2d) -> bool:
 def _as_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of a small x [B, C, H, W] as a product of its neighbourhoods, [B * H * W, C * 9], with the filter."""
     b, c, h, w = x.shape
-    n, one, line, step = (cells := F.pad(x.contiguous(), (1, 1, 1, 1))).stride()
-    around = cells.as_strided((b, h, w, c, 3, 3), (n, line, step, one, line, step)).reshape(b * h * w, c * 9)
+    n, plane, line, one = (cells := F.pad(x.contiguous(), (1, 1, 1, 1))).stride()
+    around = cells.as_strided((b, h, w, c, 3, 3), (n, line, one, plane, line, one)).reshape(b * h * w, c * 9)
     return linear(around, weight.flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)

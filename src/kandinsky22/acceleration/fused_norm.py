@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kandinsky22.acceleration.replay import first_line
+from kandinsky22.acceleration.switch import uses
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16)  # with their resolution, no sum of squares in float32 loses what a mean drowns
@@ -23,9 +24,13 @@ ALIKE = 0.02  # relative rms up to which a result is torch's
 PARTS = 128  # at most, into which a picture's cells are cut for the moments
 
 
-@cache
 def kernels() -> ModuleType | None:
-    """The kernels, where there is Triton."""
+    """The kernels, where there is Triton and they are not left out."""
+    return _kernels() if uses("kernels") else None
+
+
+@cache
+def _kernels() -> ModuleType | None:
     try:
         from kandinsky22.acceleration import triton_kernels
     except ImportError:

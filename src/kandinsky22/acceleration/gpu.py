@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kandinsky22.acceleration import fused_norm
 from kandinsky22.acceleration.replay import Replays, first_line
+from kandinsky22.acceleration.switch import uses
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import WHOLE_TENSORS, MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer
@@ -129,7 +130,10 @@ def concern(x: Tensor) -> bool:
 def prepare(network: nn.Module, *, compiled: bool = False) -> None:
     """Have a network compute by what is fastest on a GPU, to which it may be moved before or after."""
     for module in network.modules():
-        if (fast := FAST.get(type(module))) is not None:
+        fast = FAST.get(type(module))
+        if fast is not None and uses(
+            "recording" if issubclass(fast, Replayed) else "normalisations" if fast is GPUNorm else ""
+        ):
             module.__class__ = fast
         if isinstance(module, Replayed):
             module.replays, module.compiles = Replays(), compiled

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kandinsky22.acceleration.switch import uses
+
 LANES = 16  # channels that a kernel computes at once
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 8  # that are few
@@ -24,9 +26,13 @@ NAMES = {"AVX512": "avx512", "AVX2": "avx2"}
 """By what torch calls them, the sets of instructions that kernels are built for."""
 
 
-@cache
 def library() -> ctypes.CDLL | None:
-    """The kernels for this processor, if they were built."""
+    """The kernels for this processor, if they were built, and are not left out."""
+    return _library() if uses("kernels") else None
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
     name = instructions()
     if name is None:
         return None
@@ -49,10 +55,10 @@ def built(name: str) -> Path:
 
 
 def concern(x: Tensor) -> bool:
-    """Whether what is computed with x is for this package to compute: without gradients, on a CPU, and not being compiled."""
-    return (
-        not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and x.device.type == "cpu" and x.dtype in DTYPES
-    )
+    """Whether what is computed with x is for this package to compute: on a CPU, without gradients or autocast, and not being
+    compiled."""
+    others = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return not others and x.device.type == "cpu" and x.dtype in DTYPES
 
 
 def fit(x: Tensor) -> bool:
@@ -87,20 +93,18 @@ def normalise(
 
 
 def transform_in(
-    x: Tensor, rows: int, columns: int, first: int, points: tuple[float, float], *, doubled: bool
-) -> Tensor:
-    """Winograd's transform of the tiles of x [B, C, H, W], channels last, or of x with its sides doubled: [products, B * rows *
-    columns, C]. The first tiles begin at line `first`. points: p and q. float32, as is the way back."""
+    x: Tensor, v: Tensor, rows: int, columns: int, first: int, points: tuple[float, float], *, doubled: bool
+) -> None:
+    """Winograd's transform of the tiles of x [B, C, H, W], channels last, or of x with its sides doubled, to v [points, B *
+    rows * columns, C]. The first tiles begin at line `first`. points: p and q. float32, as is the way back."""
     b, c, h, w = x.shape
-    v = x.new_empty(25 if doubled else 36, b * rows * columns, c)
     _call("transform_in", x, v, b, h, w, c, rows, columns, first, *points, int(doubled))
-    return v
 
 
 def transform_out(
     v: Tensor, bias: Tensor, y: Tensor, rows: int, columns: int, points: tuple[float, float], *, doubled: bool
 ) -> None:
-    """The way back: products [products, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
+    """The way back: products [points, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
     b, c, h, w = y.shape
     _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, *points, int(doubled))
 

@@ -64,12 +64,15 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
 def _kernels(device: Any) -> str:
     """Whether they are used, and if not, why."""
     from kandinsky22 import acceleration
+    from kandinsky22.acceleration.switch import PARTS, uses
 
     if not acceleration.wanted(device):
         return f"not used, since {acceleration.SWITCH} is off"
-    recorded = "; steps are recorded and played" if device.type == "cuda" else ""
+    left_out = [part for part in PARTS if not uses(part)]
+    recorded = "; steps are recorded and played" if device.type == "cuda" and uses("recording") else ""
     why = acceleration.missing(device)
-    return ("used" if why is None else f"not used, plain torch computes the same more slowly; {why}") + recorded
+    used = "used" if why is None else f"not used, plain torch computes the same more slowly; {why}"
+    return used + recorded + (f"; {acceleration.SWITCH} leaves out {', '.join(left_out)}" if left_out else "")
 
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
