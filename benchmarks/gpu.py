@@ -1,7 +1,7 @@
 """Text to image on a GPU side by side with diffusers: each program in a process of its own, on the same weights and noise.
 
     python benchmarks/gpu.py --model FOLDER [--sides 512,768,1024] [--batches 1,4,16] [--dtypes float16,bfloat16]
-                             [--steps 50] [--repeat 5] [--programs ...] [--json gpu.json] [--markdown gpu.md]
+                             [--steps 50] [--repeat 5] [--programs ...] [--json out/gpu.json] [--markdown out/gpu.md]
     python benchmarks/gpu.py --model box --device cpu --dtypes float32 --sides 128 --batches 1 --steps 4   that it runs
 
 FOLDER holds the published layout, prior/ and decoder/. The seconds are those of a whole call of both pipelines, the GPU waited
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--prior-steps", type=int, default=25)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--no-reference", action="store_true", help="leave out the run in float32")
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--json", type=Path, default=Path("out/gpu.json"))
     parser.add_argument("--markdown", type=Path)
     for name, kind in {"program": str, "dtype": str, "side": int, "batch": int, "result": Path}.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one program, in its process
@@ -200,6 +200,8 @@ def main() -> None:
     if a.result is not None:
         print(json.dumps(work(a)))
         return
+    for path in (a.json, a.markdown or a.json):
+        path.parent.mkdir(parents=True, exist_ok=True)
     told, records = about(a), []
     with tempfile.TemporaryDirectory() as folder:
         for record in measured(a, Path(folder)):

@@ -1,8 +1,8 @@
 /* What plain torch has no one pass for: the normalisation of layers.Norm, the two transforms of a Winograd convolution, and products
  * of few rows.
  *
- * Activations are channels last, [B, H, W, C], float32 or bfloat16 (`half`), with C a multiple of 16; everything in between
- * is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
+ * Activations are channels last, [B, H, W, C], float32, or for the normalisation bfloat16 (`half`), with C a multiple of 16;
+ * everything in between is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
  */
 #include <math.h>
 #include <stdint.h>

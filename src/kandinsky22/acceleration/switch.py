@@ -21,12 +21,12 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # in the environment too, where torch looks
 
 def off() -> bool:
     """Whether nothing is to be accelerated."""
-    return os.environ.get(SWITCH) == "off"
+    return "off" in _told()
 
 
 def uses(part: str) -> bool:
     """Whether a part is to be used. Raises `ValueError` where what is left out is none of them."""
-    told = {word.strip() for word in os.environ.get(SWITCH, "").split(",")} - {"", "off"}
+    told = _told() - {"off"}
     if not told <= PARTS.keys():
         raise ValueError(
             f"{SWITCH} must be off, or some of {', '.join(PARTS)} with commas between them, got {os.environ[SWITCH]!r}"
@@ -37,5 +37,9 @@ def uses(part: str) -> bool:
 def ask_for_huge_pages() -> None:
     """Have torch ask for them, unless it is told already. A step's memory takes longer to fetch in pages of 4 KB than to compute
     with. For this process and those that it starts."""
-    if not off() and "pages" not in os.environ.get(SWITCH, ""):
+    if not _told() & {"off", "pages"}:  # an unknown word is refused when a network is prepared, not at import
         os.environ.setdefault(HUGE_PAGES, "1")
+
+
+def _told() -> set[str]:
+    return {word.strip() for word in os.environ.get(SWITCH, "").split(",")} - {""}
