@@ -8,9 +8,7 @@ network that leaves is let go and read again when it is next needed, and "sequen
 Networks that come and go are for reading: what is changed in one is lost when it leaves.
 """
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kandinsky22 import acceleration
+from kandinsky22.acceleration import allocator
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.store import Stored
 from kandinsky22.models.config import Config
@@ -65,7 +64,8 @@ class Networks:
 
     @torch.inference_mode(False)  # what is made here may be trained later
     def get(self, stored: Stored[N, C]) -> N:
-        """The network, ready to compute on the device; it is read when it is first needed."""
+        """The network, ready to compute on the device; it is read when it is first needed. On a CPU, what it frees while it
+        computes is kept for it until it leaves."""
         if stored not in self._loaded:
             give_back()  # what left a moment ago may only now be free
             self._loaded[stored] = self._read(stored)
@@ -74,20 +74,23 @@ class Networks:
             moved = {name: value.to(self.device) for name, value in self._homes[stored].items()}
             network.load_state_dict(moved, assign=True)
             self._away.add(stored)
+        if self.accelerated and self.device.type == "cpu":
+            allocator.keep_freed((id(self), stored))
         return network
 
     @torch.inference_mode(False)
     def leave(self, stored: Stored[N, C]) -> None:
-        """A stage is done with a network. Whoever still has it must not use it before the next `get`."""
-        if self.placement == "keep":
-            return
+        """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is kept."""
         if stored in self._away:
             acceleration.forget(self._loaded[stored])
             self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
             self._away.remove(stored)
         if self.device.type == "cpu":
-            self._loaded.pop(stored, None)
-        give_back()
+            if self.placement != "keep":
+                self._loaded.pop(stored, None)
+            allocator.give_back((id(self), stored))
+        elif self.placement != "keep":
+            give_back()
 
     def holds(self, stored: Stored[N, C]) -> bool:
         """Whether a network takes room on the device already."""
@@ -151,6 +154,4 @@ def give_back() -> None:
     """Return memory that is free but still held, the device's and the processor's, to the system."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's alone
-    if trim is not None:
-        trim(0)
+    allocator.give_back()

@@ -15,6 +15,7 @@ PARTS = {
     "filters": "memory for transformed filters, on a CPU; they are made anew at every call",
     "recording": "a GPU's steps recorded and played",
     "pages": "huge pages for large tensors, on Linux",
+    "allocator": "keeping what tensors free until a stage is done, with glibc",
 }
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # in the environment too, where torch looks when it first allocates
 

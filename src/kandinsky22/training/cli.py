@@ -1,9 +1,7 @@
 """`kandinsky22 train NETWORK`: one network of a model, with progress, metrics, sheets and checkpoints."""
 
 import argparse
-import ctypes
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -14,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kandinsky22.acceleration import allocator
 from kandinsky22.checkpoints import catalog
 from kandinsky22.depth_estimation import load
 from kandinsky22.training import saved, supervisor
@@ -27,19 +26,8 @@ from kandinsky22.training.settings import Settings, of_sources, refuse_other
 from kandinsky22.training.sources import Source, find
 from kandinsky22.training.workshop import Workshop
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 NOTHING = "nothing"  # what a stage begins with that needs no other
 ABOUT_DATA = ("min_side", "min_aesthetic", "licence", "depth_model")
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep what large tensors free, instead of returning it page by page: 1.1-1.4 times faster on a CPU,
-    with the same numbers. Elsewhere it does nothing."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 64 << 20)
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -67,7 +55,7 @@ def main(arguments: Sequence[str]) -> int | None:
         return None
     if supervisor.wanted(chosen.processes, chosen.relaunch):
         return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
-    keep_freed_memory()
+    allocator.keep_freed("training")  # 1.1-1.4 times faster on a CPU, with the same numbers
     torch.set_num_threads(chosen.threads)
     try:
         train(chosen, recipe, start, join(getattr(chosen, "device", None)))

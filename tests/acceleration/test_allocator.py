@@ -1,0 +1,99 @@
+"""Memory that tensors free is kept while somebody computes, and no longer; each tried in a process whose memory is its own."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from kandinsky22.acceleration import SWITCH
+
+LARGE = 48 << 20  # bytes; glibc maps such a block from the system by itself, and returns it when it is freed
+CODE = f"""
+import torch
+from pathlib import Path
+from kandinsky22.acceleration import allocator
+
+def resident():
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS"))
+
+def kept():
+    "How much of a tensor's memory is still here when it is freed."
+    before = resident()
+    x = torch.zeros({LARGE}, dtype=torch.uint8) + 1
+    del x
+    return (resident() - before) / {LARGE}
+
+kept()  # what the first sum brings with it
+"""
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told anything")
+
+
+def told(code: str, **environment: str) -> list[float]:
+    """The numbers that a process prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN", SWITCH))}
+    run = [sys.executable, "-c", CODE + code]
+    said = subprocess.run(run, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
+    return [float(number) for number in said.split()]
+
+
+@on_glibc
+def test_it_is_kept_until_the_last_is_done() -> None:
+    usual, at_work, back, other, after = told("""
+print(kept())
+allocator.keep_freed("unet"); allocator.keep_freed("movq"); allocator.keep_freed("unet")
+here = resident()
+print(kept())
+allocator.give_back("movq")
+print((resident() - here) / 48e6)
+print(kept())
+allocator.give_back("unet"); allocator.give_back("unet")
+print(kept())
+""")
+    assert usual < 0.1 and after < 0.1
+    assert at_work > 0.8 and other > 0.8
+    assert back < 0.2
+
+
+@on_glibc
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {SWITCH: "allocator"},
+        {SWITCH: "off"},
+        {"MALLOC_TRIM_THRESHOLD_": "65536"},
+        {"GLIBC_TUNABLES": "glibc.malloc.check=0"},
+    ],
+)
+def test_who_says_otherwise_is_heard(environment: dict[str, str]) -> None:
+    at_work, theirs = told(
+        """
+allocator.keep_freed("unet")
+print(kept())
+allocator._tell(allocator.KEEPING)  # as somebody else might
+allocator.give_back("unet")
+print(kept())
+""",
+        **environment,
+    )
+    assert at_work < 0.1 and theirs > 0.8
+
+
+@on_glibc
+def test_networks_keep_it_from_their_coming_to_their_leaving(tiny_model: object) -> None:
+    first, then, kept_one, plain = told(f"""
+from kandinsky22 import Kandinsky
+for placement, accelerated in (("offload", None), ("keep", None), ("keep", False)):
+    model = Kandinsky.load({str(tiny_model)!r}, placement=placement, accelerated=accelerated)
+    stage = model.decoder("decoder")
+    stage.movq
+    print(kept())
+    if placement == "offload":
+        stage.networks.leave(stage.stored.movq)
+        print(kept())
+    stage.networks.leave(stage.stored.movq)
+""")
+    assert first > 0.8 and kept_one > 0.8
+    assert then < 0.1 and plain < 0.1
