@@ -130,8 +130,14 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
         from kandinsky22.models.movq import MoVQ, MoVQConfig
         from kandinsky22.placement import Networks
 
-        ours, z = Networks(torch.device("cpu"), dtype).get(Stored(folder, MoVQ, MoVQConfig)), draw()
-        decode = lambda: ours.decode(z)  # noqa: E731
+        networks, ours, z = Networks(torch.device("cpu"), dtype), Stored(folder, MoVQ, MoVQConfig), draw()
+        networks.get(ours)
+
+        def decode() -> torch.Tensor:
+            pixels = networks.get(ours).decode(z.to(networks.dtype))  # as a decoder's stage does
+            networks.leave(ours)  # and with it the memory that it used, as after any stage
+            return pixels
+
     while True:
         turns.wait()
         with torch.no_grad(), turns.timed():

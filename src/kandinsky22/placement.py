@@ -61,6 +61,7 @@ class Networks:
         self._loaded: dict[Stored[Any, Any], nn.Module] = {}
         self._homes: dict[Stored[Any, Any], Mapping[str, Tensor]] = {}  # on the CPU, of networks that are moved whole
         self._away: set[Stored[Any, Any]] = set()  # of those, the ones on the device
+        self._at_work: set[Stored[Any, Any]] = set()  # on a CPU, those that a stage is not done with
 
     @torch.inference_mode(False)  # what is made here may be trained later
     def get(self, stored: Stored[N, C]) -> N:
@@ -75,22 +76,25 @@ class Networks:
             network.load_state_dict(moved, assign=True)
             self._away.add(stored)
         if self.accelerated and self.device.type == "cpu":
-            allocator.keep_freed((id(self), stored))
+            self._at_work.add(stored)
+            allocator.keep_freed(self)
         return network
 
     @torch.inference_mode(False)
     def leave(self, stored: Stored[N, C]) -> None:
         """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is kept."""
+        self._at_work.discard(stored)
+        if not self._at_work:
+            allocator.done(self)
+        if self.placement == "keep":
+            return
         if stored in self._away:
             acceleration.forget(self._loaded[stored])
             self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
             self._away.remove(stored)
         if self.device.type == "cpu":
-            if self.placement != "keep":
-                self._loaded.pop(stored, None)
-            allocator.give_back((id(self), stored))
-        elif self.placement != "keep":
-            give_back()
+            self._loaded.pop(stored, None)
+        give_back()
 
     def holds(self, stored: Stored[N, C]) -> bool:
         """Whether a network takes room on the device already."""

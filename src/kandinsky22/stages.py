@@ -217,7 +217,9 @@ class PriorStage:
     def map(self, prompts: Sequence[str]) -> Tensor:
         """The embeddings [n, D] that the linear prior gives prompts."""
         embeds = self.hear(prompts).embed
-        return self.networks.get(self.stored.linear_prior)(embeds.to(self.networks.dtype)).float()
+        mapped = self.networks.get(self.stored.linear_prior)(embeds.to(self.networks.dtype)).float()
+        self.networks.leave(self.stored.linear_prior)
+        return mapped
 
     def hear(self, prompts: Sequence[str]) -> Heard:
         """What the prior is told of prompts, a row each, for those who want to look at it."""
@@ -260,10 +262,11 @@ class PriorStage:
     def sample(self, runs: Mapping[K, Run[Prefix]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
         """Run the prior; returns image embeddings [n, D] in CLIP's space."""
         network = self.network
-        finished = yield from drive("prior", runs, network, self.schedule, self.networks.dtype)
-        embeds = {key: network.denormalised(x) for key, x in finished.items()}
-        self.networks.leave(self.stored.prior)
-        return embeds
+        try:
+            finished = yield from drive("prior", runs, network, self.schedule, self.networks.dtype)
+            return {key: network.denormalised(x) for key, x in finished.items()}
+        finally:
+            self.networks.leave(self.stored.prior)
 
 
 class DecoderStage:
@@ -331,18 +334,19 @@ class DecoderStage:
 
     def sample(self, runs: Mapping[K, Run[Conditioned]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
         """Run the U-Net; returns finished latents [n, 4, h, w]."""
-        finished = yield from drive("decoder", runs, self.unet, self.schedule, self.networks.dtype)
-        self.networks.leave(self.stored.unet)
-        return finished
+        try:
+            return (yield from drive("decoder", runs, self.unet, self.schedule, self.networks.dtype))
+        finally:
+            self.networks.leave(self.stored.unet)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents [n, 4, h, w], float32 [n, 3, H, W], about [-1, 1]; one by one, to save memory."""
         decoded = torch.cat(
             [self.movq.decode(z.to(self.networks.device, self.networks.dtype)).float() for z in latents.split(1)]
         )
+        self.networks.leave(self.stored.movq)
         if not bool(decoded.isfinite().all()):
             raise FloatingPointError("the decoded picture is not finite; nothing was saved. Use --dtype float32")
-        self.networks.leave(self.stored.movq)
         return decoded
 
 

@@ -159,6 +159,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
         if avoided.negatives:
             return self.out(Embeds(mixed, self.embeds(avoided).negative))
         only_draw(prior_run(self.stage, avoided))
+        self.stage.networks.leave(self.stage.stored.prior)
         return self.out(Embeds(mixed, None))
 
     def asked(self, a: SimpleNamespace) -> Words:

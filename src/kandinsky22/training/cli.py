@@ -55,9 +55,9 @@ def main(arguments: Sequence[str]) -> int | None:
         return None
     if supervisor.wanted(chosen.processes, chosen.relaunch):
         return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
-    allocator.keep_freed("training")  # 1.1-1.4 times faster on a CPU, with the same numbers
     torch.set_num_threads(chosen.threads)
     try:
+        allocator.keep_freed(train)  # to the end: 1.1-1.4 times faster on a CPU, with the same numbers
         train(chosen, recipe, start, join(getattr(chosen, "device", None)))
     except (ValueError, OSError, FloatingPointError) as error:
         if not supervisor.is_watched():
