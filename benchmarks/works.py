@@ -135,7 +135,7 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
 
         def decode() -> torch.Tensor:
             pixels = networks.get(ours).decode(z.to(networks.dtype))  # as a decoder's stage does
-            networks.leave(ours)  # and with it the memory that it used, as after any stage
+            networks.leave(ours)  # and the memory that it used goes back, as after a picture
             return pixels
 
     while True:

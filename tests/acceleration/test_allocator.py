@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +32,7 @@ def kept():
 
 kept()  # what the first sum brings with it
 """
-on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told anything")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told anything")
 
 
 def told(code: str, **environment: str) -> list[float]:
@@ -42,9 +43,8 @@ def told(code: str, **environment: str) -> list[float]:
     return [float(number) for number in said.split()]
 
 
-@on_glibc
 def test_it_is_kept_until_the_last_is_done() -> None:
-    usual, at_work, with_one, back, after = told("""
+    usual, at_work, by_one_left, back, after = told("""
 print(kept())
 here = resident()
 allocator.keep_freed(unet); allocator.keep_freed(movq); allocator.keep_freed(unet)
@@ -56,18 +56,16 @@ print((resident() - here) / 48e6)
 print(kept())
 """)
     assert usual < 0.1 and back < 0.2 and after < 0.1
-    assert at_work > 0.8 and abs(with_one) < 0.1  # what was kept is used again
+    assert at_work > 0.8 and abs(by_one_left) < 0.1  # what was kept is used again
 
 
-@on_glibc
 def test_whoever_is_gone_is_done() -> None:
-    assert (
-        told("allocator.keep_freed(unet); allocator.keep_freed(movq); del unet; allocator.done(movq); print(kept())")[0]
-        < 0.1
+    (after,) = told(
+        "allocator.keep_freed(unet); allocator.keep_freed(movq); del unet; allocator.done(movq); print(kept())"
     )
+    assert after < 0.1
 
 
-@on_glibc
 @pytest.mark.parametrize(
     "environment",
     [
@@ -91,8 +89,7 @@ print(kept())
     assert at_work < 0.1 and theirs > 0.8
 
 
-@on_glibc
-def test_networks_keep_it_from_their_coming_to_their_leaving(tiny_model: object) -> None:
+def test_networks_keep_it_from_their_coming_to_their_leaving(tiny_model: Path) -> None:
     first, then, kept_one, plain = told(f"""
 from kandinsky22 import Kandinsky
 for placement, accelerated in (("offload", None), ("keep", None), ("keep", False)):
