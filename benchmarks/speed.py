@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tables
-from tables import KEPT, OURS, THEIRS
+from tables import KEPT, OURS, PLAIN, THEIRS
 from works import PROMPT
 
 HERE = Path(__file__).parent
@@ -35,21 +35,23 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")  # 
 
 class Row(NamedTuple):
     """fresh: a process for each turn. warm: a first turn that is not counted, at the published size too. allocator: whether
-    diffusers is also run with the allocator setting. until: where a fresh process's clock stops, at its end or its first line."""
+    diffusers is also run with the allocator setting. until: where a fresh process's clock stops, at its end or its first line.
+    plain: whether our float32 result is also held against that of the plain network."""
 
     fresh: bool = False
     warm: bool = True
     allocator: bool = True
     until: str = "end"
+    plain: bool = False
 
 
 ROWS = {
     "help": Row(fresh=True, allocator=False),
     "box": Row(fresh=True),
     "first": Row(fresh=True, until="line"),
-    "unet": Row(),
-    "movq": Row(),
-    "prior": Row(warm=False),
+    "unet": Row(plain=True),
+    "movq": Row(plain=True),
+    "prior": Row(warm=False, plain=True),
     "whole": Row(warm=False),
     "fast": Row(warm=False, allocator=False),
     "memory": Row(fresh=True, warm=False, allocator=False),
@@ -67,14 +69,16 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """No more turns: it ends by itself, when its result is written. After an error it is not waited for."""
         if self.process is not None:
-            self.process.kill()
+            assert self.process.stdin is not None and self.process.stdout is not None
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+            if error is not None:
+                self.process.kill()
             self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                assert pipe is not None
-                with suppress(BrokenPipeError):
-                    pipe.close()
+            self.process.stdout.close()
 
     def start(self) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
@@ -169,25 +173,31 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         environment["KANDINSKY22_CACHE"] = str(scratch / "cache")  # nothing that was kept earlier shortens a run
         log = stack.enter_context(a.json.with_suffix(".log").open("a"))
-        workers = {
-            name: stack.enter_context(Worker(command, environment, log, kind.until))
-            for name, command in commands(row, a, outputs, scratch).items()
-        }
-        warm = kind.warm or not a.published_size
-        for number in range(0 if warm else 1, a.repeat + 1):
-            for name, worker in workers.items():
-                told = worker.fresh_turn() if kind.fresh else worker.turn()
-                when = f"turn {number} of {a.repeat}" if number else "warming up"
-                print(f"{row}, {a.dtype}, {when}: {name} {told['seconds']:.3g} s", file=sys.stderr, flush=True)
-                if number:
-                    record["turns"].setdefault(name, []).append(told)
-                    yield record
+        with ExitStack() as both:
+            workers = {
+                name: both.enter_context(Worker(command, environment, log, kind.until))
+                for name, command in commands(row, a, outputs, scratch).items()
+            }
+            warm = kind.warm or not a.published_size
+            for number in range(0 if warm else 1, a.repeat + 1):
+                for name, worker in workers.items():
+                    told = worker.fresh_turn() if kind.fresh else worker.turn()
+                    when = f"turn {number} of {a.repeat}" if number else "warming up"
+                    print(f"{row}, {a.dtype}, {when}: {name} {told['seconds']:.3g} s", file=sys.stderr, flush=True)
+                    if number:
+                        record["turns"].setdefault(name, []).append(told)
+                        yield record
+        if kind.plain and a.dtype == "float32":
+            command = commands(row, a, outputs, scratch)[OURS]
+            command[command.index("--result") + 1] = str(results_of(outputs, row, a, PLAIN))
+            with Worker(command, {**environment, "KANDINSKY22_ACCELERATION": "off"}, log, kind.until) as worker:
+                print(f"{row}, {a.dtype}: {PLAIN} {worker.turn()['seconds']:.3g} s", file=sys.stderr, flush=True)
         if row == "box":  # our command draws noise of its own: pictures are compared where one generator draws it
             command = commands("whole", a, outputs, scratch)[OURS]
             command[3:4] = ["picture", "--guidance", str(a.guidance), "--prior-guidance", str(a.prior_guidance)]
             command += ["--png", str(scratch / "same.png"), "--result", str(results_of(outputs, row, a, OURS))]
             subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
-    paths = {side: results_of(outputs, row, a, side) for side in (OURS, THEIRS)}
+    paths = {side: results_of(outputs, row, a, side) for side in (OURS, THEIRS, PLAIN)}
     record["agreement"] = tables.agreement(paths, results_of(outputs, row, a, THEIRS, "float32"))
     yield record
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-OURS, THEIRS, KEPT = "kandinsky22", "diffusers", "diffusers, allocator set"
+OURS, THEIRS, KEPT, PLAIN = "kandinsky22", "diffusers", "diffusers, allocator set", "plain"
 BOTH = {"float32": (2.0, 2.8), "bfloat16": (1.7, 2.3)}
 TARGETS: dict[str, dict[str, tuple[float, float]]] = {
     "unet": BOTH,
@@ -56,7 +56,7 @@ def agreement(results: Mapping[str, Path], reference: Path) -> dict[str, float]:
     """How far apart the programs' results are, from the files that were written.
 
     Of pictures, the largest and the mean difference in levels of 255. Of anything else, relative rms; and where there is a
-    float32 result of diffusers to refer to, each program's own from that.
+    float32 result of diffusers to refer to, each program's own from that; where there is one of our plain network, ours from it.
     """
     if not (results[OURS].is_file() and results[THEIRS].is_file()):
         return {}
@@ -74,6 +74,8 @@ def agreement(results: Mapping[str, Path], reference: Path) -> dict[str, float]:
             found |= {"levels mean, theirs": float(np.abs(theirs - exact).mean())}
         elif exact.shape == ours.shape:
             found |= {"rms, ours": relative_rms(ours, exact), "rms, theirs": relative_rms(theirs, exact)}
+    if PLAIN in results and results[PLAIN].is_file():
+        found |= {"rms, plain": relative_rms(ours, load_file(results[PLAIN])[name])}
     return found
 
 
@@ -248,6 +250,8 @@ def agreed(found: Mapping[str, float]) -> str:
     said = []
     if "rms" in found:
         said.append(f"rms {found['rms']:.1e}")
+    if "rms, plain" in found:
+        said.append(f"from the plain network {found['rms, plain']:.1e}")
     if "levels max" in found:
         said.append(f"of 255: mean {found['levels mean']:.2g}, at most {found['levels max']:.0f}")
     if "rms, ours" in found:

@@ -179,6 +179,12 @@ def test_whole_networks(name: str) -> None:
     assert torch.equal(work(network), plain)
 
 
+def test_what_the_decoders_attention_looks_at_is_left_alone() -> None:
+    """It can make errors ten times as large, which shows in wide networks only (docs/log.md)."""
+    delicate = [name for name, part in MoVQ(MOVQ).named_modules() if isinstance(part, Conv3x3) and part.delicate]
+    assert delicate == [f"decoder.mid_block.resnets.0.conv{i}" for i in (1, 2)]
+
+
 @pytest.mark.parametrize("name", WORK)
 def test_bfloat16_is_no_coarser(name: str) -> None:
     """Over several networks: the error of one is as good as random, to a fifth."""

@@ -1,5 +1,6 @@
 """A prepared network is the network: it saves, trains, changes and moves as before; and what is asked is what happens."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -85,6 +86,21 @@ def test_room_goes_to_the_largest_maps_first() -> None:
     assert all(conv.roomy for conv in convs if conv.out_channels < widest)
     assert acceleration.more(unet, torch.float32, 1 << 40) == sum(forms.values())
     assert acceleration.more(unet, torch.float32, 400) == 400
+
+
+@torch.no_grad()
+def test_what_is_delicate_is_computed_as_it_is_plainly() -> None:
+    """To the last bit, however it is laid out. Winograd's algorithm, here with room, would round otherwise."""
+    plain = made(Conv3x3(64, 64, delicate=True))
+    fast, x = copy.deepcopy(plain), noise(2, 64, 20, 20)
+    acceleration.prepare(fast, room=1 << 30)
+    assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), plain(x))
+    assert torch.equal(fast.inner(x.contiguous(memory_format=torch.channels_last)), plain.inner(x))
+    assert convolution.form(fast) == 0 and acceleration.more(fast, torch.float32, 1 << 30) == 0
+    usual = made(Conv3x3(64, 64))
+    usual.load_state_dict(plain.state_dict())
+    acceleration.prepare(usual, room=1 << 30)
+    assert not torch.equal(usual(x), plain(x))
 
 
 @torch.no_grad()

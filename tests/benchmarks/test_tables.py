@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import speed
 import tables
-from tables import KEPT, OURS, THEIRS
+from tables import KEPT, OURS, PLAIN, THEIRS
 
 
 def record(row: str = "unet", dtype: str = "float32", date: str = "2026-01-01", **more: Any) -> tables.Record:
@@ -77,6 +77,11 @@ def test_agreement_is_relative_rms_and_levels(tmp_path: Path) -> None:
         "rms, theirs": pytest.approx(0.02, rel=1e-3),
     }
     assert tables.agreement(paths, paths[THEIRS]).keys() == {"rms"}  # float32 refers to nothing else
+    save_file({"output": exact * np.float32(1.04)}, paths.setdefault(PLAIN, tmp_path / "plain"))
+    found = tables.agreement(paths, paths[THEIRS])
+    assert found["rms, plain"] == pytest.approx(0.03 / 1.04, rel=1e-3)
+    assert tables.agreed(found) == "rms 9.8e-03; from the plain network 2.9e-02"
+    del paths[PLAIN]
     for path, level in ((paths[OURS], 10), (paths[THEIRS], 12)):
         save_file({"levels": np.array([[level, 3.0]], dtype=np.float32)}, path)
     assert tables.agreement(paths, paths[THEIRS]) == {"levels max": 2, "levels mean": 1}

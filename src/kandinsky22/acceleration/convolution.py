@@ -39,6 +39,8 @@ class FastConv3x3(Conv3x3):
     def _by_what_pays(self, x: Tensor, *, inner: bool) -> Tensor:
         if not kernels.concern(x):
             return self._plainly(x, inner=inner)
+        if self.delicate:  # oneDNN's direct convolution of channels last is no exacter than Winograd's algorithm
+            return self._plainly(x.contiguous(), inner=inner)
         x = x.contiguous(memory_format=torch.channels_last)
         if not _is_wide(self) or self.bias is None:
             return self._plainly(x, inner=inner)
@@ -94,7 +96,7 @@ def share_out(convolutions: list[FastConv3x3], dtype: torch.dtype, room: int) ->
 
 def form(conv: Conv3x3) -> int:
     """How many bytes a convolution's transformed filter has; 0 where it has none."""
-    if not _is_wide(conv):
+    if conv.delicate or not _is_wide(conv):
         return 0
     return 4 * winograd.side(isinstance(conv, DoublingConv3x3)) ** 2 * conv.in_channels * conv.out_channels
 

@@ -98,10 +98,14 @@ class Conv1x1(nn.Conv2d):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of the whole picture, with zeros around it."""
+    """A 3x3 convolution of the whole picture, with zeros around it.
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    delicate: what comes after makes its rounding errors many times as large, so `acceleration` leaves its arithmetic alone.
+    """
+
+    def __init__(self, channels: int, out_channels: int, *, delicate: bool = False) -> None:
         super().__init__(channels, out_channels, 3, padding=1)
+        self.delicate = delicate
 
     def inner(self, x: Tensor) -> Tensor:
         """Of a strip x [B, C, 1 + H + 1, W] of a picture, whose first and last row are only looked at -> [B, O, H, W]."""

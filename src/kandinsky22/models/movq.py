@@ -88,12 +88,14 @@ def norm(config: MoVQConfig, channels: int, spatial: bool, *, silu: bool = True)
 class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions and a shortcut."""
 
-    def __init__(self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool) -> None:
+    def __init__(
+        self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool, *, delicate: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = norm(config, channels, spatial)
-        self.conv1 = Conv3x3(channels, out_channels)
+        self.conv1 = Conv3x3(channels, out_channels, delicate=delicate)
         self.norm2 = norm(config, out_channels, spatial)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv2 = Conv3x3(out_channels, out_channels, delicate=delicate)
         if channels != out_channels:
             self.conv_shortcut = Conv1x1(channels, out_channels)
 
@@ -178,11 +180,14 @@ class Block(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block."""
+    """Residual block, attention, residual block. In the decoder, what the attention looks at is scaled by the latents, so that it
+    can make the first block's rounding errors ten times as large (docs/log.md)."""
 
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, spatial) for _ in range(2))
+        self.resnets = nn.ModuleList(
+            ResnetBlock(config, channels, channels, spatial, delicate=spatial and first) for first in (True, False)
+        )
         self.attentions = nn.ModuleList([Attention(config, channels, spatial)])
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
