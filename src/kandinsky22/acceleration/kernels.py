@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kandinsky22.acceleration.switch import uses
 
-LANES = 16  # channels that a kernel computes at once
+LANES = 16  # channels that any kernel computes a multiple of: numbers of the widest registers
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 8  # that are few
 LARGE = (
@@ -115,7 +115,6 @@ def reads(x: Tensor, weight: Tensor) -> bool:
     return (
         0 < rows <= ROWS and concern(x) and x.dtype == torch.float32 and weight.dtype in DTYPES and weight.is_contiguous()
         and weight.numel() >= LARGE and weight.shape[1] % LANES == 0 and weight.shape[0] % 4 == 0 and library() is not None
-        and instructions() == "avx512"
     )  # fmt: skip
 
 
