@@ -1,7 +1,7 @@
-/* What plain torch has no one pass for: the normalisation of layers.Norm, the two transforms of a Winograd convolution, and products
- * of few rows.
+/* What plain torch has no one pass for: the normalisation of layers.Norm, the three transforms of a Winograd convolution, and
+ * products of few rows.
  *
- * Activations are channels last, [B, H, W, C], float32, or for the normalisation bfloat16 (`half`), with C a multiple of 16;
+ * Activations are channels last, [B, H, W, C], float32, or for the normalisation bfloat16 (`half`), as weights may be, with C a multiple of 16;
  * everything in between is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
  */
 #include <math.h>
@@ -232,6 +232,29 @@ void transform_out(const float *v, const float *bias, float *y, long B, long H, 
             for (int r = 0; r < 4 && top + r < H; r++)
                 for (int k = 0; k < 4 && left + k < W; k++) store(to, ((top + r) * W + left + k) * C + c, out[r * 4 + k] + b, 0);
         }
+    }
+}
+
+/* A line of points of the transform of n filters w [n, 9] to u [side, n]: those of the `line`-th row of g [side, 3], which is G. */
+enum { FILTERS = 256 };
+
+INLINE void some_filters(const void *w, float *u, const float *g, long line, long side, long n, long first, long count, int half) {
+    float taps[3][FILTERS];
+    const float *by = g + 3 * line;
+    for (long c = 0; c < 3; c++)
+        for (long i = 0, k = first * 9 + c; i < count; i++, k += 9)
+            taps[c][i] = by[0] * at(w, k, half) + by[1] * at(w, k + 3, half) + by[2] * at(w, k + 6, half);
+    for (long r = 0; r < side; r++, g += 3)
+        for (long i = 0; i < count; i++)
+            u[r * n + first + i] = g[0] * taps[0][i] + g[1] * taps[1][i] + g[2] * taps[2][i];
+}
+
+void transform_filters(const void *w, float *u, const float *g, long line, long side, long n, int half, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long first = 0; first < n; first += FILTERS) {
+        long count = n - first < FILTERS ? n - first : FILTERS;
+        if (half) some_filters(w, u, g, line, side, n, first, count, 1);
+        else some_filters(w, u, g, line, side, n, first, count, 0);
     }
 }
 

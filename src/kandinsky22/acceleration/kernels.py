@@ -109,6 +109,12 @@ def transform_out(
     _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, *points, int(doubled))
 
 
+def transform_filters(weight: Tensor, u: Tensor, g: Tensor, line: int) -> None:
+    """A line of points of Winograd's transform of a filter [O, C, 3, 3], float32 or bfloat16, to u [side, O * C] in float32. g:
+    the matrix G, [side, 3]; line: which of its rows."""
+    _call("transform_filters", weight, u, g, line, len(g), u.shape[1], half=weight.dtype)
+
+
 def reads(x: Tensor, weight: Tensor) -> bool:
     """Whether `few_rows` computes the linear map of x by a weight [O, C], and reads it faster than torch's libraries do."""
     rows = x.numel() // max(1, weight.shape[1])

@@ -54,8 +54,8 @@ class Transforms:
     points: tuple[float, float]  # p and q
     side: int
     stride: int  # of the picture's cells from tile to tile
+    filter: Tensor  # G, of one dimension: [a tile's points each way, 3]
     into: Tensor  # [products, side * side]
-    filter: Tensor  # [products, 9]
     back: Tensor  # [16, products]
 
     @classmethod
@@ -69,8 +69,8 @@ class Transforms:
             doubling[range(M + 2), [(k + 1) // 2 for k in range(M + 2)]] = 1
             kept = [k for k in range(M + 2) if k != ZERO_OF_DOUBLED]
             into, filters, back = into[kept] @ doubling, filters[kept], back[:, kept]
-        both = (torch.kron(matrix, matrix) for matrix in (into, filters, back))
-        return cls(points, into.shape[1], M // 2 if doubled else M, *both)
+        both = (torch.kron(matrix, matrix) for matrix in (into, back))
+        return cls(points, into.shape[1], M // 2 if doubled else M, filters, *both)
 
 
 def side(doubled: bool) -> int:
@@ -81,11 +81,17 @@ def side(doubled: bool) -> int:
 def transformed(weight: Tensor, *, doubled: bool, lasting: bool = False) -> Iterator[Tensor]:
     """A filter [O, C, 3, 3] of any dtype as float32 [points, C, O], a line of points at a time; gone when the next is made, if
     they are not to last."""
-    outputs, channels = weight.shape[:2]
-    taps = weight.float().permute(2, 3, 0, 1).flatten(0, 1).flatten(1)  # [9, O * C], a view if it lies as in a file
-    space = None if lasting else taps.new_empty(side(doubled), outputs * channels)
-    for line in Transforms.of(doubled).filter.float().split(side(doubled)):
-        yield torch.mm(line, taps, out=space).unflatten(1, (outputs, channels)).transpose(1, 2)
+    (outputs, channels), lines, g = weight.shape[:2], side(doubled), Transforms.of(doubled).filter.float()
+    by_kernel = kernels.concern(weight) and weight.is_contiguous() and kernels.library() is not None
+    taps = None if by_kernel else weight.float().permute(2, 3, 0, 1).flatten(0, 1).flatten(1)  # [9, O * C]
+    for line in range(lines):
+        if lasting or line == 0:
+            space = weight.new_empty(lines, outputs * channels, dtype=torch.float32)
+        if taps is None:
+            kernels.transform_filters(weight, space, g, line)
+        else:
+            torch.mm(torch.kron(g[line : line + 1], g), taps, out=space)
+        yield space.unflatten(1, (outputs, channels)).transpose(1, 2)
 
 
 def multiplied(v: Tensor, filters: Iterable[Tensor], outputs: int) -> Tensor:
