@@ -97,9 +97,8 @@ def prepare(
     """Have a network compute by what is fastest on a device; on a CPU with up to `room` bytes more of memory for its weights in
     other forms.
 
-    In float32 the numbers are the plain network's to a relative rms of 1e-5 (1.5e-5 for MoVQ of the published size with random
-    weights, as another layout of the plain network's pictures has), in half precision no further from float32's than the plain
-    network's. compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
+    In float32 the numbers are the plain network's to a relative rms of 1e-5, in half precision no further from float32's than the
+    plain network's. compiled: by torch's compiler on a GPU; the first step of each shape then takes minutes.
 
     dtype: what it computes in, and is given (None: that of its weights). In float32 with weights in half precision, the numbers
     are those of the plain network with the same weights in float32.
