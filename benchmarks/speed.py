@@ -70,15 +70,18 @@ class Worker:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """No more turns: it ends by itself, when its result is written. After an error it is not waited for."""
+        """No more turns: it ends by itself, when its result is written. Raises `RuntimeError` where it fails then; after another
+        error it is not waited for."""
         if self.process is not None:
             assert self.process.stdin is not None and self.process.stdout is not None
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
             if error is not None:
                 self.process.kill()
-            self.process.wait()
+            ended = self.process.wait()
             self.process.stdout.close()
+            if ended and error is None:
+                raise RuntimeError(f"it ended with {ended}; see {self.log.name}")
 
     def start(self) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
@@ -159,6 +162,9 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
     """Take turns; yields the record of the row after each, as far as it has come."""
     outputs = a.json.with_suffix(".results")
     outputs.mkdir(parents=True, exist_ok=True)
+    paths = {side: results_of(outputs, row, a, side) for side in (OURS, THEIRS, PLAIN)}
+    for path in paths.values():  # an earlier call's says nothing of this one
+        path.unlink(missing_ok=True)
     kind = ROWS[row]
     record: tables.Record = {
         "row": row, "model": a.model.name, "published_size": a.published_size, "dtype": a.dtype, "threads": a.threads,
@@ -197,7 +203,6 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
             command[3:4] = ["picture", "--guidance", str(a.guidance), "--prior-guidance", str(a.prior_guidance)]
             command += ["--png", str(scratch / "same.png"), "--result", str(results_of(outputs, row, a, OURS))]
             subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
-    paths = {side: results_of(outputs, row, a, side) for side in (OURS, THEIRS, PLAIN)}
     record["agreement"] = tables.agreement(paths, results_of(outputs, row, a, THEIRS, "float32"))
     yield record
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky22 import acceleration
-from kandinsky22.acceleration import convolution, kernels
+from kandinsky22.acceleration import convolution, kernels, winograd
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.unet import UNet, UNetConfig
@@ -89,6 +89,26 @@ def test_rounding_is_that_of_direct_convolution() -> None:
     exact = copy.deepcopy(conv).double()(x.double())
     acceleration.prepare(conv, room=0)
     assert apart(conv(x), exact) < 2e-6
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_transformed_filters(dtype: torch.dtype, doubled: bool, by: str) -> None:
+    """Any number of them, kept or made anew; by the kernel, threads make no difference either."""
+    g, threads = winograd.Transforms.of(doubled).filter, torch.get_num_threads()
+    for outputs, channels in [(1, 1), (3, 85), (1, 257), (8, 125)]:
+        weight = noise(outputs, channels, 3, 3).to(dtype)
+        exact = torch.einsum("pi,qj,ocij->pqco", g, g, weight.double()).flatten(0, 1)
+        found = []
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                lines = winograd.transformed(weight, doubled=doubled, lasting=count == 2)
+                found.append(torch.cat(list(lines) if count == 2 else [line.clone() for line in lines]))
+        finally:
+            torch.set_num_threads(threads)
+        assert all(apart(one, exact) < 1e-6 for one in found)
+        assert by == "torch" or (torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]))
 
 
 def test_few_cells_of_many_channels_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +199,7 @@ def test_whole_networks(name: str) -> None:
     assert torch.equal(work(network), plain)
 
 
-def test_what_the_decoders_attention_looks_at_is_left_alone() -> None:
+def test_what_the_decoders_first_attention_looks_at_is_left_alone() -> None:
     """It can make errors ten times as large, which shows in wide networks only (docs/log.md)."""
     delicate = [name for name, part in MoVQ(MOVQ).named_modules() if isinstance(part, Conv3x3) and part.delicate]
     assert delicate == [f"decoder.mid_block.resnets.0.conv{i}" for i in (1, 2)]

@@ -1,6 +1,9 @@
 """The benchmark's tables: medians, ratios, joined files, agreement, limits. Nothing here is timed."""
 
 import json
+import os
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +136,7 @@ def test_a_turn_of_both_programs_end_to_end(
     assert speed.main([*chosen, "--json", str(out)]) == 0
     (kept,) = json.loads(out.read_text())
     assert {name: len(turns) for name, turns in kept["turns"].items()} == {OURS: 1, THEIRS: 1}
-    assert 0 < kept["agreement"]["rms"] < 1e-5
+    assert 0 < kept["agreement"]["rms"] < 1e-5 and 0 <= kept["agreement"]["rms, plain"] < 1e-5
     assert kept["limits"]["operations"] > kept["limits"]["winograd"] > 0
     measured = capsys.readouterr().out
     assert speed.main(["table", str(out)]) == 0
@@ -144,3 +147,13 @@ def test_a_turn_of_both_programs_end_to_end(
 def test_rows_that_are_not_there(wrong: list[str]) -> None:
     with pytest.raises(SystemExit):
         speed.parsed(wrong)
+
+
+def test_a_worker_that_fails_at_its_end_is_not_taken_for_one_that_is_done(tmp_path: Path) -> None:
+    """Its result comes after its last word, and may not be there."""
+    script = "import sys; sys.stdin.readline(); print('{}', flush=True); sys.stdin.read(); sys.exit({})"
+    with (tmp_path / "log").open("w") as log:
+        for code in (0, 3):
+            worker = speed.Worker([sys.executable, "-c", script.format("{}", code)], dict(os.environ), log, "end")
+            with pytest.raises(RuntimeError, match="it ended with 3") if code else nullcontext(), worker:
+                assert worker.turn() == {}

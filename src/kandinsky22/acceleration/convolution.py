@@ -39,7 +39,9 @@ class FastConv3x3(Conv3x3):
     def _by_what_pays(self, x: Tensor, *, inner: bool) -> Tensor:
         if not kernels.concern(x):
             return self._plainly(x, inner=inner)
-        if self.delicate:  # oneDNN's direct convolution of channels last is no exacter than Winograd's algorithm
+        if (
+            self.delicate and x.dtype == torch.float32
+        ):  # oneDNN's own, channels last, is no exacter than Winograd's algorithm
             return self._plainly(x.contiguous(), inner=inner)
         x = x.contiguous(memory_format=torch.channels_last)
         if not _is_wide(self) or self.bias is None:

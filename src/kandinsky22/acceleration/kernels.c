@@ -1,7 +1,7 @@
 /* What plain torch has no one pass for: the normalisation of layers.Norm, the three transforms of a Winograd convolution, and
  * products of few rows.
  *
- * Activations are channels last, [B, H, W, C], float32, or for the normalisation bfloat16 (`half`), as weights may be, with C a multiple of 16;
+ * Activations are channels last, [B, H, W, C], float32, or for the normalisation bfloat16 (`half`), with C a multiple of 16; weights are either;
  * everything in between is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
  */
 #include <math.h>
@@ -260,7 +260,7 @@ void transform_filters(const void *w, float *u, const float *g, long line, long 
 
 /* y [rows, outputs] = x [rows, inputs] times w [outputs, inputs] transposed, plus a bias, if any, for a few rows: the time goes into
  * reading w, so each of its vectors is read once and multiplied by all rows. x, bias and y are float32. All sums stay in
- * registers, or nearly.
+ * registers, with AVX2 for some rows only nearly: it still reads as fast as there is memory.
  */
 INLINE void some_outputs(const void *w, const float *x, const float *bias, float *y, long outputs, long inputs, int rows, int at_once,
                          int half) {

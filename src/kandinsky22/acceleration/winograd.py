@@ -49,7 +49,8 @@ def matrices(p: float, q: float) -> tuple[list[list[float]], ...]:
 
 @dataclass(frozen=True)
 class Transforms:
-    """Those of a tile with `side` cells of the picture, to products, and back to 4 x 4 outputs; for all cells at once."""
+    """Those of a tile with `side` cells of the picture, to products, and back to 4 x 4 outputs; `into` and `back` for all of its
+    cells at once."""
 
     points: tuple[float, float]  # p and q
     side: int
@@ -81,16 +82,16 @@ def side(doubled: bool) -> int:
 def transformed(weight: Tensor, *, doubled: bool, lasting: bool = False) -> Iterator[Tensor]:
     """A filter [O, C, 3, 3] of any dtype as float32 [points, C, O], a line of points at a time; gone when the next is made, if
     they are not to last."""
-    (outputs, channels), lines, g = weight.shape[:2], side(doubled), Transforms.of(doubled).filter.float()
+    (outputs, channels), lines, g = weight.shape[:2], side(doubled), Transforms.of(doubled).filter
     by_kernel = kernels.concern(weight) and weight.is_contiguous() and kernels.library() is not None
     taps = None if by_kernel else weight.float().permute(2, 3, 0, 1).flatten(0, 1).flatten(1)  # [9, O * C]
     for line in range(lines):
         if lasting or line == 0:
             space = weight.new_empty(lines, outputs * channels, dtype=torch.float32)
         if taps is None:
-            kernels.transform_filters(weight, space, g, line)
+            kernels.transform_filters(weight, space, g.float(), line)
         else:
-            torch.mm(torch.kron(g[line : line + 1], g), taps, out=space)
+            torch.mm(torch.kron(g[line : line + 1], g).float(), taps, out=space)
         yield space.unflatten(1, (outputs, channels)).transpose(1, 2)
 
 

@@ -100,7 +100,8 @@ class Conv1x1(nn.Conv2d):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of the whole picture, with zeros around it.
 
-    delicate: what comes after makes its rounding errors many times as large, so `acceleration` leaves its arithmetic alone.
+    delicate: what comes after makes its rounding errors many times as large, so on a CPU `acceleration` leaves its arithmetic
+    in float32 alone.
     """
 
     def __init__(self, channels: int, out_channels: int, *, delicate: bool = False) -> None:

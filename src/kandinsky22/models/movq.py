@@ -180,8 +180,8 @@ class Block(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block. In the decoder, what the attention looks at is scaled by the latents, so that it
-    can make the first block's rounding errors ten times as large (docs/log.md)."""
+    """Residual block, attention, residual block. In the decoder, what this attention, the first of all, looks at is scaled by the
+    latents, so that it can make the first block's rounding errors ten times as large (docs/log.md)."""
 
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
