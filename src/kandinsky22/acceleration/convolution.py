@@ -26,9 +26,8 @@ class FastConv3x3(Conv3x3):
 
     doubled = False
     roomy = False  # whether there is room for the transformed filter
-    _kept: tuple[tuple[object, ...], list[Tensor]] | None = (
-        None  # what was transformed last, and its lines, if they were kept
-    )
+    _kept: tuple[tuple[object, ...], list[Tensor]] | None = None
+    """What was transformed last, and its lines, if they were kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._by_what_pays(x, inner=False)
@@ -39,9 +38,8 @@ class FastConv3x3(Conv3x3):
     def _by_what_pays(self, x: Tensor, *, inner: bool) -> Tensor:
         if not kernels.concern(x):
             return self._plainly(x, inner=inner)
-        if (
-            self.delicate and x.dtype == torch.float32
-        ):  # oneDNN's own, channels last, is no exacter than Winograd's algorithm
+        if self.delicate and x.dtype == torch.float32:
+            # Channels first: oneDNN's own, channels last, is no exacter than Winograd's algorithm.
             return self._plainly(x.contiguous(), inner=inner)
         x = x.contiguous(memory_format=torch.channels_last)
         if not _is_wide(self) or self.bias is None:

@@ -19,9 +19,7 @@ from kandinsky22.acceleration.switch import uses
 LANES = 16  # channels that any kernel computes a multiple of: numbers of the widest registers
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 8  # that are few
-LARGE = (
-    2 << 20
-)  # numbers of a weight that comes from memory and not from a cache; there is nothing to gain with smaller ones
+LARGE = 2 << 20  # numbers of a weight that comes from memory and not from a cache; with smaller ones nothing is gained
 NAMES = {"AVX512": "avx512", "AVX2": "avx2"}
 """By what torch calls them, the sets of instructions that kernels are built for."""
 

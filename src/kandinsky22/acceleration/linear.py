@@ -5,10 +5,8 @@ from torch import Tensor, nn
 
 from kandinsky22.acceleration import kernels
 
-FEWEST, MOST = (
-    4,
-    256,
-)  # rows: with fewer MKL, torch's own choice, reads weights faster than oneDNN; with more it is as fast
+FEWEST, MOST = 4, 256
+"""Rows: with fewer MKL, torch's own choice, reads weights faster than oneDNN; with more it is as fast."""
 
 
 class FastLinear(nn.Linear):

@@ -25,12 +25,8 @@ from kandinsky22.files import whole
 from kandinsky22.request import Request, Text
 
 RUN, MANIFEST, LOCK = "run.json", "manifest.jsonl", ".lock"
-MADE_BY = (
-    "weights",
-    "dtype",
-    "kandinsky22",
-    "torch",
-)  # what of `Kandinsky.made_by` a run may not change; others only round
+MADE_BY = "weights", "dtype", "kandinsky22", "torch"
+"""What of `Kandinsky.made_by` a run may not change; others only round."""
 NOTED = ("command", "weights_sha256")  # of what `run.json` holds, what is for readers and not compared
 SEED_BYTES = 6  # of a hash: few enough that every program that reads JSON knows the number
 T = TypeVar("T")
