@@ -27,7 +27,7 @@ class FastConv3x3(Conv3x3):
     doubled = False
     roomy = False  # whether there is room for the transformed filter
     _kept: tuple[tuple[object, ...], list[Tensor]] | None = None
-    """What was transformed last, and its lines, if they were kept."""
+    """What was transformed last, and what came of it, if it was kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._by_what_pays(x, inner=False)

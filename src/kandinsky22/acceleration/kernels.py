@@ -22,6 +22,16 @@ ROWS = 8  # that are few
 LARGE = 2 << 20  # numbers of a weight that comes from memory and not from a cache; with smaller ones nothing is gained
 NAMES = {"AVX512": "avx512", "AVX2": "avx2"}
 """By what torch calls them, the sets of instructions that kernels are built for."""
+TYPES = {"P": ctypes.c_void_p, "f": ctypes.c_float, "l": ctypes.c_long, "i": ctypes.c_int}
+TAKES = {
+    "moments": "PPP llll ii",
+    "normalise": "PPPPPP f PP lllll llllll ii",
+    "transform_in": "PP lllllll ff l i",
+    "transform_out": "PPP llllll ff l i",
+    "transform_filters": "PPP lll ii",
+    "few_rows": "PPPP lll ii",
+}
+"""What each kernel takes, in letters of `TYPES`."""
 
 
 def library() -> ctypes.CDLL | None:
@@ -35,9 +45,12 @@ def _library() -> ctypes.CDLL | None:
     if name is None:
         return None
     try:
-        return ctypes.CDLL(str(built(name)))
+        found = ctypes.CDLL(str(built(name)))
     except OSError:
         return None
+    for kernel, letters in TAKES.items():
+        getattr(found, kernel).argtypes = [TYPES[letter] for letter in letters.replace(" ", "")]
+    return found
 
 
 def instructions() -> str | None:
@@ -133,11 +146,6 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _call(name: str, *arguments: Tensor | int | float | None, half: torch.dtype | None = None) -> None:
     """half: the dtype of what may be either, for the kernels that are told."""
-    told = () if half is None else (int(half == torch.bfloat16),)
-    getattr(library(), name)(*(_passed(value) for value in (*arguments, *told, torch.get_num_threads())))
-
-
-def _passed(value: Tensor | int | float | None) -> object:
-    if value is None or isinstance(value, Tensor):
-        return ctypes.c_void_p(None if value is None else value.data_ptr())
-    return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)
+    told = () if half is None else (half == torch.bfloat16,)
+    passed = [value.data_ptr() if isinstance(value, Tensor) else value for value in (*arguments, *told)]
+    getattr(library(), name)(*passed, torch.get_num_threads())

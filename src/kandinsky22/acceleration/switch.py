@@ -5,6 +5,7 @@ none changes what is computed.
 """
 
 import os
+from functools import cache
 
 SWITCH = "KANDINSKY22_ACCELERATION"
 PARTS = {
@@ -27,8 +28,8 @@ def off() -> bool:
 
 def uses(part: str) -> bool:
     """Whether a part is to be used. Raises `ValueError` where what is left out is none of them."""
-    told = _told() - {"off"}
-    if not told <= PARTS.keys():
+    told = _told()
+    if not told <= PARTS.keys() | {"off"}:
         raise ValueError(
             f"{SWITCH} must be off, or some of {', '.join(PARTS)} with commas between them, got {os.environ[SWITCH]!r}"
         )
@@ -42,5 +43,10 @@ def ask_for_huge_pages() -> None:
         os.environ.setdefault(HUGE_PAGES, "1")
 
 
-def _told() -> set[str]:
-    return {word.strip() for word in os.environ.get(SWITCH, "").split(",")} - {""}
+def _told() -> frozenset[str]:
+    return _words(os.environ.get(SWITCH, ""))
+
+
+@cache  # it is asked for at every call of a kernel
+def _words(told: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in told.split(",")) - {""}

@@ -80,32 +80,33 @@ def side(doubled: bool) -> int:
 
 
 def transformed(weight: Tensor, *, doubled: bool, lasting: bool = False) -> Iterator[Tensor]:
-    """A filter [O, C, 3, 3] of any dtype as float32 [points, C, O], a line of points at a time; gone when the next is made, if
-    they are not to last."""
+    """A filter [O, C, 3, 3] of any dtype as float32 [points, C, O]: all at once, if it is to last; else a line of points at a
+    time, gone when the next is made."""
     (outputs, channels), lines, g = weight.shape[:2], side(doubled), Transforms.of(doubled).filter
     by_kernel = kernels.concern(weight) and weight.is_contiguous() and kernels.library() is not None
     taps = None if by_kernel else weight.float().permute(2, 3, 0, 1).flatten(0, 1).flatten(1)  # [9, O * C]
+    space = weight.new_empty(lines if lasting else 1, lines, outputs * channels, dtype=torch.float32)
     for line in range(lines):
-        if lasting or line == 0:
-            space = weight.new_empty(lines, outputs * channels, dtype=torch.float32)
+        u = space[line if lasting else 0]
         if taps is None:
-            kernels.transform_filters(weight, space, g.float(), line)
+            kernels.transform_filters(weight, u, g.float(), line)
         else:
-            torch.mm(torch.kron(g[line : line + 1], g).float(), taps, out=space)
-        yield space.unflatten(1, (outputs, channels)).transpose(1, 2)
+            torch.mm(torch.kron(g[line : line + 1], g).float(), taps, out=u)
+        if not lasting or line == lines - 1:
+            yield space.view(-1, outputs, channels).transpose(1, 2)
 
 
 def multiplied(v: Tensor, filters: Iterable[Tensor], outputs: int) -> Tensor:
-    """Products [points, tiles, O] of tiles v [points, tiles, C] with a filter's lines of points [points, C, O]."""
+    """Products [points, tiles, O] of tiles v [points, tiles, C] with a filter, some of its points [points, C, O] at a time."""
     made, at = v.new_empty(*v.shape[:2], outputs), 0
-    for line in filters:
-        points = slice(at, at := at + len(line))
-        torch.bmm(v[points], line, out=made[points])
+    for some in filters:
+        points = slice(at, at := at + len(some))
+        torch.bmm(v[points], some, out=made[points])
     return made
 
 
 def convolved(x: Tensor, filters: Iterable[Tensor], bias: Tensor, *, doubled: bool, inner: bool) -> Tensor:
-    """x [B, C, H, W], channels last, by the lines of `transformed`, plus a bias [O] -> [B, O, H, W], channels last.
+    """x [B, C, H, W], channels last, by what `transformed` gives, plus a bias [O] -> [B, O, H, W], channels last.
 
     doubled: of the picture with its sides doubled. inner: the first and last row of x are only looked at.
     """
