@@ -178,6 +178,8 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         environment["KANDINSKY22_CACHE"] = str(scratch / "cache")  # nothing that was kept earlier shortens a run
+        # The first turn leaves bytecode, as an installation does: a source tree has none, diffusers always has.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         log = stack.enter_context(a.json.with_suffix(".log").open("a"))
         with ExitStack() as both:
             workers = {
