@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_kernels_of_another_source_are_not_called(tmp_path: Path, monkeypatch: p
     source.write_text((now.parent / "kernels.c").read_text() + "\n")
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
     assert kernels.built("avx2").name != now.name
+
+
+def test_kernels_are_called_with_what_they_take() -> None:
+    """C would read a number of another width, or one too few, from what happens to lie there."""
+    source = kernels.built("avx2").with_name("kernels.c").read_text()
+    declared = {}
+    for name, arguments in re.findall(r"^void (\w+)\(([^)]*)\) {", source, re.MULTILINE):
+        declared[name] = "".join("P" if "*" in one else one.split()[0][0] for one in arguments.split(","))
+    assert declared == {name: letters.replace(" ", "") for name, letters in kernels.TAKES.items()}
 
 
 def test_a_machine_without_a_compiler_installs_too(tmp_path: Path) -> None:
