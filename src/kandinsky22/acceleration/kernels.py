@@ -98,7 +98,7 @@ def normalise(
     coarse = (1, 1, 0, 0, 0) if scale is None else (*scale.shape[2:], scale.stride(0), scale.stride(2), scale.stride(3))
     _call(
         "normalise", x, y, mean, variance, weight.to(x.dtype), bias.to(x.dtype), eps, scale, shift, *coarse, b, h, w, c,
-        groups, int(silu), half=x.dtype,
+        groups, silu, half=x.dtype,
     )  # fmt: skip
     return y
 
@@ -109,7 +109,7 @@ def transform_in(
     """Winograd's transform of the tiles of x [B, C, H, W], channels last, or of x with its sides doubled, to v [points, B *
     rows * columns, C]. The first tiles begin at line `first`. points: p and q. float32, as is the way back."""
     b, c, h, w = x.shape
-    _call("transform_in", x, v, b, h, w, c, rows, columns, first, *points, int(doubled))
+    _call("transform_in", x, v, b, h, w, c, rows, columns, first, *points, doubled)
 
 
 def transform_out(
@@ -117,7 +117,7 @@ def transform_out(
 ) -> None:
     """The way back: products [points, B * rows * columns, C] to y [B, C, H, W], channels last, plus the bias."""
     b, c, h, w = y.shape
-    _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, *points, int(doubled))
+    _call("transform_out", v, bias.float(), y, b, h, w, c, rows, columns, *points, doubled)
 
 
 def transform_filters(weight: Tensor, u: Tensor, g: Tensor, line: int) -> None:
