@@ -55,7 +55,7 @@ def pipelines(a: argparse.Namespace) -> tuple[Any, Any]:
         decoder.unet.to(memory_format=torch.channels_last)
         decoder.unet = torch.compile(decoder.unet, mode="max-autotune")
     elif compiled:
-        from kandinsky22.placement import Networks
+        from kandinsky22.engine.placement import Networks
 
         for pipe in (prior, decoder):
             pipe.networks = Networks(pipe.device, dtype, compiled=True)

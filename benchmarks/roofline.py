@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kandinsky22.checkpoints.store import Stored
-from kandinsky22.cost import work
+from kandinsky22.engine.cost import work
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.layers import Conv3x3, DoublingConv3x3
 from kandinsky22.models.movq import MoVQ, MoVQConfig

@@ -33,8 +33,8 @@ from torch.nn import functional as F
 
 from kandinsky22.checkpoints.store import save
 from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.engine.device import computes_bfloat16
 from kandinsky22.files import whole
-from kandinsky22.machine import computes_bfloat16
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer

@@ -127,8 +127,8 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
         decode = lambda: theirs.decode(z, force_not_quantize=True).sample  # noqa: E731
     else:
         from kandinsky22.checkpoints.store import Stored
+        from kandinsky22.engine.placement import Networks
         from kandinsky22.models.movq import MoVQ, MoVQConfig
-        from kandinsky22.placement import Networks
 
         networks, ours, z = Networks(torch.device("cpu"), dtype), Stored(folder, MoVQ, MoVQConfig), draw()
         networks.get(ours)
@@ -214,7 +214,7 @@ def fast(a: argparse.Namespace, turns: Turns) -> None:
     """A prompt to a picture in memory by this package's `--speed fast`, which says how many steps or leaves them to us. No
     result: it is another picture, and what that costs is measured elsewhere."""
     from kandinsky22 import Kandinsky, text2img
-    from kandinsky22.speeds import SPEEDS
+    from kandinsky22.request.presets import SPEEDS
 
     kandinsky = Kandinsky.load(a.model, device="cpu", dtype=a.dtype, placement="keep")
     decoder = kandinsky.decoder("decoder")

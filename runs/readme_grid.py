@@ -6,8 +6,8 @@ python runs/readme_grid.py [--model FOLDER] [--output docs/box.png]
 import argparse
 
 from kandinsky22 import Kandinsky, text2img
-from kandinsky22.events import Result
-from kandinsky22.images import save_png, sheet
+from kandinsky22.imaging.images import save_png, sheet
+from kandinsky22.request.events import Result
 
 PROMPTS = (
     "three red circles over a blue triangle",

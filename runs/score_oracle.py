@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from kandinsky22.compositions import STYLES, judge, read, render, sample, wilson
-from kandinsky22.compositions.manner import LUMA, measures
 from kandinsky22.compositions.segments import at_reading_size, segment
+from kandinsky22.compositions.style_classifier import LUMA, measures
 
 Spoil = Callable[[np.ndarray], np.ndarray]
 FIT_SEED, FIT_STEPS = 7, 3000

@@ -9,7 +9,7 @@ from rich.progress import track
 from kandinsky22 import Kandinsky, Request
 from kandinsky22.compositions import Scene, sample
 from kandinsky22.evaluation.fidelity import ATTRIBUTES, Rate, rates, verdict
-from kandinsky22.events import Result
+from kandinsky22.request.events import Result
 
 FRESH_SEED = 22  # training draws from 0, and looks at 1
 BATCH = 25

@@ -38,8 +38,8 @@ from kandinsky22.compositions import (
     render,
     sample,
 )
-from kandinsky22.events import Result
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
+from kandinsky22.request.events import Result
 from kandinsky22.training.data import to_bytes
 
 FOLDER = catalog.locate(catalog.BOX)

@@ -4,23 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kandinsky22.depth_estimation import depth
-    from kandinsky22.embedding import Embedding, mix, slerp
-    from kandinsky22.images import Painting
-    from kandinsky22.kandinsky import Kandinsky
-    from kandinsky22.picture import Picture
-    from kandinsky22.request import Mask, Mix, Request, Sampling, Start, Text
-    from kandinsky22.tasks import controlnet, img2img, inpaint, interpolate, outpaint, text2img, variations
+    from kandinsky22.engine.kandinsky import Kandinsky
+    from kandinsky22.imaging.depth import depth
+    from kandinsky22.imaging.images import Painting
+    from kandinsky22.request import Embedding, Mask, Mix, Picture, Request, Sampling, Start, Text
+    from kandinsky22.request.embedding import mix, slerp
+    from kandinsky22.request.tasks import controlnet, img2img, inpaint, interpolate, outpaint, text2img, variations
 
 __version__ = "0.1.0"
 _HOMES = {
-    "depth_estimation": ("depth",),
-    "embedding": ("Embedding", "mix", "slerp"),
-    "images": ("Painting",),
-    "kandinsky": ("Kandinsky",),
-    "picture": ("Picture",),
-    "request": ("Mask", "Mix", "Request", "Sampling", "Start", "Text"),
-    "tasks": ("controlnet", "img2img", "inpaint", "interpolate", "outpaint", "text2img", "variations"),
+    "engine.kandinsky": ("Kandinsky",),
+    "imaging.depth": ("depth",),
+    "imaging.images": ("Painting",),
+    "request.embedding": ("Embedding", "mix", "slerp"),
+    "request.parts": ("Mask", "Mix", "Sampling", "Start", "Text"),
+    "request.picture": ("Picture",),
+    "request.request": ("Request",),
+    "request.tasks": ("controlnet", "img2img", "inpaint", "interpolate", "outpaint", "text2img", "variations"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [

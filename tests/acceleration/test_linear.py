@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from kandinsky22 import acceleration
 from kandinsky22.acceleration import kernels
-from kandinsky22.acceleration.half import linear
 from kandinsky22.acceleration.linear import FEWEST, MOST
+from kandinsky22.acceleration.weight_upcast import linear
 
 OURS = kernels.library() is not None
 

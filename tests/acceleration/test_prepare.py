@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import convolution, kernels
-from kandinsky22.acceleration.switch import HUGE_PAGES
+from kandinsky22.acceleration.flags import HUGE_PAGES
 from kandinsky22.models.layers import Conv3x3, DoublingConv3x3, Norm
 from kandinsky22.models.unet import UNet
 from tests.acceleration.test_exactness import UNET, apart, made, noise

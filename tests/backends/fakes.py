@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from kandinsky22.events import Event, Notice, Progress, Result, Started
-from kandinsky22.images import Painting
+from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Request, Sampling, Text
+from kandinsky22.request.events import Event, Notice, Progress, Result, Started
 
 DEFAULTS = Defaults(
     height=64,

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from kandinsky22 import text2img
-from kandinsky22.backends.here import Here
-from kandinsky22.backends.packs import Failure, Finished, Outcome, Pack, Painter, cut
+from kandinsky22.backends.local import Here
 from kandinsky22.backends.pool import Loading, Pool
-from kandinsky22.events import Notice, Progress, Result, Started
+from kandinsky22.backends.work_units import Failure, Finished, Outcome, Pack, Painter, cut
 from kandinsky22.request import Request
+from kandinsky22.request.events import Notice, Progress, Result, Started
 from tests.backends.fakes import MADE_BY, Hiring, Obedient, Plain
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +190,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """Also in the middle of a step."""
     code = (
         "from pathlib import Path; from tests.backends.fakes import Hiring; from kandinsky22.backends.pool import Pool;"
-        "from kandinsky22 import text2img; from kandinsky22.backends.packs import Pack\n"
+        "from kandinsky22 import text2img; from kandinsky22.backends.work_units import Pack\n"
         "if __name__ == '__main__':\n"
         f"  pool = Pool(Hiring(Path({str(tmp_path)!r})), processes=2)\n"
         "  list(pool.stream(text2img('a ring')))\n"

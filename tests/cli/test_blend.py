@@ -10,8 +10,9 @@ from PIL import Image
 
 from kandinsky22 import Kandinsky
 from kandinsky22.cli.app import run
-from kandinsky22.embedding import Embedding, mix
-from kandinsky22.images import read_recipe
+from kandinsky22.imaging.images import read_recipe
+from kandinsky22.request import Embedding
+from kandinsky22.request.embedding import mix
 
 FEW = ["--seed", "3", "--prior-num-inference-steps", "2"]
 FEWER = [*FEW, "--steps", "2"]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kandinsky22 import cost
 from kandinsky22.acceleration import kernels
 from kandinsky22.checkpoints import full_size
 from kandinsky22.cli.app import run
+from kandinsky22.engine import cost
 
 
 def test_it_says_what_is_here_and_what_would_be_fetched(

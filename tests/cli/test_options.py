@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from kandinsky22 import forms, tasks
 from kandinsky22.checkpoints.catalog import BOX
 from kandinsky22.cli import options
 from kandinsky22.cli.app import COMMANDS, run
 from kandinsky22.cli.prompt import random_prompt
 from kandinsky22.compositions import WORDS
-from kandinsky22.request import Request
-from kandinsky22.tasks import text2img
+from kandinsky22.request import Request, task_schema, tasks
+from kandinsky22.request.tasks import text2img
 from tests.cli.fake import Painter, files
 
 
@@ -32,16 +31,18 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("task", forms.all_tasks().values(), ids=forms.all_tasks())
-def test_a_task_and_its_options_agree(task: forms.Task) -> None:
-    parameters = forms.parameters(task)
+@pytest.mark.parametrize("task", task_schema.all_tasks().values(), ids=task_schema.all_tasks())
+def test_a_task_and_its_options_agree(task: task_schema.Task) -> None:
+    parameters = task_schema.parameters(task)
     known = {action.dest for action in options.task_parser(task, "x", usage="x")._actions}
     assert known == parameters.keys() - set(options.AS_WORDS) | {"size", "help", "version", *options.EDGE}
     assert tasks.How.__annotations__.keys() <= parameters.keys() <= tasks.MEANINGS.keys()
 
 
 def test_every_meaning_is_of_something() -> None:
-    assert {name for task in forms.all_tasks().values() for name in forms.parameters(task)} == tasks.MEANINGS.keys()
+    assert {
+        name for task in task_schema.all_tasks().values() for name in task_schema.parameters(task)
+    } == tasks.MEANINGS.keys()
 
 
 def test_every_option_reaches_the_request(painter: Painter) -> None:
@@ -51,7 +52,7 @@ def test_every_option_reaches_the_request(painter: Painter) -> None:
         "prior": "diffusion", "prior_sampler": "ddim", "model": "elsewhere", "aspect": "2:1", "prior_seed": 8,
         "variation_seed": 9, "variation_strength": 0.25, "speed": "turbo", "guidance_interval": "0.25,0.5", "reuse": 3,
     }  # fmt: skip
-    assert values.keys() == forms.parameters(text2img).keys() - {"prompt"}
+    assert values.keys() == task_schema.parameters(text2img).keys() - {"prompt"}
     typed = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert run(["a red circle", *typed, "--device", "cpu", "--dtype", "float32"]) == 0
     assert painter.asked == [text2img("a red circle", **values | {"guidance_interval": (0.25, 0.5)})]

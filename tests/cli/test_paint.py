@@ -12,9 +12,9 @@ from rich.console import Console
 from kandinsky22.cli import terminal
 from kandinsky22.cli.app import run
 from kandinsky22.cli.terminal import Blocks, Pace, Terminal
-from kandinsky22.events import Progress
-from kandinsky22.images import read_recipe, sheet
-from kandinsky22.tasks import text2img
+from kandinsky22.imaging.images import read_recipe, sheet
+from kandinsky22.request.events import Progress
+from kandinsky22.request.tasks import text2img
 from tests.cli.fake import DEFAULTS, Painter, files
 
 ARGUMENTS = ["three red circles", "--seed", "7", "-n", "2"]

@@ -11,8 +11,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from kandinsky22.cli.app import run
-from kandinsky22.images import RECIPE, read_recipe
-from kandinsky22.tasks import text2img
+from kandinsky22.imaging.images import RECIPE, read_recipe
+from kandinsky22.request.tasks import text2img
 
 Said = pytest.CaptureFixture[str]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from kandinsky22 import Kandinsky, Sampling, text2img
-from kandinsky22.backends.here import Here
+from kandinsky22.backends.local import Here
 from kandinsky22.checkpoints import full_size
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.compositions import caption
-from kandinsky22.cost import UNetStep
+from kandinsky22.engine.cost import UNetStep
 from kandinsky22.evaluation import dials, suite, sweep
 from kandinsky22.evaluation.dials import Tried, Work
 from kandinsky22.evaluation.features import ClipFeatures

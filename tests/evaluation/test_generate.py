@@ -18,15 +18,15 @@ import pytest
 import torch
 
 from kandinsky22 import text2img
-from kandinsky22.backends.here import Here
+from kandinsky22.backends.local import Here
 from kandinsky22.backends.pool import Loading
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.captions import Captioned, Captions
 from kandinsky22.evaluation.generate import Standing, begin, estimate, failed, generate, is_whole, logged
 from kandinsky22.evaluation.manifest import Run, Shard
-from kandinsky22.events import Backend
-from kandinsky22.images import read_recipe
+from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Request
+from kandinsky22.request.events import Backend
 from tests.backends.fakes import Obedient, Plain
 from tests.evaluation.generate_program import BATCH, REQUEST
 

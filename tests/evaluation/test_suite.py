@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22 import Kandinsky, text2img
-from kandinsky22.backends.here import Here
+from kandinsky22.backends.local import Here
 from kandinsky22.evaluation import captions, generate, inception, protocol, reference, suite, sweep
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
@@ -24,7 +24,7 @@ from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rate
 from kandinsky22.evaluation.manifest import Run, Shard
 from kandinsky22.evaluation.report import Report, write
-from kandinsky22.images import Painting, read_recipe
+from kandinsky22.imaging.images import Painting, read_recipe
 from kandinsky22.request import Request, Sampling
 from tests.models_on_disk import DIM, write_tiny_model
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
-from tests.models_on_disk import randomise
-from tests.oracle.tiny import MOVQ
 
-from kandinsky22.acceleration.switch import HUGE_PAGES
+from kandinsky22.acceleration.flags import HUGE_PAGES
 from kandinsky22.models import movq as module
 from kandinsky22.models import tiles
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import MoVQ
+from tests.models_on_disk import randomise
+from tests.oracle.tiny import MOVQ
 
 SIZES = [(8, 8, 1), (5, 9, 300), (7, 3, 1), (16, 4, 1000), (9, 6, 1700), (1, 6, 1), (6, 1, 64)]
 """Height and width of the latents, and pixels of a tile: from one row of latents to several with a rest."""
@@ -104,7 +104,7 @@ def test_large_pictures_are_cut_unless_they_are_learnt_from(movq: MoVQ, monkeypa
 MEASURE = """
 import torch
 from kandinsky22.models import movq
-from kandinsky22.placement import give_back
+from kandinsky22.engine.placement import give_back
 
 def peak(work):
     give_back()

@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.training.known import RECIPE, line_fit
 from torch import Tensor, nn
 
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.unet import UNet
-from kandinsky22.training import clip, decoder, movq, photos, run, saved
+from kandinsky22.training import checkpoints, clip, decoder, movq, photos, run
 from kandinsky22.training.loop import Batch, Training
-from kandinsky22.training.material import Material, Own
+from kandinsky22.training.precompute import Material, Own
 from kandinsky22.training.processes import ALONE, Processes, join
 from kandinsky22.training.recipes import BOX
 from kandinsky22.training.sources import Source
+from tests.training.known import RECIPE, line_fit
 
 STEPS, HALF = 4, 2
 LONG, EVERY = 48, 2  # steps of a run that is killed, and between its checkpoints
@@ -158,7 +158,7 @@ def half_way(make: Callable[..., Training], folder: Path, processes: Processes =
         group["eps"] = EPSILON
     for _ in range(HALF):
         training.advance()
-    saved.save(training, folder)
+    checkpoints.save(training, folder)
 
 
 def gone_on(make: Callable[..., Training], folder: Path, processes: Processes = ALONE) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import pytest
 import torch
 import transformers
 from diffusers.training_utils import compute_snr
-from tests.diffusion.toy import DECODER_CONFIG
-from tests.models_on_disk import DIM, TEXT_LENGTH
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +23,8 @@ from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import decoder, prior
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
+from tests.diffusion.toy import DECODER_CONFIG
+from tests.models_on_disk import DIM, TEXT_LENGTH
 
 STEPS, GAMMA, CPU = 50, 5.0, torch.device("cpu")
 RECIPE = Recipe(

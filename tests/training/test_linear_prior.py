@@ -7,13 +7,13 @@ from operator import add
 import numpy as np
 import pytest
 import torch
-from tests.models_on_disk import randomise
 from torch import Tensor
 
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.tokenizer import Tokenizer, learn
 from kandinsky22.training.linear_prior import Moments, fitted, solved
 from kandinsky22.training.prior import Told
+from tests.models_on_disk import randomise
 
 E, D = 6, 4
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.known import RECIPE, line_fit
 from torch import Tensor
 
-from kandinsky22.training import saved
-from kandinsky22.training.begin import complete
+from kandinsky22.training import checkpoints
+from kandinsky22.training.link_base import complete
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
 from kandinsky22.training.run import BEST, METRICS, lines, resume, run, seconds_per_step
+from tests.training.known import RECIPE, line_fit
 
 MEASURED = ("step", "of", "loss", "seen", "grad_norm", "loss_t0", "loss_t3")
 
@@ -148,7 +148,7 @@ def test_a_line_that_a_crash_tore_is_dropped(tmp_path: Path) -> None:
 
 def test_the_last_three_checkpoints_are_kept(tmp_path: Path) -> None:
     list(run(Training(*line_fit(), RECIPE, steps=10), tmp_path, every=2))
-    assert saved.steps(tmp_path) == [6, 8, 10]
+    assert checkpoints.steps(tmp_path) == [6, 8, 10]
 
 
 def test_the_best_weights_are_kept(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_a_disk_that_takes_no_more_stops_with_its_reason_and_leaves_a_checkpoint
     with no_file_longer_than((tmp_path / METRICS).stat().st_size + 1000), pytest.raises(OSError) as stopped:
         list(running)
     assert str(stopped.value) == said
-    assert saved.steps(tmp_path) == [2, 4]
-    assert not list((tmp_path / saved.FOLDER).glob("*.part"))
+    assert checkpoints.steps(tmp_path) == [2, 4]
+    assert not list((tmp_path / checkpoints.FOLDER).glob("*.part"))
     after = Training(*line_fit(), RECIPE, steps=10)
     assert resume(after, tmp_path) and after.step == 4
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models_on_disk import randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from kandinsky22.training.loop import Objective, Recipe, Training, generator
 from kandinsky22.training.movq import Autoencoder, Terms
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.recipes import BOX
+from tests.models_on_disk import randomise
 
 CONFIG = MoVQConfig(block_out_channels=(32, 32, 32), layers_per_block=1, num_vq_embeddings=16)
 VISION = replace(

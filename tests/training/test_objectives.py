@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.models_on_disk import randomise
 
 from kandinsky22.compositions import COLORS, SHAPES, Group, Scene, caption, sample
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.unet import UNet
-from kandinsky22.training import clip, controlnet, decoder, grow, inpaint, prior
+from kandinsky22.training import clip, controlnet, decoder, init_weights, inpaint, prior
 from kandinsky22.training.loop import Recipe
 from kandinsky22.training.probes import PLACES, UNSTATED, Probes, labels
 from kandinsky22.training.recipes import BOX
+from tests.models_on_disk import randomise
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_a_grown_network_begins_by_painting_what_the_plain_one_paints(kind: str)
     randomise(plain)
     more = {"inpaint": {"in_channels": 9}, "hint": {"in_channels": 8, "addition_embed_type": "image_hint"}}
     network = UNet(replace(config, **more[kind]))  # type: ignore[arg-type]
-    network.load_state_dict(grow.grown(network.state_dict(), plain.state_dict()))
+    network.load_state_dict(init_weights.grown(network.state_dict(), plain.state_dict()))
     x, t, embeds = draw(2, 4, 8, 8), torch.tensor([3, 700]), draw(2, 24)
     beside = {"masked": draw(2, 5, 8, 8)} if kind == "inpaint" else {"hint": draw(2, 3, 64, 64).sigmoid()}
     seen = network.condition(embeds, **beside)
@@ -190,7 +190,7 @@ def test_a_grown_network_begins_by_painting_what_the_plain_one_paints(kind: str)
 def test_weights_that_do_not_fit_are_left_alone() -> None:
     own = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "conv": torch.ones(2, 3, 1, 1)}
     given = {"a": torch.ones(2, 3), "b": torch.ones(5), "c": torch.ones(1), "conv": torch.full((2, 2, 1, 1), 7.0)}
-    state = grow.grown(own, given)
+    state = init_weights.grown(own, given)
     assert torch.equal(state["a"], given["a"]) and torch.equal(state["b"], own["b"]) and "c" not in state
     assert state["conv"].flatten().tolist() == [7.0, 7.0, 0.0, 7.0, 7.0, 0.0]
 

@@ -12,10 +12,10 @@ from kandinsky22.checkpoints import catalog, full_size
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.training.loop import Recipe
-from kandinsky22.training.material import Own
+from kandinsky22.training.model_trainer import Workshop
+from kandinsky22.training.precompute import Own
 from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.sources import Source
-from kandinsky22.training.workshop import Workshop
 
 
 def test_the_cards_schedule() -> None:

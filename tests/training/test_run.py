@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.training.known import RECIPE, line_fit
 from torch import Tensor
 
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.plan import planned
 from kandinsky22.training.run import EVENTS, Pace, grid, run
+from tests.training.known import RECIPE, line_fit
 
 
 def sheet(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:

@@ -14,6 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+
+from kandinsky22.training import checkpoints, run, supervisor
+from kandinsky22.training.lock import held
+from kandinsky22.training.loop import Training
+from kandinsky22.training.processes import Processes
+from kandinsky22.training.run import lines
 from tests.training.scale_program import (
     CASES,
     EVERY,
@@ -28,12 +34,6 @@ from tests.training.scale_program import (
     pairs,
 )
 from tests.training.test_photos import write_folder
-
-from kandinsky22.training import run, saved, supervisor
-from kandinsky22.training.lock import held
-from kandinsky22.training.loop import Training
-from kandinsky22.training.processes import Processes
-from kandinsky22.training.run import lines
 
 ROOT = Path(__file__).parents[2]
 HERE = os.pathsep.join((str(ROOT), str(ROOT / "src")))  # the sources that are tested, whatever is installed
@@ -109,7 +109,7 @@ def test_one_full_disk_stops_all_with_a_sentence_and_leaves_a_checkpoint(found: 
         sentence, taken = two["full"]
         assert f"the checkpoint of step {step} cannot be written" in sentence and "(File too large)" in sentence
         assert sentence.endswith(f"the checkpoint of step {sound} is sound") and "\n" not in sentence and taken == step
-    assert saved.steps(folder)[-1] == sound and not list((folder / saved.FOLDER).glob("*.part"))
+    assert checkpoints.steps(folder)[-1] == sound and not list((folder / checkpoints.FOLDER).glob("*.part"))
     training = curve()
     assert run.resume(training, folder) and training.step == sound
 
@@ -161,7 +161,7 @@ class Killer(threading.Thread):
 
     def _torn(self) -> set[str]:
         """The checkpoints that are being written, or were when a process was killed."""
-        return {path.name for path in self.folder.glob(f"{saved.FOLDER}/*{saved.TORN}")}
+        return {path.name for path in self.folder.glob(f"{checkpoints.FOLDER}/*{checkpoints.TORN}")}
 
     def _wait(self, for_what: Callable[[], Any], seconds: float = 0.005) -> bool:
         while not self.over.wait(seconds):
@@ -204,13 +204,13 @@ def _as_if_never_killed(folder: Path, whole: Path) -> None:
     reached: list[Training] = []
     for place in (folder, whole):
         training = curve()
-        assert saved.load(training, place) and training.step == LONG
+        assert checkpoints.load(training, place) and training.step == LONG
         reached.append(training)
     tensors, expected = (training.tensors() for training in reached)
     assert all(torch.equal(value, expected[name]) for name, value in tensors.items())
     measured = [{k: v for k, v in line.items() if k in ("step", "loss", "grad_norm")} for line in lines(folder)]
     assert measured == [{k: line[k] for k in ("step", "loss", "grad_norm")} for line in lines(whole)]
-    assert saved.steps(folder) == [LONG - 2 * EVERY, LONG - EVERY, LONG]
+    assert checkpoints.steps(folder) == [LONG - 2 * EVERY, LONG - EVERY, LONG]
 
 
 def test_a_process_killed_at_any_moment_reaches_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,14 +327,14 @@ def test_a_folder_is_held_against_others_until_its_process_is_gone(tmp_path: Pat
 
 def test_a_torn_checkpoint_does_not_count(tmp_path: Path) -> None:
     list(run.run(curve(steps=4), tmp_path, every=2))
-    checkpoints = tmp_path / saved.FOLDER
-    shutil.copytree(checkpoints / "00000004", checkpoints / "00000006.part")
-    assert saved.steps(tmp_path) == [2, 4]
+    folder = tmp_path / checkpoints.FOLDER
+    shutil.copytree(folder / "00000004", folder / "00000006.part")
+    assert checkpoints.steps(tmp_path) == [2, 4]
     training = curve(steps=8)
     assert run.resume(training, tmp_path) and training.step == 4
     training.steps = 8
     list(run.run(training, tmp_path, every=4))
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["00000002", "00000004", "00000008"]
+    assert sorted(path.name for path in folder.iterdir()) == ["00000002", "00000004", "00000008"]
 
 
 def test_metrics_of_a_run_that_left_no_checkpoint_are_dropped(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.known import RECIPE, line_fit
-from tests.training.test_workshop import SHORT
 
-from kandinsky22.training import cli, saved
+from kandinsky22.training import checkpoints, cli
 from kandinsky22.training.loop import Training
 from kandinsky22.training.recipes import BOX
 from kandinsky22.training.run import resume, run
+from tests.training.known import RECIPE, line_fit
+from tests.training.test_workshop import SHORT
 
 
 def stopped(folder: Path, settings: dict[str, object] | None = None) -> None:
@@ -52,7 +52,7 @@ def test_a_lower_rate_and_what_changes_no_numbers_are_gone_on_with(tmp_path: Pat
     training = Training(*line_fit(), lowered, 8)
     assert resume(training, tmp_path) and training.step == 4
     list(run(training, tmp_path, every=4))
-    assert saved.settings(tmp_path)["learning_rate"] == 0.01, "it is the lower one that it goes on by from now on"
+    assert checkpoints.settings(tmp_path)["learning_rate"] == 0.01, "it is the lower one that it goes on by from now on"
 
 
 def test_what_is_not_said_is_what_the_run_began_with(
@@ -60,7 +60,7 @@ def test_what_is_not_said_is_what_the_run_began_with(
 ) -> None:
     """The same weights, as if everything had been said again."""
     monkeypatch.setattr(cli, "BOX", SHORT)
-    monkeypatch.setattr("kandinsky22.training.material.HELD_OUT", 16)
+    monkeypatch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
     whole, other = tmp_path / "whole", tmp_path / "other"
     said = ["--batch", "3", "--seed", "5", "--warmup", "1", "--no-decay", "--ema-decay", "0.9"]
     cli.main(["movq", "--folder", str(whole), "--steps", "4", "--every", "2", *said])
@@ -95,9 +95,9 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["decoder", "--data", "a:3", "--data", "b:1", "--side", "64", "--folder", "run", "--learning-rate", "1e-3"]
     )
     chosen, recipe, *_ = written[0]
-    checkpoint = tmp_path / "run" / "decoder" / saved.FOLDER / "00000004"
+    checkpoint = tmp_path / "run" / "decoder" / checkpoints.FOLDER / "00000004"
     checkpoint.mkdir(parents=True)
-    (checkpoint / saved.STATE).write_text(json.dumps({"settings": cli.settings(chosen, recipe)}))
+    (checkpoint / checkpoints.STATE).write_text(json.dumps({"settings": cli.settings(chosen, recipe)}))
     monkeypatch.setattr(cli, "train", lambda *arguments: written.__setitem__(slice(None), [arguments]))
     monkeypatch.setattr(cli, "written", written, raising=False)
     return tmp_path

@@ -12,7 +12,7 @@ from functools import cache
 from threading import Lock
 from weakref import WeakSet
 
-from kandinsky22.acceleration.switch import off, uses
+from kandinsky22.acceleration.flags import off, uses
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # of glibc's mallopt
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}

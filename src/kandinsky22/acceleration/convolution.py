@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from kandinsky22.acceleration import kernels, winograd
-from kandinsky22.acceleration.half import linear, widened
+from kandinsky22.acceleration.weight_upcast import linear, widened
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3
 
 LANES = 32  # channels must be a multiple of this, on either side

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.acceleration.replay import first_line
-from kandinsky22.acceleration.switch import uses
+from kandinsky22.acceleration.cuda_graphs import first_line
+from kandinsky22.acceleration.flags import uses
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16)  # with their resolution, no sum of squares in float32 loses what a mean drowns

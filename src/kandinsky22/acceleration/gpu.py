@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.acceleration import fused_norm
-from kandinsky22.acceleration.replay import Replays, first_line
-from kandinsky22.acceleration.switch import uses
+from kandinsky22.acceleration.cuda_graphs import Replays, first_line
+from kandinsky22.acceleration.flags import uses
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import WHOLE_TENSORS, MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer

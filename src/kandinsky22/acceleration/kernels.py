@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kandinsky22.acceleration.switch import uses
+from kandinsky22.acceleration.flags import uses
 
 LANES = 16  # channels that any kernel computes a multiple of: numbers of the widest registers
 DTYPES = (torch.float32, torch.bfloat16)

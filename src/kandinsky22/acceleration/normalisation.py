@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.acceleration import kernels
-from kandinsky22.acceleration.half import widened
+from kandinsky22.acceleration.weight_upcast import widened
 from kandinsky22.models.layers import Norm
 
 

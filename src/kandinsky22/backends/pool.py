@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kandinsky22.backends.packs import TRIES, Outcome, Pack, finished
+from kandinsky22.backends.work_units import TRIES, Outcome, Pack, finished
 from kandinsky22.backends.worker import About, Job, Load, Pictures, Worker
-from kandinsky22.events import Event, Notice, Started
 from kandinsky22.request import Request
+from kandinsky22.request.events import Event, Notice, Started
 
 if TYPE_CHECKING:
-    from kandinsky22.kandinsky import Kandinsky
+    from kandinsky22.engine.kandinsky import Kandinsky
 
 K = TypeVar("K", bound=Hashable)
 
@@ -43,7 +43,7 @@ class Loading:
         """The model. torch arrives here."""
         import torch
 
-        from kandinsky22.kandinsky import Kandinsky
+        from kandinsky22.engine.kandinsky import Kandinsky
 
         torch.set_num_threads(self.threads)
         return Kandinsky.load(self.model, device=self.device, dtype=self.dtype, request=self.request)

@@ -15,10 +15,10 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, NamedTuple
 
-from kandinsky22.backends.here import Here
-from kandinsky22.backends.packs import TRIES, sentence
-from kandinsky22.events import Backend, Event, Progress, Result
+from kandinsky22.backends.local import Here
+from kandinsky22.backends.work_units import TRIES, sentence
 from kandinsky22.request import Request
+from kandinsky22.request.events import Backend, Event, Progress, Result
 
 SPAWN = get_context("spawn")  # a fork of a process that has threads, as torch has, may never wake
 PATIENCE = 10.0  # seconds for a step of painting to end, before the process is ended with it

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from kandinsky22.cli.terminal import printable
-from kandinsky22.forms import Task, all_tasks
+from kandinsky22.request.task_schema import Task, all_tasks
 
 DEFAULT_TASK = "text2img"
 BAD_INPUT, STOPPED, BROKEN_PIPE = 2, 130, 141  # statuses; the last two as a shell reports the signals

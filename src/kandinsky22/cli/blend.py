@@ -6,19 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22 import journey
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser, add_parameters, request_of
-from kandinsky22.embedding import Embedding, mix
-from kandinsky22.events import Progress, Result
-from kandinsky22.forms import part
-from kandinsky22.request import Part, Request, Text
-from kandinsky22.tasks import interpolate
+from kandinsky22.request import Embedding, Part, Request, Text, interpolation
+from kandinsky22.request.embedding import mix
+from kandinsky22.request.events import Progress, Result
+from kandinsky22.request.task_schema import part
+from kandinsky22.request.tasks import interpolate
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from kandinsky22.kandinsky import Kandinsky
+    from kandinsky22.engine.kandinsky import Kandinsky
 
 OF_THE_PRIOR = (
     "negative_prompt", "seed", "prior_num_inference_steps", "prior_guidance_scale", "prior_sampler", "model",
@@ -87,7 +86,7 @@ def blend(arguments: Sequence[str]) -> None:
 
 def strip(arguments: Sequence[str]) -> None:
     """A row of pictures on the way from one to the next."""
-    from kandinsky22 import images
+    from kandinsky22.imaging import images
 
     _, painted, place = _journey(arguments, "strip", frames=7, ending=".png")
     print(images.save_png(images.strip(painted), place))
@@ -95,7 +94,7 @@ def strip(arguments: Sequence[str]) -> None:
 
 def film(arguments: Sequence[str]) -> None:
     """The way from one picture to the next, as a film."""
-    from kandinsky22 import images
+    from kandinsky22.imaging import images
 
     options, painted, place = _journey(arguments, "film", frames=24, ending=".gif")
     print(images.save_film(painted, place, fps=options.get("fps", FPS), loop=options.get("loop", False)))
@@ -128,14 +127,14 @@ def _journey(
     count = options.get("frames", frames)
     _check_place(name, place, options.get("fps", FPS), count)
     model = paint.load(like.model, options, like)
-    requests = journey.requests(_of(parts, like, model), count, like, **how)
+    requests = interpolation.requests(_of(parts, like, model), count, like, **how)
     return options, _painted(model, requests, quiet=options.get("quiet", False)), place
 
 
 def _check_place(name: str, place: Path, fps: float, frames: int) -> None:
     """Raises `ValueError` for what could not be painted or written, before anything is."""
-    from kandinsky22 import images
     from kandinsky22.cli.files import Place, check_writable
+    from kandinsky22.imaging import images
 
     if frames < 2:
         raise ValueError(f"a {name} has two frames or more, got {frames}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
-from kandinsky22.picture import Picture
+from kandinsky22.request import Picture
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,9 +23,9 @@ def main(arguments: Sequence[str]) -> None:
     file = one_file(words, "depth")
     picture = Picture.of(file)
 
-    from kandinsky22.depth_estimation import depth
-    from kandinsky22.images import save_png
-    from kandinsky22.machine import device_of
+    from kandinsky22.engine.device import device_of
+    from kandinsky22.imaging.depth import depth
+    from kandinsky22.imaging.images import save_png
 
     place = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
     device = str(device_of(options.get("device")))

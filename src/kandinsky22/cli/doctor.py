@@ -11,7 +11,7 @@ from typing import Any
 from kandinsky22 import __version__
 from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import EDGE, Parser, size_of
-from kandinsky22.tasks import text2img
+from kandinsky22.request.tasks import text2img
 
 EXTRAS = {
     "huggingface_hub": "fetches published weights: pip install 'kandinsky22[hub]'",
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
 def _findings(options: dict[str, Any]) -> Iterator[str]:
     import torch
 
-    from kandinsky22 import memory
-    from kandinsky22.machine import device_of, dtype_of
+    from kandinsky22.engine import memory
+    from kandinsky22.engine.device import device_of, dtype_of
 
     device = device_of(options.get("device"))
     yield f"kandinsky22 {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
@@ -64,7 +64,7 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
 def _kernels(device: Any) -> str:
     """Whether they are used, and if not, why."""
     from kandinsky22 import acceleration
-    from kandinsky22.acceleration.switch import PARTS, uses
+    from kandinsky22.acceleration.flags import PARTS, uses
 
     if not acceleration.wanted(device):
         return f"not used, since {acceleration.SWITCH} is off"
@@ -77,10 +77,11 @@ def _kernels(device: Any) -> str:
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
     """A model: whether it is here, what it needs, how long it takes."""
-    from kandinsky22 import acceleration, cost, memory
+    from kandinsky22 import acceleration
     from kandinsky22.checkpoints import full_size, hub
-    from kandinsky22.kandinsky import Kandinsky, parts_of
-    from kandinsky22.machine import LARGE, fitting_dtype
+    from kandinsky22.engine import cost, memory
+    from kandinsky22.engine.device import LARGE, fitting_dtype
+    from kandinsky22.engine.kandinsky import Kandinsky, parts_of
     from kandinsky22.models.clip import CLIPText
     from kandinsky22.models.movq import MoVQ
     from kandinsky22.models.prior import PriorTransformer

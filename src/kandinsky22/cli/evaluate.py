@@ -22,7 +22,7 @@ from kandinsky22.cli.painting import (
 )  # fmt: skip
 from kandinsky22.cli.standing import needed, saying, told
 from kandinsky22.request import Request
-from kandinsky22.speeds import SPEEDS
+from kandinsky22.request.presets import SPEEDS
 
 if TYPE_CHECKING:
     from kandinsky22.backends.pool import Pool

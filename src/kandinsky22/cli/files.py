@@ -12,10 +12,11 @@ from typing import NamedTuple, Self
 
 from PIL import Image
 
-from kandinsky22.events import Result
-from kandinsky22.forms import PICTURES
-from kandinsky22.images import Painting, read_recipe, save_png, sheet
-from kandinsky22.request import Part, Request, Text, parts
+from kandinsky22.imaging.images import Painting, read_recipe, save_png, sheet
+from kandinsky22.request import Part, Request, Text
+from kandinsky22.request.events import Result
+from kandinsky22.request.parts import parts
+from kandinsky22.request.task_schema import PICTURES
 
 NAME_WORDS, NAME_LENGTH = 6, 40
 LARGE = 512  # pixels: a single picture with such sides needs no sheet to be seen

@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, NoReturn
 
 from kandinsky22 import __version__
-from kandinsky22.forms import Kind, Parameter, Task, parameters
 from kandinsky22.request import Request
+from kandinsky22.request.task_schema import Kind, Parameter, Task, parameters
 
 NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
 AS_WORDS = ("prompt", "images_and_prompts")

@@ -8,14 +8,14 @@ from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.prompt import random_prompt, typed_prompt
 from kandinsky22.cli.terminal import Display, display
-from kandinsky22.events import Backend, Result, Started
-from kandinsky22.forms import Task, parameters, part
 from kandinsky22.request import Request
-from kandinsky22.tasks import text2img
+from kandinsky22.request.events import Backend, Result, Started
+from kandinsky22.request.task_schema import Task, parameters, part
+from kandinsky22.request.tasks import text2img
 
 if TYPE_CHECKING:
     from kandinsky22.cli.files import Place
-    from kandinsky22.kandinsky import Kandinsky
+    from kandinsky22.engine.kandinsky import Kandinsky
 
 OUTPUT = "out"
 
@@ -69,7 +69,7 @@ def _understood(
 
 def load(model: str, options: dict[str, Any], request: Request | None = None) -> "Kandinsky":
     """The model, fetched if it is a published one and not here; of that, what `request` needs. torch arrives here."""
-    from kandinsky22.kandinsky import Kandinsky
+    from kandinsky22.engine.kandinsky import Kandinsky
 
     return Kandinsky.load(
         model,

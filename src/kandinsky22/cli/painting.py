@@ -10,15 +10,15 @@ from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import Parser, add_parameters, request_of
 from kandinsky22.cli.standing import needed, told
 from kandinsky22.request import Request
-from kandinsky22.tasks import text2img
+from kandinsky22.request.tasks import text2img
 
 if TYPE_CHECKING:
     from kandinsky22.backends.pool import Pool
+    from kandinsky22.engine.kandinsky import Kandinsky
     from kandinsky22.evaluation.captions import Captions
     from kandinsky22.evaluation.features import ClipFeatures
     from kandinsky22.evaluation.generate import Standing
     from kandinsky22.evaluation.manifest import Run, Shard
-    from kandinsky22.kandinsky import Kandinsky
 
 PAINTED_BY = (
     "height", "width", "num_inference_steps", "guidance_scale", "sampler", "prior", "prior_num_inference_steps",
@@ -63,7 +63,7 @@ def template_of(options: Mapping[str, Any]) -> Request:
 
 def model_of(options: Mapping[str, Any]) -> "Kandinsky":
     """The model, of which nothing is read yet; a published one is fetched here, before there are processes."""
-    from kandinsky22.kandinsky import Kandinsky
+    from kandinsky22.engine.kandinsky import Kandinsky
 
     model = options.get("model", catalog.BOX)
     return Kandinsky.load(model, device=options.get("device"), dtype=options.get("dtype"), request=template_of(options))
@@ -79,7 +79,7 @@ def own_clip(options: Mapping[str, Any]) -> "ClipFeatures":
 
 def place_of(options: Mapping[str, Any]) -> str:
     """The device."""
-    from kandinsky22.machine import device_of
+    from kandinsky22.engine.device import device_of
 
     return str(device_of(options.get("device")))
 
@@ -102,7 +102,7 @@ def at_hand(options: Mapping[str, Any]) -> "Kandinsky | None":
     """The model, if it is whole on this machine; nothing is fetched."""
     import torch
 
-    from kandinsky22.kandinsky import Kandinsky
+    from kandinsky22.engine.kandinsky import Kandinsky
 
     model = options.get("model", catalog.BOX)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.about import read_about
-from kandinsky22.words import vocabulary
+from kandinsky22.request.vocabulary import vocabulary
 
 OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
 

@@ -14,9 +14,9 @@ from kandinsky22.cli import files, paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
 from kandinsky22.cli.terminal import display, printable
-from kandinsky22.images import Recipe, read_recipe
-from kandinsky22.picture import Picture
-from kandinsky22.request import Request, said
+from kandinsky22.imaging.images import Recipe, read_recipe
+from kandinsky22.request import Picture, Request
+from kandinsky22.request.parts import said
 
 DIFFERENT = 1  # status: nothing differs that should matter, and yet the pixels do
 

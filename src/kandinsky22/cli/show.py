@@ -6,9 +6,9 @@ from typing import Any
 
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import printable
-from kandinsky22.columns import EVERYWHERE
-from kandinsky22.images import Recipe, read_recipe
-from kandinsky22.request import Sampling, Text, said
+from kandinsky22.imaging.images import Recipe, read_recipe
+from kandinsky22.request import Sampling, Text
+from kandinsky22.request.parts import EVERYWHERE, said
 
 
 def main(arguments: Sequence[str]) -> None:

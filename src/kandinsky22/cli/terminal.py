@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from kandinsky22.events import Event, Notice, Progress, Result, Started
-from kandinsky22.request import Request, said
+from kandinsky22.request import Request
+from kandinsky22.request.events import Event, Notice, Progress, Result, Started
+from kandinsky22.request.parts import said
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,12 +3,12 @@
 A leaf of the package: numpy and Pillow only. `sample` a scene, `render` it, `caption` it; `read` a picture, `judge` it.
 """
 
-from .captions import EXAMPLES, OPPOSITES, WORDS, caption, language, perturb
-from .oracle import Reading, Seen, judge, read, wilson
-from .pieces import Piece
-from .render import Layers, layers, render
-from .segments import foreground
-from .world import (
+from kandinsky22.compositions.captions import EXAMPLES, OPPOSITES, WORDS, caption, language, perturb
+from kandinsky22.compositions.oracle import Reading, Seen, judge, read, wilson
+from kandinsky22.compositions.pieces import Piece
+from kandinsky22.compositions.render import Layers, layers, render
+from kandinsky22.compositions.segments import foreground
+from kandinsky22.compositions.world import (
     COLORS,
     DECORATIONS,
     GROUNDS,

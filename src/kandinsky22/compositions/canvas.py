@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .shapes import FloatArray
+from kandinsky22.compositions.shapes import FloatArray
 
 Window = tuple[slice, slice]
 

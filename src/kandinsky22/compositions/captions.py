@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .world import (
+from kandinsky22.compositions.world import (
     COLORS,
     DECORATIONS,
     GROUNDS,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .manner import tell
-from .outlines import fit
-from .segments import SIDE, Patch, at_reading_size, numbered, segment
-from .world import STYLES, Group, Scene
+from kandinsky22.compositions.outlines import fit
+from kandinsky22.compositions.segments import SIDE, Patch, at_reading_size, numbered, segment
+from kandinsky22.compositions.style_classifier import tell
+from kandinsky22.compositions.world import STYLES, Group, Scene
 
 AROUND = 24  # pixels beyond a patch in which its outline may go on beneath another
 PLAIN = 0.05  # by how much group centres must differ for a relation, in units of the shorter side

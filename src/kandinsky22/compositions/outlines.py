@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import distance
-from .world import LEANS, SHAPES
+from kandinsky22.compositions.shapes import distance
+from kandinsky22.compositions.world import LEANS, SHAPES
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import distance
+from kandinsky22.compositions.shapes import distance
 
 POINTS = 128  # per unit
 SEEN = 0.72  # of a piece at least, when others lie upon it

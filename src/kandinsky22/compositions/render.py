@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .canvas import canvas
-from .shapes import distance
-from .sheet import decorate, ground, surface
-from .styles import paint
-from .world import Scene
+from kandinsky22.compositions.background import decorate, ground, surface
+from kandinsky22.compositions.canvas import canvas
+from kandinsky22.compositions.shapes import distance
+from kandinsky22.compositions.styles import paint
+from kandinsky22.compositions.world import Scene
 
 FAR, NEAR = 0.05, 0.25  # depth of the ground at the top and the bottom
 

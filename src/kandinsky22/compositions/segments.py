@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .world import COLORS, GROUNDS
+from kandinsky22.compositions.world import COLORS, GROUNDS
 
 Floats = NDArray[np.float32]
 Core = tuple[NDArray[np.bool_], int, int]  # a mask, with the row and column of its corner

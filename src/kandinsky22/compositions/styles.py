@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import Canvas, Window, cover
-from .pieces import Piece
-from .shapes import FloatArray, distance
-from .sheet import INK, Surface
-from .world import COLORS
+from kandinsky22.compositions.background import INK, Surface
+from kandinsky22.compositions.canvas import Canvas, Window, cover
+from kandinsky22.compositions.pieces import Piece
+from kandinsky22.compositions.shapes import FloatArray, distance
+from kandinsky22.compositions.world import COLORS
 
 LIGHT = (-0.6, -0.8)  # the direction the light comes from: over the left shoulder
 SHADE = np.array((1.0, 0.95, 0.84), np.float32)  # shadows are a little blue

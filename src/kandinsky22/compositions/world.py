@@ -10,8 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from .layout import arrange
-from .pieces import Offset, Piece, slide_together
+from kandinsky22.compositions.layout import arrange
+from kandinsky22.compositions.pieces import Offset, Piece, slide_together
 
 RGB = tuple[int, int, int]
 

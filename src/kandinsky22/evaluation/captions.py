@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kandinsky22.request import MAX_SEED
+from kandinsky22.request.request import MAX_SEED
 
 CAPTION = ("caption", "text", "prompt")
 ID = ("id", "image_id", "file_name", "filename", "name")

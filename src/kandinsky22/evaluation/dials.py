@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kandinsky22.checkpoints import catalog, full_size
-from kandinsky22.columns import EVERYWHERE
-from kandinsky22.cost import UNetStep
-from kandinsky22.denoise import Denoiser, Guided
 from kandinsky22.diffusion import SAMPLERS, Job, NoiseSchedule, sample_many
+from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.engine.cost import UNetStep
+from kandinsky22.engine.kandinsky import Kandinsky
 from kandinsky22.evaluation import plots, suite, sweep
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.generate import logged
@@ -29,10 +29,10 @@ from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.report import Number, Plot, Report, Table
 from kandinsky22.evaluation.scores import Say, measured
 from kandinsky22.evaluation.sweep import Cell
-from kandinsky22.kandinsky import Kandinsky
-from kandinsky22.models.ahead import led_first
+from kandinsky22.models.timestep_cache import led_first
 from kandinsky22.models.unet import Conditioned
 from kandinsky22.request import Request, Sampling
+from kandinsky22.request.parts import EVERYWHERE
 
 EXACT = "exact"
 SAMPLERS_BESIDE, STEPS = ("ddpm", "euler", "dpmpp_2m"), (15, 10, 5)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kandinsky22.backends.here import Here
-from kandinsky22.backends.packs import Failure, Finished, Painter
+from kandinsky22.backends.local import Here
+from kandinsky22.backends.work_units import Failure, Finished, Painter
 from kandinsky22.evaluation import logs
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.manifest import MADE_BY, WHOLE, Item, Run, Shard, filled, items, unfilled
-from kandinsky22.events import Backend
 from kandinsky22.request import Request
+from kandinsky22.request.events import Backend
 
 SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"  # what a PNG begins and ends with
 RECENT = 64  # pictures that speed and size are judged by

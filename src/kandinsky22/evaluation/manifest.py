@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from kandinsky22.backends.packs import Pack
+from kandinsky22.backends.work_units import Pack
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.logs import locked
 from kandinsky22.files import whole

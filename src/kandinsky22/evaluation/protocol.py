@@ -15,13 +15,13 @@ import PIL
 import torch
 
 import kandinsky22
+from kandinsky22.engine.device import processor
 from kandinsky22.evaluation import inception, reference
 from kandinsky22.evaluation.features import Features
 from kandinsky22.evaluation.generate import failed, is_whole
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.reference import Statistics
-from kandinsky22.images import read_recipe
-from kandinsky22.machine import processor
+from kandinsky22.imaging.images import read_recipe
 
 PAINTER = ("device", "processor", "dtype", "threads", "torch")  # what of a picture's `made_by` says who painted it
 

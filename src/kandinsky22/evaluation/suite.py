@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kandinsky22.compositions import Scene, caption, render, sample
+from kandinsky22.engine.kandinsky import Kandinsky
 from kandinsky22.evaluation import fidelity, plots, protocol, published, reference, scores
 from kandinsky22.evaluation.captions import Captioned, Captions
 from kandinsky22.evaluation.features import ClipFeatures, Features
@@ -25,7 +26,6 @@ from kandinsky22.evaluation.reference import Statistics
 from kandinsky22.evaluation.report import SHOWN, Plot, Report, Shown, Table
 from kandinsky22.evaluation.scores import Say, Scores, measured
 from kandinsky22.files import whole
-from kandinsky22.kandinsky import Kandinsky
 from kandinsky22.request import Defaults, Request
 
 WORLD_SEED = 22  # the training of the box draws scenes from 0, and looks at those of 1

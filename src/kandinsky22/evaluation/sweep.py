@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kandinsky22.backends.packs import Painter
+from kandinsky22.backends.work_units import Painter
 from kandinsky22.compositions import Scene, caption
 from kandinsky22.evaluation import fidelity, plots, suite
 from kandinsky22.evaluation.captions import Captioned

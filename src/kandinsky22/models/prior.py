@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.ahead import Ahead, each, led_first
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
+from kandinsky22.models.timestep_cache import Ahead, each, led_first
 
 STEP_TOKENS = 3  # time, noisy image embedding, query
 KeysValues: TypeAlias = tuple[Tensor, Tensor]  # [B, h, S, d] each

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.ahead import Ahead, each, led_first
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, TimestepEmbedding, attend, split_heads
+from kandinsky22.models.timestep_cache import Ahead, each, led_first
 
 IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
 HINT_WIDTHS = (

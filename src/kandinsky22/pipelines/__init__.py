@@ -19,13 +19,19 @@ from torch import Tensor
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.components import PREFIX, DecoderParts, PriorParts
 from kandinsky22.checkpoints.schedulers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
-from kandinsky22.stages import DecoderStage, Embeds, PriorStage, only_draw, rows, to_image, weighted
-
-from . import pixels
-from .arguments import canvas, dealt, joined, mixture, texts, to_start_from
-from .assembly import Assembly, ImagePipelineOutput, Joint, KandinskyPriorPipelineOutput, Output, signature_of
-from .pixels import load_image
-from .runs import Canvas, Told, Words, decoder_run, prior_run
+from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage, only_draw, rows, to_image, weighted
+from kandinsky22.pipelines import pixels
+from kandinsky22.pipelines.arguments import canvas, dealt, joined, mixture, texts, to_start_from
+from kandinsky22.pipelines.pipeline import (
+    Assembly,
+    ImagePipelineOutput,
+    Joint,
+    KandinskyPriorPipelineOutput,
+    Output,
+    signature_of,
+)
+from kandinsky22.pipelines.pixels import load_image
+from kandinsky22.pipelines.runs import Canvas, Told, Words, decoder_run, prior_run
 
 SIZE, LED = "height=512 width=512", "num_inference_steps=100 guidance_scale=4.0"
 ONE = "num_images_per_prompt=1"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.frame import Frame
-from kandinsky22.stages import rows
+from kandinsky22.engine.stages import rows
+from kandinsky22.imaging.canvas import Frame
 
 
 def canvas(height: Any, width: Any) -> tuple[int, int]:

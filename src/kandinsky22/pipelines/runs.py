@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep, start_at
+from kandinsky22.engine.stages import Begun, Constrain, DecoderStage, Embeds, Known, PriorStage, Run, begin, rows
 from kandinsky22.models.prior import Prefix
 from kandinsky22.models.unet import Conditioned
-from kandinsky22.stages import Begun, Constrain, DecoderStage, Embeds, Known, PriorStage, Run, begin, rows
-
-from .arguments import check_finite, number, whole
+from kandinsky22.pipelines.arguments import check_finite, number, whole
 
 Tensors = Callable[[], Mapping[str, Tensor]]
 

@@ -14,17 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from kandinsky22.acceleration import allocator
 from kandinsky22.checkpoints import catalog
-from kandinsky22.depth_estimation import load
-from kandinsky22.training import saved, supervisor
+from kandinsky22.imaging.depth import load
+from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.loop import Recipe, refuse_uncut
-from kandinsky22.training.material import Own
+from kandinsky22.training.model_trainer import Workshop
 from kandinsky22.training.options import parser, refuse_what_means_nothing
 from kandinsky22.training.photos import Filter
+from kandinsky22.training.precompute import Own
 from kandinsky22.training.processes import Processes, join
 from kandinsky22.training.recipes import BOX, PAINTERS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.settings import Settings, of_sources, refuse_other
 from kandinsky22.training.sources import Source, find
-from kandinsky22.training.workshop import Workshop
 
 NOTHING = "nothing"  # what a stage begins with that needs no other
 ABOUT_DATA = ("min_side", "min_aesthetic", "licence", "depth_model")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int | None:
     made = parser()
     chosen, said = made.parse_args(arguments), made.said(arguments)
     refuse_what_means_nothing(chosen.network, said)
-    began = {} if "plan" in chosen else saved.settings(chosen.folder / chosen.network)
+    began = {} if "plan" in chosen else checkpoints.settings(chosen.folder / chosen.network)
     take_what_is_not_said(chosen, said, began)
     refuse_what_is_of_no_use(chosen)
     start = starting(chosen)

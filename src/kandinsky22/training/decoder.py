@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.denoise import Denoiser, Guided
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
+from kandinsky22.diffusion.denoiser import Denoiser, Guided
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import Conditioned, UNet
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kandinsky22.stages import Known
+from kandinsky22.engine.stages import Known
 from kandinsky22.training.decoder import Bucket
 
 BOXES, SURROUNDINGS = 0.45, 0.25  # shares of the holes; the rest are strokes

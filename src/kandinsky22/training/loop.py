@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.machine import computes_bfloat16
+from kandinsky22.engine.device import computes_bfloat16
 from kandinsky22.training.processes import ALONE, Processes, unsharded
 from kandinsky22.training.settings import Settings, refuse_other
 

@@ -23,8 +23,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.picture import Picture
-from kandinsky22.training.judged import Judged, Size, Verdict
+from kandinsky22.request import Picture
+from kandinsky22.training.image_index import Judged, Size, Verdict
 from kandinsky22.training.sources import PICTURES, Found, Part, Source, find
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders that are let near them

@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kandinsky22 import cost
-from kandinsky22.machine import computes_bfloat16
-from kandinsky22.training.asides import NOTHING, Aside, Before
+from kandinsky22.engine import cost
+from kandinsky22.engine.device import computes_bfloat16
+from kandinsky22.training.flops import Operations
 from kandinsky22.training.loop import Batch, Recipe, refuse_uncut
-from kandinsky22.training.operations import Operations
+from kandinsky22.training.preprocess_cost import NOTHING, Aside, Before
 from kandinsky22.training.processes import Learner, blocks, checkpointed
 
 Loss: TypeAlias = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]

@@ -15,11 +15,11 @@ from kandinsky22.models.movq import WHOLE, MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.unet import UNet
 from kandinsky22.training import clip, decoder, movq, prior
-from kandinsky22.training.asides import Aside, Before, Once, aside
 from kandinsky22.training.loop import Batch
-from kandinsky22.training.material import HELD_OUT
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.plan import FLOAT32, Loss, Plan, planned, reached, table
+from kandinsky22.training.precompute import HELD_OUT
+from kandinsky22.training.preprocess_cost import Aside, Before, Once, aside
 from kandinsky22.training.recipes import PAINTERS, ModelRecipe
 from kandinsky22.training.run import EVERY
 from kandinsky22.training.shards import BATCH

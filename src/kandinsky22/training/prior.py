@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.denoise import Denoiser, Guided
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
+from kandinsky22.diffusion.denoiser import Denoiser, Guided
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer

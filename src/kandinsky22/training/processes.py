@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from kandinsky22.training.operations import contexts
+from kandinsky22.training.flops import contexts
 
 T = TypeVar("T")
 

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22 import cost
+from kandinsky22.engine import cost
 from kandinsky22.files import whole
-from kandinsky22.training import saved
+from kandinsky22.training import checkpoints
+from kandinsky22.training.flops import Operations
 from kandinsky22.training.loop import Training
-from kandinsky22.training.operations import Operations
 
 N = TypeVar("N", bound=nn.Module)
 METRICS, SHEET, BEST, EVENTS = "metrics.jsonl", "sheet.png", "best.safetensors", "tensorboard"
@@ -89,7 +89,7 @@ def seconds_per_step(training: Training, rounds: int = 4) -> float:
 
 def resume(training: Training, folder: Path) -> bool:
     """Go on from the folder's last checkpoint, if it has one, else from the start; metrics written after it are dropped."""
-    found = saved.load(training, folder)
+    found = checkpoints.load(training, folder)
     if training.processes.first and (folder / METRICS).exists():
         kept = [line for line in lines(folder) if line["step"] <= training.step]
         with whole(folder / METRICS) as partial:
@@ -122,13 +122,13 @@ def run(
     try:
         yield from _steps(training, folder, sheet, every, tensorboard)
     except FloatingPointError as error:
-        again = "go on from it" if saved.steps(folder) else "begin again"
+        again = "go on from it" if checkpoints.steps(folder) else "begin again"
         raise FloatingPointError(
-            f"{error}; {saved.sound(folder)}: {again} with a lower --learning-rate than {training.recipe.learning_rate:g}"
+            f"{error}; {checkpoints.sound(folder)}: {again} with a lower --learning-rate than {training.recipe.learning_rate:g}"
         ) from error
     except OSError as error:
         why = f"{error.filename or folder}: {error.strerror}" if error.strerror else str(error)
-        raise OSError(f"{why}; {saved.sound(folder)}") from error
+        raise OSError(f"{why}; {checkpoints.sound(folder)}") from error
 
 
 def _steps(
@@ -157,7 +157,7 @@ def _steps(
             file.write(json.dumps(line) + "\n")
             file.flush()
             if due:  # after its line: what is gone on from has one
-                saved.save(training, folder)
+                checkpoints.save(training, folder)
             if writer is not None:
                 for name, value in line.items():
                     writer.add_scalar(name, value, training.step)

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from kandinsky22.files import whole
-from kandinsky22.training import saved
+from kandinsky22.training import checkpoints
 from kandinsky22.training.processes import SUPERVISOR
 
 TRAIN = ("-m", "kandinsky22", "train")
@@ -63,13 +63,13 @@ def supervise(
     word, left = folder / WORD, relaunches
     while True:
         word.unlink(missing_ok=True)
-        before = saved.steps(folder)
+        before = checkpoints.steps(folder)
         status = _carried_out([sys.executable, *launch])
         if status == 0:
             return 0
         if word.exists():
             raise ValueError(word.read_text(encoding="utf-8"))
-        left = relaunches if saved.steps(folder)[-1:] != before[-1:] else left
+        left = relaunches if checkpoints.steps(folder)[-1:] != before[-1:] else left
         if left == 0:
             times = f" {relaunches} times without a new checkpoint" if relaunches else ""
             raise ValueError(

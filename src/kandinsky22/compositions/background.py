@@ -1,0 +1,111 @@
+"""What lies under the shapes: the ground with its light, its texture and its decoration, in each style.
+
+Knows scenes and canvases; nothing of shapes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kandinsky22.compositions.canvas import Canvas
+from kandinsky22.compositions.shapes import FloatArray
+from kandinsky22.compositions.world import GROUNDS, Scene
+
+INK = np.array((0.13, 0.12, 0.15), np.float32)
+LEAST_WIDTH = 1.0  # pixels: a line of the decoration must survive at 64
+WARM, COOL = np.array((0.014, 0.0, -0.022), np.float32), np.array((-0.016, -0.002, 0.012), np.float32)
+LINE_WIDTHS = {"thin black lines": 0.0165, "a grid": 0.0135, "arcs": 0.0165}  # over 1.7 pixels at 128
+LINE_STRENGTHS = {"thin black lines": 0.72, "a grid": 0.4, "arcs": 0.6}
+LINE_SHARES = {"paper": 1.0, "watercolour": 0.8, "ink": 0.9, "pastel": 0.85, "clay": 0.9}  # of those strengths
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Unevenness that the ground and the shapes of one picture share, each [H, W] of about unit size."""
+
+    clouds: FloatArray  # broad
+    grain: FloatArray  # fine; finer still would be noise to a small model
+    strokes: FloatArray  # along one slant, of a crayon's width
+
+
+def surface(scene: Scene, canvas: Canvas, *, grain: bool = True) -> Surface:
+    """The unevenness of a scene's picture, the finest with `grain` only; strokes are made for pastel only."""
+    rng = np.random.default_rng((scene.seed, 1))
+    clouds, fine = canvas.noise(5, rng), canvas.noise(36, rng) * np.float32(grain)
+    slant = -math.pi / 4 + rng.uniform(-0.25, 0.25)
+    return Surface(clouds, fine, canvas.strokes(slant, 7, 38, rng) if scene.style == "pastel" else fine)
+
+
+def ground(scene: Scene, canvas: Canvas, uneven: Surface) -> FloatArray:
+    """The bare sheet [H, W, 3] in [0, 1]: lit from the upper left, warm on one side and cool on the other."""
+    rng = np.random.default_rng((scene.seed, 4))
+    turn = rng.uniform(0, 2 * math.pi)
+    slope = (canvas.x / scene.width - 0.5) * math.cos(turn) + (canvas.y / scene.height - 0.5) * math.sin(turn)
+    away = (canvas.x / scene.width - 0.3) ** 2 + (canvas.y / scene.height - 0.25) ** 2
+    sheet = np.array(GROUNDS[scene.ground], np.float32) / 255
+    match scene.style:
+        case "watercolour":  # a wash: pigment settles in clouds and dries darker here and there
+            light = 0.99 - 0.03 * away + 0.018 * uneven.clouds + 0.01 * uneven.grain
+            sheet = sheet ** (1 + 0.2 * uneven.clouds + 0.08 * uneven.grain)[..., None]
+        case "ink":
+            light = 1.0 - 0.03 * away + 0.008 * uneven.clouds + 0.006 * uneven.grain
+        case "pastel":
+            light = 0.985 - 0.05 * away + 0.014 * uneven.clouds + 0.02 * uneven.strokes + 0.008 * uneven.grain
+        case "clay":
+            light = 1.03 - 0.2 * away
+        case _:
+            light = 1.015 - 0.11 * away + 0.01 * uneven.clouds + 0.008 * uneven.grain
+    hue = 1 + np.maximum(slope, 0)[..., None] * (2 * WARM) + np.maximum(-slope, 0)[..., None] * (2 * COOL)
+    return np.asarray(light[..., None] * hue * sheet)
+
+
+def decorate(picture: FloatArray, scene: Scene, canvas: Canvas, uneven: Surface) -> None:
+    """Draw the scene's decoration into the picture."""
+    rng = np.random.default_rng((scene.seed, 2))
+    match scene.decoration:
+        case "thin black lines":
+            away = _lines(canvas, rng)
+        case "a grid":
+            away = _grid(canvas, rng)
+        case "arcs":
+            away = _arcs(canvas, rng)
+        case _:
+            return
+    strength: FloatArray | np.float32 = np.float32(LINE_STRENGTHS[scene.decoration] * LINE_SHARES[scene.style])
+    if scene.style in ("watercolour", "pastel"):  # a brush or a crayon leaves an uneven line
+        strength = strength * np.clip(1 + 0.14 * uneven.strokes + 0.08 * uneven.clouds, 0.7, 1.2)
+    half = max(LINE_WIDTHS[scene.decoration] * canvas.side, LEAST_WIDTH) / 2
+    inked = np.clip(half + 0.5 - away * canvas.side, 0, min(1.0, 2 * half)) * strength
+    picture += inked[..., None] * (INK - picture)
+
+
+def _lines(canvas: Canvas, rng: np.random.Generator) -> FloatArray:
+    """Three straight lines through the middle part of the sheet, well apart in direction."""
+    first = rng.uniform(0, math.pi)
+    away = []
+    for number in range(3):
+        turn = first + number * math.pi / 3 + rng.uniform(-0.35, 0.35)
+        x, y = rng.uniform(0.25, 0.75) * canvas.width, rng.uniform(0.25, 0.75) * canvas.height
+        away.append(np.abs((canvas.x - x) * math.sin(turn) - (canvas.y - y) * math.cos(turn)))
+    return np.minimum(np.minimum(away[0], away[1]), away[2])
+
+
+def _grid(canvas: Canvas, rng: np.random.Generator) -> FloatArray:
+    turn, cell = rng.uniform(-0.25, 0.25), rng.uniform(0.16, 0.2)
+    along = (canvas.x * math.cos(turn) + canvas.y * math.sin(turn)) / cell
+    down = (canvas.y * math.cos(turn) - canvas.x * math.sin(turn)) / cell
+    return np.asarray(np.minimum(np.abs(along - np.round(along)), np.abs(down - np.round(down))) * np.float32(cell))
+
+
+def _arcs(canvas: Canvas, rng: np.random.Generator) -> FloatArray:
+    """Three arcs about a point near one corner, and a wider one that answers from the opposite corner."""
+    right, bottom = rng.integers(2, size=2)
+    inset_x, inset_y = rng.uniform(-0.05, 0.25, 2)
+    x = canvas.width - inset_x if right else inset_x
+    y = canvas.height - inset_y if bottom else inset_y
+    middle, step = rng.uniform(0.42, 0.6), rng.uniform(0.085, 0.115)
+    from_middle = np.abs(np.hypot(canvas.x - x, canvas.y - y) - np.float32(middle))
+    three = np.minimum(from_middle, np.abs(from_middle - np.float32(step)))
+    answer = np.hypot(canvas.x - (canvas.width - x), canvas.y - (canvas.height - y)) - np.float32(rng.uniform(0.4, 0.6))
+    return np.asarray(np.minimum(three, np.abs(answer)))

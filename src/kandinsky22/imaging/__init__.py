@@ -1,0 +1,1 @@
+"""Pixels in and out: the canvas, masks, picture files and their metadata, depth estimation."""

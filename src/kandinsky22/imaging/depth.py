@@ -1,0 +1,182 @@
+"""A picture's depth, as a hint for the depth ControlNet: the model card's recipe, by any depth checkpoint of transformers.
+
+The only module that uses transformers (the extra `depth`), and only within its functions. It fetches nothing: a checkpoint
+is a folder, or one that is in the hub's cache already.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kandinsky22.request import Picture
+from kandinsky22.request.picture import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL import Image
+
+DEFAULT = "Intel/dpt-large"  # what the card's unnamed `pipeline("depth-estimation")` loads
+MISSING = 0.1  # of a network's tensors: the published dpt-large lacks an unused layer's, a stranger's file nearly all
+METRIC = {"depth_pro", "glpn", "tipsv2_dpt", "zoedepth"}  # model types that say how far in metres, not how near
+UNTOLD = {"_name_or_path", "transformers_version"}  # of its configuration: where it lies and who wrote it
+FLAT = 1e-5  # of the depth itself: a range that is rounding alone
+CLOSEST = 1e-3  # metres: what is nearer is this near
+
+
+def depth(picture: Source, *, model: str | os.PathLike[str] | None = None, device: str = "cpu") -> Picture:
+    """The depth of a picture: grey, of the same size, the nearest 255 and the farthest 0.
+
+    model: a folder, or the name of a checkpoint that has been fetched; None is `DEFAULT`. Networks that say distances in
+    metres are turned to nearness, the reciprocal, which is what the card's network says and the ControlNet learnt from. A
+    picture that is equally deep everywhere is 0. Raises `ValueError` where transformers, the checkpoint or the device is
+    not there, and for a checkpoint that estimates no depth.
+    """
+    return load(model, device=device)(picture)
+
+
+def load(model: str | os.PathLike[str] | None = None, *, device: str = "cpu") -> "Estimator":
+    """What `depth` estimates with, for many pictures. Raises `ValueError` as it does."""
+    with _quiet():
+        return _load(os.fspath(model or DEFAULT), _device(device))
+
+
+class Estimator(NamedTuple):
+    """A depth network of transformers, and what prepares pictures for it."""
+
+    network: Any
+    processor: Any
+    device: "torch.device"
+
+    def __call__(self, picture: Source) -> Picture:
+        """The depth of a picture, as `depth` says it."""
+        image = Picture.of(picture).rgb
+        with _quiet():
+            return Picture.of(_grey(self.nearness(image)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve letters that tell what it says of a picture: a hash of its numbers, its configuration and how pictures are
+        prepared for it, wherever they lie."""
+        import torch
+
+        settings = [
+            {k: v for k, v in part.to_dict().items() if k not in UNTOLD}
+            for part in (self.network.config, self.processor)
+        ]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12]
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether it says metres."""
+        config = self.network.config
+        return config.model_type in METRIC or getattr(config, "depth_estimation_type", None) == "metric"
+
+    def nearness(self, image: "Image.Image") -> "NDArray[np.float32]":
+        """How near each pixel is, float32 [H, W], in no particular unit."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = self.processor(images=image, return_tensors="pt").to(self.device)
+            outputs = self.network(**inputs)
+            size = (image.height, image.width)
+            # the sizes have another name with ZoeDepth, but the same place
+            found = self.processor.post_process_depth_estimation(outputs, [size])[0]["predicted_depth"]
+            found = found.float().reshape(size)
+            if not found.isfinite().all():
+                raise ValueError("the depth checkpoint says depths that are no numbers; fetch it again")
+            return (1 / found.clamp(min=CLOSEST) if self.is_metric else found).cpu().numpy()
+
+
+def _load(model: str, device: "torch.device") -> Estimator:
+    """The network and the processor of a checkpoint. Raises `ValueError`, one sentence."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+    folder = _folder(model)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with torch.random.fork_rng(devices=[]):  # what a file lacks is drawn
+            network, report = AutoModelForDepthEstimation.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **options
+            )
+        # Pillow everywhere: torchvision's resizing gives another hint where it happens to be installed
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+    except Exception as error:  # anything may be in a stranger's folder, and its readers raise all kinds
+        said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(f"{model} is no depth checkpoint that transformers can load: {said}") from error
+    missing = len(report["missing_keys"]) + len(report["mismatched_keys"])
+    if missing > MISSING * len(network.state_dict()):
+        raise ValueError(f"{model} lacks {missing} of its network's tensors; fetch it again")
+    return Estimator(network.to(device).eval(), processor, device)
+
+
+def _folder(model: str) -> Path:
+    """Where a checkpoint lies. Raises `ValueError`, naming three ways out.
+
+    The cache is looked into here: transformers, given a name, has the hub asked something even if told to stay local.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    with suppress(HFValidationError):  # what is no name of a repository is not there either
+        found = try_to_load_from_cache(model, "config.json")
+        if isinstance(found, str):
+            return Path(found).parent
+    raise ValueError(
+        f"the depth checkpoint {model} is not here; fetch it once with `hf download {model}`, name a folder that holds one, "
+        "or give the depth picture itself as hint"
+    )
+
+
+def _device(device: str) -> "torch.device":
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"the device {device!r} cannot be used here; try cpu") from error
+    return place
+
+
+def _grey(nearness: "NDArray[np.float32]") -> "Image.Image":
+    """As transformers' pipeline writes it, which the card's recipe takes: from least to most over 0 to 255, cut, not rounded."""
+    import numpy as np
+    from PIL import Image
+
+    least, most = nearness.min(), nearness.max()
+    is_flat = most - least <= FLAT * max(abs(most), abs(least))
+    scaled = np.zeros_like(nearness) if is_flat else (nearness - least) / (most - least)
+    return Image.fromarray((scaled * 255).astype(np.uint8))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings of transformers meanwhile. Raises `ValueError` where transformers is not there."""
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ValueError(
+            "estimating depth needs transformers: pip install 'kandinsky22[depth]', or give the depth picture itself as hint"
+        ) from error
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()

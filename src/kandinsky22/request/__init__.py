@@ -1,0 +1,20 @@
+"""What is asked, as values: requests and their parts, pictures, embeddings, tasks, events. Imports no torch."""
+
+from kandinsky22.request.embedding import Embedding
+from kandinsky22.request.parts import Condition, Mask, Mix, Part, Sampling, Start, Text
+from kandinsky22.request.picture import Picture
+from kandinsky22.request.request import Defaults, Request
+
+__all__ = [
+    "Condition",
+    "Defaults",
+    "Embedding",
+    "Mask",
+    "Mix",
+    "Part",
+    "Picture",
+    "Request",
+    "Sampling",
+    "Start",
+    "Text",
+]

@@ -1,0 +1,191 @@
+"""The denoiser that samplers ask: which rows are computed, what they are folded to, and what is used again."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor
+
+from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
+from tests.diffusion.toy import DECODER, randn
+from tests.models_on_disk import randomise
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A condition that is a number a row."""
+
+    value: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        return cls(torch.cat([part.value for part in parts]))
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return type(self)(self.value[rows])
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+class Network:
+    """eps is x times the row's condition; remembers how many rows it was asked for. What it answers `renewed` is made of deep
+    features that are x itself, so that it shows when they were computed."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.deep: list[int] = []
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Plain, led: Tensor) -> Tensor:
+        return self.renewed(x, t, condition, None, None, led)[0]
+
+    def renewed(
+        self, x: Tensor, t: Tensor, condition: Plain, deep: Tensor | None, rows: Tensor | None, led: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x = torch.cat([x[led], x])
+        assert len(x) == len(t) == len(condition)
+        self.rows.append(len(x))
+        self.deep.append(len(x) if deep is None else 0 if rows is None else len(rows))
+        if deep is None:
+            deep = x
+        elif rows is not None:
+            deep = deep.index_copy(0, rows, x[rows])
+        return deep * condition.value[:, None], deep
+
+
+def guided(n: int, weight: float, *interval: float, towards: float = 2.0, away: float = 0.5) -> Guided[Plain]:
+    cond, uncond = Plain(torch.full((n,), towards)), Plain(torch.full((n,), away))
+    return Guided.by(cond, uncond, torch.full((n,), weight), *[(interval[0], interval[1])] if interval else [])
+
+
+def ask(denoiser: Denoiser[Any], *asked: tuple[str, Tensor, int]) -> list[Tensor]:
+    """The eps of each request's rows."""
+    rows = [len(x) for _, x, _ in asked]
+    t = torch.tensor([t for (_, _, t), n in zip(asked, rows, strict=True) for _ in range(n)])
+    prediction = denoiser([key for key, _, _ in asked], torch.cat([x for _, x, _ in asked]), t)
+    return [p.eps for p in prediction.split(rows)]
+
+
+def test_guidance_acts_within_its_interval_and_elsewhere_its_rows_are_not_computed() -> None:
+    network = Network()
+    denoiser = Denoiser(network, DECODER, {"a": guided(3, 4.0, 200, 800)}, torch.float32)
+    for t, factor, rows in ((801, 2.0, 3), (800, 0.5 + 4 * 1.5, 6), (200, 0.5 + 4 * 1.5, 6), (199, 2.0, 3)):
+        x = randn(3, 4, seed=t)
+        (eps,) = ask(denoiser, ("a", x, t))
+        assert torch.allclose(eps, factor * x) and network.rows[-1] == rows
+
+
+def test_in_company_each_has_its_own_interval() -> None:
+    network = Network()
+    several = {
+        "in": guided(2, 3.0, 0, 500),
+        "out": guided(1, 5.0, 600, 999),
+        "always": guided(1, 2.0),
+        "off": guided(1, 1.0),
+    }
+    denoiser, x = (
+        Denoiser(network, DECODER, several, torch.float32),
+        {key: randn(len(g.cond), 4) for key, g in several.items()},
+    )
+    for _ in range(2):
+        answers = ask(denoiser, *((key, x[key], 400) for key in several))
+        factors = (0.5 + 3 * 1.5, 2.0, 0.5 + 2 * 1.5, 2.0)
+        assert all(torch.allclose(a, f * x[key]) for a, f, key in zip(answers, factors, several, strict=True))
+        assert network.rows[-1] == 5 + 3
+    (alone,) = ask(denoiser, ("out", x["out"], 700))  # another company, and now within
+    assert torch.allclose(alone, (0.5 + 5 * 1.5) * x["out"]) and network.rows[-1] == 2
+
+
+def test_deep_features_are_computed_at_every_nth_call_and_used_in_between() -> None:
+    network = Network()
+    denoiser = Denoiser(network, DECODER, {"a": guided(2, 1.0)}, torch.float32, {"a": 3})
+    states = [randn(2, 4, seed=i) for i in range(7)]
+    answers = [ask(denoiser, ("a", x, 900 - i))[0] for i, x in enumerate(states)]
+    assert network.deep == [2, 0, 0, 2, 0, 0, 2]
+    assert all(torch.equal(eps, 2 * states[i // 3 * 3]) for i, eps in enumerate(answers))
+
+
+def test_in_company_each_counts_its_own_calls() -> None:
+    """Whoever comes and goes, plain requests and those of another size included."""
+    reuse, weights = {"two": 2, "three": 3}, {"two": guided(1, 2.0), "three": guided(2, 1.0), "plain": guided(1, 3.0)}
+    alone = {}
+    for key in weights:
+        single = Denoiser(Network(), DECODER, weights, torch.float32, reuse)
+        alone[key] = [ask(single, (key, randn(len(weights[key].cond), 4, seed=i), 900 - i))[0] for i in range(6)]
+    network = Network()
+    together = Denoiser(network, DECODER, weights, torch.float32, reuse)
+    done = dict.fromkeys(weights, 0)
+    for company in ("two three", "two", "three plain two", "plain two three", "three two", "three", "plain", "two"):
+        asked = [(k, randn(len(weights[k].cond), 4, seed=done[k]), 900 - done[k]) for k in company.split()]
+        for (key, *_), eps in zip(asked, ask(together, *asked), strict=True):
+            assert torch.equal(eps, alone[key][done[key]])
+            done[key] += 1
+    assert network.deep[:3] == [2 + 2, 0, 2 + 2]  # the third: "plain" each time, "two" again, "three" not yet
+
+
+def test_guidance_that_comes_has_no_features_to_use_and_what_goes_leaves_the_others() -> None:
+    network = Network()
+    denoiser = Denoiser(network, DECODER, {"a": guided(2, 3.0, 300, 700)}, torch.float32, {"a": 4})
+    for i, t in enumerate((800, 750, 700, 500, 299, 200, 100)):
+        ask(denoiser, ("a", randn(2, 4, seed=i), t))
+    assert network.rows == [2, 2, 4, 4, 2, 2, 2]
+    assert network.deep == [2, 0, 4, 0, 0, 0, 2]
+
+
+CONFIG = UNetConfig(
+    block_out_channels=(32, 64, 64),
+    layers_per_block=2,
+    attention_head_dim=16,
+    cross_attention_dim=16,
+    encoder_hid_dim=24,
+)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    network = UNet(CONFIG).eval().requires_grad_(False)
+    randomise(network)
+    return network
+
+
+def conditioned(unet: UNet, n: int) -> Conditioned:
+    return unet.condition(randn(n, 24, seed=9))
+
+
+def test_a_unet_renewed_whole_is_the_unet_to_the_bit(unet: UNet) -> None:
+    x, t, condition = randn(3, 4, 16, 16), torch.tensor([900, 500, 3]), conditioned(unet, 3)
+    expected = unet(x, t, condition)
+    output, deep = unet.renewed(x, t, condition)
+    assert torch.equal(output, expected)
+    assert deep.shape == (3, 64, 16, 16)  # what comes up to the first level, at its size
+    again, same = unet.renewed(x, t, condition, deep)  # of the same state: nothing to renew
+    assert torch.equal(again, expected) and torch.equal(same, deep)
+
+
+def test_only_the_rows_that_are_named_are_renewed(unet: UNet) -> None:
+    condition, t = conditioned(unet, 3), torch.tensor([500, 500, 500])
+    before, now = randn(3, 4, 16, 16, seed=1), randn(3, 4, 16, 16, seed=2)
+    _, old = unet.renewed(before, t, condition)
+    whole, new = unet.renewed(now, t, condition)
+    output, deep = unet.renewed(now, t, condition, old, torch.tensor([2, 0]))
+    assert torch.equal(deep[1], old[1])
+    assert torch.allclose(deep[[0, 2]], new[[0, 2]], atol=1e-5)
+    assert torch.allclose(output[[0, 2]], whole[[0, 2]], atol=1e-4)
+    assert not torch.allclose(output[1], whole[1], atol=1e-2)  # the control: what is not renewed shows
+
+
+def test_what_is_used_again_costs_no_work_below_the_first_level(unet: UNet) -> None:
+    entered = []
+    hooks = [
+        module.register_forward_hook(lambda *_: entered.append(1)) for module in (unet.mid_block, unet.up_blocks[0])
+    ]
+    x, t, condition = randn(1, 4, 16, 16), torch.tensor([500]), conditioned(unet, 1)
+    _, deep = unet.renewed(x, t, condition)
+    assert len(entered) == 2
+    unet.renewed(x + 1, t, condition, deep)
+    assert len(entered) == 2
+    for hook in hooks:
+        hook.remove()

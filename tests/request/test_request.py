@@ -1,0 +1,212 @@
+"""A request is a value: it goes to JSON and back, and what no model could paint is refused in one sentence."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kandinsky22.request import Condition, Defaults, Embedding, Mask, Mix, Picture, Request, Sampling, Start, Text
+from kandinsky22.request.request import MAX_SEED
+from kandinsky22.request.tasks import controlnet, interpolate, text2img
+
+DEFAULTS = Defaults(
+    height=64,
+    width=128,
+    prior=Sampling(sampler="unclip", steps=25, guidance_scale=2.0),
+    decoder=Sampling(sampler="ddpm", steps=50, guidance_scale=3.0),
+)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        text2img("a red circle"),
+        text2img(
+            "кружок, 'quoted' \"twice\" $5\n", negative_prompt="a star", height=70, width=100, num_images=3, seed=0
+        ),
+        text2img("", sampler="heun", guidance_scale=1, prior_num_inference_steps=7, model="elsewhere"),
+    ],
+)
+def test_json_goes_both_ways(request_: Request) -> None:
+    assert Request.from_json(request_.to_json()) == request_
+    resolved = request_.resolved(DEFAULTS)
+    assert Request.from_json(resolved.to_json()) == resolved
+
+
+def test_resolving_fills_only_what_is_open() -> None:
+    resolved = text2img("a ring", width=64, num_inference_steps=9).resolved(DEFAULTS)
+    assert (resolved.height, resolved.width) == (64, 64)
+    assert resolved.decoder == Sampling(sampler="ddpm", steps=9, guidance_scale=3.0)
+    assert resolved.prior == DEFAULTS.prior
+    assert resolved.resolved(DEFAULTS) == resolved
+    assert text2img("a ring").resolved(DEFAULTS).seed != text2img("a ring").resolved(DEFAULTS).seed
+
+
+def test_an_empty_negative_prompt_is_none_at_all_but_an_empty_text_is_literal() -> None:
+    assert text2img("a ring", negative_prompt="").negative is None
+    assert Text("").prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_inference_steps": 0}, "steps must be a whole number from 1 to 1000, got 0; try 25"),
+        ({"prior_num_inference_steps": 2.5}, "steps must be a whole number"),
+        ({"sampler": "eulr"}, "sampler must be one of ddpm, unclip, ddim, euler, dpmpp_2m, unipc, heun, got 'eulr'"),
+        ({"height": 63}, "height must be a whole number from 64 up, got 63"),
+        ({"width": "64"}, "width must be a whole number"),
+        ({"num_images": 0}, "num_images must be a whole number from 1 up"),
+        ({"num_images": True}, "num_images must be a whole number from 1 up"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"seed": MAX_SEED}, "seed must be a whole number from 0"),
+        ({"guidance_scale": -0.5}, "guidance_scale must be 0 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more"),
+    ],
+)
+def test_what_no_model_could_paint_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as refused:
+        text2img("a ring", **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_prompts_must_be_text() -> None:
+    with pytest.raises(ValueError, match="the prompt must be text, got list"):
+        text2img(["a ring"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="half a character"):
+        text2img("\ud83d")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"condition": 3}', '{"condition": {"prompt": "a"}, "lora": 1}'])
+def test_other_json_is_no_request(text: str) -> None:
+    with pytest.raises(ValueError, match="request"):
+        Request.from_json(text)
+
+
+def test_one_picture_of_many_is_the_next_seed() -> None:
+    request = text2img("a ring", seed=5, num_images=3)
+    assert [request.single(k).seed for k in range(3)] == [5, 6, 7]
+    assert request.single(2).num_images == 1
+
+
+RNG = np.random.default_rng(1)
+WIDE = Picture.of(RNG.integers(0, 256, (40, 80, 3), dtype=np.uint8))
+HOLE = Picture.of(np.ones((40, 80), np.uint8))
+VALUE = Embedding.of([1.0, 2.5, -3.0], "clip")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [Text("a", WIDE, 0.5), WIDE, VALUE, Mix((Text("a"), WIDE, VALUE, Text("", WIDE, 1.0)), (0.5, -1, 2, 0.0))],
+    ids=["emb2emb", "picture", "embedding", "mix"],
+)
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"start": Start(WIDE, 0.3)},
+        {"hint": WIDE, "start": Start(WIDE, 1)},
+        {"mask": Mask(image=WIDE, area=HOLE, repaint="black", feather=3, paste_back=False, crop=True)},
+        {"mask": Mask(image=WIDE, pad=(1, 2, 3, 4))},
+    ],
+    ids=["start", "hint", "mask", "pad"],
+)
+def test_every_column_goes_to_json_and_back_without_pixels(condition: Condition, columns: dict[str, Any]) -> None:
+    request = Request(
+        condition=condition, negative=condition, seed=1, variation_seed=2, variation_strength=0.5, **columns
+    )
+    text = request.to_json()
+    again = Request.from_json(text)
+    assert again == request
+    assert len(text) < 4000
+    found = again.with_pictures(request.pictures)
+    assert all(picture.pixels is not None for picture in found.pictures.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({}, (64, 128)),
+        ({"aspect": "16:9", "height": 768, "width": 768}, (576, 1024)),
+        ({"aspect": "16:9", "width": 1920}, (1080, 1920)),
+        ({"aspect": "1:2", "height": 200}, (200, 96)),
+        ({"aspect": "1:1"}, (88, 88)),
+        ({"start": Start(WIDE, 0.3)}, (64, 128)),
+        ({"hint": WIDE, "width": 256}, (128, 256)),
+        ({"start": Start(WIDE, 0.3), "height": 96, "width": 96}, (96, 96)),
+        ({"mask": Mask(image=Picture.of(np.zeros((90, 70))), area=HOLE)}, (90, 70)),
+        ({"mask": Mask(image=Picture.of(np.zeros((90, 70))), pad=(0, 10, 20, 0))}, (110, 80)),
+        ({"mask": Mask(image=Picture.of(np.zeros((100, 200))), area=HOLE), "height": 200}, (200, 400)),
+    ],
+)
+def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: tuple[int, int]) -> None:
+    resolved = Request(condition=Text(""), **asked).resolved(DEFAULTS)
+    assert (resolved.height, resolved.width) == size
+    assert resolved.resolved(DEFAULTS) == resolved
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: Start(WIDE, 0), "strength must be above 0"),
+        (lambda: Start(WIDE, 1.5), "at most 1, got 1.5; try 0.3"),
+        (lambda: Text("a", WIDE), "give both or neither"),
+        (lambda: Mix((), ()), "as many weights"),
+        (lambda: Mix((VALUE,), (float("nan"),)), "weights must be numbers"),
+        (lambda: Mask(image=WIDE), "nothing would be painted"),
+        (lambda: Mask(image=WIDE, area=HOLE, repaint="grey"), "mask_mode must be white or black"),  # type: ignore[arg-type]
+        (lambda: Mask(image=WIDE, pad=(0, -1, 0, 0)), "from 0 up"),
+        (lambda: Request(condition=VALUE, aspect="wide"), "width:height, such as 16:9"),
+        (lambda: Request(condition=VALUE, aspect="100:1"), "at most 8:1"),
+        (lambda: Request(condition=VALUE, variation_strength=0.5), "needs a variation_seed"),
+        (
+            lambda: Request(condition=Text(""), mask=Mask(image=Picture.of(np.zeros((30, 90))), area=HOLE)).resolved(
+                DEFAULTS
+            ),
+            "enlarge it",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(wrong: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        wrong()
+
+
+def test_numbers_may_be_numpys() -> None:
+    request = text2img("a", seed=np.int64(5), height=np.int32(64), guidance_scale=np.float32(2), aspect="1:1")  # type: ignore[typeddict-item]
+    assert request == text2img("a", seed=5, height=64, guidance_scale=2.0, aspect="1:1")
+    assert Mix((VALUE, WIDE), np.array([0.5, 1], np.float32)).weights == (0.5, 1.0)  # type: ignore[arg-type]
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: Request(condition="a cat"), "condition must be a Text, Picture, Embedding or Mix, got str"),
+        (lambda: Request(condition=Text("a"), negative="b"), "negative must be a Text"),
+        (lambda: Request(condition=Text("a"), hint="depth.png"), "hint must be a Picture"),
+        (lambda: Request(condition=Text("a"), prior={"steps": 3}), "prior must be a Sampling"),
+        (lambda: Start("cat.png", 0.3), "image must be a Picture"),
+        (lambda: Mask(image="cat.png"), "image must be a Picture"),
+        (lambda: Request(condition=Text("a"), mask=Mask(image=WIDE, area=HOLE), aspect="1:1"), "keeps the picture's own ratio"),
+        (lambda: text2img("a", bogus=5), "there is no option bogus; there are negative_prompt"),
+        (lambda: text2img("a", negative_prompt=["x"]), "the prompt must be text, got list"),
+        (lambda: interpolate("a cat"), "takes a list"),
+        (lambda: interpolate([]), "at least one"),
+        (lambda: interpolate(["a"], weights=1.0), "weights are a list"),
+        (lambda: controlnet("a", hint=WIDE, strength=0.5), "of the image to begin with"),
+        (lambda: text2img("a", aspect="-1:-1"), "width:height, such as 16:9"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_kind_is_refused_at_once(wrong: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        wrong()
+
+
+def test_a_mix_of_one_thing_whole_is_that_thing() -> None:
+    assert interpolate(["a"]) == text2img("a")
+    assert Request(condition=WIDE, negative=Mix((Text("b"),), (1,))).negative == Text("b")
+
+
+def test_a_picture_of_a_batch_knows_its_company() -> None:
+    whole = text2img("a", seed=4, num_images=3, variation_seed=9, variation_strength=0.5)
+    assert all(whole.single(k).company(k, 3) == whole for k in range(3))
