@@ -80,9 +80,14 @@ def work(a: argparse.Namespace) -> Record:
             told = prior(PROMPT, num_images_per_prompt=a.batch, num_inference_steps=a.prior_steps, generator=draw)
             said = {"image_embeds": told.image_embeds, "negative_image_embeds": told.negative_image_embeds}
         return decoder(
-            **said, height=a.side, width=a.side, num_inference_steps=a.steps, guidance_scale=4.0, generator=draw,
+            **said,
+            height=a.side,
+            width=a.side,
+            num_inference_steps=a.steps,
+            guidance_scale=4.0,
+            generator=draw,
             output_type=output_type,
-        )[0]  # fmt: skip
+        )[0]
 
     def timed() -> float:
         if gpu:

@@ -26,15 +26,26 @@ from kandinsky22.models.unet import UNet
 
 SCHEDULERS = {
     catalog.PRIOR: {
-        "_class_name": "UnCLIPScheduler", "clip_sample": True, "clip_sample_range": 10.0, "num_train_timesteps": 1000,
-        "prediction_type": "sample", "variance_type": "fixed_small_log",
+        "_class_name": "UnCLIPScheduler",
+        "clip_sample": True,
+        "clip_sample_range": 10.0,
+        "num_train_timesteps": 1000,
+        "prediction_type": "sample",
+        "variance_type": "fixed_small_log",
     },
     catalog.DECODER: {
-        "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.00085,
-        "beta_end": 0.012, "clip_sample": True, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "clip_sample": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "prediction_type": "epsilon",
         "thresholding": False,
     },
-}  # fmt: skip
+}
 NETWORKS: dict[str, tuple[Any, Any, torch.dtype]] = {
     "prior/text_encoder": (CLIPText, full_size.TEXT_ENCODER, torch.float32),
     "prior/image_encoder": (CLIPVision, full_size.IMAGE_ENCODER, torch.float16),

@@ -131,9 +131,13 @@ def commands(row: str, a: argparse.Namespace, results: Path, scratch: Path) -> d
         command += ["--side", str(a.side), "--steps", "2", "--dtype", a.dtype, "--row"]
         return {OURS: [*command, "kandinsky22, offload"], THEIRS: [*command, "diffusers"]}
     model = {
-        "--model": a.model, "--dtype": a.dtype, "--threads": a.threads, "--side": a.side, "--steps": a.steps,
+        "--model": a.model,
+        "--dtype": a.dtype,
+        "--threads": a.threads,
+        "--side": a.side,
+        "--steps": a.steps,
         "--prior-steps": a.prior_steps,
-    }  # fmt: skip
+    }
     if row == "box":
         model |= {"--guidance": a.guidance, "--prior-guidance": a.prior_guidance, "--png": scratch / "theirs.png"}
     said = [str(word) for pair in model.items() for word in pair]
@@ -167,14 +171,27 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
         path.unlink(missing_ok=True)
     kind = ROWS[row]
     record: tables.Record = {
-        "row": row, "model": a.model.name, "published_size": a.published_size, "dtype": a.dtype, "threads": a.threads,
-        "side": a.side, "steps": a.steps, "prior_steps": a.prior_steps, "about": about, "turns": {}, "agreement": {},
+        "row": row,
+        "model": a.model.name,
+        "published_size": a.published_size,
+        "dtype": a.dtype,
+        "threads": a.threads,
+        "side": a.side,
+        "steps": a.steps,
+        "prior_steps": a.prior_steps,
+        "about": about,
+        "turns": {},
+        "agreement": {},
         "limits": {"peaks": limits["peaks"], **limits["stages"][row]} if row in limits["stages"] else None,
-    }  # fmt: skip
+    }
     environment = {
-        **os.environ, "OMP_NUM_THREADS": str(a.threads), "MKL_NUM_THREADS": str(a.threads), "HF_HUB_OFFLINE": "1",
-        "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error",
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": str(a.threads),
+        "MKL_NUM_THREADS": str(a.threads),
+        "HF_HUB_OFFLINE": "1",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         environment["KANDINSKY22_CACHE"] = str(scratch / "cache")  # nothing that was kept earlier shortens a run

@@ -142,9 +142,18 @@ def speed_line(record: Record) -> list[str]:
     aim = targets(record)
     met = "" if aim is None or reached is None else " ✓" if reached >= aim[0] else " ✗"
     return [
-        title(record), record["dtype"], str(record["threads"]), ours, theirs, f"**{ratios[0]}**{met}", kept, ratios[1],
-        times_of(ratio(record, clock="cpu")), aims(aim), agreed(record["agreement"]),
-    ]  # fmt: skip
+        title(record),
+        record["dtype"],
+        str(record["threads"]),
+        ours,
+        theirs,
+        f"**{ratios[0]}**{met}",
+        kept,
+        ratios[1],
+        times_of(ratio(record, clock="cpu")),
+        aims(aim),
+        agreed(record["agreement"]),
+    ]
 
 
 def title(record: Record) -> str:
@@ -172,10 +181,17 @@ def fast_lines(records: Sequence[Record]) -> list[list[str]]:
         for theirs, how in full_runs(records, record):
             reached = theirs / ours
             met = " ✓" if reached >= FAST[0] else " ✗"
-            lines.append([
-                f"`--speed fast`, {record['side']} px", record["dtype"], str(record["threads"]), number(ours),
-                f"{number(theirs)} ({how})", f"**{times_of(reached)}**{met}", aims(FAST),
-            ])  # fmt: skip
+            lines.append(
+                [
+                    f"`--speed fast`, {record['side']} px",
+                    record["dtype"],
+                    str(record["threads"]),
+                    number(ours),
+                    f"{number(theirs)} ({how})",
+                    f"**{times_of(reached)}**{met}",
+                    aims(FAST),
+                ]
+            )
     return lines
 
 
@@ -203,10 +219,16 @@ def memory_lines(records: Sequence[Record]) -> list[list[str]]:
         if ours and theirs:
             share = ours / theirs
             met = " ✓" if share <= MEMORY[0] else " ✗"
-            lines.append([
-                f"whole text to image, {record['side']} px", record["dtype"], f"{ours / 1e9:.2f}", f"{theirs / 1e9:.2f}",
-                f"**{share:.2f}**{met}", f"{MEMORY[0]} ({MEMORY[1]})",
-            ])  # fmt: skip
+            lines.append(
+                [
+                    f"whole text to image, {record['side']} px",
+                    record["dtype"],
+                    f"{ours / 1e9:.2f}",
+                    f"{theirs / 1e9:.2f}",
+                    f"**{share:.2f}**{met}",
+                    f"{MEMORY[0]} ({MEMORY[1]})",
+                ]
+            )
     return lines
 
 
@@ -218,12 +240,18 @@ def limit_lines(records: Sequence[Record]) -> list[list[str]]:
         if not limits or not ours:
             continue
         direct, winograd = attainable(limits, "operations"), attainable(limits, "winograd")
-        lines.append([
-            title(record), record["dtype"], str(record["threads"]),
-            f"{limits['operations'] / 1e12:.3g} ({limits['winograd'] / 1e12:.3g})", f"{limits['bytes'] / 1e9:.2f}",
-            f"{number(direct)} ({number(winograd)})", f"{direct / ours:.0%} ({winograd / ours:.0%})",
-            "" if not theirs else f"{direct / theirs:.0%}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                title(record),
+                record["dtype"],
+                str(record["threads"]),
+                f"{limits['operations'] / 1e12:.3g} ({limits['winograd'] / 1e12:.3g})",
+                f"{limits['bytes'] / 1e9:.2f}",
+                f"{number(direct)} ({number(winograd)})",
+                f"{direct / ours:.0%} ({winograd / ours:.0%})",
+                "" if not theirs else f"{direct / theirs:.0%}",
+            ]
+        )
     return lines
 
 

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from kandinsky22.checkpoints.store import save
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.engine.device import computes_bfloat16
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
@@ -49,31 +49,48 @@ from kandinsky22.training.processes import Processes
 SIDE, PICTURES, DIM, TEXT_LENGTH, VOCABULARY = 128, 64, 256, 77, 1024
 PRIOR_TIMES = 4  # as many rows in the prior's batch as in the decoder's
 DECODER_SCHEDULER = {
-    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.00085,
-    "beta_end": 0.012, "prediction_type": "epsilon",
-}  # fmt: skip
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+}
 PRIOR_SCHEDULER = {
-    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2",
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "sample",
-}  # fmt: skip
+}
 
 TOWER: dict[str, Any] = {
-    "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": DIM, "intermediate_size": 4 * DIM,
-    "projection_dim": DIM, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
-}  # fmt: skip
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_size": DIM,
+    "intermediate_size": 4 * DIM,
+    "projection_dim": DIM,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+}
 VISION = CLIPVisionConfig(**TOWER, image_size=64, patch_size=8, num_channels=3)
 MOVQ = MoVQConfig(block_out_channels=(32, 32, 64, 96), layers_per_block=1, num_vq_embeddings=1024)
 UNET = UNetConfig(
-    block_out_channels=(64, 128, 192, 256), layers_per_block=2, attention_head_dim=32, cross_attention_dim=64,
+    block_out_channels=(64, 128, 192, 256),
+    layers_per_block=2,
+    attention_head_dim=32,
+    cross_attention_dim=64,
     encoder_hid_dim=DIM,
-)  # fmt: skip
+)
 PRIOR = PriorConfig(
     num_layers=6, num_attention_heads=8, attention_head_dim=64, embedding_dim=DIM, num_embeddings=TEXT_LENGTH
 )
 THEIRS: dict[type[nn.Module], Any] = {
-    UNet: diffusers.UNet2DConditionModel, PriorTransformer: diffusers.PriorTransformer, MoVQ: diffusers.VQModel,
-    CLIPText: transformers.CLIPTextModelWithProjection, CLIPVision: transformers.CLIPVisionModelWithProjection,
-}  # fmt: skip
+    UNet: diffusers.UNet2DConditionModel,
+    PriorTransformer: diffusers.PriorTransformer,
+    MoVQ: diffusers.VQModel,
+    CLIPText: transformers.CLIPTextModelWithProjection,
+    CLIPVision: transformers.CLIPVisionModelWithProjection,
+}
 
 Step = Callable[[int], float]
 """Takes a step of this number, and returns its loss."""
@@ -194,9 +211,12 @@ class Bench:
                     x0 = (rows["x0"] - mean) / std
                     noisy = scheduler.add_noise(x0, rows["noise"], rows["t"])
                 answer = twin(
-                    noisy, timestep=rows["t"], proj_embedding=said.text_embeds,
-                    encoder_hidden_states=said.last_hidden_state, attention_mask=mask,
-                )  # fmt: skip
+                    noisy,
+                    timestep=rows["t"],
+                    proj_embedding=said.text_embeds,
+                    encoder_hidden_states=said.last_hidden_state,
+                    attention_mask=mask,
+                )
                 return answer.predicted_image_embedding, x0
 
             return self.case(f"prior, {name}", network, objective, recipe, twin, draw, predict)
@@ -206,9 +226,15 @@ class Bench:
         return [case("same work", same, same), case("as shipped", embeds, self.encoding_what_clip_sees())]
 
     def case(
-        self, name: str, network: nn.Module, objective: Objective, recipe: Recipe, twin: Any, draw: Callable[[int], Batch],
+        self,
+        name: str,
+        network: nn.Module,
+        objective: Objective,
+        recipe: Recipe,
+        twin: Any,
+        draw: Callable[[int], Batch],
         predict: Predict,
-    ) -> Case:  # fmt: skip
+    ) -> Case:
         """Our training of `network`, and the scripts' loop over `twin`."""
         training = Training(network, objective, recipe, 10**9, processes=Processes(device=self.device))
         optimizer = torch.optim.AdamW(
@@ -239,9 +265,15 @@ class Bench:
     def recipe(self, batch: int) -> Recipe:
         """The scripts' recipe, as far as it is theirs."""
         return Recipe(
-            batch=batch, learning_rate=1e-4, warmup=0, decay=False, betas=(0.9, 0.999), weight_decay=0.01,
-            bfloat16=self.products == torch.bfloat16, untold=0.0,
-        )  # fmt: skip
+            batch=batch,
+            learning_rate=1e-4,
+            warmup=0,
+            decay=False,
+            betas=(0.9, 0.999),
+            weight_decay=0.01,
+            bfloat16=self.products == torch.bfloat16,
+            untold=0.0,
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         """What diffusers' side computes in, too."""
@@ -378,7 +410,7 @@ def main() -> None:
     if chosen.output is not None:
         rows = [{**asdict(one), "ratio": one.ratio} for one in results]
         written = json.dumps({"about": about, "results": rows}, indent=2) + "\n"
-        with whole(chosen.output) as partial:
+        with atomic_write(chosen.output) as partial:
             partial.write_text(written if chosen.output.suffix == ".json" else table(results, about), encoding="utf-8")
 
 

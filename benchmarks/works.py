@@ -135,7 +135,7 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
 
         def decode() -> torch.Tensor:
             pixels = networks.get(ours).decode(z.to(networks.dtype))  # as a decoder's stage does
-            networks.leave(ours)  # and the memory that it used goes back, as after a picture
+            networks.release(ours)  # and the memory that it used goes back, as after a picture
             return pixels
 
     while True:
@@ -228,7 +228,7 @@ def fast(a: argparse.Namespace, turns: Turns) -> None:
     request = text2img(PROMPT, speed="fast", seed=0, height=a.side, width=a.side, **steps)
     while True:
         turns.wait()
-        with kandinsky.conditions.afresh(), turns.timed():
+        with kandinsky.embedder.uncached(), turns.timed():
             kandinsky(request)
         turns.tell()
 

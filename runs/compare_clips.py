@@ -27,10 +27,12 @@ BATCH, EPOCHS, RATE = 256, 40, 1e-2
 def embedded(model: Kandinsky, scenes: Sequence[Scene]) -> Tensor:
     """Image embeddings [n, D] of scenes."""
     with torch.inference_mode():
-        return torch.cat([
-            model.prior.look([Image.fromarray(render(scene, 128)) for scene in scenes[i : i + 64]])
-            for i in track(range(0, len(scenes), 64), "looking")
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                model.prior.encode_images([Image.fromarray(render(scene, 128)) for scene in scenes[i : i + 64]])
+                for i in track(range(0, len(scenes), 64), "looking")
+            ]
+        )
 
 
 def fitted(embeds: Tensor, targets: dict[str, Tensor]) -> Probes:

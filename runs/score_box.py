@@ -84,8 +84,10 @@ def main() -> None:
     table.append(row("control: shuffled embeddings", paintings, [*scenes[1:], scenes[0]]))
     plain = [psnr(picture, render(s, side, grain=False)) for picture, s in zip(through, scenes, strict=True)]
     weights = ", ".join(f"{name} {digest}" for name, digest in kandinsky.stored.fingerprints(catalog.DECODER).items())
-    stages = [f"{name}: {s.sampler}, {s.steps} steps, guidance {s.guidance_scale:g}"
-              for name, s in (("prior", kandinsky.defaults.prior), ("decoder", kandinsky.defaults.decoder))]  # fmt: skip
+    stages = [
+        f"{name}: {s.sampler}, {s.steps} steps, guidance {s.guidance_scale:g}"
+        for name, s in (("prior", kandinsky.defaults.prior), ("decoder", kandinsky.defaults.decoder))
+    ]
     notes = [
         f"MoVQ against the picture without its grain: {mean(plain, 1)} dB.",
         f"{side} px; {'; '.join(stages)}; scene seed {FRESH_SEED}; weights {weights}.",

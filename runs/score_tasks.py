@@ -51,9 +51,11 @@ def clip(kandinsky: Kandinsky) -> Iterable[Row]:
     prior = kandinsky.prior
     with torch.inference_mode():
         shown = [Image.fromarray(render(scene)) for scene in scenes]
-        images = F.normalize(torch.cat([prior.look(shown[i : i + 50]) for i in range(0, len(shown), 50)]), dim=-1)
+        images = F.normalize(
+            torch.cat([prior.encode_images(shown[i : i + 50]) for i in range(0, len(shown), 50)]), dim=-1
+        )
         texts, wrongs = (
-            F.normalize(torch.cat([prior.hear(of[i : i + 50]).embed for i in range(0, len(of), 50)]), dim=-1)
+            F.normalize(torch.cat([prior.encode_text(of[i : i + 50]).embed for i in range(0, len(of), 50)]), dim=-1)
             for of in (said, wrong)
         )
     similar = (images @ texts.T).numpy()
@@ -258,7 +260,7 @@ def kept(kandinsky: Kandinsky, count: int, keep: Keep) -> Iterable[Row]:
         )
     with torch.inference_mode():
         source, *seen = (
-            kandinsky.prior.look([p if isinstance(p, Image.Image) else Image.fromarray(p) for p in pictures])
+            kandinsky.prior.encode_images([p if isinstance(p, Image.Image) else Image.fromarray(p) for p in pictures])
             for pictures in (shown, both, alone)
         )
     near = [F.cosine_similarity(source, of).tolist() for of in seen]

@@ -15,9 +15,10 @@ SRC = Path(__file__).parents[1] / "src" / "kandinsky22"
 FILES = sorted(SRC.rglob("*.py"))
 
 # A room is a package (or a module) right below kandinsky22; what it may import, itself aside. Edges do not know each other.
-ENGINE = "request imaging models diffusion checkpoints acceleration engine files"
+ENGINE = "request imaging models diffusion checkpoints acceleration engine files generators"
 ROOMS = {
     "files": "",
+    "generators": "",
     "moments": "",
     "compositions": "",
     "request": "files",

@@ -123,9 +123,9 @@ def test_clip_finds_the_caption_of_a_picture_and_tells_left_from_right(box: Kand
     fresh = [sample(np.random.default_rng([FRESH_SEED, 1, i])) for i in range(60)]
     flipped = [replace(s, relation=OPPOSITES[s.relation]) if s.relation else None for s in fresh]
     with torch.inference_mode():
-        images = F.normalize(box.prior.look([Image.fromarray(render(s)) for s in fresh]), dim=-1)
-        texts = F.normalize(box.prior.hear([caption(s, whole=True) for s in fresh]).embed, dim=-1)
-        wrong = F.normalize(box.prior.hear([caption(s, whole=True) for s in flipped if s]).embed, dim=-1)
+        images = F.normalize(box.prior.encode_images([Image.fromarray(render(s)) for s in fresh]), dim=-1)
+        texts = F.normalize(box.prior.encode_text([caption(s, whole=True) for s in fresh]).embed, dim=-1)
+        wrong = F.normalize(box.prior.encode_text([caption(s, whole=True) for s in flipped if s]).embed, dim=-1)
     similar = images @ texts.T
     assert (similar.argmax(dim=1) == torch.arange(60)).float().mean() > 0.9
     assert (similar.argmax(dim=1) == torch.arange(60).roll(1)).float().mean() < 0.1

@@ -1,26 +1,36 @@
-"""Files are written whole or not at all. Imports no torch."""
+"""Writing files atomically, and locks between processes. Imports no torch."""
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+POLL = 0.1  # seconds between attempts to take a lock
+
 
 def _umask() -> int:
-    """What this process takes away from new files; the only way to know is to set it."""
+    """The permission bits that this process removes from new files; the only way to read them is to set them."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to, which becomes `path` once it is written.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` to write to; it is renamed to `path` when the block ends.
 
-    Where writing fails, what was written is removed and an old file stays as it was. The folder is made. Raises `OSError`,
-    whatever the writer raised it as.
+    If writing fails, the temporary file is removed and an existing file stays as it was. The folder is created. Raises
+    `OSError` whatever exception the writer raised for a failed write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -28,12 +38,37 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.chmod(
-            0o666 & ~_umask()
-        )  # some writers leave a file to its owner alone, whoever else may be meant to read it
+        partial.chmod(0o666 & ~_umask())  # some writers create files that only their owner may read
         partial.replace(path)
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors call a failed write
+    except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these for a failed write
         raise OSError(f"cannot write {path}: {error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any], timeout: float | None = None) -> bool:
+    """Take an exclusive lock on an open file, which the system releases when the file is closed or its process ends.
+
+    Waits up to `timeout` seconds (None: without limit; 0: not at all) and returns whether the lock was taken. On a file
+    system without locks it returns True at once.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while not _try_lock(file.fileno()):
+        if end is not None and time.monotonic() >= end:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

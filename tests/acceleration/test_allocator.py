@@ -100,9 +100,9 @@ for placement, accelerated in (("offload", None), ("keep", None), ("keep", False
     stage.movq
     print(kept() if accelerated is None else kept(LARGER))
     if placement == "offload":
-        stage.networks.leave(stage.stored.movq)
+        stage.networks.release(stage.stored.movq)
         print(kept(LARGER))
-    stage.networks.leave(stage.stored.movq)
+    stage.networks.release(stage.stored.movq)
 """)
     assert first > 0.8 and kept_one > 0.8
     assert then < 0.1 and plain < 0.1

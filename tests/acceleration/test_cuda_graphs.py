@@ -272,7 +272,7 @@ def test_a_step_can_be_compiled_and_one_that_cannot_runs_as_it_is(monkeypatch: p
         compiled.append(graph)
         return graph.forward
 
-    traced = torch.compile(UNet.renewed, backend=backend, fullgraph=True, dynamic=False)
+    traced = torch.compile(UNet.forward_cached, backend=backend, fullgraph=True, dynamic=False)
     monkeypatch.setattr(gpu, "_compiled", lambda _: traced)
     for i in range(3):
         assert apart(fast(*asked(plain, 2, seed=i)), plain(*asked(plain, 2, seed=i))) < 1e-5

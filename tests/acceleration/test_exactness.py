@@ -22,8 +22,12 @@ from tests.models_on_disk import randomise
 
 EXACT = 1e-5
 UNET = UNetConfig(
-    block_out_channels=(32, 64, 96), layers_per_block=1, attention_head_dim=16, cross_attention_dim=20, encoder_hid_dim=24
-)  # fmt: skip
+    block_out_channels=(32, 64, 96),
+    layers_per_block=1,
+    attention_head_dim=16,
+    cross_attention_dim=20,
+    encoder_hid_dim=24,
+)
 MOVQ = MoVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, num_vq_embeddings=48)
 SHAPES = [(1, 16, 16), (2, 10, 13), (3, 17, 9), (1, 4, 5), (2, 33, 6), (1, 1, 2)]
 """Rows, height and width: sides of all rests by 4, and maps too small for a tile."""
@@ -178,7 +182,7 @@ WORK = {
     "movq": (MoVQ, MOVQ, movqs(None)),
     "movq in tiles": (MoVQ, MOVQ, movqs(40)),
     "movq encoding": (MoVQ, MOVQ, lambda movq: movq.encode(noise(2, 3, 20, 12).to(movq.quant_conv.weight.dtype))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WORK)

@@ -55,9 +55,16 @@ for groups, channels, height, width, coarse, silu, dtype, mean in cases:
 
 
 def by_torch(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None, shift: Tensor | None, *, groups: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    groups: int,
     silu: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What the kernels are to compute, in x's own dtype."""
     norm = Norm(groups, len(weight), eps=eps, silu=silu).to(x.dtype)
     norm.weight.data, norm.bias.data = weight, bias

@@ -27,8 +27,12 @@ from tests.oracle.tiny import movqs, priors, unets
 
 CPU = torch.device("cpu")
 WIDE_UNET = UNetConfig(
-    block_out_channels=(32, 64, 96), layers_per_block=1, attention_head_dim=16, cross_attention_dim=20, encoder_hid_dim=24
-)  # fmt: skip
+    block_out_channels=(32, 64, 96),
+    layers_per_block=1,
+    attention_head_dim=16,
+    cross_attention_dim=20,
+    encoder_hid_dim=24,
+)
 WIDE_MOVQ = MoVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, num_vq_embeddings=48)
 
 

@@ -24,9 +24,20 @@ def record(row: str = "unet", dtype: str = "float32", date: str = "2026-01-01", 
         program: [{"seconds": s, "cpu": s / 2, "peak": s * 1e9} for s in values] for program, values in turns.items()
     }
     return {
-        "row": row, "model": "full", "published_size": True, "dtype": dtype, "threads": 2, "side": 512, "steps": 10,
-        "prior_steps": 25, "about": about, "turns": made, "agreement": {}, "limits": None, **more,
-    }  # fmt: skip
+        "row": row,
+        "model": "full",
+        "published_size": True,
+        "dtype": dtype,
+        "threads": 2,
+        "side": 512,
+        "steps": 10,
+        "prior_steps": 25,
+        "about": about,
+        "turns": made,
+        "agreement": {},
+        "limits": None,
+        **more,
+    }
 
 
 def cells(text: str, start: str) -> list[str]:

@@ -332,18 +332,32 @@ def test_any_repository_can_be_a_pipeline(little: LittleHub, tmp_path: Path) -> 
 
 def test_one_copy_of_weights_is_chosen_and_what_is_not_ours_is_left() -> None:
     names = [
-        "README.md", "model_index.json", "zero_image_embed.safetensors", "kandinsky.ckpt", ".gitattributes",
-        "unet/config.json", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors", "movq/diffusion_pytorch_model.bin", "movq/config.json",
-        "tokenizer/merges.txt", "unet/onnx/model.onnx", "text_encoder/model.safetensors.index.json",
-        "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model-00002-of-00002.safetensors",
-    ]  # fmt: skip
+        "README.md",
+        "model_index.json",
+        "zero_image_embed.safetensors",
+        "kandinsky.ckpt",
+        ".gitattributes",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "movq/diffusion_pytorch_model.bin",
+        "movq/config.json",
+        "tokenizer/merges.txt",
+        "unet/onnx/model.onnx",
+        "text_encoder/model.safetensors.index.json",
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model-00002-of-00002.safetensors",
+    ]
     files = [File(name, 5, None) for name in names]
     plain = {file.path for file in hub.chosen(files, None, None)}
     assert plain == set(names) - {
-        "kandinsky.ckpt", ".gitattributes", "unet/onnx/model.onnx", "unet/diffusion_pytorch_model.bin",
+        "kandinsky.ckpt",
+        ".gitattributes",
+        "unet/onnx/model.onnx",
+        "unet/diffusion_pytorch_model.bin",
         "unet/diffusion_pytorch_model.fp16.safetensors",
-    }  # fmt: skip
+    }
     half = {file.path for file in hub.chosen(files, ["unet", "movq"], "fp16")}
     assert {path for path in half if "pytorch_model" in path} == {
         "unet/diffusion_pytorch_model.fp16.safetensors",

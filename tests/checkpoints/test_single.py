@@ -72,9 +72,13 @@ def test_every_tensor_is_there_by_its_place(tiny_model: Path, file: Path) -> Non
         for name, value in held.items()
     }
     for key in (
-        "prior.prior.clip_mean", "prior.text_encoder.text_projection.weight", "decoder.movq.quantize.embedding.weight",
-        "decoder.unet.conv_in.weight", "decoder-inpaint.unet.conv_in.weight", "controlnet-depth.unet.conv_in.weight",
-    ):  # fmt: skip
+        "prior.prior.clip_mean",
+        "prior.text_encoder.text_projection.weight",
+        "decoder.movq.quantize.embedding.weight",
+        "decoder.unet.conv_in.weight",
+        "decoder-inpaint.unet.conv_in.weight",
+        "controlnet-depth.unet.conv_in.weight",
+    ):
         assert key in expected
     assert equal(load_file(file), expected)
     with safe_open(file, framework="pt") as opened:
@@ -255,10 +259,20 @@ def forged(file: Path, **changed: Any) -> Path:
 
 @pytest.mark.parametrize(
     "place",
-    ["../evil.json", "/etc/evil.json", "decoder/../../evil.json", "decoder/.git/config.json",
-     "evil.json", "decoder/run.py", "other/config.json",
-     "decoder\\..\\evil.json", "header ../x.safetensors", "header decoder/unet/x.py", "decoder//x.json"],
-)  # fmt: skip
+    [
+        "../evil.json",
+        "/etc/evil.json",
+        "decoder/../../evil.json",
+        "decoder/.git/config.json",
+        "evil.json",
+        "decoder/run.py",
+        "other/config.json",
+        "decoder\\..\\evil.json",
+        "header ../x.safetensors",
+        "header decoder/unet/x.py",
+        "decoder//x.json",
+    ],
+)
 def test_no_file_is_written_outside_a_models_folders(file: Path, tmp_path: Path, place: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CheckpointError, match="would write what is no part of a model"):
@@ -268,12 +282,17 @@ def test_no_file_is_written_outside_a_models_folders(file: Path, tmp_path: Path,
 
 @pytest.mark.parametrize(
     "header",
-    ["", "[]", '{"a": 1}', '{"conv_in.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-     '{"no.such":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-     '{"conv_out.bias":{"dtype":"F32","shape":[8],"data_offsets":[64,96]}}',
-     '{"conv_out.bias":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},'
-     '"conv_in.bias":{"dtype":"F32","shape":[32],"data_offsets":[64,192]}}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        '{"a": 1}',
+        '{"conv_in.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"no.such":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"conv_out.bias":{"dtype":"F32","shape":[8],"data_offsets":[64,96]}}',
+        '{"conv_out.bias":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},'
+        '"conv_in.bias":{"dtype":"F32","shape":[32],"data_offsets":[64,192]}}',
+    ],
+)
 def test_a_header_that_lies_is_refused(file: Path, tmp_path: Path, header: str) -> None:
     with pytest.raises(CheckpointError, match="does not hold the decoder/unet/"):
         single.convert([str(forged(file, **{f"header {UNET.as_posix()}": header}))], tmp_path / "folder")

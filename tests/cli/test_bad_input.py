@@ -100,9 +100,13 @@ def poison(path: Path) -> None:
     ids=["missing", "truncated", "stub", "empty", "no config", "broken config", "no decoder", "not finite"],
 )
 def test_weights_that_will_not_do(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said,
-    damage: Callable[[Path], object], sentence: str,
-) -> None:  # fmt: skip
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+    damage: Callable[[Path], object],
+    sentence: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     model = shutil.copytree(tiny_model, tmp_path / "model")
     damage(model / UNET)

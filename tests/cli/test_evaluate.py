@@ -61,9 +61,13 @@ def coco30k(model: Path, captions: Path, out: Path, reference: Path) -> list[str
 
 
 def test_the_cards_evaluation_from_a_command(
-    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    captions: Path,
+    real: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
     out = tmp_path / "out"
     command = [
@@ -115,9 +119,13 @@ def test_the_cards_evaluation_from_a_command(
 
 
 def test_shards_measure_their_own_pictures_and_not_the_reference(
-    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    captions: Path,
+    real: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
     command = coco30k(tiny_model, captions, tmp_path / "out", real)
     Colours.seen = 0
@@ -136,9 +144,13 @@ def test_shards_measure_their_own_pictures_and_not_the_reference(
 
 
 def test_other_sizes_are_refused_before_anything_is_written(
-    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    captions: Path,
+    real: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
     command = coco30k(tiny_model, captions, tmp_path / "out", real)
     assert run([*command, "--size", "128"]) == 2
@@ -147,9 +159,13 @@ def test_other_sizes_are_refused_before_anything_is_written(
 
 
 def test_captions_that_failed_are_tried_again_in_a_complete_run(
-    tiny_model: Path, captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    captions: Path,
+    real: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(features, "InceptionFeatures", Colours)
     command = coco30k(tiny_model, captions, tmp_path / "out", real)
     assert run(command) == 0

@@ -47,11 +47,27 @@ def test_every_meaning_is_of_something() -> None:
 
 def test_every_option_reaches_the_request(painter: Painter) -> None:
     values: dict[str, Any] = {
-        "negative_prompt": "red", "height": 70, "width": 90, "num_images": 2, "seed": 3, "num_inference_steps": 4,
-        "guidance_scale": 1.5, "sampler": "heun", "prior_num_inference_steps": 5, "prior_guidance_scale": 6.0,
-        "prior": "diffusion", "prior_sampler": "ddim", "model": "elsewhere", "aspect": "2:1", "prior_seed": 8,
-        "variation_seed": 9, "variation_strength": 0.25, "speed": "turbo", "guidance_interval": "0.25,0.5", "reuse": 3,
-    }  # fmt: skip
+        "negative_prompt": "red",
+        "height": 70,
+        "width": 90,
+        "num_images": 2,
+        "seed": 3,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.5,
+        "sampler": "heun",
+        "prior_num_inference_steps": 5,
+        "prior_guidance_scale": 6.0,
+        "prior": "diffusion",
+        "prior_sampler": "ddim",
+        "model": "elsewhere",
+        "aspect": "2:1",
+        "prior_seed": 8,
+        "variation_seed": 9,
+        "variation_strength": 0.25,
+        "speed": "turbo",
+        "guidance_interval": "0.25,0.5",
+        "reuse": 3,
+    }
     assert values.keys() == task_schema.parameters(text2img).keys() - {"prompt"}
     typed = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert run(["a red circle", *typed, "--device", "cpu", "--dtype", "float32"]) == 0

@@ -32,20 +32,20 @@ class Plain:
 
 
 class Network:
-    """eps is x times the row's condition; remembers how many rows it was asked for. What it answers `renewed` is made of deep
+    """eps is x times the row's condition; remembers how many rows it was asked for. What it answers `forward_cached` is made of deep
     features that are x itself, so that it shows when they were computed."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.deep: list[int] = []
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Plain, led: Tensor) -> Tensor:
-        return self.renewed(x, t, condition, None, None, led)[0]
+    def __call__(self, x: Tensor, t: Tensor, condition: Plain, guided_rows: Tensor) -> Tensor:
+        return self.forward_cached(x, t, condition, None, None, guided_rows)[0]
 
-    def renewed(
-        self, x: Tensor, t: Tensor, condition: Plain, deep: Tensor | None, rows: Tensor | None, led: Tensor
+    def forward_cached(
+        self, x: Tensor, t: Tensor, condition: Plain, deep: Tensor | None, rows: Tensor | None, guided_rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x = torch.cat([x[led], x])
+        x = torch.cat([x[guided_rows], x])
         assert len(x) == len(t) == len(condition)
         self.rows.append(len(x))
         self.deep.append(len(x) if deep is None else 0 if rows is None else len(rows))
@@ -158,23 +158,23 @@ def conditioned(unet: UNet, n: int) -> Conditioned:
 def test_a_unet_renewed_whole_is_the_unet_to_the_bit(unet: UNet) -> None:
     x, t, condition = randn(3, 4, 16, 16), torch.tensor([900, 500, 3]), conditioned(unet, 3)
     expected = unet(x, t, condition)
-    output, deep = unet.renewed(x, t, condition)
+    output, deep = unet.forward_cached(x, t, condition)
     assert torch.equal(output, expected)
     assert deep.shape == (3, 64, 16, 16)  # what comes up to the first level, at its size
-    again, same = unet.renewed(x, t, condition, deep)  # of the same state: nothing to renew
+    again, same = unet.forward_cached(x, t, condition, deep)  # of the same state: nothing to renew
     assert torch.equal(again, expected) and torch.equal(same, deep)
 
 
 def test_only_the_rows_that_are_named_are_renewed(unet: UNet) -> None:
     condition, t = conditioned(unet, 3), torch.tensor([500, 500, 500])
     before, now = randn(3, 4, 16, 16, seed=1), randn(3, 4, 16, 16, seed=2)
-    _, old = unet.renewed(before, t, condition)
-    whole, new = unet.renewed(now, t, condition)
-    output, deep = unet.renewed(now, t, condition, old, torch.tensor([2, 0]))
+    _, old = unet.forward_cached(before, t, condition)
+    whole, new = unet.forward_cached(now, t, condition)
+    output, deep = unet.forward_cached(now, t, condition, old, torch.tensor([2, 0]))
     assert torch.equal(deep[1], old[1])
     assert torch.allclose(deep[[0, 2]], new[[0, 2]], atol=1e-5)
     assert torch.allclose(output[[0, 2]], whole[[0, 2]], atol=1e-4)
-    assert not torch.allclose(output[1], whole[1], atol=1e-2)  # the control: what is not renewed shows
+    assert not torch.allclose(output[1], whole[1], atol=1e-2)  # the control: what is not forward_cached shows
 
 
 def test_what_is_used_again_costs_no_work_below_the_first_level(unet: UNet) -> None:
@@ -183,9 +183,9 @@ def test_what_is_used_again_costs_no_work_below_the_first_level(unet: UNet) -> N
         module.register_forward_hook(lambda *_: entered.append(1)) for module in (unet.mid_block, unet.up_blocks[0])
     ]
     x, t, condition = randn(1, 4, 16, 16), torch.tensor([500]), conditioned(unet, 1)
-    _, deep = unet.renewed(x, t, condition)
+    _, deep = unet.forward_cached(x, t, condition)
     assert len(entered) == 2
-    unet.renewed(x + 1, t, condition, deep)
+    unet.forward_cached(x + 1, t, condition, deep)
     assert len(entered) == 2
     for hook in hooks:
         hook.remove()

@@ -252,7 +252,7 @@ def test_a_request_resolves_to_the_folders_defaults(kandinsky: Kandinsky, tiny_m
 def test_what_this_model_cannot_do_is_refused_before_anything_runs(
     kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], sentence: str
 ) -> None:
-    monkeypatch.setattr(kandinsky.conditions, "stage", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(kandinsky.embedder, "stage", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ValueError, match=sentence):
         kandinsky("a red circle", **options)
 

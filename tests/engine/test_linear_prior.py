@@ -41,11 +41,11 @@ def linear(prompt: str, **how: object) -> Request:
 def test_a_texts_embedding_is_its_map_whatever_the_seed_and_the_company(kandinsky: Kandinsky) -> None:
     network = kandinsky.networks.get(kandinsky.stored.prior.linear_prior)
     with torch.inference_mode():
-        known = network(kandinsky.prior.hear(["a red circle"]).embed)
+        known = network(kandinsky.prior.encode_text(["a red circle"]).embed)
     for how in ({}, {"num_images": 3}, {"prior_seed": 7}):
         found = kandinsky.embed(linear("a red circle", **how)).image
         assert torch.allclose(found, known.expand_as(found), atol=1e-6)
-    both = kandinsky.prior.map(["a red circle", "a much longer prompt about three blue stars"])
+    both = kandinsky.prior.map_prompts(["a red circle", "a much longer prompt about three blue stars"])
     assert torch.allclose(both[:1], known, atol=1e-6)
 
 

@@ -1,6 +1,6 @@
 """Nothing in the loop waits for a device.
 
-torch's "meta" device stands for a GPU: what asks for a number that is on it fails, as reading it would wait there. What is sent
+torch's "meta" device stands for a GPU: what asks for a number that is on it fails, as reading it would wait there. What is to_device
 there must not wait either, which a mode that sees every operation checks.
 """
 
@@ -14,15 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guided
-from kandinsky22.engine.stages import Begun, Known
+from kandinsky22.engine.stages import StartState
 from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
 from tests.diffusion.toy import DECODER
 
 META = torch.device("meta")
 CONFIG = UNetConfig(
-    block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=16, cross_attention_dim=16, encoder_hid_dim=32,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    attention_head_dim=16,
+    cross_attention_dim=16,
+    encoder_hid_dim=32,
     sample_size=8,
-)  # fmt: skip
+)
 STEPS = DECODER.timesteps(5)
 
 
@@ -45,7 +49,9 @@ class Unwaited(TorchDispatchMode):
 
 def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guided[Conditioned]:
     """What `Guided.by` makes, whose look at the weights is before the loop."""
-    condition = network.ahead(network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS)
+    condition = network.precompute_timesteps(
+        network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS
+    )
     return Guided(
         condition, condition if weight != 1 else None, torch.full((rows,), weight), *[interval] if interval else []
     )
@@ -68,8 +74,10 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, schedule: NoiseSchedule = DE
 
     monkeypatch.setattr(denoiser, "_lay_out", before)
     x = {key: torch.empty(len(g.cond), 4, 8, 8, device=META) for key, g in requests.items()}
-    begun = Begun(x["b"], STEPS, x["b"])
-    holds = Known(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META)).holds(begun, schedule)
+    begun = StartState(x["b"], STEPS, x["b"])
+    holds = InpaintCondition(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META)).holds(
+        begun, schedule
+    )
     jobs = {
         "a": Job(SAMPLERS[name](schedule, x["a"], STEPS, Noise([1, 2], "decoder"))),
         "b": Job(SAMPLERS[name](schedule, x["b"], STEPS, Noise([3], "decoder")), holds),

@@ -23,12 +23,22 @@ from tests.oracle.tiny import MOVQ, PRIOR, UNET
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 TEXT = CLIPTextConfig(
-    hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, projection_dim=24, layer_norm_eps=1e-5,
-    hidden_act="gelu", vocab_size=50, max_position_embeddings=9,
-)  # fmt: skip
+    hidden_size=24,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    projection_dim=24,
+    layer_norm_eps=1e-5,
+    hidden_act="gelu",
+    vocab_size=50,
+    max_position_embeddings=9,
+)
 NETWORKS = {
-    "unet": (UNet, UNET), "movq": (MoVQ, MOVQ), "prior": (PriorTransformer, PRIOR), "text_encoder": (CLIPText, TEXT),
-}  # fmt: skip
+    "unet": (UNet, UNET),
+    "movq": (MoVQ, MOVQ),
+    "prior": (PriorTransformer, PRIOR),
+    "text_encoder": (CLIPText, TEXT),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +62,21 @@ def run(networks: Networks, stored: dict[str, Stored]) -> list[torch.Tensor]:
         return torch.randn(shape, generator=draw).to(device)
 
     heard = networks.get(stored["text_encoder"])(torch.arange(1, 7, device=device)[None])
-    networks.leave(stored["text_encoder"])
+    networks.release(stored["text_encoder"])
     prior = networks.get(stored["prior"])
     if device == META:  # prefill asks for the length of the longest text, which is a number
         embed = prior.denormalised(noise(1, 24))
     else:
         prefix = prior.prefill(heard.hidden, heard.embed, torch.ones(1, 6, dtype=torch.bool, device=device))
         embed = prior.denormalised(prior(noise(1, 24), torch.tensor([5], device=device), prefix))
-    networks.leave(stored["prior"])
+    networks.release(stored["prior"])
     unet = networks.get(stored["unet"])
     eps = unet(noise(1, 4, 8, 8), torch.tensor([5], device=device), unet.condition(embed))
-    networks.leave(stored["unet"])
+    networks.release(stored["unet"])
     movq = networks.get(stored["movq"])
     picture = movq.decode(eps[:, :4])
     tiled = movq.decode(eps[:, :4], tile=64)
-    networks.leave(stored["movq"])
+    networks.release(stored["movq"])
     return [heard.embed, embed, eps, picture, tiled]
 
 
@@ -92,24 +102,24 @@ def test_every_placement_gives_the_same_numbers(stored: dict[str, Stored], how: 
 def test_on_a_cpu_what_leaves_is_let_go(stored: dict[str, Stored]) -> None:
     networks = Networks(CPU, torch.float32, "offload")
     gone = weakref.ref(networks.get(stored["unet"]))
-    assert networks.holds(stored["unet"]) and gone() is networks.get(stored["unet"])
-    networks.leave(stored["unet"])
-    assert gone() is None and not networks.holds(stored["unet"])
-    networks.leave(stored["unet"])  # leaving twice is leaving
+    assert networks.is_on_device(stored["unet"]) and gone() is networks.get(stored["unet"])
+    networks.release(stored["unet"])
+    assert gone() is None and not networks.is_on_device(stored["unet"])
+    networks.release(stored["unet"])  # leaving twice is leaving
     kept = Networks(CPU, torch.float32)
     network = kept.get(stored["unet"])
-    kept.leave(stored["unet"])
-    assert kept.get(stored["unet"]) is network and kept.holds(stored["unet"])
+    kept.release(stored["unet"])
+    assert kept.get(stored["unet"]) is network and kept.is_on_device(stored["unet"])
 
 
 def test_on_a_device_what_leaves_goes_home(stored: dict[str, Stored]) -> None:
     networks = Networks(META, torch.float32, "offload")
     assert all(result.is_meta for result in run(networks, stored))
     for name, one in stored.items():
-        assert not networks.holds(one)
+        assert not networks.is_on_device(one)
         network = networks.get(one)
-        assert networks.holds(one) and places(network) == {"meta"}, name
-        networks.leave(one)
+        assert networks.is_on_device(one) and places(network) == {"meta"}, name
+        networks.release(one)
         assert places(network) == {"cpu"}
         fresh = one.load(torch.float32, CPU).state_dict()
         assert all(torch.equal(value, fresh[key]) for key, value in network.state_dict().items())
@@ -159,8 +169,8 @@ def test_what_is_still_to_come_is_the_sum_or_the_largest(stored: dict[str, Store
     for how, expected in (("keep", rest), ("offload", sizes["unet"])):
         networks = Networks(CPU, torch.float32, how, accelerated=False)
         networks.get(stored["prior"])
-        assert networks.unread(stored.values()) == expected
-    assert networks.unread([stored["prior"]]) == 0
+        assert networks.bytes_to_load(stored.values()) == expected
+    assert networks.bytes_to_load([stored["prior"]]) == 0
 
 
 def test_an_unknown_placement_is_refused_with_those_there_are() -> None:
@@ -188,5 +198,5 @@ def test_on_a_gpu_they_are_prepared_wherever_they_wait(
             for _ in range(2):
                 unet(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, dtype=torch.long, device=META), condition)
         assert len(unet.replays) == 1
-        networks.leave(stored["unet"])
+        networks.release(stored["unet"])
         assert len(unet.replays) == (how == "keep")  # what leaves takes its recordings with it

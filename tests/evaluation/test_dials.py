@@ -51,17 +51,17 @@ def test_work_is_counted_by_what_paints(chosen: Sampling, work: tuple[int, int, 
 def test_the_work_that_is_counted_is_done(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kandinsky = Kandinsky.load(tiny_model)
     decoder, done = kandinsky.decoder(DECODER), [0, 0, 0]
-    renewed, below = decoder.unet.renewed, decoder.unet._below
+    forward_cached, below = decoder.unet.forward_cached, decoder.unet._below
 
     def counted(*a, **how):  # type: ignore[no-untyped-def]
         done[0], done[1] = done[0] + 1, done[1] + len(a[2])
-        return renewed(*a, **how)
+        return forward_cached(*a, **how)
 
     def counted_below(*a):  # type: ignore[no-untyped-def]
         done[2] += len(a[0])
         return below(*a)
 
-    monkeypatch.setattr(decoder.unet, "renewed", counted)
+    monkeypatch.setattr(decoder.unet, "forward_cached", counted)
     monkeypatch.setattr(decoder.unet, "_below", counted_below)
     request = kandinsky.resolved(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
     list(kandinsky.stream(request))

@@ -191,8 +191,12 @@ def inception_file(hollow: Weights, tmp_path_factory: pytest.TempPathFactory) ->
     ],
 )
 def test_inception_sees_what_each_project_shows_it(
-    resize: str, crop: bool, known: Callable[[Image.Image], Tensor], inception_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    resize: str,
+    crop: bool,
+    known: Callable[[Image.Image], Tensor],
+    inception_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[Tensor] = []
     features: Features = InceptionFeatures(inception_file, resize, crop=crop)
 

@@ -62,8 +62,12 @@ def test_pictures_are_written_logged_and_carry_their_requests(tmp_path: Path) ->
     assert all(record["worker"] == os.getpid() and record["milliseconds"] >= 0 for record in log.values())
     assert read_recipe(run.picture(run.items[4])).request == run.pack(run.items[4:5]).requests["004"]
     assert sorted(path.name for path in run.folder.iterdir()) == [
-        ".lock", "log-1-of-1.jsonl", "manifest.jsonl", "pictures", "run.json"
-    ]  # fmt: skip
+        ".lock",
+        "log-1-of-1.jsonl",
+        "manifest.jsonl",
+        "pictures",
+        "run.json",
+    ]
     assert list(generate(painter, run)) == [Standing(20, 20, 0, None, None)]
 
 

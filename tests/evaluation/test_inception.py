@@ -179,7 +179,7 @@ WRONG: dict[str, tuple[Callable[[Weights], Any], str]] = {
 @pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG.keys())
 def test_another_network_is_refused(
     change: Callable[[Weights], Any], said: str, hollow: Weights, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     path = save(change(dict(hollow)), tmp_path / "weights.pth")
     with pytest.raises(
         CheckpointError, match=rf"is not FID's Inception \({said}.*; pass {FILE} of the release"

@@ -197,10 +197,14 @@ def test_files_that_hold_no_statistics(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arrays",
-    [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.eye(4)}, {"mu": np.zeros((3, 3)), "sigma": np.eye(3)},
-     {"mu": np.array(["a"] * 3), "sigma": np.eye(3)},
-     {"mu": np.array([{}, {}, {}], dtype=object), "sigma": np.eye(3)}],
-)  # fmt: skip
+    [
+        {"mu": np.zeros(3)},
+        {"mu": np.zeros(3), "sigma": np.eye(4)},
+        {"mu": np.zeros((3, 3)), "sigma": np.eye(3)},
+        {"mu": np.array(["a"] * 3), "sigma": np.eye(3)},
+        {"mu": np.array([{}, {}, {}], dtype=object), "sigma": np.eye(3)},
+    ],
+)
 def test_arrays_that_are_no_mean_and_covariance(arrays: dict[str, Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match="holds no statistics that can be read"):
@@ -244,9 +248,7 @@ def test_parts_in_files_are_merged(folder: Path, tmp_path: Path) -> None:
 
 
 def test_several_folders_are_one_set(folder: Path, tmp_path: Path) -> None:
-    assert pictures_in(folder / "a", folder / "b").keys() == {
-        *pictures_in(folder / "a"), *pictures_in(folder / "b")
-    }  # fmt: skip
+    assert pictures_in(folder / "a", folder / "b").keys() == {*pictures_in(folder / "a"), *pictures_in(folder / "b")}
     with pytest.raises(ValueError, match=r"0.png is in two of the folders, .*a among them; give the folder above both"):
         pictures_in(folder / "a", folder / "a")
 

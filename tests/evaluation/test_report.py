@@ -17,12 +17,18 @@ def report(folder: Path) -> Report:
     picture = folder / "one.png"
     Image.new("RGB", (600, 300), "red").save(picture)
     return Report(
-        title="A <model>", summary="A summary.", values={"fid": 12.5}, protocol={"steps": 50, "name": "ŷ"},
-        numbers=[Number("FID", "12.500", "lower is better")], remarks=["One remark."],
-        plots=[Plot("A curve", plots.lines({"ddpm": [plots.Point(1, 2, 1.5, 2.5), plots.Point(2, 3, 2, 4)]}, "x", "y"))],
+        title="A <model>",
+        summary="A summary.",
+        values={"fid": 12.5},
+        protocol={"steps": 50, "name": "ŷ"},
+        numbers=[Number("FID", "12.500", "lower is better")],
+        remarks=["One remark."],
+        plots=[
+            Plot("A curve", plots.lines({"ddpm": [plots.Point(1, 2, 1.5, 2.5), plots.Point(2, 3, 2, 4)]}, "x", "y"))
+        ],
         tables=[Table("A table", ("name", "FID"), [("theirs", "8.21"), ("ours", "12.50")], ours=1)],
         shown=[Shown(picture, 'a "red" <square>')],
-    )  # fmt: skip
+    )
 
 
 def test_the_files_hold_what_they_were_given(tmp_path: Path) -> None:

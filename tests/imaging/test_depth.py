@@ -34,22 +34,41 @@ HEIGHT, WIDTH = 50, 70
 
 def dpt() -> torch.nn.Module:
     config = DPTConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
-        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        is_hybrid=False,
         use_auxiliary_head=False,
-    )  # fmt: skip
+    )
     return DPTForDepthEstimation(config)
 
 
 def depth_anything(**said: Any) -> torch.nn.Module:
     backbone = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=32, patch_size=8,
-        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=32,
+        patch_size=8,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
     config = DepthAnythingConfig(
-        backbone_config=backbone, patch_size=8, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8, head_hidden_size=8, **said,
-    )  # fmt: skip
+        backbone_config=backbone,
+        patch_size=8,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        **said,
+    )
     return DepthAnythingForDepthEstimation(config)
 
 
@@ -269,9 +288,12 @@ def test_no_depth_at_all(folders: dict[str, Path], picture: Image.Image, monkeyp
 
 
 def test_from_the_command_line(
-    folders: dict[str, Path], picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    folders: dict[str, Path],
+    picture: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     picture.save("cat.png")
     folder = next(iter(folders.values()))

@@ -19,25 +19,57 @@ torch.set_num_threads(1)
 DATA = Path(__file__).parents[1] / "data"
 # The values of the published text_encoder, image_encoder and preprocessor files, with some of their foreign keys.
 TEXT = {
-    "architectures": ["CLIPTextModelWithProjection"], "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2,
-    "hidden_act": "gelu", "hidden_size": 1280, "intermediate_size": 5120, "layer_norm_eps": 1e-05,
-    "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 20, "num_hidden_layers": 32,
-    "pad_token_id": 1, "projection_dim": 1280, "torch_dtype": "float32", "vocab_size": 49408,
-}  # fmt: skip
+    "architectures": ["CLIPTextModelWithProjection"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "pad_token_id": 1,
+    "projection_dim": 1280,
+    "torch_dtype": "float32",
+    "vocab_size": 49408,
+}
 VISION = {
-    "architectures": ["CLIPVisionModelWithProjection"], "attention_dropout": 0.0, "hidden_act": "gelu",
-    "hidden_size": 1664, "image_size": 224, "intermediate_size": 8192, "layer_norm_eps": 1e-05,
-    "model_type": "clip_vision_model", "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 48,
-    "patch_size": 14, "projection_dim": 1280, "torch_dtype": "float16",
-}  # fmt: skip
+    "architectures": ["CLIPVisionModelWithProjection"],
+    "attention_dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 1664,
+    "image_size": 224,
+    "intermediate_size": 8192,
+    "layer_norm_eps": 1e-05,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 48,
+    "patch_size": 14,
+    "projection_dim": 1280,
+    "torch_dtype": "float16",
+}
 PROCESSOR = {
-    "crop_size": 224, "do_center_crop": True, "do_normalize": True, "do_resize": True,
-    "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "size": 224,
-}  # fmt: skip
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 224,
+}
 SMALL = {
-    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 40,
-}  # fmt: skip
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "projection_dim": 40,
+}
 SMALL_TEXT = {**TEXT, **SMALL, "vocab_size": 99, "max_position_embeddings": 16}
 SMALL_VISION = {**VISION, **SMALL, "image_size": 24, "patch_size": 6}
 END = 98

@@ -11,7 +11,7 @@ from torch import Tensor
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guided
 from kandinsky22.models.prior import Prefix, PriorTransformer
-from kandinsky22.models.timestep_cache import MOST, Ahead
+from kandinsky22.models.timestep_cache import MOST, TimestepCache
 from kandinsky22.models.unet import Conditioned, UNet
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
@@ -65,7 +65,7 @@ def looked(network: torch.nn.Module) -> list[str]:
 def test_what_was_computed_ahead_is_what_a_step_computes(name: str) -> None:
     make, x = CASES[name]
     network, rows = make()
-    ahead, seen = network.ahead(rows, TIMES), looked(network)
+    ahead, seen = network.precompute_timesteps(rows, TIMES), looked(network)
     for t in (torch.tensor([981, 981, 981]), torch.tensor([20, 1, 500])):
         ours = network(x, t, ahead)
         assert not seen
@@ -82,7 +82,7 @@ def test_rows_with_runs_of_their_own_concatenate(name: str) -> None:
     make, x = CASES[name]
     network, rows = make()
     runs = ((981, 20), TIMES, (7,))
-    parts = [network.ahead(rows[k : k + 1], run) for k, run in enumerate(runs)]
+    parts = [network.precompute_timesteps(rows[k : k + 1], run) for k, run in enumerate(runs)]
     whole, t = type(rows).cat(parts), torch.tensor([20, 500, 7])
     expected, seen = network(x, t, rows), looked(network)
     assert apart(network(x, t, whole), expected) < 1e-12
@@ -90,7 +90,7 @@ def test_rows_with_runs_of_their_own_concatenate(name: str) -> None:
     assert apart(network(x[turned], t[turned], whole[turned]), expected[turned]) < 1e-12
     assert apart(network(x[1:], t[1:], whole[1:]), expected[1:]) < 1e-12 and not seen
     mixed = type(rows).cat([*parts[:2], rows[2:]])
-    assert mixed.ahead is None and apart(network(x, t, mixed), expected) < 1e-12 and seen
+    assert mixed.timestep_cache is None and apart(network(x, t, mixed), expected) < 1e-12 and seen
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -106,7 +106,7 @@ def test_in_float32_it_is_exact_to_rounding(name: str) -> None:
     else:
         masked = None if rows.extra is None else rows.extra.float()
         rows = network.condition(drawn(3, 24, seed=1).float(), masked=masked)
-    for given in (rows, network.ahead(rows, TIMES)):
+    for given in (rows, network.precompute_timesteps(rows, TIMES)):
         assert apart(network(x.float(), t, given).double(), exact) < 1e-5
 
 
@@ -114,14 +114,14 @@ def test_in_float32_it_is_exact_to_rounding(name: str) -> None:
 def test_rows_that_are_led_are_answered_twice(name: str) -> None:
     make, x = CASES[name]
     network, rows = make()
-    t, led = torch.tensor([981, 500, 20]), torch.tensor([2, 0])
-    asked = torch.cat([led, torch.arange(3)])
-    again = rows[led.flip(0)]  # other conditions than the rows' own
+    t, guided_rows = torch.tensor([981, 500, 20]), torch.tensor([2, 0])
+    asked = torch.cat([guided_rows, torch.arange(3)])
+    again = rows[guided_rows.flip(0)]  # other conditions than the rows' own
     if isinstance(again, Conditioned) and again.extra is not None:
-        again = replace(again, extra=rows[led].extra)  # but the same picture
-    both = network.ahead(type(rows).cat([again, rows]), TIMES)
+        again = replace(again, extra=rows[guided_rows].extra)  # but the same picture
+    both = network.precompute_timesteps(type(rows).cat([again, rows]), TIMES)
     expected = network(x[asked], t[asked], both)
-    assert apart(network(x, t[asked], both, led), expected) < 1e-12
+    assert apart(network(x, t[asked], both, guided_rows), expected) < 1e-12
     assert apart(expected[:2], expected[[4, 2]]) > 1e-3  # the control: the conditions matter
     none = torch.empty(0, dtype=torch.long)
     assert torch.equal(network(x, t, rows, none), network(x, t, rows))
@@ -139,13 +139,13 @@ def test_guided_rows_share_what_comes_before_the_embedding() -> None:
 
 def test_deep_features_and_led_rows_go_together() -> None:
     network, rows = unet_and_condition()
-    both, led, t = type(rows).cat([rows[1:2], rows[:2]]), torch.tensor([0]), torch.tensor([500] * 3)
-    both = network.ahead(both, TIMES)
+    both, guided_rows, t = type(rows).cat([rows[1:2], rows[:2]]), torch.tensor([0]), torch.tensor([500] * 3)
+    both = network.precompute_timesteps(both, TIMES)
     before, now = drawn(2, 4, 8, 8, seed=4), drawn(2, 4, 8, 8, seed=5)
     apiece = torch.tensor([0, 0, 1])
-    _, old = network.renewed(before[apiece], t, both)
-    expected, new = network.renewed(now[apiece], t, both, old, torch.tensor([0, 1]))
-    output, deep = network.renewed(now, t, both, old, torch.tensor([0, 1]), led)
+    _, old = network.forward_cached(before[apiece], t, both)
+    expected, new = network.forward_cached(now[apiece], t, both, old, torch.tensor([0, 1]))
+    output, deep = network.forward_cached(now, t, both, old, torch.tensor([0, 1]), guided_rows)
     assert apart(output, expected) < 1e-12 and apart(deep, new) < 1e-12
     assert torch.equal(deep[2], old[2])
 
@@ -158,7 +158,7 @@ def test_no_sampler_asks_for_what_was_not_foreseen(sampler: str) -> None:
     seen = looked(network)
 
     def end(ahead: bool) -> Tensor:
-        given = network.ahead(rows, timesteps) if ahead else rows
+        given = network.precompute_timesteps(rows, timesteps) if ahead else rows
         seen.clear()
         noise = Noise([1, 2], "decoder")
         x = randn(2, 4, 8, 8)
@@ -174,15 +174,18 @@ def test_no_sampler_asks_for_what_was_not_foreseen(sampler: str) -> None:
 
 def test_a_long_run_keeps_no_more_than_its_first_timesteps() -> None:
     network, rows = unet_and_condition()
-    ahead = network.ahead(rows, range(999, -1, -1)).ahead
+    ahead = network.precompute_timesteps(rows, range(999, -1, -1)).timestep_cache
     assert ahead is not None and ahead.t.shape == (3, MOST) and len(ahead.values[0]) == MOST
     assert ahead.at(torch.tensor([999, 950, 1000 - MOST])) is not None
     assert ahead.at(torch.tensor([999, 950, 999 - MOST])) is None
 
 
 def test_padding_is_no_timestep() -> None:
-    one, two = Ahead(torch.tensor([[5]]), torch.ones(1, 1, 2)), Ahead(torch.tensor([[7, 8]]), torch.ones(1, 2, 2) * 2)
-    both = Ahead.cat([one, two])
+    one, two = (
+        TimestepCache(torch.tensor([[5]]), torch.ones(1, 1, 2)),
+        TimestepCache(torch.tensor([[7, 8]]), torch.ones(1, 2, 2) * 2),
+    )
+    both = TimestepCache.cat([one, two])
     assert both is not None and both.at(torch.tensor([0, 7])) is None
     values = both.at(torch.tensor([5, 8]))
     assert values is not None and values.tolist() == [[1, 1], [2, 2]]
@@ -194,7 +197,7 @@ def test_in_the_last_block_the_query_alone_is_answered() -> None:
     last = network.transformer_blocks[-1]
     for part in (last.ff, network.transformer_blocks[0].ff):
         part.register_forward_hook(lambda _, given, __: tokens.append(tuple(given[0].shape[:2])))
-    ahead = network.ahead(prefix, TIMES)
+    ahead = network.precompute_timesteps(prefix, TIMES)
     assert tokens == [(3, len(TIMES)), (3, 0)]
     tokens.clear()
     network(drawn(3, 24), torch.tensor([1, 20, 981]), ahead)

@@ -50,7 +50,11 @@ TEXTS = [
     "a  b\t\tc\n\nd\u00a0\u00a0e   ",
     "\x00 nul \x01\x02\x1f del \x7f \x80\x9f",
     "zero\u200bwidth\u200djoin \ufeff bom \u00adsoft \u202ertl\u202c \ufffd \U0010ffff",
-    "<|startoftext|>", "a <|endoftext|> b", "<|ENDOFTEXT|><|endoftext|>", "<| endoftext |>", "<<|endoftext|>>",
+    "<|startoftext|>",
+    "a <|endoftext|> b",
+    "<|ENDOFTEXT|><|endoftext|>",
+    "<| endoftext |>",
+    "<<|endoftext|>>",
     "</w> a</w>",
     "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis",
     "a" * 500,
@@ -61,13 +65,24 @@ TEXTS = [
     "word " * 76,
     "Щука " * 60,
     "🎨" * 90,
-]  # fmt: skip
+]
 
 
 def random_texts(count: int) -> list[str]:
     rng = random.Random(5)
-    ranges = [(0, 0x7F), (0, 0x24F), (0x300, 0x36F), (0x370, 0x52F), (0x590, 0x8FF), (0x2000, 0x2BFF), (0x3040, 0x9FFF),
-              (0xAC00, 0xD7A3), (0xE000, 0xFFFF), (0x1F300, 0x1FAFF), (0x10000, 0x10FFFF)]  # fmt: skip
+    ranges = [
+        (0, 0x7F),
+        (0, 0x24F),
+        (0x300, 0x36F),
+        (0x370, 0x52F),
+        (0x590, 0x8FF),
+        (0x2000, 0x2BFF),
+        (0x3040, 0x9FFF),
+        (0xAC00, 0xD7A3),
+        (0xE000, 0xFFFF),
+        (0x1F300, 0x1FAFF),
+        (0x10000, 0x10FFFF),
+    ]
     texts = []
     for _ in range(count):
         some = rng.sample(ranges, rng.randint(1, 4))
@@ -137,8 +152,10 @@ def test_ids_are_transformers_with_learnt_tables_and_from_their_files(learnt: To
     merges = "\n".join(["#version: 0.2", *map(" ".join, learnt.merges), ""])
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 32}
     for name, text in (
-        ("vocab.json", json.dumps(learnt.vocab)), ("merges.txt", merges), ("tokenizer_config.json", json.dumps(config))
-    ):  # fmt: skip
+        ("vocab.json", json.dumps(learnt.vocab)),
+        ("merges.txt", merges),
+        ("tokenizer_config.json", json.dumps(config)),
+    ):
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert_equal_to_transformers(learnt, CLIPTokenizer.from_pretrained(tmp_path), texts)
 

@@ -136,9 +136,14 @@ def card_controlnet(door: Any, model: Path, generator: Any) -> Mapping[str, Any]
         prompt=PROMPT, negative_prompt=NEGATIVE, num_inference_steps=3, generator=generator
     ).to_tuple()
     images = load(door, "KandinskyV22ControlnetPipeline", model)(
-        image_embeds=image_emb, negative_image_embeds=zero_image_emb, hint=depth(), **FEW, generator=generator, **SIZE,
+        image_embeds=image_emb,
+        negative_image_embeds=zero_image_emb,
+        hint=depth(),
+        **FEW,
+        generator=generator,
+        **SIZE,
         output_type="np",
-    ).images  # fmt: skip
+    ).images
     return {"image_emb": image_emb, "zero_image_emb": zero_image_emb, "images": images}
 
 
@@ -149,9 +154,16 @@ def card_controlnet_image_to_image(door: Any, model: Path, generator: Any) -> Ma
     img_emb = emb2emb(prompt=PROMPT, image=img, strength=0.85, num_inference_steps=5, generator=generator)
     negative_emb = emb2emb(prompt=NEGATIVE, image=img, strength=1, num_inference_steps=5, generator=generator)
     images = load(door, "KandinskyV22ControlnetImg2ImgPipeline", model)(
-        image=img, strength=0.5, image_embeds=img_emb.image_embeds, negative_image_embeds=negative_emb.image_embeds,
-        hint=depth(), num_inference_steps=8, generator=generator, **SIZE, output_type="np",
-    ).images  # fmt: skip
+        image=img,
+        strength=0.5,
+        image_embeds=img_emb.image_embeds,
+        negative_image_embeds=negative_emb.image_embeds,
+        hint=depth(),
+        num_inference_steps=8,
+        generator=generator,
+        **SIZE,
+        output_type="np",
+    ).images
     return {"img_emb": img_emb.image_embeds, "negative_emb": negative_emb.image_embeds, "images": images}
 
 
@@ -160,9 +172,7 @@ def card_controlnet_image_to_image(door: Any, model: Path, generator: Any) -> Ma
 
 @case(EMBEDS)
 def prior_of_many(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
-    return prior(door, model)(
-        [PROMPT, "a ring"], num_images_per_prompt=2, num_inference_steps=4, generator=generator
-    )  # fmt: skip
+    return prior(door, model)([PROMPT, "a ring"], num_images_per_prompt=2, num_inference_steps=4, generator=generator)
 
 
 @case(EMBEDS)
@@ -174,7 +184,7 @@ def prior_of_many_negatives(door: Any, model: Path, generator: Any) -> Mapping[s
 def prior_unguided(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return prior(door, model)(
         PROMPT, negative_prompt=NEGATIVE, guidance_scale=1.0, num_inference_steps=3, generator=generator
-    )  # fmt: skip
+    )
 
 
 @case(EMBEDS)
@@ -185,9 +195,14 @@ def prior_below_one_is_unguided(door: Any, model: Path, generator: Any) -> Mappi
 @case(EMBEDS)
 def prior_from_latents(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     pair = prior(door, model)(
-        PROMPT, num_images_per_prompt=2, latents=randn(2, DIM), num_inference_steps=3, generator=generator,
-        output_type="np", return_dict=False,
-    )  # fmt: skip
+        PROMPT,
+        num_images_per_prompt=2,
+        latents=randn(2, DIM),
+        num_inference_steps=3,
+        generator=generator,
+        output_type="np",
+        return_dict=False,
+    )
     assert all(isinstance(values, np.ndarray) for values in pair)
     return dict(enumerate(pair))
 
@@ -200,33 +215,48 @@ def prior_with_the_empty_prompt_as_negative(door: Any, model: Path, generator: A
 @case(EMBEDS)
 def interpolate_negatives(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return prior(door, model).interpolate(
-        [photo(), "a ring", randn(1, 3, 32, 32), "a star"], [0.5, -0.2, 0.3, 1.1], num_images_per_prompt=2,
-        num_inference_steps=3, generator=generator, negative_prior_prompt="yellow", negative_prompt="black",
+        [photo(), "a ring", randn(1, 3, 32, 32), "a star"],
+        [0.5, -0.2, 0.3, 1.1],
+        num_images_per_prompt=2,
+        num_inference_steps=3,
+        generator=generator,
+        negative_prior_prompt="yellow",
+        negative_prompt="black",
         guidance_scale=2.0,
-    )  # fmt: skip
+    )
 
 
 @case(EMBEDS)
 def interpolate_from_latents(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return prior(door, model).interpolate(
         ["a ring", photo()], [0.5, 0.5], num_inference_steps=3, generator=generator, latents=randn(1, DIM)
-    )  # fmt: skip
+    )
 
 
 @case(EMBEDS)
 def emb2emb_of_pictures(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22PriorEmb2EmbPipeline", model)(
-        [PROMPT, "a ring"], [photo(seed=1), photo(seed=2)], negative_prompt=[NEGATIVE, "black"], strength=0.7,
-        num_images_per_prompt=2, num_inference_steps=5, generator=generator,
-    )  # fmt: skip
+        [PROMPT, "a ring"],
+        [photo(seed=1), photo(seed=2)],
+        negative_prompt=[NEGATIVE, "black"],
+        strength=0.7,
+        num_images_per_prompt=2,
+        num_inference_steps=5,
+        generator=generator,
+    )
 
 
 @case(EMBEDS)
 def emb2emb_of_pixels(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22PriorEmb2EmbPipeline", model)(
-        [PROMPT, "a ring"], randn(1, 3, 32, 32), num_inference_steps=5, strength=0.5, generator=generator,
-        guidance_scale=1.0, output_type="np",
-    )  # fmt: skip
+        [PROMPT, "a ring"],
+        randn(1, 3, 32, 32),
+        num_inference_steps=5,
+        strength=0.5,
+        generator=generator,
+        guidance_scale=1.0,
+        output_type="np",
+    )
 
 
 @case(EMBEDS)
@@ -245,7 +275,7 @@ def decoder_of_many(door: Any, model: Path, generator: Any) -> Mapping[str, Any]
     listed = {name: list(rows.split(1)) for name, rows in embeds(2).items()}
     return decoder(door, model)(
         **listed, height=64, width=128, **FEW, num_images_per_prompt=2, generator=generator, output_type="np"
-    )  # fmt: skip
+    )
 
 
 @case(PICTURES)
@@ -259,9 +289,7 @@ def decoder_rounds_sides_up(door: Any, model: Path, generator: Any) -> Mapping[s
 
 @case(PICTURES)
 def decoder_unguided(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
-    return decoder(door, model)(
-        **embeds(), **SIZE, **FEW, guidance_scale=1.0, generator=generator, output_type="np"
-    )  # fmt: skip
+    return decoder(door, model)(**embeds(), **SIZE, **FEW, guidance_scale=1.0, generator=generator, output_type="np")
 
 
 @case(PICTURES)
@@ -291,16 +319,22 @@ def decoder_with_a_scheduler_of_other_settings(door: Any, model: Path, generator
 @case(PICTURES)
 def image_to_image_many(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22Img2ImgPipeline", model)(
-        **embeds(2), image=[photo(seed=1), photo(50, 60, seed=2)], **SIZE, num_inference_steps=6, strength=0.6,
-        num_images_per_prompt=2, generator=generator, output_type="np",
-    )  # fmt: skip
+        **embeds(2),
+        image=[photo(seed=1), photo(50, 60, seed=2)],
+        **SIZE,
+        num_inference_steps=6,
+        strength=0.6,
+        num_images_per_prompt=2,
+        generator=generator,
+        output_type="np",
+    )
 
 
 @case(PICTURES)
 def image_to_image_shares_the_noise_of_one_picture(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22Img2ImgPipeline", model)(
         **embeds(2), image=photo(), **SIZE, num_inference_steps=6, strength=0.6, generator=generator, output_type="np"
-    )  # fmt: skip
+    )
 
 
 @case(PICTURES)
@@ -308,7 +342,7 @@ def image_to_image_of_a_tensor(door: Any, model: Path, generator: Any) -> Mappin
     """In [0, 1], resized with nearest neighbours; the picture comes back in [0, 1] too."""
     return load(door, "KandinskyV22Img2ImgPipeline", model)(
         **embeds(), image=tensor(photo()), **SIZE, **FEW, strength=1.0, generator=generator, output_type="pt"
-    )  # fmt: skip
+    )
 
 
 @case(PICTURES)
@@ -321,9 +355,15 @@ def image_to_image_unguided(door: Any, model: Path, generator: Any) -> Mapping[s
 @case(LATENTS)
 def inpaint_tensors(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22InpaintPipeline", model)(
-        **embeds(), image=tensor(photo(64, 64)) * 2 - 1, mask_image=torch.from_numpy(hat()), **SIZE, **FEW,
-        num_images_per_prompt=2, generator=generator, output_type="latent",
-    )  # fmt: skip
+        **embeds(),
+        image=tensor(photo(64, 64)) * 2 - 1,
+        mask_image=torch.from_numpy(hat()),
+        **SIZE,
+        **FEW,
+        num_images_per_prompt=2,
+        generator=generator,
+        output_type="latent",
+    )
 
 
 @case(LATENTS)
@@ -331,41 +371,72 @@ def inpaint_pictures(door: Any, model: Path, generator: Any) -> Mapping[str, Any
     """A list of one picture twice: more pictures than one are compared with themselves alone, not with diffusers."""
     mask = Image.fromarray((hat(100) * 255).astype(np.uint8))
     return load(door, "KandinskyV22InpaintPipeline", model)(
-        **embeds(2), image=[photo(), photo()], mask_image=[mask, mask], height=128, width=64, **FEW,
-        generator=generator, latents=randn(2, 4, 16, 8), output_type="latent",
-    )  # fmt: skip
+        **embeds(2),
+        image=[photo(), photo()],
+        mask_image=[mask, mask],
+        height=128,
+        width=64,
+        **FEW,
+        generator=generator,
+        latents=randn(2, 4, 16, 8),
+        output_type="latent",
+    )
 
 
 @case(LATENTS)
 def inpaint_unguided_array(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22InpaintPipeline", model)(
-        **embeds(), image=np.array(photo(64, 64)), mask_image=hat(), **SIZE, **FEW, guidance_scale=1.0,
-        generator=generator, output_type="latent",
-    )  # fmt: skip
+        **embeds(),
+        image=np.array(photo(64, 64)),
+        mask_image=hat(),
+        **SIZE,
+        **FEW,
+        guidance_scale=1.0,
+        generator=generator,
+        output_type="latent",
+    )
 
 
 @case(PICTURES)
 def controlnet_of_many(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22ControlnetPipeline", model)(
-        **embeds(2), hint=list(depth(2).split(1)), **SIZE, **FEW, num_images_per_prompt=2, generator=generator,
+        **embeds(2),
+        hint=list(depth(2).split(1)),
+        **SIZE,
+        **FEW,
+        num_images_per_prompt=2,
+        generator=generator,
         output_type="np",
-    )  # fmt: skip
+    )
 
 
 @case(PICTURES)
 def controlnet_unguided_from_latents(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22ControlnetPipeline", model)(
-        **embeds(), hint=depth(), **SIZE, **FEW, guidance_scale=1.0, latents=randn(1, 4, 8, 8), generator=generator,
+        **embeds(),
+        hint=depth(),
+        **SIZE,
+        **FEW,
+        guidance_scale=1.0,
+        latents=randn(1, 4, 8, 8),
+        generator=generator,
         output_type="np",
-    )  # fmt: skip
+    )
 
 
 @case(PICTURES)
 def controlnet_image_to_image_of_many(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22ControlnetImg2ImgPipeline", model)(
-        **embeds(2), image=torch.cat([tensor(photo(seed=k)) for k in (1, 2)]), hint=depth(2), **SIZE, strength=0.6,
-        num_inference_steps=5, num_images_per_prompt=2, generator=generator, output_type="pt",
-    )  # fmt: skip
+        **embeds(2),
+        image=torch.cat([tensor(photo(seed=k)) for k in (1, 2)]),
+        hint=depth(2),
+        **SIZE,
+        strength=0.6,
+        num_inference_steps=5,
+        num_images_per_prompt=2,
+        generator=generator,
+        output_type="pt",
+    )
 
 
 # Both networks in one.
@@ -374,18 +445,28 @@ def controlnet_image_to_image_of_many(door: Any, model: Path, generator: Any) ->
 @case(PICTURES)
 def combined_text_to_image(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     return load(door, "KandinskyV22CombinedPipeline", model)(
-        [PROMPT, "a ring"], [NEGATIVE, "black"], **COMBINED, num_images_per_prompt=2, generator=generator,
-        latents=randn(8, DIM), output_type="np",
-    )  # fmt: skip
+        [PROMPT, "a ring"],
+        [NEGATIVE, "black"],
+        **COMBINED,
+        num_images_per_prompt=2,
+        generator=generator,
+        latents=randn(8, DIM),
+        output_type="np",
+    )
 
 
 @case(PICTURES)
 def combined_image_to_image(door: Any, model: Path, generator: Any) -> Mapping[str, Any]:
     """One picture for two prompts, two images each, whose initial noise is drawn for every image."""
     return load(door, "KandinskyV22Img2ImgCombinedPipeline", model)(
-        [PROMPT, "a ring"], photo(), **COMBINED, num_images_per_prompt=2, strength=0.6, generator=generator,
+        [PROMPT, "a ring"],
+        photo(),
+        **COMBINED,
+        num_images_per_prompt=2,
+        strength=0.6,
+        generator=generator,
         output_type="np",
-    )  # fmt: skip
+    )
 
 
 @case(LATENTS)
@@ -393,7 +474,7 @@ def combined_inpaint(door: Any, model: Path, generator: Any) -> Mapping[str, Any
     mask = Image.fromarray((hat() * 255).astype(np.uint8))
     return load(door, "KandinskyV22InpaintCombinedPipeline", model)(
         PROMPT, photo(), mask, NEGATIVE, **COMBINED, num_images_per_prompt=2, generator=generator, output_type="latent"
-    )  # fmt: skip
+    )
 
 
 @case(PICTURES)
@@ -574,10 +655,13 @@ def test_callbacks_are_told_the_same_and_change_latents(name: str, tensors: list
         told.append(Telling())
         outs.append(
             load(door, f"KandinskyV22{name}Pipeline", tiny_model)(
-                **arguments, num_images_per_prompt=2, generator=generators(None), callback_on_step_end=told[-1],
+                **arguments,
+                num_images_per_prompt=2,
+                generator=generators(None),
+                callback_on_step_end=told[-1],
                 callback_on_step_end_tensor_inputs=tensors,
             )
-        )  # fmt: skip
+        )
     assert told[0].steps == told[1].steps and len(told[0].steps) >= 3
     assert_close(told[0].told, told[1].told, 1e-4)
     assert_close(outs[0], outs[1], {"Inpaint": LATENTS, "Prior": EMBEDS}.get(name, PICTURES))
@@ -590,9 +674,15 @@ def test_the_combined_pipelines_have_a_callback_for_each_network(tiny_model: Pat
             if door is diffusers:
                 warnings.simplefilter("ignore")
             out = load(door, "KandinskyV22CombinedPipeline", tiny_model)(
-                PROMPT, **COMBINED, generator=generators(None), output_type="np", prior_callback_on_step_end=of_prior,
-                callback_on_step_end=of_decoder, callback=lambda *told: old.append(told), callback_steps=3,
-            )  # fmt: skip
+                PROMPT,
+                **COMBINED,
+                generator=generators(None),
+                output_type="np",
+                prior_callback_on_step_end=of_prior,
+                callback_on_step_end=of_decoder,
+                callback=lambda *told: old.append(told),
+                callback_steps=3,
+            )
         return out, [of_prior.steps, of_decoder.steps, [(i, int(t)) for i, t, _ in old]]
 
     (ours, ours_told), (theirs, theirs_told) = called(pipelines), called(diffusers)
@@ -628,10 +718,18 @@ def test_old_callbacks_hear_of_every_few_steps(name: str, tiny_model: Path) -> N
 CLASSES = [
     f"KandinskyV22{name}Pipeline"
     for name in (
-        "Prior", "PriorEmb2Emb", "", "Img2Img", "Inpaint", "Controlnet", "ControlnetImg2Img", "Combined",
-        "Img2ImgCombined", "InpaintCombined",
+        "Prior",
+        "PriorEmb2Emb",
+        "",
+        "Img2Img",
+        "Inpaint",
+        "Controlnet",
+        "ControlnetImg2Img",
+        "Combined",
+        "Img2ImgCombined",
+        "InpaintCombined",
     )
-]  # fmt: skip
+]
 
 
 def arguments_of(function: Any) -> Iterator[tuple[str, Any]]:

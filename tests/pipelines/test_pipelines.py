@@ -256,9 +256,16 @@ def test_numpys_numbers_are_numbers(prior: KandinskyV22PriorPipeline, img2img: K
         few = {"num_inference_steps": whole(2), "num_images_per_prompt": whole(2), "guidance_scale": real(1.5)}
         mixed = prior.interpolate(["a ring", photo()], [real(0.5), real(0.25)], generator=seeded(), **few)
         out = img2img(
-            **embeds(), **few, image=photo(), strength=real(0.5), height=whole(64), width=whole(64), output_type="np",
-            callback_steps=whole(1), generator=seeded(),
-        )  # fmt: skip
+            **embeds(),
+            **few,
+            image=photo(),
+            strength=real(0.5),
+            height=whole(64),
+            width=whole(64),
+            output_type="np",
+            callback_steps=whole(1),
+            generator=seeded(),
+        )
         made.append((mixed.image_embeds.numpy(), out.images))
     for other in made[1:]:
         assert all(np.array_equal(one, two) for one, two in zip(made[0], other, strict=True))
@@ -368,9 +375,13 @@ def test_each_picture_of_an_inpainting_batch_keeps_its_own_known_region(inpaint:
     ).images
     for k in range(2):
         alone = inpaint(
-            **{name: rows[k : k + 1] for name, rows in embeds(2).items()}, image=images[k], mask_image=masks[k],
-            latents=latents[k : k + 1], generator=seeded(k + 1), **arguments,
-        ).images  # fmt: skip
+            **{name: rows[k : k + 1] for name, rows in embeds(2).items()},
+            image=images[k],
+            mask_image=masks[k],
+            latents=latents[k : k + 1],
+            generator=seeded(k + 1),
+            **arguments,
+        ).images
         assert (batch[k : k + 1] - alone).abs().max() < 2e-5 * alone.abs().max()
         with torch.no_grad():
             z = inpaint.movq.encode(torch.from_numpy(np.array(images[k])).movedim(-1, 0)[None].contiguous() / 127.5 - 1)
@@ -622,7 +633,7 @@ def test_a_compiled_network_may_be_assigned(tiny_model: Path) -> None:
 
 def test_float16_on_a_cpu_without_acceleration_runs_in_float32_and_says_so_once(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv(acceleration.SWITCH, "off")
     expected = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")(
         **embeds(), **FEW, generator=seeded()

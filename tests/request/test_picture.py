@@ -30,10 +30,19 @@ def test_every_source_is_the_same_picture(tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     path.write_bytes(png(IMAGE))
     sources = [
-        str(path), path, path.read_bytes(), IMAGE, PIXELS, PIXELS / 255, (PIXELS / 255).astype(np.float32), PIXELS.astype(int),
-        torch.from_numpy(PIXELS).permute(2, 0, 1), torch.from_numpy(PIXELS).permute(2, 0, 1)[None] / 255,
-        torch.from_numpy(PIXELS).permute(2, 0, 1) / 127.5 - 1, Picture.of(path),
-    ]  # fmt: skip
+        str(path),
+        path,
+        path.read_bytes(),
+        IMAGE,
+        PIXELS,
+        PIXELS / 255,
+        (PIXELS / 255).astype(np.float32),
+        PIXELS.astype(int),
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
+        torch.from_numpy(PIXELS).permute(2, 0, 1)[None] / 255,
+        torch.from_numpy(PIXELS).permute(2, 0, 1) / 127.5 - 1,
+        Picture.of(path),
+    ]
     pictures = [Picture.of(source) for source in sources]
     assert len(set(pictures)) == 1
     assert all(map(same, pictures))

@@ -61,8 +61,8 @@ def test_what_is_computed_of_a_picture(
     unet = kandinsky.decoder(DECODER).unet
     rows: list[int] = []
     deep: list[int] = []
-    renewed, below = unet.renewed, unet._below
-    monkeypatch.setattr(unet, "renewed", lambda *a, **how: rows.append(len(a[2])) or renewed(*a, **how))
+    forward_cached, below = unet.forward_cached, unet._below
+    monkeypatch.setattr(unet, "forward_cached", lambda *a, **how: rows.append(len(a[2])) or forward_cached(*a, **how))
     monkeypatch.setattr(unet, "_below", lambda *a: deep.append(len(a[0])) or below(*a))
     how = FEW | {"sampler": sampler}
     painted(kandinsky, text2img("a ring", **how))
@@ -175,12 +175,25 @@ def test_an_open_request_keeps_its_speed_for_another_process() -> None:
         ({"reuse": 2.5}, "reuse must be a whole number"),
         ({"reuse": True}, "reuse must be a whole number"),
         *(
-            ({"guidance_interval": wrong}, "guidance_interval must be two rising numbers from 0 .* to 1 .*; try 0.2,0.8")
-            for wrong in ((0.2,), (0.8, 0.2), (0.5, 0.5), (-0.1, 1), (0, 1.1), (0, 0.5, 1), 0.5, "0.2,0.8", ("0", "1"),
-                          (0, float("nan")))
+            (
+                {"guidance_interval": wrong},
+                "guidance_interval must be two rising numbers from 0 .* to 1 .*; try 0.2,0.8",
+            )
+            for wrong in (
+                (0.2,),
+                (0.8, 0.2),
+                (0.5, 0.5),
+                (-0.1, 1),
+                (0, 1.1),
+                (0, 0.5, 1),
+                0.5,
+                "0.2,0.8",
+                ("0", "1"),
+                (0, float("nan")),
+            )
         ),
     ],
-)  # fmt: skip
+)
 def test_what_no_dial_can_be_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as refused:
         text2img("a ring", **options)

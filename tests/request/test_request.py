@@ -187,7 +187,10 @@ def test_numbers_may_be_numpys() -> None:
         (lambda: Request(condition=Text("a"), prior={"steps": 3}), "prior must be a Sampling"),
         (lambda: Start("cat.png", 0.3), "image must be a Picture"),
         (lambda: Mask(image="cat.png"), "image must be a Picture"),
-        (lambda: Request(condition=Text("a"), mask=Mask(image=WIDE, area=HOLE), aspect="1:1"), "keeps the picture's own ratio"),
+        (
+            lambda: Request(condition=Text("a"), mask=Mask(image=WIDE, area=HOLE), aspect="1:1"),
+            "keeps the picture's own ratio",
+        ),
         (lambda: text2img("a", bogus=5), "there is no option bogus; there are negative_prompt"),
         (lambda: text2img("a", negative_prompt=["x"]), "the prompt must be text, got list"),
         (lambda: interpolate("a cat"), "takes a list"),
@@ -196,7 +199,7 @@ def test_numbers_may_be_numpys() -> None:
         (lambda: controlnet("a", hint=WIDE, strength=0.5), "of the image to begin with"),
         (lambda: text2img("a", aspect="-1:-1"), "width:height, such as 16:9"),
     ],
-)  # fmt: skip
+)
 def test_what_is_of_another_kind_is_refused_at_once(wrong: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         wrong()
@@ -209,4 +212,4 @@ def test_a_mix_of_one_thing_whole_is_that_thing() -> None:
 
 def test_a_picture_of_a_batch_knows_its_company() -> None:
     whole = text2img("a", seed=4, num_images=3, variation_seed=9, variation_strength=0.5)
-    assert all(whole.single(k).company(k, 3) == whole for k in range(3))
+    assert all(whole.single(k).batch_of(k, 3) == whole for k in range(3))

@@ -121,8 +121,11 @@ def autoencoder(processes: Processes = ALONE, steps: int = STEPS) -> Training:
 
 
 CASES: Mapping[str, Callable[..., Training]] = {
-    "line": line, "unet": unet, "pairs": pairs, "autoencoder": autoencoder,
-}  # fmt: skip
+    "line": line,
+    "unet": unet,
+    "pairs": pairs,
+    "autoencoder": autoencoder,
+}
 RESUMED = ("line", "unet", "autoencoder")
 
 
@@ -145,8 +148,10 @@ def learnt(training: Training) -> dict[str, Any]:
     lines = list(training)
     moments = [state["exp_avg"] for state in training.optimizer.state.values()]
     mine = {
-        "parameters": training.parameters, "moments": moments, "averages": [*training.ema.values()],
-    }  # fmt: skip
+        "parameters": training.parameters,
+        "moments": moments,
+        "averages": [*training.ema.values()],
+    }
     own = {name: sum(value.numel() for value in training.processes.own(values)) for name, values in mine.items()}
     return {"lines": lines, "weights": training.averaged(), "own": own}
 

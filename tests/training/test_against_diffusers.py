@@ -28,9 +28,18 @@ from tests.models_on_disk import DIM, TEXT_LENGTH
 
 STEPS, GAMMA, CPU = 50, 5.0, torch.device("cpu")
 RECIPE = Recipe(
-    batch=6, learning_rate=1e-4, warmup=0, decay=False, betas=(0.9, 0.999), weight_decay=0.1, max_grad_norm=1.0,
-    bfloat16=False, untold=0.0, min_snr=None, seed=3,
-)  # fmt: skip
+    batch=6,
+    learning_rate=1e-4,
+    warmup=0,
+    decay=False,
+    betas=(0.9, 0.999),
+    weight_decay=0.1,
+    max_grad_norm=1.0,
+    bfloat16=False,
+    untold=0.0,
+    min_snr=None,
+    seed=3,
+)
 
 Predict = Callable[[Batch], tuple[Tensor, Tensor]]
 """A step's rows -> what their network says, and what it was asked for."""
@@ -131,9 +140,12 @@ def test_the_prior_learns_as_theirs(tiny_model: Path, gamma: float | None) -> No
             x0 = (rows["x0"] - mean) / std
             noisy = scheduler.add_noise(x0, rows["noise"], rows["t"])
         answer = theirs(
-            noisy, timestep=rows["t"], proj_embedding=said.text_embeds, encoder_hidden_states=said.last_hidden_state,
+            noisy,
+            timestep=rows["t"],
+            proj_embedding=said.text_embeds,
+            encoder_hidden_states=said.last_hidden_state,
             attention_mask=mask,
-        )  # fmt: skip
+        )
         return answer.predicted_image_embedding, x0
 
     reference = their_losses(theirs, predict, scheduler, objective.draw, gamma)

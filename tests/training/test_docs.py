@@ -113,9 +113,17 @@ def test_its_table_of_plans_is_what_is_planned() -> None:
 def table_of_plans() -> str:
     """What the published recipes need, as the document has it."""
     heads = [
-        "network", "rows a step", "memory in a step", "while a sheet is drawn", "before the first step", "operations of a step",
-        "of a sheet", "100,000 steps, assumed", "their 400 sheets, assumed", "a million pictures before them, assumed",
-    ]  # fmt: skip
+        "network",
+        "rows a step",
+        "memory in a step",
+        "while a sheet is drawn",
+        "before the first step",
+        "operations of a step",
+        "of a sheet",
+        "100,000 steps, assumed",
+        "their 400 sheets, assumed",
+        "a million pictures before them, assumed",
+    ]
     rows, rate, single, processes = [heads, ["---"] * len(heads)], reached(GPU), reached(GPU, bfloat16=False), 8
     for network, called in (("decoder", "decoder"), ("prior", "prior"), ("movq", "MoVQ")):
         plan = plan_of(PUBLISHED, network, 100_000, processes)
@@ -123,12 +131,22 @@ def table_of_plans() -> str:
         before, hours = plan.before, plan.seconds(rate) / 3600
         drawn = plan.sheets * plan.sheet.operations / single
         operations = f"{plan.operations / 1e12:.0f} T{again}"
-        rows.append([
-            called, f"{plan.recipe.batch}{', checkpointed' if plan.recipe.checkpointing else ''}", f"{plan.total / GIB:.1f} GiB",
-            f"{plan.drawing / GIB:.1f} GiB", f"{before.memory / GIB:.1f} GiB" if before else "", operations,
-            f"{plan.sheet.operations / 1e12:.0f} T", f"{hours:.1f} hours", f"{drawn / 3600:.1f} hours",
-            f"{before.operations / processes / rate / 3600:.1f} hours, {before.disk / GIB:.0f} GiB on disk" if before else "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                called,
+                f"{plan.recipe.batch}{', checkpointed' if plan.recipe.checkpointing else ''}",
+                f"{plan.total / GIB:.1f} GiB",
+                f"{plan.drawing / GIB:.1f} GiB",
+                f"{before.memory / GIB:.1f} GiB" if before else "",
+                operations,
+                f"{plan.sheet.operations / 1e12:.0f} T",
+                f"{hours:.1f} hours",
+                f"{drawn / 3600:.1f} hours",
+                f"{before.operations / processes / rate / 3600:.1f} hours, {before.disk / GIB:.0f} GiB on disk"
+                if before
+                else "",
+            ]
+        )
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

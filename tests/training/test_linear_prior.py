@@ -41,10 +41,17 @@ def language() -> tuple[CLIPText, Tokenizer]:
     tokenizer = learn(["picture number nine"], 600, 16)
     network = CLIPText(
         CLIPTextConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=E,
-            layer_norm_eps=1e-5, hidden_act="gelu", vocab_size=len(tokenizer.vocab), max_position_embeddings=16,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=E,
+            layer_norm_eps=1e-5,
+            hidden_act="gelu",
+            vocab_size=len(tokenizer.vocab),
+            max_position_embeddings=16,
         )
-    )  # fmt: skip
+    )
     randomise(network)
     return network.eval(), tokenizer
 
@@ -145,9 +152,7 @@ def test_what_is_measured_on_held_out_pictures(language: tuple[CLIPText, Tokeniz
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-2])
 @pytest.mark.parametrize("count", [1, 3])
-def test_fewer_rows_than_numbers_stay_finite(
-    language: tuple[CLIPText, Tokenizer], count: int, ridge: float
-) -> None:  # fmt: skip
+def test_fewer_rows_than_numbers_stay_finite(language: tuple[CLIPText, Tokenizer], count: int, ridge: float) -> None:
     told = Told(draw(count, D).float(), captions)
     prior, line = fitted(*language, [told], told, ridge=ridge)
     assert all(map(math.isfinite, line.values()))

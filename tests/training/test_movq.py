@@ -73,8 +73,10 @@ def test_a_step_draws_crops_then_whole_pictures_and_always_the_same(data: Compos
     objective = movq.objective(autoencoder(Terms()), [data], RECIPE, crop=32, whole_from=lambda: 5)
     crops, whole = objective.draw(3), objective.draw(5)
     assert {name: tuple(value.shape) for name, value in crops.items()} == {
-        "picture": (4, 3, 32, 32), "noise": (4, 4, 8, 8), "step": (4,),
-    }  # fmt: skip
+        "picture": (4, 3, 32, 32),
+        "noise": (4, 4, 8, 8),
+        "step": (4,),
+    }
     assert whole["picture"].shape == (1, 3, 64, 64) and whole["noise"].shape == (1, 4, 16, 16)
     assert all(torch.equal(value, objective.draw(3)[name]) for name, value in crops.items())
     assert crops["step"].tolist() == [3] * 4

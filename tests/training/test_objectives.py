@@ -120,8 +120,12 @@ def test_a_batch_of_wider_pictures_has_as_many_cells() -> None:
         decoder.Bucket(draw(4, 4, 8, 16), embeds, share=0.5),
     ]
     objective = decoder.objective(
-        Watching(), schedule, buckets, draw(1, 24), Recipe(batch=6, learning_rate=1.0)  # type: ignore[arg-type]
-    )  # fmt: skip
+        Watching(),
+        schedule,
+        buckets,
+        draw(1, 24),
+        Recipe(batch=6, learning_rate=1.0),  # type: ignore[arg-type]
+    )
     for step in range(40):
         objective.loss(objective.draw(step))
     assert {tuple(shape) for shape in seen} == {(6, 4, 8, 8), (3, 4, 8, 16)}
@@ -288,9 +292,12 @@ def test_clips_loss_is_the_cross_entropy_of_the_whole_batch() -> None:
 
     objective = clip.objective(Towers(), None, [], Recipe(batch=6, learning_rate=1.0))  # type: ignore[arg-type]
     rows = {
-        "seen": torch.arange(6)[:, None], "row": torch.arange(6), "picture": torch.arange(6),
-        "ids": torch.tensor(captions)[:, None], "means": torch.tensor(captions),
-    }  # fmt: skip
+        "seen": torch.arange(6)[:, None],
+        "row": torch.arange(6),
+        "picture": torch.arange(6),
+        "ids": torch.tensor(captions)[:, None],
+        "means": torch.tensor(captions),
+    }
     losses, measured = objective.loss(rows)
     units = torch.nn.functional.normalize(image, dim=1), torch.nn.functional.normalize(text[captions], dim=1)
     logits = units[0] @ units[1].T * torch.tensor(1.5).exp()

@@ -71,8 +71,14 @@ def test_shapes_of_1024() -> None:
     found = shapes(1024)
     assert found[0] == (1024, 1024)
     assert {(h, w) for h, w in found if w >= h} == {
-        (1024, 1024), (960, 1088), (896, 1152), (832, 1216), (768, 1280), (768, 1344), (704, 1408),
-    }  # fmt: skip
+        (1024, 1024),
+        (960, 1088),
+        (896, 1152),
+        (832, 1216),
+        (768, 1280),
+        (768, 1344),
+        (704, 1408),
+    }
     assert {(w, h) for h, w in found} == set(found) and len(set(found)) == len(found)
 
 
@@ -233,10 +239,13 @@ def test_smaller_pictures_are_enlarged_and_counted(tmp_path: Path) -> None:
 
 def test_only_what_is_known_to_pass_a_filter_does(tmp_path: Path) -> None:
     said = [
-        {"aesthetic": 6.5, "LICENSE": "CC0"}, {"AESTHETIC_SCORE": "5.1", "license": "cc-by"},
-        {"aesthetic_score": 4.9, "license": "cc0"}, {"LICENSE": "all rights"}, {"aesthetic": None, "license": None},
+        {"aesthetic": 6.5, "LICENSE": "CC0"},
+        {"AESTHETIC_SCORE": "5.1", "license": "cc-by"},
+        {"aesthetic_score": 4.9, "license": "cc0"},
+        {"LICENSE": "all rights"},
+        {"aesthetic": None, "license": None},
         {"aesthetic": float("nan")},
-    ]  # fmt: skip
+    ]
     members: dict[str, bytes] = {}
     for i, about in enumerate(said):
         members |= {f"{i}.png": encoded(0), f"{i}.json": json.dumps({"caption": str(i), **about}).encode()}
@@ -285,8 +294,10 @@ def test_shares_follow_the_weights_and_the_pictures(tmp_path: Path) -> None:
     sources = [Source(tmp_path / "a", 3.0), Source(tmp_path / "b", 1.0)]
     training, _, _ = read(sources, 192, held_out=0.0)
     assert {(photos.size, photos.share) for photos in training} == {
-        ((192, 192), 0.75 * 0.75), ((128, 256), 0.75 * 0.25), ((256, 128), 0.25),
-    }  # fmt: skip
+        ((192, 192), 0.75 * 0.75),
+        ((128, 256), 0.75 * 0.25),
+        ((256, 128), 0.25),
+    }
     for part in read(sources, 192, held_out=0.2)[:2]:
         assert sum(photos.share for photos in part) == pytest.approx(1)
         assert sum(photos.share for photos in part if photos.size == (256, 128)) == pytest.approx(0.25)

@@ -35,9 +35,12 @@ def painted(side: int, dim: int) -> Callable[[int], Batch]:
 def told(config: PriorConfig) -> Callable[[int], Batch]:
     length, dim = config.num_embeddings, config.embedding_dim
     return lambda n: {
-        "x": torch.randn(n, dim), "t": torch.randint(1000, (n,)), "hidden": torch.randn(n, length, dim),
-        "embed": torch.randn(n, dim), "mask": torch.ones(n, length, dtype=torch.bool),
-    }  # fmt: skip
+        "x": torch.randn(n, dim),
+        "t": torch.randint(1000, (n,)),
+        "hidden": torch.randn(n, length, dim),
+        "embed": torch.randn(n, dim),
+        "mask": torch.ones(n, length, dtype=torch.bool),
+    }
 
 
 def painting(unet: Any) -> Loss:
@@ -95,7 +98,7 @@ def small(recipe: Recipe = RECIPE, processes: int = 1, frozen: int = 0, device: 
 )
 def test_without_numbers_it_counts_what_it_counts_with_them(
     name: str, checkpointing: bool, bfloat16: bool, device: str
-) -> None:  # fmt: skip
+) -> None:
     network, loss, rows = NETWORKS[name]
     recipe = replace(RECIPE, checkpointing=checkpointing, bfloat16=bfloat16)
     real = network()
@@ -176,9 +179,7 @@ def layers_like(layers: nn.Sequential) -> nn.Module:
 def test_attention_is_counted() -> None:
     """The CPU's attention is not among what PyTorch counts: more cells must cost more than in proportion."""
     network, loss, _ = NETWORKS["unet"]
-    few, many = (
-        planned(network, loss, painted(side, 24), RECIPE, 1, processes=1).operations for side in (8, 32)
-    )  # fmt: skip
+    few, many = (planned(network, loss, painted(side, 24), RECIPE, 1, processes=1).operations for side in (8, 32))
     assert many > 16 * few
 
 
@@ -231,14 +232,18 @@ def test_a_batch_that_cannot_be_cut_is_refused() -> None:
 def test_the_full_size_networks_are_planned_as_they_are() -> None:
     unet = planned(
         lambda: UNet(full_size.UNET), painting, painted(96, 1280), replace(RECIPE, batch=1), 1000, processes=1
-    )  # fmt: skip
+    )
     assert unet.parameters == full_size.elements(UNet, full_size.UNET)
     assert unet.total > 20 * unet.parameters  # weight, gradient, two moments, average
     assert 1 * GIB < unet.activations < 4 * GIB
     prior = planned(
-        lambda: PriorTransformer(full_size.PRIOR), telling, told(full_size.PRIOR), replace(RECIPE, batch=64), 1000,
+        lambda: PriorTransformer(full_size.PRIOR),
+        telling,
+        told(full_size.PRIOR),
+        replace(RECIPE, batch=64),
+        1000,
         processes=8,
-    )  # fmt: skip
+    )
     assert prior.parameters == full_size.elements(PriorTransformer, full_size.PRIOR)
     assert prior.total > (4 + 4 + 16 / 8) * prior.parameters
     tokens = 64 * (full_size.PRIOR.num_embeddings + 1 + 3)

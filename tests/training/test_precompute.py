@@ -14,7 +14,7 @@ from kandinsky22.training.model_trainer import Workshop
 from kandinsky22.training.precompute import Material, Own
 from kandinsky22.training.recipes import BOX, ModelRecipe
 from kandinsky22.training.sources import Source
-from tests.test_depth_estimation import dpt, save
+from tests.imaging.test_depth import dpt, save
 from tests.training.test_photos import write_folder
 
 SMALL = replace(BOX, side=64)

@@ -21,7 +21,7 @@ from kandinsky22.training.planning import computed_before, plan_of
 from kandinsky22.training.preprocess_cost import Aside, aside, weight
 from kandinsky22.training.recipes import BOX
 from tests.training.scale_program import Noisy
-from tests.training.test_workshop import SHORT
+from tests.training.test_model_trainer import SHORT
 
 CELLS = SHORT.side // SHORT.movq.factor
 

@@ -15,7 +15,7 @@ from kandinsky22.training.loop import Training
 from kandinsky22.training.recipes import BOX
 from kandinsky22.training.run import resume, run
 from tests.training.known import RECIPE, line_fit
-from tests.training.test_workshop import SHORT
+from tests.training.test_model_trainer import SHORT
 
 
 def stopped(folder: Path, settings: dict[str, object] | None = None) -> None:

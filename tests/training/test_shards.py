@@ -50,8 +50,13 @@ def test_batches_are_small_and_within_a_shard(tmp_path: Path) -> None:
     asked: list[range] = []
     steps: list[tuple[int, int]] = []
     computed(
-        tmp_path, "a", COUNT, lambda rows: asked.append(rows) or squares(rows), rows=ROWS, progress=lambda *s: steps.append(s)
-    )  # fmt: skip
+        tmp_path,
+        "a",
+        COUNT,
+        lambda rows: asked.append(rows) or squares(rows),
+        rows=ROWS,
+        progress=lambda *s: steps.append(s),
+    )
     assert [i for rows in asked for i in rows] == [*range(COUNT)]
     assert all(len(rows) <= 16 and rows.start // ROWS == (rows.stop - 1) // ROWS for rows in asked)
     assert steps[-1] == (COUNT, COUNT) and steps == sorted(steps)
@@ -109,9 +114,15 @@ def test_several_processes_share_the_shards_out(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=r"00000\.safetensors is missing"):
                 seal(tmp_path, "a", COUNT)
         fill(
-            tmp_path, "a", COUNT, lambda rows, rank=rank: asked[rank].extend(rows) or squares(rows),
-            rows=ROWS, dtype=torch.float32, rank=rank, processes=2,
-        )  # fmt: skip
+            tmp_path,
+            "a",
+            COUNT,
+            lambda rows, rank=rank: asked[rank].extend(rows) or squares(rows),
+            rows=ROWS,
+            dtype=torch.float32,
+            rank=rank,
+            processes=2,
+        )
     assert asked[1] == [*range(24, 48), *range(72, 96)] and sorted(asked[0] + asked[1]) == [*range(COUNT)]
     seal(tmp_path, "a", COUNT)
     assert torch.equal(Shards(tmp_path, "a", COUNT)[:], of([*range(COUNT)]))

@@ -92,8 +92,13 @@ def more(network: nn.Module, held: torch.dtype, room: int) -> int:
 
 
 def prepare(
-    network: nn.Module, *, room: int = 0, dtype: torch.dtype | None = None, device: torch.device = CPU, compiled: bool = False,
-) -> None:  # fmt: skip
+    network: nn.Module,
+    *,
+    room: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device = CPU,
+    compiled: bool = False,
+) -> None:
     """Have a network compute by what is fastest on a device; on a CPU with up to `room` bytes more of memory for its weights in
     other forms.
 

@@ -39,10 +39,10 @@ def done(who: object) -> None:
             _at_work.remove(who)
             if not _at_work:
                 _tell(USUAL)
-                give_back()
+                free_unused()
 
 
-def give_back() -> None:
+def free_unused() -> None:
     """Return what is free to the system."""
     if (glibc := _glibc()) is not None:
         glibc.malloc_trim(0)

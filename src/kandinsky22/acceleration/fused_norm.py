@@ -77,9 +77,16 @@ def fits(x: Tensor, scale: Tensor | None) -> bool:
 
 
 def normalised(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None, shift: Tensor | None, *, groups: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    groups: int,
     silu: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """silu(group_norm(x) * scale + shift) for x [B, C, H, W] -> the same shape, channels last. scale and shift: [B, C, h, w]."""
     x = x.contiguous(memory_format=torch.channels_last)
     b, c, h, w = x.shape
@@ -99,9 +106,21 @@ def normalised(
         (tall, wide), coarse = scale.shape[2:], scale.shape[2] * scale.shape[3]
         fine = h // tall, w // wide, wide
     found.apply[(b, -(-cells // CELLS), -(-c // CHANNELS))](
-        x, affine, x if scale is None else scale, x if shift is None else shift, y, cells, c, w, *fine, coarse,
-        TOLD=scale is not None, SILU=silu, CELLS=CELLS, CHANNELS=CHANNELS,
-    )  # fmt: skip
+        x,
+        affine,
+        x if scale is None else scale,
+        x if shift is None else shift,
+        y,
+        cells,
+        c,
+        w,
+        *fine,
+        coarse,
+        TOLD=scale is not None,
+        SILU=silu,
+        CELLS=CELLS,
+        CHANNELS=CHANNELS,
+    )
     return y
 
 

@@ -48,8 +48,8 @@ class Replayed(nn.Module):
     def step(self, plain: Callable[..., Any], x: Tensor, t: Tensor, told: Any, *others: Any, **named: Any) -> Any:
         """`plain(self, x, t, told, ...)`, a method of the plain network. Timesteps are looked up in what was `told` before: a
         recording cannot look at numbers."""
-        if told.ahead is not None and (known := told.ahead.at(t)) is not None:
-            return self._replayed(plain, x, None, replace(told, ahead=Now(known)), *others, **named)
+        if told.timestep_cache is not None and (known := told.timestep_cache.at(t)) is not None:
+            return self._replayed(plain, x, None, replace(told, timestep_cache=Now(known)), *others, **named)
         return self._replayed(plain, x, t.to(x.device, non_blocking=True), told, *others, **named)
 
     def _replayed(self, plain: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -79,10 +79,10 @@ class Now:
 class ReplayedUNet(Replayed, UNet):
     """A U-Net whose steps are played."""
 
-    def renewed(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    def forward_cached(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
         if not concern(x):
-            return super().renewed(x, *others, **named)
-        answer: tuple[Tensor, Tensor] = self.step(UNet.renewed, x, *others, **named)
+            return super().forward_cached(x, *others, **named)
+        answer: tuple[Tensor, Tensor] = self.step(UNet.forward_cached, x, *others, **named)
         return answer
 
 
@@ -115,8 +115,11 @@ class WholeMoVQ(MoVQ):
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
-    Norm: GPUNorm, UNet: ReplayedUNet, PriorTransformer: ReplayedPrior, MoVQ: WholeMoVQ
-}  # fmt: skip
+    Norm: GPUNorm,
+    UNet: ReplayedUNet,
+    PriorTransformer: ReplayedPrior,
+    MoVQ: WholeMoVQ,
+}
 
 
 def concern(x: Tensor) -> bool:

@@ -86,9 +86,18 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def normalise(
-    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None,
-    shift: Tensor | None, *, groups: int, silu: bool,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    groups: int,
+    silu: bool,
+) -> Tensor:
     """silu(((x - mean) / sqrt(variance + eps) * weight + bias) * scale + shift) for x [B, C, H, W], channels last.
 
     mean and variance: float32 [B, groups]. scale and shift: [B, C, h, w], where H and W are multiples of h and w; laid out
@@ -97,9 +106,25 @@ def normalise(
     (b, c, h, w), y = x.shape, torch.empty_like(x)
     coarse = (1, 1, 0, 0, 0) if scale is None else (*scale.shape[2:], scale.stride(0), scale.stride(2), scale.stride(3))
     _call(
-        "normalise", x, y, mean, variance, weight.to(x.dtype), bias.to(x.dtype), eps, scale, shift, *coarse, b, h, w, c,
-        groups, silu, half=x.dtype,
-    )  # fmt: skip
+        "normalise",
+        x,
+        y,
+        mean,
+        variance,
+        weight.to(x.dtype),
+        bias.to(x.dtype),
+        eps,
+        scale,
+        shift,
+        *coarse,
+        b,
+        h,
+        w,
+        c,
+        groups,
+        silu,
+        half=x.dtype,
+    )
     return y
 
 
@@ -130,9 +155,16 @@ def reads(x: Tensor, weight: Tensor) -> bool:
     """Whether `few_rows` computes the linear map of x by a weight [O, C], and reads it faster than torch's libraries do."""
     rows = x.numel() // max(1, weight.shape[1])
     return (
-        0 < rows <= ROWS and concern(x) and x.dtype == torch.float32 and weight.dtype in DTYPES and weight.is_contiguous()
-        and weight.numel() >= LARGE and weight.shape[1] % LANES == 0 and weight.shape[0] % 4 == 0 and library() is not None
-    )  # fmt: skip
+        0 < rows <= ROWS
+        and concern(x)
+        and x.dtype == torch.float32
+        and weight.dtype in DTYPES
+        and weight.is_contiguous()
+        and weight.numel() >= LARGE
+        and weight.shape[1] % LANES == 0
+        and weight.shape[0] % 4 == 0
+        and library() is not None
+    )
 
 
 def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

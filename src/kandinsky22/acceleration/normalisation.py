@@ -32,7 +32,7 @@ class FastNorm(Norm):
 
     def _by_kernel(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         if scale is not None and shift is not None:
             scale, shift = (value.contiguous(memory_format=torch.channels_last) for value in (scale, shift))
         return kernels.normalise(

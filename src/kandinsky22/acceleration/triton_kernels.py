@@ -8,9 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def sums(
-    x, out, cells, c, parts, EACH: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
+def sums(x, out, cells, c, parts, EACH: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
     """Of each channel, over each part of EACH cells: the sum and the sum of squares, out [B, 2, parts, C]."""
     row, part, channel = (
         tl.program_id(0).to(tl.int64),
@@ -32,9 +30,7 @@ def sums(
 
 
 @triton.jit
-def affine(
-    sums, weight, bias, out, cells, c, parts, width, eps, PARTS: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
+def affine(sums, weight, bias, out, cells, c, parts, width, eps, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     """Of each group of `width` channels: what its channels are multiplied by, and what is added, out [B, 2, C]."""
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     part, within = tl.arange(0, PARTS), tl.arange(0, WIDTH)
@@ -54,9 +50,23 @@ def affine(
 
 @triton.jit
 def apply(
-    x, affine, scale, shift, y, cells, c, w, tall, wide, columns, coarse, TOLD: tl.constexpr, SILU: tl.constexpr,
-    CELLS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+    x,
+    affine,
+    scale,
+    shift,
+    y,
+    cells,
+    c,
+    w,
+    tall,
+    wide,
+    columns,
+    coarse,
+    TOLD: tl.constexpr,
+    SILU: tl.constexpr,
+    CELLS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """y = silu((x * factor + added) * scale + shift). A cell of scale and shift, [B, coarse, C] with `columns` in a line, is for
     tall * wide cells of x, which has w in a line."""
     row = tl.program_id(0).to(tl.int64)

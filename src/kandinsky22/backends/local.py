@@ -34,7 +34,7 @@ class Telling(Protocol):
 class Remembering(Protocol):
     """What a `Kandinsky` does and other backends do not: remember the embeddings of texts."""
 
-    conditions: Any
+    embedder: Any
 
 
 class Here:
@@ -62,7 +62,7 @@ class Here:
     def stream_pack(self, requests: Mapping[K, Request]) -> Iterator[tuple[K, Event]]:
         """What happens while a pack is painted, by request. What is remembered of texts is put aside for as long: in which
         company an embedding was made shows in its last bits."""
-        with self.backend.conditions.afresh() if isinstance(self.backend, Remembering) else nullcontext():
+        with self.backend.embedder.uncached() if isinstance(self.backend, Remembering) else nullcontext():
             if isinstance(self.backend, Together):
                 yield from self.backend.stream_many(requests)
             else:

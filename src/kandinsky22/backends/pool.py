@@ -69,9 +69,16 @@ class Pool:
 
     @classmethod
     def of(
-        cls, model: str, *, processes: int, batch: int = 1, device: str | None = None, dtype: str | None = None,
-        threads: int | None = None, request: Request | None = None,
-    ) -> Self:  # fmt: skip
+        cls,
+        model: str,
+        *,
+        processes: int,
+        batch: int = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        threads: int | None = None,
+        request: Request | None = None,
+    ) -> Self:
         """Processes with a model each, of a published one what `request` needs, and as many threads (None: the cores are shared
         out)."""
         threads = threads or max(1, cores() // max(1, processes))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.request import Sampling
 
 NAME = "kandinsky22.json"
@@ -57,5 +57,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A JSON file, keys in the order given."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.catalog import File
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 
 CHUNK = 1 << 24
 
@@ -22,7 +22,7 @@ def check(path: Path, file: File, name: str) -> None:
     if there == file.bytes and found == file.sha256:
         with suppress(OSError):  # notes that cannot be written cost time, not pictures
             place, note = _note(path, file)
-            with whole(place) as partial:
+            with atomic_write(place) as partial:
                 partial.write_text(note, encoding="ascii")
         return
     for wrong in (path.resolve(), path):  # the hub's cache holds links

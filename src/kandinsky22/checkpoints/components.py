@@ -76,9 +76,12 @@ class Loading:
     def folder(self, name: str | Path) -> Path:
         """The folder of a pipeline by its path or its name on the hub, fetched if need be. Raises `CheckpointError`."""
         return hub.snapshot(
-            str(name), revision=self.revision, variant=self.variant, local_files_only=self.local_files_only,
+            str(name),
+            revision=self.revision,
+            variant=self.variant,
+            local_files_only=self.local_files_only,
             say=lambda text: print(text, file=sys.stderr),
-        )  # fmt: skip
+        )
 
 
 class Kind(NamedTuple):
@@ -186,9 +189,15 @@ class PriorParts(StoredPrior):
     """
 
     def __init__(
-        self, *, prior: Part, text_encoder: Part, image_encoder: Part, tokenizer: Tokenizer, scheduler: Scheduler,
+        self,
+        *,
+        prior: Part,
+        text_encoder: Part,
+        image_encoder: Part,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
         image_processor: CLIPImageProcessor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.prior, self.text_encoder, self.tokenizer = prior, text_encoder, tokenizer
         self.image_encoder = image_encoder
         self.scheduler, self._processor = scheduler.config, image_processor

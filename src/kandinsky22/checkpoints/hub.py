@@ -110,9 +110,7 @@ class Plan:
             )
 
 
-def fetch(
-    model: str, parts: Sequence[str] = TEXT_TO_IMAGE, *, say: Say, hub: Hub | None = None
-) -> dict[str, Path]:  # fmt: skip
+def fetch(model: str, parts: Sequence[str] = TEXT_TO_IMAGE, *, say: Say, hub: Hub | None = None) -> dict[str, Path]:
     """The folders of a published model's parts, fetching what is not here. Of what `parts` name, no file more.
 
     parts: of `catalog.PARTS`, and `catalog.IMAGE_ENCODER`, which the prior's folder is without otherwise. say: is told in a
@@ -168,9 +166,15 @@ def plan(what: str, pieces: Iterable[Piece], hub: Hub) -> Plan:
 
 
 def snapshot(
-    name: str, *, revision: str | None = None, subfolders: Sequence[str] | None = None, variant: str | None = None,
-    local_files_only: bool = False, say: Say, hub: Hub | None = None,
-) -> Path:  # fmt: skip
+    name: str,
+    *,
+    revision: str | None = None,
+    subfolders: Sequence[str] | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+    say: Say,
+    hub: Hub | None = None,
+) -> Path:
     """The folder of one pipeline: `name` itself where it is a folder, else a repository "owner/name" of the hub.
 
     revision: a branch, tag or commit; without one, the pinned commit of a published repository, else `main`. subfolders:

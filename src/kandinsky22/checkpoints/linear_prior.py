@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from kandinsky22.checkpoints.about import CheckpointError, write_json
 from kandinsky22.checkpoints.store import WEIGHT_NAMES, Stored
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 
 FOLDER = "linear_prior"
@@ -20,7 +20,7 @@ def save(folder: Path, prior: LinearPrior, *towers: str) -> None:
     """Write it as a network's folder, float32, with the fingerprints of CLIP's towers, the text tower's first."""
     write_json(folder / "config.json", prior.config.to_dict())
     tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in prior.state_dict().items()}
-    with whole(folder / WEIGHTS) as partial:
+    with atomic_write(folder / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt", MADE_FOR: " ".join(towers)})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from kandinsky22.checkpoints import catalog, tensors
 from kandinsky22.checkpoints.about import CheckpointError, read_json
 from kandinsky22.checkpoints.tensors import METADATA, SUFFIX, Entry, Tensors
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 
 TEXTS = (".json", ".txt", ".md")
 LONGEST_TEXT = 16 << 20  # bytes
@@ -140,7 +140,7 @@ def write_file(model: Unpacked, target: Path, progress: Progress) -> None:
     texts = {**model.texts, **{HEADER + file.place: file.header for file in model.files}}
     metadata = {"format": "pt", MARK: VERSION, **texts}
     header = tensors.make_header([(key, entry.dtype, entry.shape, entry.bytes) for key, entry, _ in listed], metadata)
-    with whole(target) as partial, partial.open("wb") as to:
+    with atomic_write(target) as partial, partial.open("wb") as to:
         tensors.write(to, header, ((read, entry) for _, entry, read in listed), _counting(progress, model.bytes))
 
 
@@ -150,10 +150,10 @@ def write_folders(model: Unpacked, target: Path, progress: Progress) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         for file in model.files:
-            with whole(partial / file.place) as place, place.open("wb") as to:
+            with atomic_write(partial / file.place) as place, place.open("wb") as to:
                 tensors.write(to, file.header, ((file.read, entry) for entry in file.entries), wrote)
         for name, text in model.texts.items():
-            with whole(partial / name) as place:
+            with atomic_write(partial / name) as place:
                 place.write_bytes(text.encode())
         if target.is_dir():
             target.rmdir()

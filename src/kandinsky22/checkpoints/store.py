@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.models.config import Config
 
 N = TypeVar("N", bound=nn.Module)
@@ -68,8 +68,12 @@ class Uninitialised(TorchFunctionMode):
     torch would spend over a second on importing what decides so."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:  # fmt: skip
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         if function in RANDOM:
             return args[0] if args else (kwargs or {})["tensor"]
         return function(*args, **(kwargs or {}))
@@ -181,7 +185,7 @@ def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WE
     config: Config = network.config  # type: ignore[assignment]  # every network of ours has one
     write_json(folder / "config.json", config.to_dict())
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
-    with whole(folder / f"{name}.safetensors") as partial:
+    with atomic_write(folder / f"{name}.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
 
 

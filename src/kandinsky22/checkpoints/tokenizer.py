@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.models.tokenizer import END, START, Tokenizer
 
 VERSION = "#version: 0.2\n"
@@ -35,12 +35,18 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     vocab = json.dumps(tokenizer.vocab, ensure_ascii=False, separators=(",", ":"))
     merges = VERSION + "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
     for name, text in (("vocab.json", vocab), ("merges.txt", merges)):
-        with whole(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     write_json(folder / "special_tokens_map.json", special)
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.max_length, "do_lower_case": True,
-         "add_prefix_space": False, "errors": "replace", **special},
-    )  # fmt: skip
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": tokenizer.max_length,
+            "do_lower_case": True,
+            "add_prefix_space": False,
+            "errors": "replace",
+            **special,
+        },
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.store import Stored
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 
 SHIPPED = "zero_image_embed.safetensors"
@@ -71,7 +71,7 @@ def compute(stored: Stored[CLIPVision, CLIPVisionConfig]) -> Tensor:
 
 def write(path: Path, embed: Tensor, fingerprint: str) -> None:
     """Keep the embedding with the fingerprint of its encoder."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file({KEY: embed.clone()}, partial, metadata={MADE_BY: fingerprint})
 
 

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
 
 OF_THE_PRIOR = (
-    "negative_prompt", "seed", "prior_num_inference_steps", "prior_guidance_scale", "prior_sampler", "model",
-)  # fmt: skip
+    "negative_prompt",
+    "seed",
+    "prior_num_inference_steps",
+    "prior_guidance_scale",
+    "prior_sampler",
+    "model",
+)
 FPS = 12.0
 COMPANY = 8  # frames that are painted together
 ENDING = ".safetensors"
@@ -30,9 +35,10 @@ ENDING = ".safetensors"
 def embed(arguments: Sequence[str]) -> None:
     """Save the embedding of each text or picture."""
     parser = Parser(
-        "kandinsky22 embed", "Save the image embedding of texts and pictures, to mix and to paint from.",
+        "kandinsky22 embed",
+        "Save the image embedding of texts and pictures, to mix and to paint from.",
         usage='kandinsky22 embed [options] "TEXT"|FILE ...',
-    )  # fmt: skip
+    )
     add_parameters(parser, interpolate, OF_THE_PRIOR)
     parser.option("output", short="-o", metavar="PLACE", help=f"folder, or a file ending in {ENDING} (default: out)")
     parser.add_edge("device", "dtype", "placement")
@@ -49,10 +55,11 @@ def embed(arguments: Sequence[str]) -> None:
 def blend(arguments: Sequence[str]) -> None:
     """Save a blend of texts, pictures and embeddings."""
     parser = Parser(
-        "kandinsky22 mix", "Blend texts, pictures and saved embeddings into one embedding.",
+        "kandinsky22 mix",
+        "Blend texts, pictures and saved embeddings into one embedding.",
         usage='kandinsky22 mix [options] "TEXT"|FILE ...',
         epilog="example:\n  kandinsky22 mix star.safetensors circle.safetensors --weights 1,-0.5 -o less-round.safetensors",
-    )  # fmt: skip
+    )
     add_parameters(parser, interpolate, ("weights", *OF_THE_PRIOR))
     parser.option("slerp", type=float, metavar="T", help="go this part of the way from the first to the second, 0 to 1")
     parser.option("length", type=float, metavar="X", help="bring the blend to this length")
@@ -105,10 +112,11 @@ def _journey(
 ) -> tuple[dict[str, Any], "list[Image.Image]", Path]:
     """What was typed, the frames, and where they go."""
     parser = Parser(
-        f"kandinsky22 {name}", "Paint the way between texts, pictures and saved embeddings.",
+        f"kandinsky22 {name}",
+        "Paint the way between texts, pictures and saved embeddings.",
         usage=f'kandinsky22 {name} [options] "TEXT"|FILE "TEXT"|FILE ...',
         epilog=f'example:\n  kandinsky22 {name} "a red circle" "a blue star" --seed 7',
-    )  # fmt: skip
+    )
     parser.option("frames", type=int, metavar="N", help=f"pictures on the way, the ends included (default: {frames})")
     parser.option("noise", choices=("held", "turned"), help="held, or turned to the next seed's (default: held)")
     parser.option("path", choices=("slerp", "line"), help="along the sphere or straight (default: slerp)")

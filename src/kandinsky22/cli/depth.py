@@ -12,10 +12,11 @@ from kandinsky22.request import Picture
 def main(arguments: Sequence[str]) -> None:
     """Estimate the depth of a picture and write it."""
     parser = Parser(
-        "kandinsky22 depth", "Estimate the depth of a picture, near is bright, for controlnet's --hint.",
+        "kandinsky22 depth",
+        "Estimate the depth of a picture, near is bright, for controlnet's --hint.",
         usage="kandinsky22 depth [options] FILE",
-        epilog="example:\n  kandinsky22 depth cat.png -o depth.png\n  kandinsky22 controlnet \"a robot\" --hint depth.png",
-    )  # fmt: skip
+        epilog='example:\n  kandinsky22 depth cat.png -o depth.png\n  kandinsky22 controlnet "a robot" --hint depth.png',
+    )
     parser.option("estimator", metavar="NAME", help="a depth-estimation checkpoint or its folder (default: DPT-large)")
     parser.add_edge("device")
     parser.option("output", short="-o", metavar="FILE", help="where to, a .png (default: out/FILE-depth.png)")

@@ -22,9 +22,10 @@ EXTRAS = {
 def main(arguments: Sequence[str]) -> None:
     """Look, measure for a few seconds, and say."""
     parser = Parser(
-        "kandinsky22 doctor", "Say what fits this machine, what will be used, and about how long a picture takes.",
+        "kandinsky22 doctor",
+        "Say what fits this machine, what will be used, and about how long a picture takes.",
         usage="kandinsky22 doctor [options]",
-    )  # fmt: skip
+    )
     parser.option("size", type=size_of, metavar="HxW", help="of the picture (default: the model's own)")
     parser.option("model", metavar="NAME", help="one model alone (default: the box and the published one)")
     parser.add_edge(*(name for name in EDGE if name in ("device", "dtype")))

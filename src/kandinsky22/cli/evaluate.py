@@ -19,7 +19,7 @@ from kandinsky22.cli.painting import (
     pool,
     template_of,
     whole_number,
-)  # fmt: skip
+)
 from kandinsky22.cli.standing import needed, saying, told
 from kandinsky22.request import Request
 from kandinsky22.request.presets import SPEEDS
@@ -115,9 +115,18 @@ def coco30k(arguments: Sequence[str]) -> None:
             print(f"part {shard} is painted; when all are, the same command without --shard writes the report")
             return
         report = suite.coco(
-            run, place, real.statistics, inception, clip=clip, cmmd=cmmd, kid_size=kid_size, any_size=any_size, say=say,
-            command=protocol.command(), remarks=remarks,
-        )  # fmt: skip
+            run,
+            place,
+            real.statistics,
+            inception,
+            clip=clip,
+            cmmd=cmmd,
+            kid_size=kid_size,
+            any_size=any_size,
+            say=say,
+            command=protocol.command(),
+            remarks=remarks,
+        )
     _written(out, report)
 
 
@@ -198,10 +207,15 @@ def dials(arguments: Sequence[str]) -> None:
     stream = options.get("stream", turning.STREAM)
     without = {name: value for name, value in options.items() if name not in SPED_UP_BY}
     template, model, clip = template_of(without), model_of(without), own_clip(without)
-    tried = [options.get(name, default) for name, default in (
-        ("samplers", turning.SAMPLERS_BESIDE), ("numbers", turning.STEPS),
-        ("intervals", turning.INTERVALS), ("reuse", turning.REUSE),
-    )]  # fmt: skip
+    tried = [
+        options.get(name, default)
+        for name, default in (
+            ("samplers", turning.SAMPLERS_BESIDE),
+            ("numbers", turning.STEPS),
+            ("intervals", turning.INTERVALS),
+            ("reuse", turning.REUSE),
+        )
+    ]
     named = {name: template_of(without | {"speed": name}) for name in SPEEDS if name != turning.EXACT}
     cells = turning.grid(template, *tried) | named
     if "only" in options:
@@ -215,9 +229,14 @@ def dials(arguments: Sequence[str]) -> None:
 
 
 def _judged(
-    painter: "Pool", options: Mapping[str, Any], cells: Mapping[str, Request], clip: "ClipFeatures", scenes: int, seeds: int,
+    painter: "Pool",
+    options: Mapping[str, Any],
+    cells: Mapping[str, Request],
+    clip: "ClipFeatures",
+    scenes: int,
+    seeds: int,
     stream: int,
-) -> "list[Cell]":  # fmt: skip
+) -> "list[Cell]":
     """Cells painted, what they will take being said before, and what came of them."""
     from kandinsky22.evaluation import sweep as sweeping
 
@@ -254,10 +273,11 @@ def _possible(painter: "Pool", cells: Mapping[str, Request]) -> Iterator[tuple[s
 def stats(arguments: Sequence[str]) -> None:
     """Measure real pictures once, or merge what was measured of parts."""
     parser = Parser(
-        "kandinsky22 evaluate stats", "Measure pictures once, for every evaluation against them; or merge parts of that.",
+        "kandinsky22 evaluate stats",
+        "Measure pictures once, for every evaluation against them; or merge parts of that.",
         usage="kandinsky22 evaluate stats FOLDER ... (--inception FILE | --clip FOLDER) --output FILE.safetensors\n"
         "       kandinsky22 evaluate stats PART.safetensors ... --output FILE.safetensors",
-    )  # fmt: skip
+    )
     parser.option("inception", type=Path, metavar="FILE", help="weights of the 2015 Inception, for FID and KID")
     parser.option("clip", type=Path, metavar="FOLDER", help="a CLIP, for CMMD (--cmmd-reference)")
     parser.option("resize", choices=RESIZES, help="how pictures are resized for Inception (default: clean)")
@@ -314,8 +334,12 @@ def _features(options: Mapping[str, Any]) -> "Features":
 
 
 EVALUATIONS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "coco30k": coco30k, "world": world, "sweep": sweep, "dials": dials, "stats": stats,
-}  # fmt: skip
+    "coco30k": coco30k,
+    "world": world,
+    "sweep": sweep,
+    "dials": dials,
+    "stats": stats,
+}
 
 
 def _written(folder: Path, report: Any) -> None:

@@ -21,9 +21,21 @@ if TYPE_CHECKING:
     from kandinsky22.evaluation.manifest import Run, Shard
 
 PAINTED_BY = (
-    "height", "width", "num_inference_steps", "guidance_scale", "sampler", "prior", "prior_num_inference_steps",
-    "prior_guidance_scale", "prior_sampler", "negative_prompt", "speed", "guidance_interval", "reuse", "model",
-)  # fmt: skip
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "sampler",
+    "prior",
+    "prior_num_inference_steps",
+    "prior_guidance_scale",
+    "prior_sampler",
+    "negative_prompt",
+    "speed",
+    "guidance_interval",
+    "reuse",
+    "model",
+)
 SMALL = 100_000_000  # numbers of a U-Net of which every core can have its own
 
 
@@ -92,10 +104,14 @@ def pool(options: Mapping[str, Any]) -> "Pool":
     small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
     processes = options.get("processes", cores() if small else 1)
     return Pool.of(
-        options.get("model", catalog.BOX), processes=processes, batch=options.get("batch", 8),
-        device=options.get("device"), dtype=options.get("dtype"), threads=options.get("threads"),
+        options.get("model", catalog.BOX),
+        processes=processes,
+        batch=options.get("batch", 8),
+        device=options.get("device"),
+        dtype=options.get("dtype"),
+        threads=options.get("threads"),
         request=template_of(options),
-    )  # fmt: skip
+    )
 
 
 def at_hand(options: Mapping[str, Any]) -> "Kandinsky | None":

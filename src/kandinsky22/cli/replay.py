@@ -94,7 +94,7 @@ def _with_its_company(recipe: Recipe) -> tuple[Request, int]:
     index, of = (batch.get("index"), batch.get("of")) if isinstance(batch, Mapping) else (0, 1)
     if isinstance(index, int) and isinstance(of, int) and 0 <= index < of:
         with contextlib.suppress(ValueError):  # seeds that no company has
-            return recipe.request.company(index, of), index
+            return recipe.request.batch_of(index, of), index
     return recipe.request, 0
 
 

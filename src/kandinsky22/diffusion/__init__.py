@@ -7,7 +7,7 @@ from kandinsky22.diffusion.drive import Constrain, Job, keep, sample, sample_man
 from kandinsky22.diffusion.noise import Noise, SharedNoise
 from kandinsky22.diffusion.prediction import Prediction, guide, interpret, split_variance
 from kandinsky22.diffusion.samplers import DESCRIPTIONS, SAMPLERS, Ask, Draw, Now, Sampler, SamplerFunction, sampler
-from kandinsky22.diffusion.schedule import PUBLISHED_DEFAULTS, NoiseSchedule, per_row, sent, start_at
+from kandinsky22.diffusion.schedule import PUBLISHED_DEFAULTS, NoiseSchedule, per_row, start_at, to_device
 
 __all__ = [
     "DESCRIPTIONS",
@@ -31,7 +31,7 @@ __all__ = [
     "sample",
     "sample_many",
     "sampler",
-    "sent",
     "split_variance",
     "start_at",
+    "to_device",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kandinsky22.diffusion.schedule import sent
+from kandinsky22.diffusion.schedule import to_device
 
 
 class Noise:
@@ -45,7 +45,7 @@ class Noise:
         drawn = torch.stack(rows)
         if self._other is not None:
             drawn = math.cos(self._angle) * drawn + math.sin(self._angle) * self._other.draw(shape)
-        return sent(drawn, device, dtype)
+        return to_device(drawn, device, dtype)
 
 
 class SharedNoise:
@@ -86,7 +86,7 @@ def _randn(
     source = device if generator is None else generator.device
     if source.type not in ("cpu", device.type):
         raise ValueError(f"a {source} generator cannot draw for a tensor on {device}; use a CPU generator")
-    return sent(torch.randn(shape, generator=generator, dtype=dtype, device=source), device)
+    return to_device(torch.randn(shape, generator=generator, dtype=dtype, device=source), device)
 
 
 def _stream(seed: int, stage: str) -> int:

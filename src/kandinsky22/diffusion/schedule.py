@@ -232,7 +232,7 @@ def start_at(timesteps: Sequence[int], strength: float) -> tuple[int, ...]:
     return tuple(timesteps[-remaining:])
 
 
-def sent(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """x on a device, which is not waited for: it takes x from memory that stays where it is, when it gets there."""
     if x.device.type == "cpu" and torch.device(device).type == "cuda":
         x = x.pin_memory()
@@ -241,7 +241,7 @@ def sent(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
 
 def per_row(value: Tensor, x: Tensor) -> Tensor:
     """One number per row of x, [B], shaped to meet x [B, ...] on its device; a single number, 0-dim, stays as it is."""
-    return value if value.ndim == 0 else sent(value, x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return value if value.ndim == 0 else to_device(value, x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _cosine_betas(total: int) -> list[float]:

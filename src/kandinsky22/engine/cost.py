@@ -47,7 +47,7 @@ class UNetStep(NamedTuple):
             deep = torch.empty(1, config.block_out_channels[1], h, w)
             return cls(
                 whole=_counted(lambda: unet(z, t, conditioned)),
-                first=_counted(lambda: unet.renewed(z, t, conditioned, deep)),
+                first=_counted(lambda: unet.forward_cached(z, t, conditioned, deep)),
             )
 
 

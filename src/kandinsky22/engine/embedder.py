@@ -41,7 +41,7 @@ class Sampled(NamedTuple):
         return self.sampler == LINEAR
 
 
-class Conditions:
+class ImageEmbedder:
     """The embeddings that requests ask for, by one prior."""
 
     def __init__(self, prior: PriorStage) -> None:
@@ -49,7 +49,7 @@ class Conditions:
         self._kept = Kept(self._folder() if prior.stored.prior.elements > LARGE else None)
 
     @contextmanager
-    def afresh(self) -> Iterator[None]:
+    def uncached(self) -> Iterator[None]:
         """For a while nothing is known and nothing kept: in which company an embedding was made shows in its last bits."""
         remembered, self._kept = self._kept, Kept()
         try:
@@ -96,14 +96,14 @@ class Conditions:
     def _folder(self) -> Path:
         """In the user's cache, for this model, device, and dtypes of weights and of what is computed."""
         networks, stored = self.prior.networks, self.prior.stored
-        dtypes = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((networks.held, networks.dtype))]
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((networks.weight_dtype, networks.dtype))]
         weights = "-".join([stored.prior.fingerprint, stored.space, networks.device.type, *dtypes])
         return catalog.cache() / "embeddings" / weights
 
     def _map(self, texts: Iterable[Sampled]) -> dict[Sampled, Tensor]:
         """What the linear prior makes of texts, [1, D] each."""
         texts = list(texts)
-        mapped = self.prior.map([text.text.prompt for text in texts]).split(1) if texts else ()
+        mapped = self.prior.map_prompts([text.text.prompt for text in texts]).split(1) if texts else ()
         return dict(zip(texts, mapped, strict=True))
 
     def _sample(self, texts: Mapping[K, list[Sampled]]) -> Generator[tuple[K, Event], None, dict[Sampled, Tensor]]:
@@ -114,10 +114,12 @@ class Conditions:
                 waiting.setdefault(text, []).append(key)
         if not waiting:
             return {}
-        looked = {text: self.prior.look([text.text.image.rgb]) for text in waiting if text.text.image is not None}
+        looked = {
+            text: self.prior.encode_images([text.text.image.rgb]) for text in waiting if text.text.image is not None
+        }
         # every way to see the same words is read once
         prompts = list(dict.fromkeys(prompt for text in waiting for prompt in (text.text.prompt, text.away)))
-        read = self.prior.read(prompts)
+        read = self.prior.encode_prompts(prompts)
         runs = {}
         for text in waiting:
             rows, away = ([prompts.index(words)] * len(text.seeds) for words in (text.text.prompt, text.away))
@@ -129,7 +131,7 @@ class Conditions:
             else:
                 x = noise.draw((len(text.seeds), self.prior.dim), device=self.prior.networks.device)
                 begun = begin(self.prior.schedule, text.steps, noise, x=x)
-            runs[text] = self.prior.lead(read, rows, away, text.weight, text.sampler, begun, noise)
+            runs[text] = self.prior.prepare_run(read, rows, away, text.weight, text.sampler, begun, noise)
         stage = self.prior.sample(runs)
         told: dict[K, int] = {}
         done = dict.fromkeys(waiting, 0)
@@ -171,7 +173,7 @@ class Conditions:
         if isinstance(part, Text):
             return known[_sampled(request, part, negative=negative)]
         if isinstance(part, Picture):
-            return self.prior.look([part.rgb])
+            return self.prior.encode_images([part.rgb])
         return torch.tensor(part.vector, device=self.prior.networks.device)[None]
 
 

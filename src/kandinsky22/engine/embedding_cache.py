@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 
 IN_MEMORY, ON_DISK = 256, 10_000  # values at most; the oldest go
 VALUE = "value"
@@ -40,7 +40,7 @@ class Kept:
         self._remember(key, value)
         if self.folder is not None:
             with contextlib.suppress(OSError):
-                with whole(self._path(key)) as partial:
+                with atomic_write(self._path(key)) as partial:
                     save_file({VALUE: value.cpu().contiguous()}, partial)
                 files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
                 for path in files[: max(0, len(files) - ON_DISK)]:

@@ -24,9 +24,19 @@ from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine import memory
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
-from kandinsky22.engine.embedder import Conditions
+from kandinsky22.engine.embedder import ImageEmbedder
 from kandinsky22.engine.placement import Networks, Placement
-from kandinsky22.engine.stages import Begun, DecoderStage, Embeds, Known, PriorStage, begin, finish, to_image, to_pixels
+from kandinsky22.engine.stages import (
+    DecoderStage,
+    Embeds,
+    InpaintCondition,
+    PriorStage,
+    StartState,
+    begin,
+    finish,
+    to_image,
+    to_pixels,
+)
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.canvas import Frame
 from kandinsky22.imaging.images import Painting
@@ -57,10 +67,16 @@ class Kandinsky:
     """
 
     def __init__(
-        self, folders: Mapping[str, Path], *, name: str, device: torch.device,
-        dtype: torch.dtype | None = None, placement: Placement | None = None, accelerated: bool | None = None,
+        self,
+        folders: Mapping[str, Path],
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        placement: Placement | None = None,
+        accelerated: bool | None = None,
         compiled: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.stored = StoredModel(folders)
         self.name = name
         first = self.stored.first
@@ -75,17 +91,24 @@ class Kandinsky:
         )
         self._compiled: set[tuple[int, ...]] = set()  # the shapes that have been painted in
         self.prior = PriorStage(self.stored.prior, self.networks)
-        self.conditions = Conditions(self.prior)
+        self.embedder = ImageEmbedder(self.prior)
         self._decoders: dict[str, DecoderStage] = {}
         self.decoder(self.stored.first.kind)  # what cannot be loaded is told of now
         self.defaults = self._defaults()
 
     @classmethod
     def load(
-        cls, model: str | Path = catalog.BOX, *, device: str | None = None, dtype: str | torch.dtype | None = None,
-        placement: Placement | None = None, accelerated: bool | None = None, compiled: bool = False,
-        request: Request | None = None, say: Callable[[str], None] = _to_stderr,
-    ) -> Self:  # fmt: skip
+        cls,
+        model: str | Path = catalog.BOX,
+        *,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        placement: Placement | None = None,
+        accelerated: bool | None = None,
+        compiled: bool = False,
+        request: Request | None = None,
+        say: Callable[[str], None] = _to_stderr,
+    ) -> Self:
         """The model in the box, a published one, or the one in a folder.
 
         Of a published model, what is not on this machine is fetched, with no more than `request` needs (None: text to
@@ -108,9 +131,14 @@ class Kandinsky:
             folders = catalog.parts(said)
         name = said if said in (catalog.BOX, *catalog.published()) else Path(said).expanduser().resolve().name
         return cls(
-            folders, name=name, device=place, dtype=dtype_of(dtype), placement=placement, accelerated=accelerated,
+            folders,
+            name=name,
+            device=place,
+            dtype=dtype_of(dtype),
+            placement=placement,
+            accelerated=accelerated,
             compiled=compiled,
-        )  # fmt: skip
+        )
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +148,7 @@ class Kandinsky:
     @property
     def dtype(self) -> torch.dtype:
         """What its weights are held in. It computes in `networks.dtype`, and states between steps are float32."""
-        return self.networks.held
+        return self.networks.weight_dtype
 
     def decoder(self, kind: str) -> DecoderStage:
         """The decoder of a kind of task (see `catalog`). Raises `CheckpointError` where the model has none."""
@@ -175,7 +203,7 @@ class Kandinsky:
             yield key, Started(request)
             for text in self._notices(request, frames[key]):
                 yield key, Notice(text)
-        embeds = yield from self.conditions.stage(requests)
+        embeds = yield from self.embedder.stage(requests)
         noises = {key: _noise(r) for key, r in requests.items()}
         begun = {key: self._begin(request, frames[key], noises[key]) for key, request in requests.items()}
         latents: dict[K, Tensor] = {}
@@ -198,7 +226,7 @@ class Kandinsky:
         request = replace(request.resolved(self.defaults), model=self.name)  # a name: paths are nobody's business
         decoder = self.decoder(kind_of(request))
         begin_check = request.start.strength if request.start else None
-        self.conditions.check(request)
+        self.embedder.check(request)
         _check_steps(decoder, request.decoder, begin_check)
         return request
 
@@ -212,7 +240,7 @@ class Kandinsky:
     def embed(self, request: Request) -> Embeds:
         """Stage 1: the embeddings that a request asks for. Each stage by itself needs the request's seed: resolve an open
         one first."""
-        return finish(self.conditions.stage({0: self._seeded(request)}))[0]
+        return finish(self.embedder.stage({0: self._seeded(request)}))[0]
 
     def embedding(self, request: Request) -> Embedding:
         """What the request's first picture is painted from, as a value to keep."""
@@ -222,13 +250,13 @@ class Kandinsky:
         return Embedding.of(vector, self.stored.prior.space, {"request": request.to_json(), **made_by})
 
     @torch.inference_mode()
-    def begin(self, request: Request) -> Begun:
+    def begin(self, request: Request) -> StartState:
         """Stage 2: the latents [n, 4, h, w], float32, that a request starts from."""
         request = self._seeded(request)
         return self._begin(request, self.frame(request), _noise(request))
 
     @torch.inference_mode()
-    def sample(self, request: Request, embeds: Embeds, begun: Begun) -> Tensor:
+    def sample(self, request: Request, embeds: Embeds, begun: StartState) -> Tensor:
         """Stage 3: finished latents [n, 4, h, w] from what `begin` gave, led by `embeds`."""
         request = self._seeded(request)
         noise = _noise(request)
@@ -242,7 +270,7 @@ class Kandinsky:
         request = self._seeded(request)
         return self._decode(request, latents, self.frame(request))
 
-    def _begin(self, request: Request, frame: Frame, noise: Noise) -> Begun:
+    def _begin(self, request: Request, frame: Frame, noise: Noise) -> StartState:
         decoder, n, steps = self.decoder(kind_of(request)), request.num_images, _set(request.decoder.steps)
         if request.start is None:
             x = noise.draw(decoder.shape(n, *frame.canvas), device=self.device)
@@ -251,19 +279,31 @@ class Kandinsky:
         return begin(decoder.schedule, steps, noise, start=(z.expand(n, -1, -1, -1), request.start.strength))
 
     def _sample(
-        self, kind: str, requests: Mapping[K, Request], frames: Mapping[K, Frame], embeds: Mapping[K, Embeds],
-        begun: Mapping[K, Begun], noises: Mapping[K, Noise],
-    ) -> Stage[K, Tensor]:  # fmt: skip
+        self,
+        kind: str,
+        requests: Mapping[K, Request],
+        frames: Mapping[K, Frame],
+        embeds: Mapping[K, Embeds],
+        begun: Mapping[K, StartState],
+        noises: Mapping[K, Noise],
+    ) -> Stage[K, Tensor]:
         """The decoder of one kind for many requests."""
         decoder = self.decoder(kind)
         runs = {}
         for key, request in requests.items():
             hint = None if request.hint is None else _hint(frames[key], request.hint.rgb)
             chosen = request.decoder
-            runs[key] = decoder.lead(
-                embeds[key], chosen.weight, _set(chosen.sampler), begun[key], noises[key], hint=hint,
-                known=self._known(decoder, frames[key]), interval=_set(chosen.guidance_interval), reuse=_set(chosen.reuse),
-            )  # fmt: skip
+            runs[key] = decoder.prepare_run(
+                embeds[key],
+                chosen.weight,
+                _set(chosen.sampler),
+                begun[key],
+                noises[key],
+                hint=hint,
+                known=self._known(decoder, frames[key]),
+                interval=_set(chosen.guidance_interval),
+                reuse=_set(chosen.reuse),
+            )
         stage = decoder.sample(runs)
         while True:
             try:
@@ -273,13 +313,13 @@ class Kandinsky:
                 return latents
             yield key, Progress("decoder", i, n, partial(_preview, decoder, x))
 
-    def _known(self, decoder: DecoderStage, frame: Frame) -> Known | None:
+    def _known(self, decoder: DecoderStage, frame: Frame) -> InpaintCondition | None:
         if frame.known is None:
             return None
         whole, area = frame.known
         factor = decoder.stored.movq.config.factor  # a cell of the latents is repainted if any of its pixels is
         cells = F.max_pool2d(torch.from_numpy(area)[None, None], factor)
-        return decoder.known(to_pixels(whole), F.interpolate(cells, scale_factor=factor))
+        return decoder.inpaint_condition(to_pixels(whole), F.interpolate(cells, scale_factor=factor))
 
     def _decode(self, request: Request, latents: Tensor, frame: Frame) -> list[Image.Image]:
         pixels = self.decoder(kind_of(request)).decode(latents)
@@ -311,7 +351,7 @@ class Kandinsky:
         """Raises `ValueError` for requests that, together and with the weights still to be read, memory cannot hold."""
         first = self.stored.first
         needed = [*self.stored.prior.networks.values(), *first.networks.values()]
-        unread = self.networks.unread(needed)
+        unread = self.networks.bytes_to_load(needed)
         sizes = [(request.num_images, *frames[key].canvas) for key, request in requests.items()]
         memory.check(first.unet.config, first.movq.config, sizes, unread, self.networks.dtype.itemsize, self.device)
 

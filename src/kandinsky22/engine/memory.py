@@ -45,7 +45,7 @@ def free(device: torch.device) -> int:
 
 def check(
     unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int, device: torch.device
-) -> None:  # fmt: skip
+) -> None:
     """Raises `ValueError` for requests that memory cannot hold."""
     wanted, there = needed(unet, movq, sizes, unread, itemsize), free(device)
     if wanted > there:

@@ -43,12 +43,17 @@ class Networks:
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, placement: Placement = "keep", *, accelerated: bool | None = None,
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        placement: Placement = "keep",
+        *,
+        accelerated: bool | None = None,
         compiled: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
-        self.device, self.held, self.placement = device, dtype, placement
+        self.device, self.weight_dtype, self.placement = device, dtype, placement
         self.accelerated = acceleration.wanted(device, accelerated)
         self.dtype = acceleration.computed(dtype, device) if self.accelerated else dtype
         self.compiled = compiled
@@ -68,7 +73,7 @@ class Networks:
         """The network, ready to compute on the device; it is read when it is first needed. On a CPU, what it frees while it
         computes is kept for it until it leaves."""
         if stored not in self._loaded:
-            give_back()  # what left a moment ago may only now be free
+            free_unused()  # what left a moment ago may only now be free
             self._loaded[stored] = self._read(stored)
         network: Any = self._loaded[stored]
         if stored in self._homes and stored not in self._away:
@@ -81,7 +86,7 @@ class Networks:
         return network
 
     @torch.inference_mode(False)
-    def leave(self, stored: Stored[N, C]) -> None:
+    def release(self, stored: Stored[N, C]) -> None:
         """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is kept."""
         self._at_work.discard(stored)
         if not self._at_work:
@@ -94,26 +99,26 @@ class Networks:
             self._away.remove(stored)
         if self.device.type == "cpu":
             self._loaded.pop(stored, None)
-        give_back()
+        free_unused()
 
-    def holds(self, stored: Stored[N, C]) -> bool:
+    def is_on_device(self, stored: Stored[N, C]) -> bool:
         """Whether a network takes room on the device already."""
         return stored in self._loaded and (stored not in self._homes or stored in self._away)
 
-    def unread(self, needed: Iterable[Stored[Any, Any]]) -> int:
+    def bytes_to_load(self, needed: Iterable[Stored[Any, Any]]) -> int:
         """How many bytes networks will take on the device, at once, for a run that needs these."""
-        coming = [self._bytes(stored) for stored in needed if not self.holds(stored)]
+        coming = [self._bytes(stored) for stored in needed if not self.is_on_device(stored)]
         if self.placement == "sequential" and self.device.type != "cpu":
             coming = [min(count, SMALL_NETWORK) for count in coming]
         return sum(coming) if self.placement == "keep" else max(coming, default=0)
 
     def described(self) -> str:
         """What accelerates them; it shows in last bits."""
-        return acceleration.described(self.held, self.device, compiled=self.compiled)
+        return acceleration.described(self.weight_dtype, self.device, compiled=self.compiled)
 
     def _read(self, stored: Stored[N, C]) -> N:
         whole = self.placement == "keep" or self.device.type == "cpu"
-        network = stored.load(self.held, self.device if whole else CPU)
+        network = stored.load(self.weight_dtype, self.device if whole else CPU)
         if not whole and self.placement == "sequential" and self._bytes(stored) > SMALL_NETWORK:
             visit(network, self.device)
             return network
@@ -127,8 +132,8 @@ class Networks:
     def _bytes(self, stored: Stored[Any, Any]) -> int:
         """What a network holds: its weights, and other forms of them."""
         room = acceleration.room(self.device)
-        more = acceleration.more(stored.outline, self.held, room) if self.accelerated and room else 0
-        return stored.elements * self.held.itemsize + more
+        more = acceleration.more(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
+        return stored.elements * self.weight_dtype.itemsize + more
 
 
 class _Visit(nn.Module):
@@ -154,8 +159,8 @@ def visit(network: nn.Module, device: torch.device) -> None:
                 setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
 
 
-def give_back() -> None:
+def free_unused() -> None:
     """Return memory that is free but still held, the device's and the processor's, to the system."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    allocator.give_back()
+    allocator.free_unused()

@@ -49,7 +49,7 @@ class Embeds(NamedTuple):
     negative: Tensor | None
 
 
-class Begun(NamedTuple):
+class StartState(NamedTuple):
     """What a run starts from: the state x [n, ...], the timesteps it goes through, and the noise in it."""
 
     x: Tensor
@@ -57,7 +57,7 @@ class Begun(NamedTuple):
     noise: Tensor
 
 
-class Known(NamedTuple):
+class InpaintCondition(NamedTuple):
     """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and where they are known, [1 or n, 1, h, w]
     (1 is known)."""
 
@@ -69,7 +69,7 @@ class Known(NamedTuple):
         """The channels an inpainting U-Net is given beside its state, [.., 5, h, w]."""
         return torch.cat([self.z * self.where, self.where], dim=1)
 
-    def holds(self, begun: Begun, schedule: NoiseSchedule) -> Constrain:
+    def constraint(self, begun: StartState, schedule: NoiseSchedule) -> Constrain:
         """The constraint that what is known stays: at timestep t it is the known latents with the run's first noise, at
         the end the latents themselves."""
 
@@ -101,9 +101,14 @@ class Step(NamedTuple):
 
 
 def begin(
-    schedule: NoiseSchedule, steps: int, noise: Draw, *, shape: Sequence[int] | None = None, x: Tensor | None = None,
+    schedule: NoiseSchedule,
+    steps: int,
+    noise: Draw,
+    *,
+    shape: Sequence[int] | None = None,
+    x: Tensor | None = None,
     start: tuple[Tensor, float] | None = None,
-) -> Begun:  # fmt: skip
+) -> StartState:
     """A run's start: noise of a `shape`, or the noise `x` that is given, or a clean state noised to a strength (`start`), from
     where the run then goes on. Raises `ValueError` for steps and strengths that leave nothing to do."""
     timesteps = schedule.timesteps(steps)
@@ -111,17 +116,20 @@ def begin(
         clean, strength = start
         timesteps = start_at(timesteps, strength)
         drawn = noise(clean)
-        return Begun(schedule.add_noise(clean, drawn, timesteps[0]), timesteps, drawn)
+        return StartState(schedule.add_noise(clean, drawn, timesteps[0]), timesteps, drawn)
     if x is None:
         assert shape is not None
         x = noise(torch.empty(tuple(shape)))
-    return Begun(x, timesteps, x)
+    return StartState(x, timesteps, x)
 
 
 def drive(
-    name: str, runs: Mapping[K, Run[R]], network: Callable[[Tensor, Tensor, R, Tensor], Tensor],
-    schedule: NoiseSchedule, dtype: torch.dtype,
-) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:  # fmt: skip
+    name: str,
+    runs: Mapping[K, Run[R]],
+    network: Callable[[Tensor, Tensor, R, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    dtype: torch.dtype,
+) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
     """Run many samplers to their ends, with one network call a round; returns the final states. Raises
     `FloatingPointError` where one is not finite."""
     guided, reuse = ({key: getattr(run, name) for key, run in runs.items()} for name in ("guided", "reuse"))
@@ -161,7 +169,7 @@ def weighted(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack([vector * weight for vector, weight in zip(vectors, weights, strict=True)]).sum(dim=0)
 
 
-class Heard(NamedTuple):
+class PromptFeatures(NamedTuple):
     """What CLIP makes of prompts: embeddings [B, D], states [B, L, D] at full length, and which of them are real, bool
     [B, L]."""
 
@@ -207,50 +215,57 @@ class PriorStage:
             self._zero = self.stored.zero_image_embed().to(self.networks.device)
         return self._zero
 
-    def read(self, prompts: Sequence[str]) -> Prefix:
+    def encode_prompts(self, prompts: Sequence[str]) -> Prefix:
         """The prior's prefix for prompts, a row each."""
         tokens = self.tokenizer(list(prompts)).trimmed()
         features = self.text_encoder(tokens.ids.to(self.networks.device))
-        self.networks.leave(self.stored.text_encoder)
+        self.networks.release(self.stored.text_encoder)
         return self.network.prefill(features.hidden, features.embed, tokens.mask.to(self.networks.device))
 
-    def map(self, prompts: Sequence[str]) -> Tensor:
+    def map_prompts(self, prompts: Sequence[str]) -> Tensor:
         """The embeddings [n, D] that the linear prior gives prompts."""
-        embeds = self.hear(prompts).embed
+        embeds = self.encode_text(prompts).embed
         mapped = self.networks.get(self.stored.linear_prior)(embeds.to(self.networks.dtype)).float()
-        self.networks.leave(self.stored.linear_prior)
+        self.networks.release(self.stored.linear_prior)
         return mapped
 
-    def hear(self, prompts: Sequence[str]) -> Heard:
+    def encode_text(self, prompts: Sequence[str]) -> PromptFeatures:
         """What the prior is told of prompts, a row each, for those who want to look at it."""
         tokens = self.tokenizer(list(prompts))
         features = self.text_encoder(tokens.ids.to(self.networks.device))
-        self.networks.leave(self.stored.text_encoder)
-        return Heard(features.embed, features.hidden, tokens.mask.to(self.networks.device))
+        self.networks.release(self.stored.text_encoder)
+        return PromptFeatures(features.embed, features.hidden, tokens.mask.to(self.networks.device))
 
-    def look(self, images: Sequence[Image.Image]) -> Tensor:
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """The embeddings of pictures themselves, float32 [n, D]."""
         if self._processor is None:
             self._processor = self.stored.image_processor()
-        return self.look_at(self._processor(list(images)))
+        return self.encode_pixels(self._processor(list(images)))
 
-    def look_at(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """The embeddings [n, D] of pixels [n, 3, S, S] as CLIP's processor gives them."""
         embeds = self.image_encoder(pixels.to(self.networks.device, self.networks.dtype)).float()
-        self.networks.leave(self.stored.image_encoder)
+        self.networks.release(self.stored.image_encoder)
         return embeds
 
-    def lead(
-        self, read: Prefix, texts: Sequence[int], away: Sequence[int], weight: float | Tensor, sampler: str, begun: Begun,
-        noise: Draw, constrain: Constrain = keep,
-    ) -> Run[Prefix]:  # fmt: skip
+    def prepare_run(
+        self,
+        read: Prefix,
+        texts: Sequence[int],
+        away: Sequence[int],
+        weight: float | Tensor,
+        sampler: str,
+        begun: StartState,
+        noise: Draw,
+        constrain: Constrain = keep,
+    ) -> Run[Prefix]:
         """A run from `begun` towards `texts`, a row each, away from `away` as far as `weight` says (1: not). Both are indices
         of what was `read`, so that whatever is said twice is computed once."""
         device = begun.x.device
         weights = torch.as_tensor(weight, dtype=torch.float32, device=device).expand(len(texts))
         led = [row for row, much in zip(away, weights.tolist(), strict=True) if much != 1]
         said = list(dict.fromkeys([*texts, *led]))
-        ahead = self.network.ahead(read[torch.tensor(said, device=device)], begun.timesteps)
+        ahead = self.network.precompute_timesteps(read[torch.tensor(said, device=device)], begun.timesteps)
 
         def at(rows: Sequence[int]) -> Prefix:
             return ahead[torch.tensor([said.index(row) for row in rows], device=device)]
@@ -266,7 +281,7 @@ class PriorStage:
             finished = yield from drive("prior", runs, network, self.schedule, self.networks.dtype)
             return {key: network.denormalised(x) for key, x in finished.items()}
         finally:
-            self.networks.leave(self.stored.prior)
+            self.networks.release(self.stored.prior)
 
 
 class DecoderStage:
@@ -294,22 +309,31 @@ class DecoderStage:
     def encode(self, pixels: Tensor | np.ndarray) -> Tensor:
         """Latents [n, 4, h, w] of pixels [n, 3, H, W] in [-1, 1]."""
         z = self.movq.encode(torch.as_tensor(pixels).to(self.networks.device, self.networks.dtype)).float()
-        self.networks.leave(self.stored.movq)
+        self.networks.release(self.stored.movq)
         return z
 
-    def known(self, pixels: Tensor, repaint: Tensor) -> Known:
+    def inpaint_condition(self, pixels: Tensor, repaint: Tensor) -> InpaintCondition:
         """What inpainting keeps of pixels [n, 3, H, W] in [-1, 1], where `repaint` [n, 1, H, W] is 0; what is repainted grows
         by a cell of the latents (spec 1.6)."""
         z = self.encode(pixels)
         unknown = F.interpolate(repaint.to(z), size=z.shape[-2:], mode="nearest")
         grown = F.conv2d(unknown, GROWTH.to(z)[None, None], padding=1) > 0
-        return Known(z, 1 - grown.to(z))
+        return InpaintCondition(z, 1 - grown.to(z))
 
-    def lead(
-        self, embeds: Embeds, weight: float | Tensor, sampler: str, begun: Begun, noise: Draw, *,
-        hint: Tensor | None = None, known: Known | None = None, constrain: Constrain = keep,
-        interval: tuple[float, float] = (0, 1), reuse: int = 1,
-    ) -> Run[Conditioned]:  # fmt: skip
+    def prepare_run(
+        self,
+        embeds: Embeds,
+        weight: float | Tensor,
+        sampler: str,
+        begun: StartState,
+        noise: Draw,
+        *,
+        hint: Tensor | None = None,
+        known: InpaintCondition | None = None,
+        constrain: Constrain = keep,
+        interval: tuple[float, float] = (0, 1),
+        reuse: int = 1,
+    ) -> Run[Conditioned]:
         """A run from `begun` led by `embeds`, a row each. hint: [1 or n, 3, H, W] in [0, 1], on the canvas. known: what
         inpainting keeps; it is held before `constrain` has its say. interval, reuse: as `columns.Sampling` has them."""
         n = len(embeds.image)
@@ -322,12 +346,14 @@ class DecoderStage:
             return maps.expand(n, -1, -1, -1).repeat(len(told) // n, 1, 1, 1).to(device, dtype)
 
         hint, masked = (None if maps is None else spread(maps) for maps in (hint, known and known.masked))
-        both = self.unet.ahead(self.unet.condition(told.to(device, dtype), hint=hint, masked=masked), begun.timesteps)
+        both = self.unet.precompute_timesteps(
+            self.unet.condition(told.to(device, dtype), hint=hint, masked=masked), begun.timesteps
+        )
         cond, uncond = both[:n], both[-n:]
         if away is None:
             weights = torch.ones_like(weights)
         if known is not None:
-            constrain = _first_then(known.holds(begun, self.schedule), constrain)
+            constrain = _first_then(known.constraint(begun, self.schedule), constrain)
         job = Job(SAMPLERS[sampler](self.schedule, begun.x, begun.timesteps, noise), constrain)
         guided = Guided.by(cond, uncond, weights, self.schedule.stretch(*interval))
         return Run(job, len(begun.timesteps), guided, reuse)
@@ -337,14 +363,14 @@ class DecoderStage:
         try:
             return (yield from drive("decoder", runs, self.unet, self.schedule, self.networks.dtype))
         finally:
-            self.networks.leave(self.stored.unet)
+            self.networks.release(self.stored.unet)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents [n, 4, h, w], float32 [n, 3, H, W], about [-1, 1]; one by one, to save memory."""
         decoded = torch.cat(
             [self.movq.decode(z.to(self.networks.device, self.networks.dtype)).float() for z in latents.split(1)]
         )
-        self.networks.leave(self.stored.movq)
+        self.networks.release(self.stored.movq)
         if not bool(decoded.isfinite().all()):
             raise FloatingPointError("the decoded picture is not finite; nothing was saved. Use --dtype float32")
         return decoded

@@ -29,7 +29,7 @@ from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.report import Number, Plot, Report, Table
 from kandinsky22.evaluation.scores import Say, measured
 from kandinsky22.evaluation.sweep import Cell
-from kandinsky22.models.timestep_cache import led_first
+from kandinsky22.models.timestep_cache import repeat_guided
 from kandinsky22.models.unet import Conditioned
 from kandinsky22.request import Request, Sampling
 from kandinsky22.request.parts import EVERYWHERE
@@ -47,9 +47,12 @@ STREAM = 30  # of scenes: others than samplers are chosen by
 
 
 def grid(
-    template: Request, samplers: Sequence[str] = SAMPLERS_BESIDE, steps: Sequence[int] = STEPS,
-    intervals: Sequence[tuple[float, float]] = INTERVALS, reuse: Sequence[int] = REUSE,
-) -> dict[str, Request]:  # fmt: skip
+    template: Request,
+    samplers: Sequence[str] = SAMPLERS_BESIDE,
+    steps: Sequence[int] = STEPS,
+    intervals: Sequence[tuple[float, float]] = INTERVALS,
+    reuse: Sequence[int] = REUSE,
+) -> dict[str, Request]:
     """The cells by name, the exact one first: it again with other seeds; every reuse at the template's own steps and at fewer;
     guidance on part of the noise alone, and fewer steps of the prior alone. Raises `ValueError` for one that cannot be."""
     cells = exact(template)
@@ -103,16 +106,22 @@ class _Counting:
 
     calls = rows = deep = 0
 
-    def __call__(self, x: Tensor, t: Tensor, conditioned: Conditioned, led: Tensor) -> Tensor:
-        return self.renewed(x, t, conditioned, None, None, led)[0]
+    def __call__(self, x: Tensor, t: Tensor, conditioned: Conditioned, guided_rows: Tensor) -> Tensor:
+        return self.forward_cached(x, t, conditioned, None, None, guided_rows)[0]
 
-    def renewed(
-        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None, rows: Tensor | None, led: Tensor
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioned: Conditioned,
+        deep: Tensor | None,
+        rows: Tensor | None,
+        guided_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         self.calls += 1
         self.rows += len(conditioned)
         self.deep += len(conditioned) if deep is None else 0 if rows is None else len(rows)
-        answer = torch.zeros_like(led_first(x, led))
+        answer = torch.zeros_like(repeat_guided(x, guided_rows))
         return answer.repeat(1, 2, 1, 1), answer
 
 
@@ -161,14 +170,15 @@ def tried(folder: Path, cells: Sequence[Cell], model: Kandinsky, clip: ClipFeatu
         pairs = [(_pixels(run.picture(item)), _pixels(before.picture(item))) for item in run.items]
         made.append(
             Tried(
-                cell, work,
+                cell,
+                work,
                 seconds=mean(record["milliseconds"] for record in logged(run).values()) / 1000,
                 operations={name: work.operations(step) / full.operations(step) for name, step in steps.items()},
                 right=cell.above(exact),
                 pixels=mean(float(np.abs(ours - theirs).mean()) for ours, theirs in pairs),
                 cosine=float(F.cosine_similarity(_seen(folder / cell.name, clip, say), seen).mean()),
             )
-        )  # fmt: skip
+        )
         say("beside the exact pictures", i + 1, len(cells))
     return made
 
@@ -180,10 +190,21 @@ def report(model: str, made: Sequence[Tried], protocol: Mapping[str, Any]) -> Re
     chosen = {name: one for name in LOST if (one := best(made, name)) is not None}
     nets = list(exact.operations)
     header = (
-        "cell", "calls", "rows", "deep rows", *(f"% of the work, {name}" for name in nets), "s a picture",
-        "% whole caption", "% right but for the style", "gained (95% of captions)", "Frechet", "CMMD", "CLIP score",
-        "pixels apart", "cosine",
-    )  # fmt: skip
+        "cell",
+        "calls",
+        "rows",
+        "deep rows",
+        *(f"% of the work, {name}" for name in nets),
+        "s a picture",
+        "% whole caption",
+        "% right but for the style",
+        "gained (95% of captions)",
+        "Frechet",
+        "CMMD",
+        "CLIP score",
+        "pixels apart",
+        "cosine",
+    )
     points: dict[str, list[plots.Point]] = {}
     for one in ordered:
         family = one.cell.name.partition("-guided")[0].partition("-reuse")[0].partition("-prior")[0]
@@ -237,10 +258,18 @@ def _row(one: Tried) -> tuple[str, ...]:
     frechet = "" if one.cell.frechet is None else f"{one.cell.frechet:.1f}"
     rates = (str(one.cell.rates[name]) for name in ("whole", sweep.JUDGED))
     return (
-        one.cell.name, *map(str, one.work), *(f"{100 * share:.0f}" for share in one.operations.values()),
-        f"{one.seconds:.2f}", *rates, f"{gained:+.1f} ({low:+.1f} to {high:+.1f})", frechet,
-        f"{one.cell.cmmd:.2f}", f"{one.cell.clip_score:.1f}", f"{one.pixels:.1f}", f"{one.cosine:.3f}",
-    )  # fmt: skip
+        one.cell.name,
+        *map(str, one.work),
+        *(f"{100 * share:.0f}" for share in one.operations.values()),
+        f"{one.seconds:.2f}",
+        *rates,
+        f"{gained:+.1f} ({low:+.1f} to {high:+.1f})",
+        frechet,
+        f"{one.cell.cmmd:.2f}",
+        f"{one.cell.clip_score:.1f}",
+        f"{one.pixels:.1f}",
+        f"{one.cosine:.3f}",
+    )
 
 
 def _seen(folder: Path, clip: ClipFeatures, say: Say) -> Tensor:

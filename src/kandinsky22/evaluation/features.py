@@ -97,9 +97,15 @@ class ClipFeatures:
     """
 
     def __init__(
-        self, vision: CLIPVision, text: CLIPText, processor: CLIPImageProcessor, tokenizer: Tokenizer, *, name: str,
+        self,
+        vision: CLIPVision,
+        text: CLIPText,
+        processor: CLIPImageProcessor,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
         fingerprint: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.fingerprint = name, fingerprint
         self.dim = vision.config.projection_dim
         self.resize = f"centre crop, CLIP's bicubic to {processor.size}"
@@ -114,15 +120,16 @@ class ClipFeatures:
         """The two towers that a model itself works with. Raises `CheckpointError`."""
         device = torch.device(device)
         return cls(
-            stored.image_encoder.load(dtype, device), stored.text_encoder.load(dtype, device), stored.image_processor(),
-            stored.tokenizer, name="the model's own CLIP",
+            stored.image_encoder.load(dtype, device),
+            stored.text_encoder.load(dtype, device),
+            stored.image_processor(),
+            stored.tokenizer,
+            name="the model's own CLIP",
             fingerprint=f"{stored.image_encoder.fingerprint}+{stored.text_encoder.fingerprint}",
-        )  # fmt: skip
+        )
 
     @classmethod
-    def of_folder(
-        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Self:  # fmt: skip
+    def of_folder(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
         """A CLIP in a folder as transformers saves `CLIPModel`, such as openai/clip-vit-large-patch14-336 for CMMD and
         openai/clip-vit-base-patch32 for the CLIP score: config.json, the weights, preprocessor_config.json, vocab.json,
         merges.txt and tokenizer_config.json.
@@ -186,13 +193,22 @@ class _PairConfig(Config):
 
 TOWER_DEFAULTS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 TEXT_DEFAULTS = {
-    **TOWER_DEFAULTS, "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+    **TOWER_DEFAULTS,
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
     "max_position_embeddings": 77,
-}  # fmt: skip
+}
 VISION_DEFAULTS = {
-    **TOWER_DEFAULTS, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3,
-    "image_size": 224, "patch_size": 32,
-}  # fmt: skip
+    **TOWER_DEFAULTS,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
 
 
 def _tower(config: type[C], values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> C:

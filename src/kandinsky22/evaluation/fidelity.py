@@ -13,9 +13,16 @@ from PIL import Image
 from kandinsky22.compositions import Scene, judge, read, wilson
 
 ATTRIBUTES: Mapping[str, str] = {
-    "ground": "ground", "present": "asked colours present", "colors": "exactly the asked colours", "shape": "shape",
-    "count": "count", "relation": "relation", "plain": "all of these", "style": "style", "whole": "whole caption",
-}  # fmt: skip
+    "ground": "ground",
+    "present": "asked colours present",
+    "colors": "exactly the asked colours",
+    "shape": "shape",
+    "count": "count",
+    "relation": "relation",
+    "plain": "all of these",
+    "style": "style",
+    "whole": "whole caption",
+}
 """What is judged, and how it is said."""
 
 

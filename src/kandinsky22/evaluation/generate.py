@@ -80,9 +80,15 @@ def painter_of(backend: Backend) -> Painter:
 
 
 def begin(
-    backend: Backend, folder: Path, captions: Captions, request: Request, *, seed: int = 0,
-    check: Callable[[Request], None] = lambda template: None, noted: Callable[[], Mapping[str, Any]] = dict,
-) -> Run:  # fmt: skip
+    backend: Backend,
+    folder: Path,
+    captions: Captions,
+    request: Request,
+    *,
+    seed: int = 0,
+    check: Callable[[Request], None] = lambda template: None,
+    noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Run:
     """The run of captions in a folder, each painted as `request` says, with their prompts and seeds in its place; begun if it
     is not there.
 

@@ -126,8 +126,14 @@ class _Convolution(nn.Module):
     """Convolution, batch norm, ReLU."""
 
     def __init__(
-        self, entering: int, leaving: int, kernel: tuple[int, int], *, stride: int = 1, padding: tuple[int, int] = (0, 0)
-    ) -> None:  # fmt: skip
+        self,
+        entering: int,
+        leaving: int,
+        kernel: tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: tuple[int, int] = (0, 0),
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(entering, leaving, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(leaving, eps=1e-3)

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 from kandinsky22.backends.work_units import Pack
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.logs import locked
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.request import Request, Text
 
 RUN, MANIFEST, LOCK = "run.json", "manifest.jsonl", ".lock"
@@ -194,9 +194,9 @@ class Run:
     def _write(self) -> None:
         for torn in self.folder.glob(".*.part"):  # of one that was killed
             torn.unlink()
-        with whole(self.folder / MANIFEST) as partial:
+        with atomic_write(self.folder / MANIFEST) as partial:
             partial.write_text(_lines(self.items), encoding="utf-8")
-        with whole(self.folder / RUN) as partial:  # last: where it is, all is
+        with atomic_write(self.folder / RUN) as partial:  # last: where it is, all is
             partial.write_text(json.dumps(self.about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -34,10 +34,16 @@ def of_run(run: Run, features: Mapping[str, Features], command: str, **more: Any
     """
     painted_by = run.about.get("command", command)
     return {
-        "command": painted_by, **({"scored_by": command} if command != painted_by else {}), "run": run.about, **more,
-        "features": networks(features), "failed": sorted(failed(run)), "painted_on": painters(run), "scored_on": hardware(),
+        "command": painted_by,
+        **({"scored_by": command} if command != painted_by else {}),
+        "run": run.about,
+        **more,
+        "features": networks(features),
+        "failed": sorted(failed(run)),
+        "painted_on": painters(run),
+        "scored_on": hardware(),
         "versions": versions(),
-    }  # fmt: skip
+    }
 
 
 def painters(run: Run) -> list[dict[str, Any]]:
@@ -74,9 +80,12 @@ def of_reference(place: Path, statistics: Statistics) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what scores; what painted is told by the run."""
     return {
-        "kandinsky22": kandinsky22.__version__, "torch": torch.__version__, "numpy": np.__version__,
-        "pillow": PIL.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "kandinsky22": kandinsky22.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def hardware() -> dict[str, Any]:

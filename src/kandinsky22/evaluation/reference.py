@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kandinsky22.evaluation.features import Features
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.moments import Gaussian, Moments
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -35,8 +35,15 @@ ROUNDING = 1e-5  # of a published covariance, relative to its largest number
 ABOUT = "kandinsky22"  # in a file's metadata
 # What a decoder raises for a broken file; struct's and zlib's errors come from chunks beside the pixels
 BROKEN = (
-    OSError, SyntaxError, ValueError, LookupError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 Progress = Callable[[int, int], None]
 """(how many pictures are done, of how many)"""
@@ -209,10 +216,13 @@ def save(path: Path, statistics: Statistics) -> None:
     assert isinstance(statistics.moments, Moments) and statistics.by is not None
     moments = statistics.moments
     about = {
-        "weight": moments.weight, "by": statistics.by._asdict(), "names": statistics.names, "sizes": statistics.sizes,
-    }  # fmt: skip
+        "weight": moments.weight,
+        "by": statistics.by._asdict(),
+        "names": statistics.names,
+        "sizes": statistics.sizes,
+    }
     tensors = {"mean": moments.mean, "scatter": moments.scatter, "features": statistics.rows}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial, {ABOUT: json.dumps(about)})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 
 REPORT, PROTOCOL, PAGE = "report.json", "protocol.json", "report.html"
 SHOWN, THUMBNAIL = 48, 256  # pictures on the page, and their longer side in pixels
@@ -99,7 +99,7 @@ def write(folder: Path, report: Report) -> Path:
     parts = {field.name: getattr(report, field.name) for field in fields(report)}
     page = Environment(autoescape=True).from_string(template).render(**parts | {"protocol": _json(report.protocol)})
     for name, text in ((PROTOCOL, _json(report.protocol)), (REPORT, _json(report.values)), (PAGE, page)):
-        with whole(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
     return folder / PAGE
 

@@ -151,9 +151,11 @@ def fidelity(rates: Rates) -> Scores:
     }
     rows = [(ATTRIBUTES[name], str(rate), str(rate.of)) for name, rate in rates.items()]
     table = Table(
-        "Prompt fidelity", ("what", "% right (95% interval)", "pictures"), rows,
+        "Prompt fidelity",
+        ("what", "% right (95% interval)", "pictures"),
+        rows,
         "Read back from the pixels by the oracle of the picture world.",
-    )  # fmt: skip
+    )
     whole = rates["whole"]
     return Scores({"fidelity": values}, (Number("whole caption right", f"{whole} %", "by the oracle"),), (), (table,))
 

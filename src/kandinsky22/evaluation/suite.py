@@ -25,7 +25,7 @@ from kandinsky22.evaluation.manifest import NOTED, Run, Shard, unfilled
 from kandinsky22.evaluation.reference import Statistics
 from kandinsky22.evaluation.report import SHOWN, Plot, Report, Shown, Table
 from kandinsky22.evaluation.scores import Say, Scores, measured
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.request import Defaults, Request
 
 WORLD_SEED = 22  # the training of the box draws scenes from 0, and looks at those of 1
@@ -49,9 +49,16 @@ def painted(run: Run) -> dict[str, Path]:
 
 
 def complete(
-    folder: Path, captions: Captions, request: Request, *, seed: int | None = None, batch: int | None = None,
-    dtype: str | None = None, model: Kandinsky | None = None, retry: bool = False,
-) -> Run | None:  # fmt: skip
+    folder: Path,
+    captions: Captions,
+    request: Request,
+    *,
+    seed: int | None = None,
+    batch: int | None = None,
+    dtype: str | None = None,
+    model: Kandinsky | None = None,
+    retry: bool = False,
+) -> Run | None:
     """The run of a folder that needs no more painting, so that it can be scored where its model is not. None where there is none,
     or it has to be gone on with: to `retry` captions that failed, too.
 
@@ -124,10 +131,19 @@ def measure_part(run: Run, shard: Shard, networks: Mapping[str, Features], say: 
 
 
 def coco(
-    run: Run, place: Path, theirs: Statistics, inception: Features, *, clip: ClipFeatures | None = None,
-    cmmd: tuple[ClipFeatures, Statistics] | None = None, kid_size: int, any_size: bool, say: Say, command: str,
+    run: Run,
+    place: Path,
+    theirs: Statistics,
+    inception: Features,
+    *,
+    clip: ClipFeatures | None = None,
+    cmmd: tuple[ClipFeatures, Statistics] | None = None,
+    kid_size: int,
+    any_size: bool,
+    say: Say,
+    command: str,
     remarks: Sequence[str] = (),
-) -> Report:  # fmt: skip
+) -> Report:
     """The card's evaluation of a painted run against the statistics `theirs`, of what is at `place`. clip: for the CLIP score.
     cmmd: a CLIP, and the statistics of the same real pictures by it. remarks: what else is to be said.
 
@@ -163,10 +179,15 @@ def coco(
         said.append("CMMD is left out: no CLIP for it was named.")
     total = scores.total(parts)
     return _report(
-        run, f"{run.template.model} on {len(pictures)} captions", "Zero-shot, after the model card's COCO_30k.",
-        total + _beside_the_card(run.template.model, total.values["fid"], len(pictures)), networks,
-        {"reference": protocol.of_reference(place, theirs), "comparison": how}, command, said,
-    )  # fmt: skip
+        run,
+        f"{run.template.model} on {len(pictures)} captions",
+        "Zero-shot, after the model card's COCO_30k.",
+        total + _beside_the_card(run.template.model, total.values["fid"], len(pictures)),
+        networks,
+        {"reference": protocol.of_reference(place, theirs), "comparison": how},
+        command,
+        said,
+    )
 
 
 def world_scenes(count: int, *stream: int) -> list[Scene]:
@@ -208,25 +229,42 @@ def world(run: Run, clip: ClipFeatures, *, say: Say, command: str) -> Report:
         parts.append(scores.kernel(ours, theirs, size))
     parts.append(scores.mean_discrepancy(ours, theirs))
     return _report(
-        run, f"{run.template.model} in the picture world, {len(pictures)} captions",
+        run,
+        f"{run.template.model} in the picture world, {len(pictures)} captions",
         "Fresh scenes that no training saw; distances are over the model's own CLIP, so they compare with each other alone.",
-        scores.total(parts), {"clip": clip}, {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes"}, command,
-    )  # fmt: skip
+        scores.total(parts),
+        {"clip": clip},
+        {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes"},
+        command,
+    )
 
 
 def _report(
-    run: Run, title: str, summary: str, total: Scores, features: Mapping[str, Features], more: Mapping[str, Any],
-    command: str, remarks: Sequence[str] = (),
-) -> Report:  # fmt: skip
+    run: Run,
+    title: str,
+    summary: str,
+    total: Scores,
+    features: Mapping[str, Features],
+    more: Mapping[str, Any],
+    command: str,
+    remarks: Sequence[str] = (),
+) -> Report:
     lost = failed(run)
     if lost:
         remarks = [f"{len(lost)} of {len(run.items)} captions could not be painted and are left out.", *remarks]
     shown = [Shown(run.picture(item), item.caption) for item in run.items if item.id not in lost][:SHOWN]
     values = {"pictures": len(run.items) - len(lost), "features": protocol.networks(features)}
     return Report(
-        title=title, summary=summary, values=total.values | values, protocol=protocol.of_run(run, features, command, **more),
-        numbers=total.numbers, remarks=remarks, plots=total.plots, tables=total.tables, shown=shown,
-    )  # fmt: skip
+        title=title,
+        summary=summary,
+        values=total.values | values,
+        protocol=protocol.of_run(run, features, command, **more),
+        numbers=total.numbers,
+        remarks=remarks,
+        plots=total.plots,
+        tables=total.tables,
+        shown=shown,
+    )
 
 
 def _beside_the_card(model: str, fid: float, count: int) -> Scores:
@@ -253,7 +291,7 @@ def draw_true(folder: Path, count: int, template: Request, say: Say) -> dict[str
         path = found[f"{i:05}.png"] = folder / f"{height}x{width}" / f"{i:05}.png"
         if not path.exists():
             shown = scene if height == width else scene.stretched(height / side, width / side)
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 Image.fromarray(render(shown, side)).save(partial, "PNG")
         say("drawing true pictures", i + 1, count)
     return found

@@ -81,10 +81,16 @@ class Cell:
         """As JSON holds it."""
         shares = {name: {"share": rate.share, "interval": [*rate.interval]} for name, rate in self.rates.items()}
         return {
-            "cell": self.name, "calls": self.calls, "guidance_scale": self.request.decoder.guidance_scale,
-            "rates": shares, "judged": [*self.interval], "by_seed": self.by_seed,
-            "clip_score": self.clip_score, "cmmd": self.cmmd, "frechet": self.frechet,
-        }  # fmt: skip
+            "cell": self.name,
+            "calls": self.calls,
+            "guidance_scale": self.request.decoder.guidance_scale,
+            "rates": shares,
+            "judged": [*self.interval],
+            "by_seed": self.by_seed,
+            "clip_score": self.clip_score,
+            "cmmd": self.cmmd,
+            "frechet": self.frechet,
+        }
 
 
 def grid(template: Request, samplers: Sequence[str] = SAMPLERS, steps: Sequence[int] = STEPS) -> dict[str, Request]:
@@ -112,9 +118,16 @@ def linear(name: str, chosen: Request) -> dict[str, Request]:
 
 
 def expect(
-    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
-    stream: int = STREAM, retry: bool = False, noted: Callable[[], Mapping[str, Any]] = dict,
-) -> Estimate:  # fmt: skip
+    painter: Painter,
+    folder: Path,
+    cells: Mapping[str, Request],
+    scenes: int = SCENES,
+    seeds: int = SEEDS,
+    *,
+    stream: int = STREAM,
+    retry: bool = False,
+    noted: Callable[[], Mapping[str, Any]] = dict,
+) -> Estimate:
     """What all cells still need, before they are painted. Where nothing is known of how long their pictures take, a pack each
     of the cell with the most and of the one with the fewest network calls is painted and timed; others lie between.
     stream: of scenes. retry: as `generate` takes it. noted: see `Run.begun`.
@@ -143,9 +156,15 @@ def expect(
 
 
 def paint(
-    painter: Painter, folder: Path, cells: Mapping[str, Request], scenes: int = SCENES, seeds: int = SEEDS, *,
-    stream: int = STREAM, retry: bool = False,
-) -> Iterator[tuple[str, Standing]]:  # fmt: skip
+    painter: Painter,
+    folder: Path,
+    cells: Mapping[str, Request],
+    scenes: int = SCENES,
+    seeds: int = SEEDS,
+    *,
+    stream: int = STREAM,
+    retry: bool = False,
+) -> Iterator[tuple[str, Standing]]:
     """Paint every cell's captions, telling which and how far it is; retry: as `generate` takes it."""
     for name, request in cells.items():
         for standing in generate(
@@ -185,10 +204,12 @@ def protocol(folder: Path, names: Sequence[str], clip: ClipFeatures, command: st
     scenes = len({item.caption for item in first.items})
     lost = {name: sorted(failed(run)) for name, run in runs.items()}
     return of_run(first, {"clip": clip}, command) | {
-        "cells": cells, "captions": {"scenes": scenes, "pictures": len(first.items)}, "failed": lost,
+        "cells": cells,
+        "captions": {"scenes": scenes, "pictures": len(first.items)},
+        "failed": lost,
         "oracle": f"{JUDGED}: {fidelity.ATTRIBUTES[JUDGED]}",
         "reference": f"{len(first.items)} true pictures of other fresh scenes",
-    }  # fmt: skip
+    }
 
 
 def report(
@@ -246,9 +267,17 @@ RULE = f"at most {WITHIN:.0%} below the best, with the style and without it,"
 def _header(against: Cell) -> tuple[str, ...]:
     judged = "% right but for the style (95%)"
     return (
-        "cell", "network calls", judged, f"points against {against.name} (95%, by caption)", "over seeds", "shape", "count",
-        "whole", "CLIP score", "CMMD",
-    )  # fmt: skip
+        "cell",
+        "network calls",
+        judged,
+        f"points against {against.name} (95%, by caption)",
+        "over seeds",
+        "shape",
+        "count",
+        "whole",
+        "CLIP score",
+        "CMMD",
+    )
 
 
 def _row(cell: Cell, against: Cell) -> tuple[str, ...]:
@@ -328,11 +357,16 @@ def _judged(folder: Path, name: str, clip: ClipFeatures, say: Say, seeds: int, s
     ours = measured(pictures, clip, run.folder, "pictures", say)
     captions = {item.id: item.caption for item in run.items}
     return Cell(
-        name, run.template, fidelity.rates(told.values()), by_caption, by_seed,
-        caption_score(ours, captions, clip, say).values["clip_score"]["mean"], mean_discrepancy(ours, theirs).values["cmmd"],
+        name,
+        run.template,
+        fidelity.rates(told.values()),
+        by_caption,
+        by_seed,
+        caption_score(ours, captions, clip, say).values["clip_score"]["mean"],
+        mean_discrepancy(ours, theirs).values["cmmd"],
         frechet(ours.moments, theirs.moments) if min(ours.count, theirs.count) > clip.dim else None,
         {picture: Shown(path, captions[picture]) for picture, path in pictures.items()},
-    )  # fmt: skip
+    )
 
 
 def _means(told: Mapping[str, Mapping[str, bool]], part: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.request import Request
 
 RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
@@ -44,7 +44,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlu
             f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
         )
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             image.save(partial, "PNG", pnginfo=info)
     except OSError as error:
         raise ValueError(
@@ -117,7 +117,7 @@ def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fp
     )
     ending = path.suffix.lower()
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             if ending == ".gif":
                 images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
             elif ending in (".png", ".apng"):

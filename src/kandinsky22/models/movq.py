@@ -52,10 +52,14 @@ class MoVQConfig(Config):
     def architecture(self) -> Mapping[str, Any]:
         plain = len(self.block_out_channels) - 1
         return {
-            "_class_name": "VQModel", "act_fn": "silu", "in_channels": 3, "out_channels": 3, "norm_type": "spatial",
+            "_class_name": "VQModel",
+            "act_fn": "silu",
+            "in_channels": 3,
+            "out_channels": 3,
+            "norm_type": "spatial",
             "down_block_types": ["DownEncoderBlock2D"] * plain + ["AttnDownEncoderBlock2D"],
             "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * plain,
-        }  # fmt: skip
+        }
 
 
 class SpatialNorm(nn.Module):
@@ -150,9 +154,16 @@ class Block(nn.Module):
     """One level: residual blocks, each followed by attention where the level has it, then the resampling if any."""
 
     def __init__(
-        self, config: MoVQConfig, channels: int, out_channels: int, *, layers: int, attention: bool, spatial: bool,
+        self,
+        config: MoVQConfig,
+        channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        attention: bool,
+        spatial: bool,
         resample: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         widths = [channels, *[out_channels] * layers]
         self.resnets = nn.ModuleList(ResnetBlock(config, a, b, spatial) for a, b in pairwise(widths))
@@ -204,11 +215,16 @@ class Encoder(nn.Module):
         self.conv_in = Conv3x3(3, widths[0])
         self.down_blocks = nn.ModuleList(
             Block(
-                config, widths[max(i - 1, 0)], width, layers=config.layers_per_block, attention=i == last, spatial=False,
+                config,
+                widths[max(i - 1, 0)],
+                width,
+                layers=config.layers_per_block,
+                attention=i == last,
+                spatial=False,
                 resample="down" if i < last else None,
             )
             for i, width in enumerate(widths)
-        )  # fmt: skip
+        )
         self.mid_block = MidBlock(config, widths[-1], spatial=False)
         self.conv_norm_out = norm(config, widths[-1], spatial=False)
         self.conv_out = Conv3x3(widths[-1], config.latent_channels)
@@ -232,11 +248,16 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(config, widths[0], spatial=True)
         self.up_blocks = nn.ModuleList(
             Block(
-                config, widths[max(i - 1, 0)], width, layers=config.layers_per_block + 1, attention=i == 0, spatial=True,
+                config,
+                widths[max(i - 1, 0)],
+                width,
+                layers=config.layers_per_block + 1,
+                attention=i == 0,
+                spatial=True,
                 resample="up" if i < last else None,
             )
             for i, width in enumerate(widths)
-        )  # fmt: skip
+        )
         self.conv_norm_out = norm(config, widths[-1], spatial=True)
         self.conv_out = Conv3x3(widths[-1], 3)
 

@@ -3,7 +3,7 @@
 
 A causal transformer over [text states, text embedding, time, noisy image embedding, query], read at the query. Nothing
 of the text looks at x or t, so `prefill` computes its keys and values once. The time looks at the text and never at x, so
-`ahead` computes those of all timesteps of a run, side by side; `forward` is left with two tokens a step.
+`precompute_timesteps` computes those of all timesteps of a run, side by side; `forward` is left with two tokens a step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
-from kandinsky22.models.timestep_cache import Ahead, each, led_first
+from kandinsky22.models.timestep_cache import TimestepCache, each, repeat_guided
 
 STEP_TOKENS = 3  # time, noisy image embedding, query
 KeysValues: TypeAlias = tuple[Tensor, Tensor]  # [B, h, S, d] each
@@ -49,7 +49,7 @@ class Prefix:
 
     layers: tuple[KeysValues, ...]
     mask: Tensor
-    ahead: Ahead | None = None
+    timestep_cache: TimestepCache | None = None
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -64,10 +64,10 @@ class Prefix:
             for kvs in zip(*(p.layers for p in parts), strict=True)
         )
         mask = torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts])
-        return cls(layers, mask, Ahead.cat([p.ahead for p in parts]))
+        return cls(layers, mask, TimestepCache.cat([p.timestep_cache for p in parts]))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        ahead = None if self.ahead is None else self.ahead[rows]
+        ahead = None if self.timestep_cache is None else self.timestep_cache[rows]
         return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows], ahead)
 
     def __len__(self) -> int:
@@ -182,22 +182,22 @@ class PriorTransformer(nn.Module):
             layers.append(kv)
         return Prefix(tuple(layers), real)
 
-    def ahead(self, prefix: Prefix, timesteps: Sequence[int]) -> Prefix:
+    def precompute_timesteps(self, prefix: Prefix, timesteps: Sequence[int]) -> Prefix:
         """The prefix with what depends on text and time alone, for the timesteps of a run (of a long one, the first 100)."""
         t = each(timesteps, len(prefix))
-        return replace(prefix, ahead=Ahead(t, self._times(t.to(prefix.mask.device), prefix)))
+        return replace(prefix, timestep_cache=TimestepCache(t, self._times(t.to(prefix.mask.device), prefix)))
 
-    def forward(self, x: Tensor, t: Tensor, prefix: Prefix, led: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, prefix: Prefix, guided_rows: Tensor | None = None) -> Tensor:
         """Noisy normalised embeddings x [B, D] at timesteps t [B] -> the prediction of the clean ones, [B, D].
 
-        What the prefix has not ahead is computed. led: indices [n] of rows of x that are answered twice, as guidance needs it:
+        What the prefix has not ahead is computed. guided_rows: indices [n] of rows of x that are answered twice, as guidance needs it:
         prefix, t and what is returned have n rows for these and then B for all.
         """
-        times = None if prefix.ahead is None else prefix.ahead.at(t)
+        times = None if prefix.timestep_cache is None else prefix.timestep_cache.at(t)
         if times is None:
             times = self._times(t.to(x.device, non_blocking=True)[:, None], prefix)[:, 0]
         rows = len(prefix)
-        noisy = led_first(self.proj_in(x), led)
+        noisy = repeat_guided(self.proj_in(x), guided_rows)
         h = (
             torch.cat([noisy[:, None], self.prd_embedding.expand(rows, -1, -1)], dim=1)
             + self.positional_embedding[:, -2:]

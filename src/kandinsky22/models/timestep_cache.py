@@ -12,7 +12,7 @@ MOST = 100  # timesteps that are computed ahead; what they come to stays in memo
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class TimestepCache:
     """Values [B, T, ...] of B rows at T timesteps each.
 
     t: whole numbers [B, T], -1 where there is none; on the CPU, where they are looked at without waiting for a device.
@@ -48,6 +48,6 @@ def each(timesteps: Sequence[int], rows: int) -> Tensor:
     return torch.tensor(timesteps[:MOST], device="cpu").expand(rows, -1)
 
 
-def led_first(x: Tensor, led: Tensor | None) -> Tensor:
+def repeat_guided(x: Tensor, guided_rows: Tensor | None) -> Tensor:
     """Rows of a state or of what is made of it, as a guided network answers them: those that are led, once more, then all."""
-    return x if led is None or not len(led) else torch.cat([x[led], x])
+    return x if guided_rows is None or not len(guided_rows) else torch.cat([x[guided_rows], x])

@@ -1,8 +1,8 @@
 """The decoder's U-Net: predicts the noise in latents, given a CLIP image embedding (and, for some weights, a depth
 hint or a masked picture). Inpainting and depth differ from the plain decoder by configuration only.
 
-`condition` computes, once per run, all that depends on neither `x` nor `t`, and `ahead` what depends on `t` and not on `x`;
-`forward` the rest, and `renewed` does so with what the deeper levels said before, where that is to do.
+`condition` computes, once per run, all that depends on neither `x` nor `t`, and `precompute_timesteps` what depends on `t` and not on `x`;
+`forward` the rest, and `forward_cached` does so with what the deeper levels said before, where that is to do.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, TimestepEmbedding, attend, split_heads
-from kandinsky22.models.timestep_cache import Ahead, each, led_first
+from kandinsky22.models.timestep_cache import TimestepCache, each, repeat_guided
 
 IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
 HINT_WIDTHS = (
@@ -68,19 +68,39 @@ class UNetConfig(Config):
     def architecture(self) -> Mapping[str, Any]:
         attended = len(self.block_out_channels) - 1
         return {
-            "_class_name": "UNet2DConditionModel", "act_fn": "silu", "addition_embed_type_num_heads": 64,
-            "center_input_sample": False, "class_embed_type": None, "class_embeddings_concat": False, "conv_in_kernel": 3,
-            "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1, "dual_cross_attention": False,
-            "encoder_hid_dim_type": "image_proj", "flip_sin_to_cos": True, "freq_shift": 0,
-            "mid_block_only_cross_attention": None, "mid_block_scale_factor": 1,
-            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "num_class_embeds": None, "only_cross_attention": False,
-            "projection_class_embeddings_input_dim": None, "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False,
-            "resnet_time_scale_shift": "scale_shift", "time_cond_proj_dim": None, "time_embedding_act_fn": None,
-            "time_embedding_dim": None, "time_embedding_type": "positional", "timestep_post_act": None,
-            "upcast_attention": False, "use_linear_projection": False,
+            "_class_name": "UNet2DConditionModel",
+            "act_fn": "silu",
+            "addition_embed_type_num_heads": 64,
+            "center_input_sample": False,
+            "class_embed_type": None,
+            "class_embeddings_concat": False,
+            "conv_in_kernel": 3,
+            "conv_out_kernel": 3,
+            "cross_attention_norm": None,
+            "downsample_padding": 1,
+            "dual_cross_attention": False,
+            "encoder_hid_dim_type": "image_proj",
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "mid_block_only_cross_attention": None,
+            "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            "num_class_embeds": None,
+            "only_cross_attention": False,
+            "projection_class_embeddings_input_dim": None,
+            "resnet_out_scale_factor": 1.0,
+            "resnet_skip_time_act": False,
+            "resnet_time_scale_shift": "scale_shift",
+            "time_cond_proj_dim": None,
+            "time_embedding_act_fn": None,
+            "time_embedding_dim": None,
+            "time_embedding_type": "positional",
+            "timestep_post_act": None,
+            "upcast_attention": False,
+            "use_linear_projection": False,
             "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * attended,
             "up_block_types": ["SimpleCrossAttnUpBlock2D"] * attended + ["ResnetUpsampleBlock2D"],
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +115,7 @@ class Conditioned:
     embedding: Tensor
     image: tuple[tuple[Tensor, Tensor], ...]
     extra: Tensor | None
-    ahead: Ahead | None = None
+    timestep_cache: TimestepCache | None = None
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -105,12 +125,12 @@ class Conditioned:
             for k, v in (zip(*kvs, strict=True) for kvs in zip(*(p.image for p in parts), strict=True))
         )
         extras = [p.extra for p in parts if p.extra is not None]
-        embedding, ahead = torch.cat([p.embedding for p in parts]), Ahead.cat([p.ahead for p in parts])
+        embedding, ahead = torch.cat([p.embedding for p in parts]), TimestepCache.cat([p.timestep_cache for p in parts])
         return cls(embedding, image, torch.cat(extras) if extras else None, ahead)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         extra = None if self.extra is None else self.extra[rows]
-        ahead = None if self.ahead is None else self.ahead[rows]
+        ahead = None if self.timestep_cache is None else self.timestep_cache[rows]
         return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra, ahead)
 
     def __len__(self) -> int:
@@ -139,15 +159,15 @@ class ResnetBlock(nn.Module):
         scale, shift = self.time_emb_proj(emb).chunk(2, dim=1)
         return torch.cat([1 + scale, shift], dim=1)
 
-    def forward(self, x: Tensor, told: Tensor, led: Tensor | None = None) -> Tensor:
-        """`x` [B, C, H, W]; `told` [B, n] by all blocks of the network. led: as the network has it, where rows part here."""
+    def forward(self, x: Tensor, told: Tensor, guided_rows: Tensor | None = None) -> Tensor:
+        """`x` [B, C, H, W]; `told` [B, n] by all blocks of the network. guided_rows: as the network has it, where rows part here."""
         h = self.norm1(x)
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         h = self.conv1(h)
         if self.resample == "up":  # conv1 doubles by itself
             x = F.interpolate(x, scale_factor=2.0)
-        h, x = led_first(h, led), led_first(x, led)
+        h, x = repeat_guided(h, guided_rows), repeat_guided(x, guided_rows)
         scale, shift = told[:, self.part, None, None].chunk(2, dim=1)
         h = self.conv2(self.norm2(h, scale, shift))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
@@ -183,7 +203,7 @@ class Block(nn.Module):
 
     def __init__(
         self, config: UNetConfig, widths: Sequence[int], out_channels: int, *, attention: bool, resample: str | None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(config, width, out_channels) for width in widths)
         self.attentions = nn.ModuleList(Attention(config, out_channels) for _ in widths if attention)
@@ -192,9 +212,9 @@ class Block(nn.Module):
                 f"{resample}samplers", nn.ModuleList([ResnetBlock(config, out_channels, out_channels, resample)])
             )
 
-    def layer(self, i: int, x: Tensor, told: Tensor, kvs: KeysValues, led: Tensor | None = None) -> Tensor:
+    def layer(self, i: int, x: Tensor, told: Tensor, kvs: KeysValues, guided_rows: Tensor | None = None) -> Tensor:
         """Residual block `i` and its attention."""
-        x = self.resnets[i](x, told, led)
+        x = self.resnets[i](x, told, guided_rows)
         return self.attentions[i](x, next(kvs)) if len(self.attentions) else x
 
 
@@ -206,9 +226,9 @@ class DownBlock(Block):
         outputs = self.layers(x, told, kvs)
         return outputs + self.halved(outputs[-1], told)
 
-    def layers(self, x: Tensor, told: Tensor, kvs: KeysValues, led: Tensor | None = None) -> list[Tensor]:
-        """The output of every layer. led: as the network has it, where rows part in the first."""
-        outputs = [self.layer(0, x, told, kvs, led)]
+    def layers(self, x: Tensor, told: Tensor, kvs: KeysValues, guided_rows: Tensor | None = None) -> list[Tensor]:
+        """The output of every layer. guided_rows: as the network has it, where rows part in the first."""
+        outputs = [self.layer(0, x, told, kvs, guided_rows)]
         for i in range(1, len(self.resnets)):
             outputs.append(self.layer(i, outputs[-1], told, kvs))
         return outputs
@@ -323,37 +343,42 @@ class UNet(nn.Module):
         extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
         return Conditioned(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
 
-    def ahead(self, conditioned: Conditioned, timesteps: Sequence[int]) -> Conditioned:
+    def precompute_timesteps(self, conditioned: Conditioned, timesteps: Sequence[int]) -> Conditioned:
         """The condition with what depends on it and on t alone, for the timesteps of a run (of a long one, the first 100)."""
         t, embedding = each(timesteps, len(conditioned)), conditioned.embedding
         told = self._told(t.flatten().to(embedding.device), embedding.repeat_interleave(t.shape[1], dim=0))
-        return replace(conditioned, ahead=Ahead(t, told.unflatten(0, t.shape)))
+        return replace(conditioned, timestep_cache=TimestepCache(t, told.unflatten(0, t.shape)))
 
-    def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned, led: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned, guided_rows: Tensor | None = None) -> Tensor:
         """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w].
 
-        led: indices [n] of rows of x that are answered twice, as guidance needs it: t, the condition and what is returned have n
+        guided_rows: indices [n] of rows of x that are answered twice, as guidance needs it: t, the condition and what is returned have n
         rows for these and then B for all. Both of a picture's conditions have the same `extra`.
         """
-        return self.renewed(x, t, conditioned, led=led)[0]
+        return self.forward_cached(x, t, conditioned, guided_rows=guided_rows)[0]
 
-    def renewed(
-        self, x: Tensor, t: Tensor, conditioned: Conditioned, deep: Tensor | None = None, rows: Tensor | None = None,
-        led: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioned: Conditioned,
+        deep: Tensor | None = None,
+        rows: Tensor | None = None,
+        guided_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The output, and the deep features [B, C, h, w] it was made of: what the levels below the first send up to it.
 
         deep: those of an earlier call, None where there was none. rows: indices [b] of the rows whose deep features are
         computed anew, the others keep theirs; without `deep` it is all of them. DeepCache: Ma et al. 2023
         (arXiv:2312.00858), section 3.2, at the first level's end.
         """
-        told = None if conditioned.ahead is None else conditioned.ahead.at(t)
+        told = None if conditioned.timestep_cache is None else conditioned.timestep_cache.at(t)
         if told is None:
             told = self._told(t.to(x.device, non_blocking=True), conditioned.embedding)
         if conditioned.extra is not None:
             x = torch.cat([x, conditioned.extra[-len(x) :]], dim=1)
         h = self.conv_in(x)
-        skips = [led_first(h, led), *self._first.layers(h, told, iter(()), led)]
+        skips = [repeat_guided(h, guided_rows), *self._first.layers(h, told, iter(()), guided_rows)]
         if deep is None:
             deep = self._below(skips[-1], told, conditioned.image)
         elif rows is not None and len(rows):

@@ -109,10 +109,14 @@ class _Pipeline(Assembly):
         if wrong := [name for name in wanted if name not in self.TENSORS]:
             raise ValueError(f"a callback can ask for {', '.join(self.TENSORS)}, not for {', '.join(wrong)}")
         return {
-            "steps": a.num_inference_steps, "guidance": a.guidance_scale, "sampler": self.scheduler.sampler,
-            "generator": a.generator, "latents": a.latents, "each": a.num_images_per_prompt,
+            "steps": a.num_inference_steps,
+            "guidance": a.guidance_scale,
+            "sampler": self.scheduler.sampler,
+            "generator": a.generator,
+            "latents": a.latents,
+            "each": a.num_images_per_prompt,
             "told": Told(self, a.callback_on_step_end, wanted, a.callback, a.callback_steps or 1),
-        }  # fmt: skip
+        }
 
 
 class KandinskyV22PriorPipeline(_Pipeline):
@@ -124,7 +128,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
 
     def __init__(
         self, prior: Any, image_encoder: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, image_processor: Any
-    ) -> None:  # fmt: skip
+    ) -> None:
         given = (prior, image_encoder, text_encoder, tokenizer, scheduler, image_processor)
         super().__init__(dict(zip(self.PARTS, given, strict=True)))
         PriorParts(**self.parts)  # raises where they do not fit each other
@@ -139,20 +143,33 @@ class KandinskyV22PriorPipeline(_Pipeline):
 
     @torch.no_grad()
     def interpolate(
-        self, images_and_prompts: Sequence[Any], weights: Sequence[float], num_images_per_prompt: int = 1,
-        num_inference_steps: int = 25, generator: Any = None, latents: Tensor | None = None,
-        negative_prior_prompt: Any = None, negative_prompt: Any = "", guidance_scale: float = 4.0, device: Any = None,
-    ) -> KandinskyPriorPipelineOutput:  # fmt: skip
+        self,
+        images_and_prompts: Sequence[Any],
+        weights: Sequence[float],
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 25,
+        generator: Any = None,
+        latents: Tensor | None = None,
+        negative_prior_prompt: Any = None,
+        negative_prompt: Any = "",
+        guidance_scale: float = 4.0,
+        device: Any = None,
+    ) -> KandinskyPriorPipelineOutput:
         """A weighted sum of the embeddings of texts, PIL pictures, and pixels [1, 3, S, S] as CLIP sees them.
 
         Where diffusers runs the prior for an embedding that it then does not use, only the noise is drawn.
         """
         weights = mixture(images_and_prompts, weights)
         how = {
-            **ABSENT, "num_images_per_prompt": num_images_per_prompt, "num_inference_steps": num_inference_steps,
-            "generator": generator, "latents": latents, "guidance_scale": guidance_scale, "output_type": "pt",
+            **ABSENT,
+            "num_images_per_prompt": num_images_per_prompt,
+            "num_inference_steps": num_inference_steps,
+            "generator": generator,
+            "latents": latents,
+            "guidance_scale": guidance_scale,
+            "output_type": "pt",
             "negative_prompt": negative_prior_prompt,
-        }  # fmt: skip
+        }
 
         def asked(prompt: Any) -> Words:
             return self.asked(SimpleNamespace(**how | {"prompt": prompt}))
@@ -165,7 +182,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
         if avoided.negatives:
             return self.out(Embeds(mixed, self.embeds(avoided).negative))
         only_draw(prior_run(self.stage, avoided))
-        self.stage.networks.leave(self.stage.stored.prior)
+        self.stage.networks.release(self.stage.stored.prior)
         return self.out(Embeds(mixed, None))
 
     def asked(self, a: SimpleNamespace) -> Words:
@@ -187,13 +204,15 @@ class KandinskyV22PriorPipeline(_Pipeline):
         """Of a text, a picture, or pixels, `each` times."""
         if isinstance(part, Words):
             return self.embeds(part).image
-        return rows(self.stage.look_at(part) if isinstance(part, Tensor) else self.stage.look([part]), each)
+        return rows(
+            self.stage.encode_pixels(part) if isinstance(part, Tensor) else self.stage.encode_images([part]), each
+        )
 
     def out(self, embeds: Embeds, output_type: str = "pt") -> KandinskyPriorPipelineOutput:
         """As it is given back; where there are no negative embeddings, the empty picture's."""
         image, negative = embeds
         negative = self.stage.zero_image_embed.repeat(len(image), 1) if negative is None else negative
-        both = [part.to(self.networks.held) for part in (image, negative)]
+        both = [part.to(self.networks.weight_dtype) for part in (image, negative)]
         return KandinskyPriorPipelineOutput(*(part.cpu().numpy() if output_type == "np" else part for part in both))
 
 
@@ -253,10 +272,10 @@ class _Decoder(_Pipeline):
         run, held = decoder_run(self.stage, asked, embeds)
         latents = held(self.driven(self.stage.sample({0: run})), -1)
         if output_type == "latent":
-            return ImagePipelineOutput(latents.to(self.networks.held))
+            return ImagePipelineOutput(latents.to(self.networks.weight_dtype))
         made = self.stage.decode(latents)
         if output_type == "pt":
-            return ImagePipelineOutput((pixels.in_unit(made) if self.UNIT else made).to(self.networks.held))
+            return ImagePipelineOutput((pixels.in_unit(made) if self.UNIT else made).to(self.networks.weight_dtype))
         return ImagePipelineOutput(pixels.to_arrays(made) if output_type == "np" else [to_image(one) for one in made])
 
 
@@ -302,12 +321,25 @@ class KandinskyV22CombinedPipeline(Joint, _Pipeline):
     DECODER: ClassVar[type[_Decoder]] = KandinskyV22Pipeline
 
     def __init__(
-        self, unet: Any, scheduler: Any, movq: Any, prior_prior: Any, prior_image_encoder: Any, prior_text_encoder: Any,
-        prior_tokenizer: Any, prior_scheduler: Any, prior_image_processor: Any,
-    ) -> None:  # fmt: skip
+        self,
+        unet: Any,
+        scheduler: Any,
+        movq: Any,
+        prior_prior: Any,
+        prior_image_encoder: Any,
+        prior_text_encoder: Any,
+        prior_tokenizer: Any,
+        prior_scheduler: Any,
+        prior_image_processor: Any,
+    ) -> None:
         self.prior_pipe = KandinskyV22PriorPipeline(
-            prior_prior, prior_image_encoder, prior_text_encoder, prior_tokenizer, prior_scheduler, prior_image_processor
-        )  # fmt: skip
+            prior_prior,
+            prior_image_encoder,
+            prior_text_encoder,
+            prior_tokenizer,
+            prior_scheduler,
+            prior_image_processor,
+        )
         self.decoder_pipe = self.DECODER(unet, scheduler, movq)
         self.place(self.decoder_pipe.device, self.decoder_pipe.dtype)
 
@@ -394,4 +426,4 @@ __all__ = [
     "KandinskyV22PriorPipeline",
     "UnCLIPScheduler",
     "load_image",
-]  # fmt: skip
+]

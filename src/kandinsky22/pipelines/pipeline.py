@@ -147,7 +147,7 @@ class Assembly:
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write a folder that this package and diffusers load; always safetensors. Raises `ValueError` where it is a file."""
         folder = Path(save_directory)
         if taken := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:

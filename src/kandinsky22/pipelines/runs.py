@@ -14,7 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep, start_at
-from kandinsky22.engine.stages import Begun, Constrain, DecoderStage, Embeds, Known, PriorStage, Run, begin, rows
+from kandinsky22.engine.stages import (
+    Constrain,
+    DecoderStage,
+    Embeds,
+    InpaintCondition,
+    PriorStage,
+    Run,
+    StartState,
+    begin,
+    rows,
+)
 from kandinsky22.models.prior import Prefix
 from kandinsky22.models.unet import Conditioned
 from kandinsky22.pipelines.arguments import check_finite, number, whole
@@ -166,12 +176,12 @@ class Words(How):
 def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
     """A run for all prompts and then all negative prompts, which are led away from themselves: not at all."""
     device = stage.networks.device
-    noise = a.noise(stage.networks.held)
+    noise = a.noise(stage.networks.weight_dtype)
     sampled, led = [*a.prompts, *a.negatives], a.weight != 1
     away = (list(a.negatives) * 2 or [""] * len(sampled)) if led else sampled
     weights = [a.weight] * (a.each * len(a.prompts)) + [1.0] * (a.each * len(a.negatives))
     words = list(dict.fromkeys([*sampled, *away]))
-    read = stage.read(words)
+    read = stage.encode_prompts(words)
 
     def places(texts: Sequence[str]) -> list[int]:
         return [words.index(text) for text in texts for _ in range(a.each)]
@@ -184,18 +194,18 @@ def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
         begun = begin(stage.schedule, a.steps, noise, start=(clean[shared], a.strength))
 
     def tensors() -> dict[str, Tensor]:
-        embed, hidden, mask = (rows(part, a.each) for part in stage.hear([*away, *sampled] if led else sampled))
+        embed, hidden, mask = (rows(part, a.each) for part in stage.encode_text([*away, *sampled] if led else sampled))
         return {"prompt_embeds": embed, "text_encoder_hidden_states": hidden, "text_mask": mask}
 
     told = a.told.through(begun.timesteps, tensors)
     weight = torch.tensor(weights, device=device)
-    return stage.lead(read, places(sampled), places(away), weight, a.sampler, begun, noise, told)
+    return stage.prepare_run(read, places(sampled), places(away), weight, a.sampler, begun, noise, told)
 
 
 def _embeddings(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Tensor:
     if not isinstance(start, Tensor):
-        return stage.look(start)
-    return start.float() if start.ndim == 2 else stage.look_at(start)
+        return stage.encode_images(start)
+    return start.float() if start.ndim == 2 else stage.encode_pixels(start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,11 +264,11 @@ class Canvas(How):
 
 def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Conditioned], Constrain]:
     """A run led by `embeds`, one for `each` rows; and what to do with its end, which has t = -1."""
-    device, dtype = stage.networks.device, stage.networks.held
+    device, dtype = stage.networks.device, stage.networks.weight_dtype
     image = rows(embeds.image.to(device), a.each)
     negative = None if embeds.negative is None else rows(embeds.negative.to(device), a.each)
     noise = a.noise(dtype)
-    known: Known | None = None
+    known: InpaintCondition | None = None
     held: Constrain = keep
     if a.start is not None:
         begun = _begun_from(stage, a, a.start.to(device))
@@ -268,9 +278,9 @@ def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Con
         )
     if a.known is not None:
         many = max(map(len, a.known))
-        known = stage.known(*(part.expand(many, -1, -1, -1).to(device) for part in a.known))
-        known = Known(*(rows(part, a.each) if many > 1 else part for part in known))
-        held = known.holds(begun, stage.schedule)
+        known = stage.inpaint_condition(*(part.expand(many, -1, -1, -1).to(device) for part in a.known))
+        known = InpaintCondition(*(rows(part, a.each) if many > 1 else part for part in known))
+        held = known.constraint(begun, stage.schedule)
     hint = a.hint if a.hint is None or len(a.hint) == 1 else rows(a.hint, a.each)
 
     def tensors() -> dict[str, Tensor]:
@@ -285,17 +295,19 @@ def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Con
         return shown
 
     told = a.told.through(begun.timesteps, tensors)
-    run = stage.lead(Embeds(image, negative), a.weight, a.sampler, begun, noise, hint=hint, known=known, constrain=told)
+    run = stage.prepare_run(
+        Embeds(image, negative), a.weight, a.sampler, begun, noise, hint=hint, known=known, constrain=told
+    )
     return run, held
 
 
-def _begun_from(stage: DecoderStage, a: Canvas, start: Tensor) -> Begun:
+def _begun_from(stage: DecoderStage, a: Canvas, start: Tensor) -> StartState:
     """From pixels or latents (spec 7, row 6)."""
     z = start if start.shape[1] == stage.stored.movq.config.latent_channels else stage.encode(start)
     z = rows(z, a.each)
     if (a.apart or a.each > 1) and len(z) != a.total:
         z = z[:1].expand(a.total, -1, -1, -1)
-    begun = begin(stage.schedule, a.steps, a.noise(stage.networks.held, len(z)), start=(z, a.strength))
+    begun = begin(stage.schedule, a.steps, a.noise(stage.networks.weight_dtype, len(z)), start=(z, a.strength))
     return begun._replace(x=begun.x.expand(a.total, -1, -1, -1))
 
 

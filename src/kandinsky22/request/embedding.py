@@ -123,12 +123,12 @@ class Embedding:
         """Write a safetensors file: the tensor `image_embeds` [1, D], and in its metadata the encoder and what made it."""
         from safetensors.numpy import save_file
 
-        from kandinsky22.files import whole
+        from kandinsky22.files import atomic_write
 
         path = Path(path).expanduser()
         said = {ENCODER: self.encoder, MADE_BY: json.dumps(self.made_by, ensure_ascii=False)}
         try:
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 save_file({KEY: self.vector[None].copy()}, partial, metadata=said)
         except OSError as error:
             raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place") from error

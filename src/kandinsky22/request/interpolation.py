@@ -32,9 +32,14 @@ def embeddings(stops: Sequence[Embedding], frames: int, *, loop: bool = False, p
 
 
 def requests(
-    stops: Sequence[Embedding], frames: int, like: Request, *, loop: bool = False, path: Path = "slerp",
+    stops: Sequence[Embedding],
+    frames: int,
+    like: Request,
+    *,
+    loop: bool = False,
+    path: Path = "slerp",
     noise: Literal["held", "turned"] = "held",
-) -> list[Request]:  # fmt: skip
+) -> list[Request]:
     """A request for each frame, `like` another one with a seed in all but the embedding.
 
     noise: "held" paints every frame from the same noise; "turned" turns it to that of the next seed (with `loop` all the way

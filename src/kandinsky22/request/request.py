@@ -183,7 +183,7 @@ class Request:
         seed, varied = (s if s is None else s + k for s in (self.seed, self.variation_seed))
         return replace(self, num_images=1, seed=seed, variation_seed=varied)
 
-    def company(self, index: int, of: int) -> Self:
+    def batch_of(self, index: int, of: int) -> Self:
         """The request for `of` pictures of which this one is picture `index`: what `single` came from. Raises `ValueError`
         where there is none."""
         seed, varied = (s if s is None else s - index for s in (self.seed, self.variation_seed))

@@ -124,21 +124,40 @@ def variations(*, image: Source, **how: Unpack[How]) -> Request:
 
 
 def inpaint(
-    prompt: str, *, image: Source, mask_image: Source, mask_mode: Literal["white", "black"] = "white", feather: int = 0,
-    paste_back: bool = True, crop: bool | None = None, **how: Unpack[How],
-) -> Request:  # fmt: skip
+    prompt: str,
+    *,
+    image: Source,
+    mask_image: Source,
+    mask_mode: Literal["white", "black"] = "white",
+    feather: int = 0,
+    paste_back: bool = True,
+    crop: bool | None = None,
+    **how: Unpack[How],
+) -> Request:
     """A part of a picture painted anew; the rest keeps its pixels."""
     mask = Mask(
-        image=Picture.of(image), area=Picture.of(mask_image, mask=True), repaint=mask_mode, feather=feather,
-        paste_back=paste_back, crop=crop,
-    )  # fmt: skip
+        image=Picture.of(image),
+        area=Picture.of(mask_image, mask=True),
+        repaint=mask_mode,
+        feather=feather,
+        paste_back=paste_back,
+        crop=crop,
+    )
     return _request(Text(prompt), how, mask=mask)
 
 
 def outpaint(
-    prompt: str, *, image: Source, left: int = 0, right: int = 0, top: int = 0, bottom: int = 0, feather: int = 0,
-    paste_back: bool = True, **how: Unpack[How],
-) -> Request:  # fmt: skip
+    prompt: str,
+    *,
+    image: Source,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    feather: int = 0,
+    paste_back: bool = True,
+    **how: Unpack[How],
+) -> Request:
     """A picture extended beyond its edges.
 
     Without sides, by a quarter of its longer side all around.
@@ -152,9 +171,14 @@ def outpaint(
 
 
 def controlnet(
-    prompt: str, *, hint: Source, image: Source | None = None, strength: float | None = None, prior_strength: float | None = None,
+    prompt: str,
+    *,
+    hint: Source,
+    image: Source | None = None,
+    strength: float | None = None,
+    prior_strength: float | None = None,
     **how: Unpack[How],
-) -> Request:  # fmt: skip
+) -> Request:
     """A picture that follows a depth picture.
 
     With an image it keeps more of that: the prior starts from its embedding, and the decoder from its latents.
@@ -200,9 +224,12 @@ def _request(condition: Condition, how: How, **columns: Any) -> Request:
 def _sampling(said: dict[str, Any], stage: str) -> Sampling:
     """A stage's part of what was said, taken out of it."""
     names = {
-        "sampler": "sampler", "num_inference_steps": "steps", "guidance_scale": "guidance_scale",
-        "guidance_interval": "guidance_interval", "reuse": "reuse",
-    }  # fmt: skip
+        "sampler": "sampler",
+        "num_inference_steps": "steps",
+        "guidance_scale": "guidance_scale",
+        "guidance_interval": "guidance_interval",
+        "reuse": "reuse",
+    }
     return Sampling(**{field: said.pop(stage + name) for name, field in names.items() if stage + name in said})
 
 

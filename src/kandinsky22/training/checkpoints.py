@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.training.loop import Training
 from kandinsky22.training.settings import Settings
 
@@ -42,7 +42,7 @@ def save(training: Training, folder: Path) -> None:
         partial.mkdir(parents=True)
 
     def give_name() -> None:
-        with whole(partial / STATE) as state:
+        with atomic_write(partial / STATE) as state:
             state.write_text(json.dumps(training.state()), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)

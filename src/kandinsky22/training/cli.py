@@ -49,9 +49,7 @@ def main(arguments: Sequence[str]) -> int | None:
 
         pictures = sum(len(find(source.path)[0]) for source in chosen.data) if "data" in chosen else None
         steps = getattr(chosen, "steps", None)
-        say_plan(
-            recipe, chosen.network, steps, chosen.processes, chosen.plan, every=chosen.every, pictures=pictures
-        )  # fmt: skip
+        say_plan(recipe, chosen.network, steps, chosen.processes, chosen.plan, every=chosen.every, pictures=pictures)
         return None
     if supervisor.wanted(chosen.processes, chosen.relaunch):
         return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
@@ -197,9 +195,12 @@ def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, P
         task: TaskID | None = None
         first = 0.0  # the step that this process goes on from
         for line in workshop.train(
-            chosen.network, steps=getattr(chosen, "steps", None), minutes=getattr(chosen, "minutes", None),
-            every=chosen.every, tensorboard=chosen.tensorboard,
-        ):  # fmt: skip
+            chosen.network,
+            steps=getattr(chosen, "steps", None),
+            minutes=getattr(chosen, "minutes", None),
+            every=chosen.every,
+            tensorboard=chosen.tensorboard,
+        ):
             if task is None:
                 first = line["step"] - 1
                 task = progress.add_task(chosen.network, total=None, said="")

@@ -39,9 +39,14 @@ def alone(rows: Tensor) -> Tensor:
 
 
 def objective(
-    clip: CLIP, tokenizer: Tokenizer, sets: Sequence[Pictures], recipe: Recipe, *, hard: int = 0,
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    sets: Sequence[Pictures],
+    recipe: Recipe,
+    *,
+    hard: int = 0,
     gathered: Callable[[Tensor], Tensor] = alone,
-) -> Objective:  # fmt: skip
+) -> Objective:
     """Contrastive loss over a batch of pictures of one set; of the world's, the first `hard` also against a caption with one
     change.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.compositions import Scene, caption, layers, render, sample
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.models.clip import CLIPImageProcessor
 
 WORLD = "v2"  # of the rendering: pictures of an older one must not be taken for these
@@ -63,9 +63,17 @@ class Compositions:
     """
 
     def __init__(
-        self, folder: Path, count: int, side: int, seed: int = 0, *, height: float = 1.0, width: float = 1.0,
-        processor: CLIPImageProcessor | None = None, share: float = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        count: int,
+        side: int,
+        seed: int = 0,
+        *,
+        height: float = 1.0,
+        width: float = 1.0,
+        processor: CLIPImageProcessor | None = None,
+        share: float = 1.0,
+    ) -> None:
         self.folder, self.processor, self.share = folder, processor, share
         self.count, self.side, self.seed = count, side, seed
         self.height, self.width = height, width
@@ -115,7 +123,7 @@ class Compositions:
     def _rendered(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
         path = self.folder / f"{kind}-{self.name}.npy"
         if not path.exists():
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 pictures = open_memmap(partial, "w+", np.uint8, (self.count, *shape))
                 for index in range(self.count):
                     pictures[index] = draw(self._drawn(index))

@@ -96,8 +96,13 @@ def timestep_weights(schedule: NoiseSchedule, t: Tensor, gamma: float | None) ->
 
 
 def objective(
-    unet: UNet, schedule: NoiseSchedule, buckets: Sequence[Bucket], zero: Tensor, recipe: Recipe, beside: Beside = nothing
-) -> Objective:  # fmt: skip
+    unet: UNet,
+    schedule: NoiseSchedule,
+    buckets: Sequence[Bucket],
+    zero: Tensor,
+    recipe: Recipe,
+    beside: Beside = nothing,
+) -> Objective:
     """Mean squared error of the prediction, over pictures of one shape a step; `zero` [1, D] is what the untold learn from.
 
     A batch of another shape than the first bucket's has as many cells, and so fewer or more pictures. The learned-variance
@@ -134,9 +139,18 @@ def objective(
 
 @torch.no_grad()
 def paint(
-    unet: UNet, schedule: NoiseSchedule, embeds: Tensor, zero: Tensor, size: tuple[int, int], beside: dict[str, Tensor],
-    *, sampler: str = "ddim", steps: int = STEPS, guidance_scale: float = 3.0, seed: int = 0,
-) -> Tensor:  # fmt: skip
+    unet: UNet,
+    schedule: NoiseSchedule,
+    embeds: Tensor,
+    zero: Tensor,
+    size: tuple[int, int],
+    beside: dict[str, Tensor],
+    *,
+    sampler: str = "ddim",
+    steps: int = STEPS,
+    guidance_scale: float = 3.0,
+    seed: int = 0,
+) -> Tensor:
     """Latents [N, 4, h, w] for embeddings [N, D], deterministic by seed."""
     n = len(embeds)
     noise = Noise(range(seed, seed + n), "decoder")
@@ -149,9 +163,14 @@ def paint(
 
 
 def sheet(
-    unet: UNet, movq: MoVQ, schedule: NoiseSchedule, held_out: Bucket, zero: Tensor, recipe: Recipe,
+    unet: UNet,
+    movq: MoVQ,
+    schedule: NoiseSchedule,
+    held_out: Bucket,
+    zero: Tensor,
+    recipe: Recipe,
     beside: Beside = nothing,
-) -> Sheet:  # fmt: skip
+) -> Sheet:
     """Held-out pictures above what is painted from their embeddings, and the loss on fixed noise.
 
     Between them, where the network sees more: the hint, or what was left of the picture.

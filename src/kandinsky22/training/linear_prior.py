@@ -43,9 +43,15 @@ def solved(moments: Moments, text_dim: int, ridge: float) -> Solved:
 
 @torch.no_grad()
 def fitted(
-    text: CLIPText, tokenizer: Tokenizer, told: Sequence[Told], held_out: Told,
-    *, wordings: int = 1, ridge: float = RIDGE, batch: int = 256,
-) -> tuple[LinearPrior, dict[str, float]]:  # fmt: skip
+    text: CLIPText,
+    tokenizer: Tokenizer,
+    told: Sequence[Told],
+    held_out: Told,
+    *,
+    wordings: int = 1,
+    ridge: float = RIDGE,
+    batch: int = 256,
+) -> tuple[LinearPrior, dict[str, float]]:
     """The linear prior of all pictures that are told of, on the CPU, each with `wordings` captions; `batch` are encoded at once.
 
     A set counts its `share`, however many its pictures. Also returns "loss", the mean squared error on the pictures it was
@@ -74,7 +80,7 @@ def fitted(
 
 def _pairs(
     text: CLIPText, tokenizer: Tokenizer, told: Told, rng: np.random.Generator, batch: int
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Embeddings [n, E] of a caption and [n, D] of its picture, float32 on the CPU: every picture once."""
     device, count = next(text.parameters()).device, len(told.embeds)
     for start in range(0, count, batch):

@@ -108,9 +108,15 @@ class Training:
     """
 
     def __init__(
-        self, network: nn.Module, objective: Objective, recipe: Recipe, steps: int,
-        learnt_from: Mapping[str, str] | None = None, processes: Processes = ALONE, settings: Settings | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        objective: Objective,
+        recipe: Recipe,
+        steps: int,
+        learnt_from: Mapping[str, str] | None = None,
+        processes: Processes = ALONE,
+        settings: Settings | None = None,
+    ) -> None:
         refuse_uncut(recipe, processes.count, coupled=objective.coupled)
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
         self.processes = processes

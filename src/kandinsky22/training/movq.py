@@ -87,9 +87,13 @@ def code_loss(z: Tensor, codes: Tensor, commitment: float) -> Tensor:
 
 
 def objective(
-    network: Autoencoder, sets: Sequence[Pictures], recipe: Recipe, crop: int, whole_from: Callable[[], int],
+    network: Autoencoder,
+    sets: Sequence[Pictures],
+    recipe: Recipe,
+    crop: int,
+    whole_from: Callable[[], int],
     perceptual: Perceptual | None = None,
-) -> Objective:  # fmt: skip
+) -> Objective:
     """Reconstruction of squares of `crop` pixels cut from the pictures of a set, which each step chooses anew: the network is
     convolutional but for its middle, so small squares teach it most for their cost. From step `whole_from` on it sees
     whole pictures, as many pixels a step as before, for the middle's sake.
@@ -250,8 +254,9 @@ def sheet(network: Autoencoder, held_out: Pictures, count: int = GIVEN_BACK) -> 
             indices.append(chosen.cpu())
         back = torch.cat(decoded)
         measured = {
-            "validation": float(reconstruction_loss(back, pictures).mean()), "psnr": float(psnr(back, pictures).mean()),
-        }  # fmt: skip
+            "validation": float(reconstruction_loss(back, pictures).mean()),
+            "psnr": float(psnr(back, pictures).mean()),
+        }
         if codebook.weight.abs().max() > 1 / codebook.num_embeddings:  # no longer as it was drawn
             measured |= codes_in_use(torch.cat(indices), codebook.num_embeddings)
         return grid([*pictures[:8], *back[:8]], min(8, len(pictures))), measured

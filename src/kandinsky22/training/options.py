@@ -20,8 +20,21 @@ STEPPING = tuple(network for network in NETWORKS if network != "linear-prior")
 MEANT_FOR: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(
         (
-            "steps", "minutes", "batch", "checkpointing", "learning_rate", "warmup", "decay", "ema_decay", "bfloat16", "seed",
-            "processes", "relaunch", "every", "tensorboard", "plan",
+            "steps",
+            "minutes",
+            "batch",
+            "checkpointing",
+            "learning_rate",
+            "warmup",
+            "decay",
+            "ema_decay",
+            "bfloat16",
+            "seed",
+            "processes",
+            "relaunch",
+            "every",
+            "tensorboard",
+            "plan",
         ),
         STEPPING,
     ),
@@ -31,7 +44,7 @@ MEANT_FOR: Mapping[str, Sequence[str]] = {
     "min_snr": ("prior", *PAINTERS),
     "predict": (*PAINTERS,),
     "depth_model": ("controlnet",),
-}  # fmt: skip
+}
 """The networks that an option means something to; one that is not here means something to all."""
 
 
@@ -111,10 +124,13 @@ def source(text: str) -> Source:
 def parser() -> Parser:
     """The options: one vocabulary for all networks."""
     made = Parser(
-        prog="kandinsky22 train", description="Train one network of a model, from nothing or from another's weights.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+        prog="kandinsky22 train",
+        description="Train one network of a model, from nothing or from another's weights.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     made.add_argument("network", choices=NETWORKS, help="each needs the ones before it; movq and clip need nothing")
     add = made.add_argument
     add("--folder", type=Path, default=Path("runs/box"), help="where the run and its model grow (default: %(default)s)")
@@ -130,9 +146,12 @@ def parser() -> Parser:
     )
     data = made.add_argument_group("what is learnt from (default: the picture world)")
     data.add_argument(
-        "--data", action="append", type=source, metavar="PATH[:WEIGHT]",
+        "--data",
+        action="append",
+        type=source,
+        metavar="PATH[:WEIGHT]",
         help="a folder of pictures with captions, or a tar of img2dataset; may be given more than once",
-    )  # fmt: skip
+    )
     data.add_argument(
         "--side", type=side, help="of square pictures, in pixels; others have as many pixels (default: the model's)"
     )

@@ -38,8 +38,15 @@ THREADS = 8  # that decode; PIL lets the others run meanwhile
 ROUND = 1024  # pictures that are waited for together while looking through them
 # What a decoder raises for a broken file; struct's and zlib's errors come from chunks beside the pixels
 BROKEN = (
-    OSError, SyntaxError, ValueError, LookupError, EOFError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 
 T = TypeVar("T")
@@ -146,9 +153,12 @@ class Photos:
     """
 
     def __init__(
-        self, photos: Sequence[Photo], size: tuple[int, int], share: float = 1.0,
+        self,
+        photos: Sequence[Photo],
+        size: tuple[int, int],
+        share: float = 1.0,
         processor: CLIPImageProcessor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.photos, self.size, self.share, self.processor = photos, size, share, processor
         self.side = min(size)
 
@@ -213,10 +223,16 @@ def shapes(side: int, most: float = 2.0) -> list[tuple[int, int]]:
 
 
 def read(
-    sources: Sequence[Source], side: int, *, filter: Filter = EVERYTHING, captioned: bool = True,
-    processor: CLIPImageProcessor | None = None, held_out: float = 0.02, progress: Progress | None = None,
+    sources: Sequence[Source],
+    side: int,
+    *,
+    filter: Filter = EVERYTHING,
+    captioned: bool = True,
+    processor: CLIPImageProcessor | None = None,
+    held_out: float = 0.02,
+    progress: Progress | None = None,
     judged: Judged | None = None,
-) -> tuple[list[Photos], list[Photos], Report]:  # fmt: skip
+) -> tuple[list[Photos], list[Photos], Report]:
     """The pictures to train on, those held out to measure progress, and what was passed over.
 
     Each is told apart by source and by the one of `shapes(side)` whose aspect is nearest, and the shares of each sum to 1.

@@ -120,10 +120,19 @@ class Plan:
 
 
 def planned(
-    network: Callable[[], nn.Module], loss: Callable[[nn.Module], Loss], rows: Callable[[int], Batch], recipe: Recipe,
-    steps: int, *, processes: int, frozen: int = 0, device: str = "cuda", sheet: Aside = NOTHING, sheets: int = 0,
+    network: Callable[[], nn.Module],
+    loss: Callable[[nn.Module], Loss],
+    rows: Callable[[int], Batch],
+    recipe: Recipe,
+    steps: int,
+    *,
+    processes: int,
+    frozen: int = 0,
+    device: str = "cuda",
+    sheet: Aside = NOTHING,
+    sheets: int = 0,
     before: Before | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Count a run of `steps`. `network` makes what learns, `loss` what it learns, `rows` that many rows of the right shapes:
     all three are called where tensors have no numbers, so none may look at one. `frozen` is the bytes of networks that the
     loss uses and that do not learn. `device` is "cuda" or "cpu": whose rules of mixed precision hold. `sheet`, of which so

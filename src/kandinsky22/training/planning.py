@@ -30,9 +30,15 @@ HALF = 2  # bytes, of what is kept in float16
 
 
 def say_plan(
-    recipe: ModelRecipe, network: str, steps: int | None, processes: int, device: str, *, every: int = EVERY,
+    recipe: ModelRecipe,
+    network: str,
+    steps: int | None,
+    processes: int,
+    device: str,
+    *,
+    every: int = EVERY,
     pictures: int | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Print what memory and time the training of a network takes. Raises `ValueError` for a device that is not known."""
     device = device or GPU
     run = recipe.runs.get(network)
@@ -42,8 +48,14 @@ def say_plan(
 
 
 def plan_of(
-    recipe: ModelRecipe, network: str, steps: int | None, processes: int, *, every: int = EVERY, pictures: int | None = None
-) -> Plan:  # fmt: skip
+    recipe: ModelRecipe,
+    network: str,
+    steps: int | None,
+    processes: int,
+    *,
+    every: int = EVERY,
+    pictures: int | None = None,
+) -> Plan:
     """The plan of a network's training, with a sheet every so many steps. `pictures` is how many of a person's own there are;
     without it, those of the world, or where the recipe is not of the world, a million. Raises `ValueError` for the linear
     prior, which takes one pass over embeddings."""
@@ -57,9 +69,17 @@ def plan_of(
         sheet = parts.sheet()
         before = computed_before(recipe, network, pictures)
     return planned(
-        parts.made, parts.loss, parts.rows, run, steps, processes=processes, frozen=parts.frozen, sheet=sheet,
-        sheets=ceil(steps / every), before=before,
-    )  # fmt: skip
+        parts.made,
+        parts.loss,
+        parts.rows,
+        run,
+        steps,
+        processes=processes,
+        frozen=parts.frozen,
+        sheet=sheet,
+        sheets=ceil(steps / every),
+        before=before,
+    )
 
 
 def at_once(pictures: int, side: int) -> int:
@@ -129,10 +149,15 @@ def _painter(recipe: ModelRecipe, network: str) -> Parts:
 
     def sheet() -> Aside:
         unet, coder = UNet(config).requires_grad_(False), MoVQ(recipe.movq).requires_grad_(False)
-        seen, led = rows(2 * decoder.PAINTED), torch.arange(decoder.PAINTED)  # guided, so each state is answered twice
+        seen, guided_rows = (
+            rows(2 * decoder.PAINTED),
+            torch.arange(decoder.PAINTED),
+        )  # guided, so each state is answered twice
         more = {name: seen[name] for name in decoder.BESIDE if name in seen}
         told = aside(lambda: unet.condition(seen["embeds"], **more))
-        step = aside(lambda: unet(seen["x0"][led], seen["t"], unet.condition(seen["embeds"], **more), led))
+        step = aside(
+            lambda: unet(seen["x0"][guided_rows], seen["t"], unet.condition(seen["embeds"], **more), guided_rows)
+        )
         steps = Aside(step.memory, step.operations + (decoder.STEPS - 1) * (step.operations - told.operations))
         decoded = aside(lambda: coder.decode(seen["x0"][:1]))
         looked = decoder.looked_at(run)
@@ -248,8 +273,11 @@ def _clip(recipe: ModelRecipe, network: str) -> Parts:
 
 
 PARTS: dict[str, Callable[[ModelRecipe, str], Parts]] = {
-    "decoder": _painter, "prior": _prior, "movq": _movq, "clip": _clip,
-}  # fmt: skip
+    "decoder": _painter,
+    "prior": _prior,
+    "movq": _movq,
+    "clip": _clip,
+}
 
 
 def _bytes(network: Callable[[], nn.Module]) -> int:

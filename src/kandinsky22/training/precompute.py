@@ -104,9 +104,14 @@ class Material:
         assert self.own is not None
         with image_index.kept_in(self.folder) as known:
             return photos.read(
-                self.own.sources, self.recipe.side, filter=self.own.filter, captioned=self.captioned, judged=known,
-                processor=self.processor, progress=lambda done, of: self.say("looking at the pictures", done, of),
-            )  # fmt: skip
+                self.own.sources,
+                self.recipe.side,
+                filter=self.own.filter,
+                captioned=self.captioned,
+                judged=known,
+                processor=self.processor,
+                progress=lambda done, of: self.say("looking at the pictures", done, of),
+            )
 
     def buckets(self, latents: tuple[str, Encode], embeds: tuple[str, Encode], *, hinted: bool) -> list[Bucket]:
         """All sets as the decoders learn from them; both encoders go by a fingerprint."""
@@ -143,13 +148,21 @@ class Material:
             )
         estimator = load(self.own.depth_model, device=str(self.processes.device))
         return self._computed(
-            "depths", pictures, estimator.fingerprint, lambda rows: estimated(pictures.pictures(rows), estimator), torch.uint8
-        )  # fmt: skip
+            "depths",
+            pictures,
+            estimator.fingerprint,
+            lambda rows: estimated(pictures.pictures(rows), estimator),
+            torch.uint8,
+        )
 
     def _computed(
-        self, kind: str, pictures: Pictures, encoder: str, compute: Callable[[range], Tensor],
+        self,
+        kind: str,
+        pictures: Pictures,
+        encoder: str,
+        compute: Callable[[range], Tensor],
         dtype: torch.dtype = torch.float16,
-    ) -> shards.Shards:  # fmt: skip
+    ) -> shards.Shards:
         device = self.processes.device
         shown, quick = f"{kind} of {len(pictures):,} pictures", self.bfloat16 and computes_bfloat16(device)
 
@@ -159,9 +172,14 @@ class Material:
 
         fingerprint = fingerprint_of(encoder, "bfloat16" if quick else "float32")
         return shards.computed(
-            self.folder / f"{kind}-{fingerprint}-{pictures.look}", fingerprint, len(pictures), quickly, dtype=dtype,
-            processes=self.processes, progress=lambda done, of: self.say(shown, done, of),
-        )  # fmt: skip
+            self.folder / f"{kind}-{fingerprint}-{pictures.look}",
+            fingerprint,
+            len(pictures),
+            quickly,
+            dtype=dtype,
+            processes=self.processes,
+            progress=lambda done, of: self.say(shown, done, of),
+        )
 
 
 def estimated(pictures: Tensor, estimator: Estimator) -> Tensor:

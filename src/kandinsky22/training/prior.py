@@ -56,8 +56,13 @@ def prefix(prior: PriorTransformer, text: CLIPText, ids: Tensor, mask: Tensor) -
 
 
 def objective(
-    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, told: Sequence[Told], recipe: Recipe
-) -> Objective:  # fmt: skip
+    prior: PriorTransformer,
+    text: CLIPText,
+    tokenizer: Tokenizer,
+    schedule: NoiseSchedule,
+    told: Sequence[Told],
+    recipe: Recipe,
+) -> Objective:
     """Mean squared error of the clean normalised embedding, over pictures of one of the sets a step."""
     shares = torch.tensor([pictures.share for pictures in told])
 
@@ -88,9 +93,16 @@ def objective(
 
 @torch.no_grad()
 def embed(
-    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, captions: list[str],
-    *, steps: int = STEPS, guidance_scale: float = 1.0, seed: int = 0,
-) -> Tensor:  # fmt: skip
+    prior: PriorTransformer,
+    text: CLIPText,
+    tokenizer: Tokenizer,
+    schedule: NoiseSchedule,
+    captions: list[str],
+    *,
+    steps: int = STEPS,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
     """CLIP image embeddings [N, D] that the prior gives for captions, deterministic by seed."""
     n, device = len(captions), next(prior.parameters()).device
     noise = Noise(range(seed, seed + n), "prior")
@@ -105,9 +117,16 @@ def embed(
 
 
 def sheet(
-    prior: PriorTransformer, text: CLIPText, tokenizer: Tokenizer, schedule: NoiseSchedule, held_out: Told, pictures: Pictures,
-    recipe: Recipe, read: Callable[[Tensor, list[str]], dict[str, float]] | None = None, count: int = SAMPLED,
-) -> Sheet:  # fmt: skip
+    prior: PriorTransformer,
+    text: CLIPText,
+    tokenizer: Tokenizer,
+    schedule: NoiseSchedule,
+    held_out: Told,
+    pictures: Pictures,
+    recipe: Recipe,
+    read: Callable[[Tensor, list[str]], dict[str, float]] | None = None,
+    count: int = SAMPLED,
+) -> Sheet:
     """The loss on fixed noise, the cosine of sampled embeddings to the pictures' own, and what `read` says of samples and
     captions.
 

@@ -63,13 +63,24 @@ _DIM = 256  # CLIP's text width, both its projections, the prior's embedding and
 _TEXT_LENGTH = 32
 _SIDE_OF_CLIP = 64
 _DDPM = {
-    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.00085,
-    "beta_end": 0.012, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "thresholding": False,
-}  # fmt: skip
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "thresholding": False,
+}
 _UNCLIP = {
-    "_class_name": "UnCLIPScheduler", "clip_sample": True, "clip_sample_range": 5.0, "num_train_timesteps": 1000,
-    "prediction_type": "sample", "variance_type": "fixed_small_log",
-}  # fmt: skip
+    "_class_name": "UnCLIPScheduler",
+    "clip_sample": True,
+    "clip_sample_range": 5.0,
+    "num_train_timesteps": 1000,
+    "prediction_type": "sample",
+    "variance_type": "fixed_small_log",
+}
 
 BOX = ModelRecipe(
     side=128,
@@ -86,20 +97,37 @@ BOX = ModelRecipe(
         size=_SIDE_OF_CLIP, crop_size=_SIDE_OF_CLIP, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)
     ),
     vision=CLIPVisionConfig(
-        hidden_size=160, intermediate_size=640, num_hidden_layers=4, num_attention_heads=5, image_size=_SIDE_OF_CLIP,
-        patch_size=8, num_channels=3, projection_dim=_DIM, layer_norm_eps=1e-5, hidden_act="gelu",
+        hidden_size=160,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=5,
+        image_size=_SIDE_OF_CLIP,
+        patch_size=8,
+        num_channels=3,
+        projection_dim=_DIM,
+        layer_norm_eps=1e-5,
+        hidden_act="gelu",
     ),
     text={
-        "hidden_size": _DIM, "projection_dim": _DIM, "intermediate_size": 768, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu",
+        "hidden_size": _DIM,
+        "projection_dim": _DIM,
+        "intermediate_size": 768,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
     },
     movq=MoVQConfig(block_out_channels=(32, 32, 64, 96), layers_per_block=1, num_vq_embeddings=1024, sample_size=128),
     prior=PriorConfig(
         num_layers=4, num_attention_heads=4, attention_head_dim=64, embedding_dim=_DIM, num_embeddings=_TEXT_LENGTH
     ),
     unet=UNetConfig(
-        block_out_channels=(64, 96, 128), layers_per_block=1, attention_head_dim=32, cross_attention_dim=64,
-        encoder_hid_dim=_DIM, sample_size=16,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        attention_head_dim=32,
+        cross_attention_dim=64,
+        encoder_hid_dim=_DIM,
+        sample_size=16,
     ),
     prior_scheduler=_UNCLIP,
     decoder_scheduler={**_DDPM, "prediction_type": "v_prediction"},
@@ -113,14 +141,19 @@ BOX = ModelRecipe(
         "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
     },
     steps={
-        "movq": 4500, "clip": 1800, "prior": 700, "decoder": 16_000, "inpaint": 1200, "controlnet": 1200,
+        "movq": 4500,
+        "clip": 1800,
+        "prior": 700,
+        "decoder": 16_000,
+        "inpaint": 1200,
+        "controlnet": 1200,
         "movq-decoder": 1500,
     },
     defaults={
         "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
         "decoder": {"sampler": "ddpm", "steps": 20, "guidance_scale": 3.0},
     },
-)  # fmt: skip
+)
 
 _LARGE = Recipe(batch=256, learning_rate=1e-4, warmup=1000, betas=(0.9, 0.98), ema_decay=0.9999)
 PUBLISHED = ModelRecipe(
@@ -129,15 +162,22 @@ PUBLISHED = ModelRecipe(
     vocabulary=49_408,
     text_length=77,
     image_processor=CLIPImageProcessor(
-        size=224, crop_size=224, image_mean=(0.48145466, 0.4578275, 0.40821073),
+        size=224,
+        crop_size=224,
+        image_mean=(0.48145466, 0.4578275, 0.40821073),
         image_std=(0.26862954, 0.26130258, 0.27577711),
     ),
     vision=full_size.IMAGE_ENCODER,
     text={
         name: getattr(full_size.TEXT_ENCODER, name)
         for name in (
-            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim",
-            "layer_norm_eps", "hidden_act",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "projection_dim",
+            "layer_norm_eps",
+            "hidden_act",
         )
     },
     movq=full_size.MOVQ,
@@ -158,7 +198,7 @@ PUBLISHED = ModelRecipe(
         "prior": {"steps": catalog.PUBLISHED_STEPS[catalog.PRIOR], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
         "decoder": {"steps": catalog.PUBLISHED_STEPS[catalog.DECODER], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
     },
-)  # fmt: skip
+)
 """The published networks. MoVQ's terms, rate and betas are those of ai-forever/MoVQGAN, configs/movqgan_67M.yaml; all other
 batches, rates and steps are ours: the authors published none."""
 
@@ -188,29 +228,56 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "prior-aesthetics": Stage(
-        network="prior", data="LAION Improved Aesthetics 6.5+", begins="nothing", filter=Filter(aesthetic=6.5),
-        steps=500_000, card=("data", "filter"),
+        network="prior",
+        data="LAION Improved Aesthetics 6.5+",
+        begins="nothing",
+        filter=Filter(aesthetic=6.5),
+        steps=500_000,
+        card=("data", "filter"),
     ),
     "prior-high-resolution": Stage(
-        network="prior", data="LAION HighRes", begins="prior-aesthetics", filter=Filter(side=1024), steps=100_000,
-        learning_rate=5e-5, card=("data", "begins"),
+        network="prior",
+        data="LAION HighRes",
+        begins="prior-aesthetics",
+        filter=Filter(side=1024),
+        steps=100_000,
+        learning_rate=5e-5,
+        card=("data", "begins"),
     ),
     "decoder-high-resolution": Stage(
-        network="decoder", data="LAION HighRes", begins="nothing", filter=Filter(side=1024), steps=500_000, card=("data",),
+        network="decoder",
+        data="LAION HighRes",
+        begins="nothing",
+        filter=Filter(side=1024),
+        steps=500_000,
+        card=("data",),
     ),
     "decoder-curated": Stage(
-        network="decoder", data="2 million pictures of curated sets, each with a weight: COYO, anime, landmarks, others",
-        begins="decoder-high-resolution", filter=Filter(side=512), learning_rate=5e-5, card=("data", "begins"),
+        network="decoder",
+        data="2 million pictures of curated sets, each with a weight: COYO, anime, landmarks, others",
+        begins="decoder-high-resolution",
+        filter=Filter(side=512),
+        learning_rate=5e-5,
+        card=("data", "begins"),
     ),
     "clip-switch-prior": Stage(
-        network="prior", data="as before", begins="nothing: another image encoder is another space of embeddings",
-        filter=Filter(aesthetic=6.5), steps=500_000, card=("begins",),
+        network="prior",
+        data="as before",
+        begins="nothing: another image encoder is another space of embeddings",
+        filter=Filter(aesthetic=6.5),
+        steps=500_000,
+        card=("begins",),
     ),
     "clip-switch-decoder": Stage(
-        network="decoder", data="as before", begins="the decoder of the image encoder before", filter=Filter(side=512),
-        steps=2000, learning_rate=5e-5, card=("steps", "begins"),
+        network="decoder",
+        data="as before",
+        begins="the decoder of the image encoder before",
+        filter=Filter(side=512),
+        steps=2000,
+        learning_rate=5e-5,
+        card=("steps", "begins"),
     ),
-}  # fmt: skip
+}
 """The card's schedule. The switch to another CLIP, the main change of 2.2, is its last two: the prior is trained again, and
 the decoder for 2,000 more iterations."""
 

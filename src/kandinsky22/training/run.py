@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.engine import cost
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.training import checkpoints
 from kandinsky22.training.flops import Operations
 from kandinsky22.training.loop import Training
@@ -92,7 +92,7 @@ def resume(training: Training, folder: Path) -> bool:
     found = checkpoints.load(training, folder)
     if training.processes.first and (folder / METRICS).exists():
         kept = [line for line in lines(folder) if line["step"] <= training.step]
-        with whole(folder / METRICS) as partial:
+        with atomic_write(folder / METRICS) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return found
 
@@ -106,7 +106,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 def tell(folder: Path, line: Mapping[str, float]) -> None:
     """The metrics of what takes a single step."""
-    with whole(folder / METRICS) as partial:
+    with atomic_write(folder / METRICS) as partial:
         partial.write_text(json.dumps(line) + "\n", encoding="utf-8")
 
 
@@ -148,11 +148,11 @@ def _steps(
                 if sheet is not None and training.processes.first:
                     picture, validation = sheet(weights)
                     line.update(validation)
-                    with whole(folder / SHEET) as partial:
+                    with atomic_write(folder / SHEET) as partial:
                         picture.save(partial, format="png")
                     if line.get("validation", best) < best:
                         best = line["validation"]
-                        with whole(folder / BEST) as partial:
+                        with atomic_write(folder / BEST) as partial:
                             save_file({name: value.contiguous() for name, value in weights.items()}, partial)
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.training.processes import ALONE, Processes
 
 INDEX = "index.json"
@@ -30,17 +30,31 @@ Progress = Callable[[int, int], None]
 
 
 def computed(
-    folder: Path, fingerprint: str, count: int, compute: Compute, *, rows: int = 2048, dtype: torch.dtype = torch.float16,
-    processes: Processes = ALONE, progress: Progress | None = None,
-) -> "Shards":  # fmt: skip
+    folder: Path,
+    fingerprint: str,
+    count: int,
+    compute: Compute,
+    *,
+    rows: int = 2048,
+    dtype: torch.dtype = torch.float16,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> "Shards":
     """The values of `count` rows, computed where they are not there yet. All processes must ask together.
 
     `fingerprint` names all that the values follow from. Raises `ValueError` as `fill` does.
     """
     fill(
-        folder, fingerprint, count, compute, rows=rows, dtype=dtype, rank=processes.rank, processes=processes.count,
+        folder,
+        fingerprint,
+        count,
+        compute,
+        rows=rows,
+        dtype=dtype,
+        rank=processes.rank,
+        processes=processes.count,
         progress=progress,
-    )  # fmt: skip
+    )
     processes.wait()
     if processes.first:
         seal(folder, fingerprint, count)
@@ -50,9 +64,17 @@ def computed(
 
 @torch.no_grad()
 def fill(
-    folder: Path, fingerprint: str, count: int, compute: Compute, *, rows: int = 2048, dtype: torch.dtype = torch.float16,
-    rank: int = 0, processes: int = 1, progress: Progress | None = None,
-) -> None:  # fmt: skip
+    folder: Path,
+    fingerprint: str,
+    count: int,
+    compute: Compute,
+    *,
+    rows: int = 2048,
+    dtype: torch.dtype = torch.float16,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> None:
     """Compute the shards rank::processes that are not there yet, `rows` rows each. `compute` is asked for at most 16 rows
     at a time, in order.
 
@@ -75,7 +97,7 @@ def fill(
                 if progress is not None:
                     progress(done + batch.stop - shard.start, of)
             values = torch.cat(parts)
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 save_file({"values": values}, partial, {**about, "crc32": str(_crc32(values))})
         done += len(shard)
         if progress is not None:
@@ -93,10 +115,14 @@ def seal(folder: Path, fingerprint: str, count: int) -> None:
         _check(folder, {key: first[key] for key in ("fingerprint", "count", "rows", "dtype")}, about)
         checksums[_name(number)] = int(about["crc32"])
     index = {
-        "fingerprint": fingerprint, "count": count, "rows": rows, "shape": [*values.shape[1:]],
-        "dtype": str(values.dtype), "crc32": checksums,
-    }  # fmt: skip
-    with whole(folder / INDEX) as partial:
+        "fingerprint": fingerprint,
+        "count": count,
+        "rows": rows,
+        "shape": [*values.shape[1:]],
+        "dtype": str(values.dtype),
+        "crc32": checksums,
+    }
+    with atomic_write(folder / INDEX) as partial:
         partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from kandinsky22.files import whole
+from kandinsky22.files import atomic_write
 from kandinsky22.training import checkpoints
 from kandinsky22.training.processes import SUPERVISOR
 
@@ -35,7 +35,7 @@ def is_watched() -> bool:
 
 def leave_word(folder: Path, error: Exception) -> None:
     """Say why this process stops, so that it is not started again to stop for the same reason."""
-    with whole(folder / WORD) as partial:
+    with atomic_write(folder / WORD) as partial:
         partial.write_text(" ".join(str(error).split()), encoding="utf-8")
 
 
