@@ -10,8 +10,8 @@ import torch
 from kandinsky22.models.movq import WHOLE, WHOLE_TENSORS, MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 
-# In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with the
-# published configuration at 1024 and 512, where the tiles themselves weigh more.
+# In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with
+# the published configuration at 1024 and 512, where the tiles themselves weigh more.
 TILED_TENSORS = 2
 # Tensors of the first level alive at once in a step, and what the run is conditioned on: 46 seen with the published
 # configuration at 512, 16 with the box, whose levels have one layer and not three.
@@ -21,8 +21,8 @@ Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
 
 def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int) -> int:
-    """Bytes that requests need at their peak: `unread` for weights still to be read; numbers of `itemsize` bytes for decoding one
-    picture, or a guided step of all of them; and the pictures."""
+    """Bytes that requests need at their peak: `unread` for weights still to be read; numbers of `itemsize` bytes for
+    decoding one picture, or a guided step of all of them; and the pictures."""
     largest, (last, *before) = max(height * width for _, height, width in sizes), movq.block_out_channels[:2]
     decoding = WHOLE_TENSORS * max(last, *before) * min(largest, WHOLE)
     decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - WHOLE, 0)

@@ -1,7 +1,8 @@
-"""What more than one network is built from: the embedding of a timestep, multi-head attention, and the two layers that the
-convolutional networks spend their time in, a modulated normalisation and a 3x3 convolution.
+"""What more than one network is built from: the embedding of a timestep, multi-head attention, and the two layers that
+the convolutional networks spend their time in, a modulated normalisation and a 3x3 convolution.
 
-These say what is computed. `acceleration` computes the same by other means, once weights are loaded and without gradients.
+These say what is computed. `acceleration` computes the same by other means, once weights are loaded and without
+gradients.
 """
 
 import math
@@ -55,10 +56,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class Norm(nn.GroupNorm):
-    """Group normalisation, times a scale and plus a shift from outside where they are given, then SiLU where `silu` says so.
+    """Group normalisation, times a scale and plus a shift from outside where they are given, then SiLU where `silu`
+    says so.
 
-    Scale and shift are [B, C, h, w] at any smaller size: [B, C, 1, 1] for one of a whole row (the U-Net's timesteps), or a map
-    that nearest enlarging brings to x's size (MoVQ's latents).
+    Scale and shift are [B, C, h, w] at any smaller size: [B, C, 1, 1] for one of a whole row (the U-Net's timesteps),
+    or a map that nearest enlarging brings to x's size (MoVQ's latents).
     """
 
     def __init__(self, groups: int, channels: int, *, eps: float, silu: bool = True) -> None:
@@ -78,8 +80,8 @@ class Norm(nn.GroupNorm):
     def given(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """As `forward`, for a part x [1, C, H, W] of a picture whose `moments` are known. No gradient flows through them: it is a
-        batch normalisation at inference."""
+        """As `forward`, for a part x [1, C, H, W] of a picture whose `moments` are known. No gradient flows through
+        them: it is a batch normalisation at inference."""
         mean, variance = (value.repeat_interleave(self.num_channels // self.num_groups) for value in (mean, variance))
         normal = F.batch_norm(x, mean, variance, self.weight.to(mean), self.bias.to(mean), eps=self.eps)
         return self._finished(normal, scale, shift)
@@ -100,8 +102,8 @@ class Conv1x1(nn.Conv2d):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of the whole picture, with zeros around it.
 
-    delicate: what comes after makes its rounding errors many times as large, so on a CPU `acceleration` leaves its arithmetic
-    in float32 alone.
+    delicate: what comes after makes its rounding errors many times as large, so on a CPU `acceleration` leaves its
+    arithmetic in float32 alone.
     """
 
     def __init__(self, channels: int, out_channels: int, *, delicate: bool = False) -> None:
@@ -109,7 +111,8 @@ class Conv3x3(nn.Conv2d):
         self.delicate = delicate
 
     def inner(self, x: Tensor) -> Tensor:
-        """Of a strip x [B, C, 1 + H + 1, W] of a picture, whose first and last row are only looked at -> [B, O, H, W]."""
+        """Of a strip x [B, C, 1 + H + 1, W] of a picture, whose first and last row are only looked at -> [B, O, H,
+        W]."""
         return F.conv2d(x, self.weight, self.bias, padding=(0, 1))
 
 

@@ -63,7 +63,8 @@ class MoVQConfig(Config):
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4), then SiLU unless it is for attention.
+    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4), then SiLU unless it is for
+    attention.
 
     Nearest enlarging commutes with a 1x1 convolution, so the convolutions run at the latent's own size.
     """
@@ -191,8 +192,8 @@ class Block(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block. In the decoder, what this attention, the first of all, looks at is scaled by the
-    latents, so that it can make the first block's rounding errors ten times as large (docs/log.md)."""
+    """Residual block, attention, residual block. In the decoder, what this attention, the first of all, looks at is
+    scaled by the latents, so that it can make the first block's rounding errors ten times as large (docs/log.md)."""
 
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
@@ -278,7 +279,8 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -bound, bound)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h, w]."""
+        """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h,
+        w]."""
         indices = torch.cdist(z.movedim(1, -1).flatten(1, 2), self.embedding.weight[None].to(z)).argmin(-1)
         codes = self.embedding(indices).transpose(1, 2).unflatten(-1, z.shape[-2:])
         return z + (codes - z).detach(), indices.unflatten(-1, z.shape[-2:])
@@ -306,7 +308,8 @@ class MoVQ(nn.Module):
         return self.quant_conv(self.encoder(pictures))
 
     def decode(self, z: Tensor, *, tile: int | None = None) -> Tensor:
-        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise.
+        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to
+        quantise.
 
         Without gradients, pictures of more than `WHOLE` pixels are decoded one by one in tiles of about `tile` pixels
         (None: `TILE`), which rounds differently and needs about a third of the memory. A given `tile` also cuts smaller

@@ -1,9 +1,9 @@
 """MoVQ in tiles: the same pictures in a fraction of the memory.
 
-A tile is a strip of whole rows. MoVQ's lowest level and its middle, where every cell looks at every cell, run whole: they
-are small. Above them one activation at a time is kept, as strips that are let go as they are read. A convolution sees one
-row of each neighbour, and a normalisation is given the statistics of the whole picture, so nothing is approximate: only
-sums are rounded otherwise. It is for inference, since no gradient flows through those statistics.
+A tile is a strip of whole rows. MoVQ's lowest level and its middle, where every cell looks at every cell, run whole:
+they are small. Above them one activation at a time is kept, as strips that are let go as they are read. A convolution
+sees one row of each neighbour, and a normalisation is given the statistics of the whole picture, so nothing is
+approximate: only sums are rounded otherwise. It is for inference, since no gradient flows through those statistics.
 """
 
 from collections import deque
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from kandinsky22.models.movq import Decoder, Encoder
 
 Strips: TypeAlias = deque[Tensor]
-"""An activation [1, C, H, W] cut into rows, from the top. Its last reader empties it, which is what saves the memory."""
+"""An activation [1, C, H, W] cut into rows, from the top. Its last reader empties it, which is what saves the
+memory."""
 
 
 def decode(decoder: "Decoder", h: Tensor, z: Tensor, rows: int) -> Tensor:
@@ -87,7 +88,8 @@ def _downsampled(block: Any, x: Strips) -> Strips:
 def _activated(
     norm: Any, x: Strips, told: Sequence[Tensor] | None, read: Callable[[Strips], Iterator[Tensor]] = _drained
 ) -> Iterator[Tensor]:
-    """A normalisation and its SiLU, with the statistics of the whole picture and, in the decoder, told the latents' strips."""
+    """A normalisation and its SiLU, with the statistics of the whole picture and, in the decoder, told the latents'
+    strips."""
     plain: Norm = getattr(norm, "norm_layer", norm)
     mean, variance = _moments(x, plain)
     for i, strip in enumerate(read(x)):
@@ -95,7 +97,8 @@ def _activated(
 
 
 def _moments(x: Strips, norm: "Norm") -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group over all strips, [groups] each, in float32 at least: those of the strips, combined."""
+    """Mean and variance of each group over all strips, [groups] each, in float32 at least: those of the strips,
+    combined."""
     means, variances = map(torch.stack, zip(*(norm.moments(strip) for strip in x), strict=True))
     heights = torch.tensor([strip.shape[2] for strip in x], dtype=means.dtype, device=means.device)
     share = (heights / heights.sum())[:, None]
