@@ -62,7 +62,9 @@ def test_guidance_interval_and_reuse_save_rows_and_deep_calls(
     rows: list[int] = []
     deep: list[int] = []
     forward_cached = unet.forward_cached
-    monkeypatch.setattr(unet, "forward_cached", lambda *a, **named: rows.append(len(a[2])) or forward_cached(*a, **named))
+    monkeypatch.setattr(
+        unet, "forward_cached", lambda *a, **named: rows.append(len(a[2])) or forward_cached(*a, **named)
+    )
     hook = unet.mid_block.register_forward_pre_hook(lambda _, inputs: deep.append(len(inputs[0])))
     options = FEW | {"sampler": sampler}
     painted(kandinsky, text2img("a ring", **options))

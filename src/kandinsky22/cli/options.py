@@ -29,7 +29,7 @@ EDGE: Mapping[str, Mapping[str, Any]] = {
     },
     "placement": {
         "choices": ("keep", "offload", "sequential"),
-        "help": "keep all networks loaded, offload each after its stage, or load it weight by weight (default: what fits)",
+        "help": "keep all networks loaded, offload each after its stage, or load weight by weight (default: what fits)",
     },
     "compile": {
         "action": "store_true",
