@@ -59,8 +59,8 @@ class Request:
     aspect: a ratio such as "16:9", at the area of the given or default size, or for the one side that is given.
     prior_seed: the seed of the prior for all pictures; None: each picture's own seed.
     variation_seed, variation_strength: rotate the noise towards another seed's; 1 is that noise, 4 a full circle.
-    speed: a name in `SPEEDS`, for what `prior` and `decoder` leave at None; None is exact. `resolved` replaces it by its
-        settings.
+    speed: a name in `SPEEDS`, for what `prior` and `decoder` leave at None; None is exact. `resolved` replaces it by
+        its settings.
     model: "box", the name of a published model, or a folder.
 
     Raises `ValueError`, one sentence that names the fix, for a request that no model can run.
