@@ -85,7 +85,7 @@ def test_the_cards_evaluation_from_a_command(
     assert run([*command, str(real), "--shard", "1/2"]) == 0
     said = capsys.readouterr().out
     assert "the same command without --shard writes the report" in said
-    assert re.search(r"4 pictures to paint, 4 calls .* that are free; the first pack is timed", said)
+    assert re.search(r"4 pictures to paint, 4 calls .* that are free; the first work unit is timed", said)
     assert re.search(r"0 pictures to paint, 0 calls .* that are free, about 0:00:00", said)
     assert not (out / "report.json").exists() and len([*(out / "pictures").iterdir()]) == 4
     assert run([*command, str(real)]) == 0
@@ -184,7 +184,7 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
         (["coco30k", "--out", "x"], "needs --captions"),
         (["world"], "needs --out"),
         (["world", "more", "--out", "x"], "takes options only, got 'more'"),
-        (["world", "--out", "x", "--count", "0"], "'0' is no whole number from 1 up"),
+        (["world", "--out", "x", "--count", "0"], "'0' is not a whole number from 1 up"),
         (["stats", "x"], "evaluate stats needs folders, --output, and either --inception or --clip"),
         (["stats", "a.safetensors", "--clip", "y", "-o", "z.safetensors"], "merged as they are; leave out --clip"),
         (["stats", "x", "a.safetensors", "-o", "z.safetensors"], "needs folders, --output, and either"),
@@ -195,7 +195,7 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
         (["dials", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
         (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are no intervals; write them like 0-0.8"),
         (["dials", "--out", "x", "--only", "ddpm-7"], "there is no cell ddpm-7; there are exact, "),
-        (["dials", "--out", "x", "--reuse", "0"], "'0' is no whole number from 1 up"),
+        (["dials", "--out", "x", "--reuse", "0"], "'0' is not a whole number from 1 up"),
         (["dials", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
     ],
 )

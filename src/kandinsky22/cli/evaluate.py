@@ -6,21 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.cli.options import Parser
-from kandinsky22.cli.painting import (
-    at_hand,
+from kandinsky22.cli.evaluation_options import (
+    device_name,
+    local_model,
+    model_clip,
     model_of,
-    noted,
     options_of,
-    own_clip,
-    painted,
+    paint_captions,
     parser_of,
-    place_of,
-    pool,
+    run_notes,
+    start_pool,
     template_of,
     whole_number,
 )
-from kandinsky22.cli.standing import needed, saying, told
+from kandinsky22.cli.evaluation_progress import describe_estimate, progress_reporter, show_progress
+from kandinsky22.cli.options import Parser
 from kandinsky22.request import Request
 from kandinsky22.request.presets import SPEEDS
 
@@ -72,13 +72,13 @@ def coco30k(arguments: Sequence[str]) -> None:
     add("any_size", action="store_true", help="compare pictures of one size with real ones of another")
     add("seed", type=int, metavar="N", help="what the seeds of captions without one are made of (default: 0)")
     add("shard", metavar="I/N", help="paint and measure only part I of N; score without this when all are painted")
-    options = options_of(parser, arguments, needed=("captions", "reference", "inception"))
+    options = options_of(parser, arguments, required=("captions", "reference", "inception"))
 
     from kandinsky22.evaluation import captions, manifest, plots, protocol, reference, suite
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
 
     plots.check()
-    read, out, device = captions.read(options["captions"]), options["out"], place_of(options)
+    read, out, device = captions.read(options["captions"]), options["out"], device_name(options)
     manifest.check_place(out)
     shard = manifest.Shard.parsed(options["shard"]) if "shard" in options else manifest.WHOLE
     alone = shard.of == 1
@@ -88,7 +88,7 @@ def coco30k(arguments: Sequence[str]) -> None:
     kid_size, any_size = options.get("kid_size", KID_SIZE), options.get("any_size", False)
     place = options["reference"]
     _check_enough(len(read.items), "captions", inception.dim, kid_size)
-    with saying() as say:  # before hours of painting
+    with progress_reporter() as say:  # before hours of painting
         real = suite.real_pictures(place, inception, out, "real-pictures", say, whole=alone)
         _check_enough(real.count, "real pictures", inception.dim, kid_size)
         cmmd = None
@@ -101,14 +101,14 @@ def coco30k(arguments: Sequence[str]) -> None:
         if not any_size:
             reference.check_sizes(real.sizes, [(template.height or 0, template.width or 0)])
 
-    model = at_hand(options) if alone else None
+    model = local_model(options) if alone else None
     asked = {name: options[name] for name in ("seed", "batch", "dtype", "retry") if options.get(name, "auto") != "auto"}
     run = suite.complete(out, read, template_of(options), model=model, **asked) if alone else None
     remarks = [NOT_COMPARED] if run and not model else []
     if run is None:
         least = max(inception.dim + 1, kid_size)
-        run = painted(options, read, shard, least=least, check=check, seed=options.get("seed", 0))
-    with saying() as say:
+        run = paint_captions(options, read, shard, least=least, check=check, seed=options.get("seed", 0))
+    with progress_reporter() as say:
         if not alone or real.statistics is None:
             networks = {"pictures": inception, "pictures-by-clip": clip, "pictures-for-cmmd": cmmd_clip}
             suite.measure_part(run, shard, {name: of for name, of in networks.items() if of}, say)
@@ -142,9 +142,9 @@ def world(arguments: Sequence[str]) -> None:
 
     plots.check()
     manifest.check_place(options["out"])
-    captions, clip = suite.world_captions(options.get("count", WORLD_COUNT)), own_clip(options)
-    run = painted(options, captions)
-    with saying() as say:
+    captions, clip = suite.world_captions(options.get("count", WORLD_COUNT)), model_clip(options)
+    run = paint_captions(options, captions)
+    with progress_reporter() as say:
         report = suite.world(run, clip, say=say, command=protocol.command())
     _written(options["out"], report)
 
@@ -166,9 +166,9 @@ def sweep(arguments: Sequence[str]) -> None:
     plots.check()
     manifest.check_place(options["out"], of_runs=True)
     folder, scenes, seeds = options["out"], options.get("scenes", sweeping.SCENES), options.get("seeds", sweeping.SEEDS)
-    template, clip = template_of(options), own_clip(options)
+    template, clip = template_of(options), model_clip(options)
     cells = sweeping.grid(template, options.get("samplers", sweeping.SAMPLERS), options.get("numbers", sweeping.STEPS))
-    with pool(options) as painter:
+    with start_pool(options) as painter:
 
         def carried_out(cells: Mapping[str, Request]) -> list[sweeping.Cell]:
             return _judged(painter, options, cells, clip, scenes, seeds, sweeping.STREAM)
@@ -206,7 +206,7 @@ def dials(arguments: Sequence[str]) -> None:
     folder, scenes, seeds = options["out"], options.get("scenes", turning.SCENES), options.get("seeds", turning.SEEDS)
     stream = options.get("stream", turning.STREAM)
     without = {name: value for name, value in options.items() if name not in SPED_UP_BY}
-    template, model, clip = template_of(without), model_of(without), own_clip(without)
+    template, model, clip = template_of(without), model_of(without), model_clip(without)
     tried = [
         options.get(name, default)
         for name, default in (
@@ -220,9 +220,9 @@ def dials(arguments: Sequence[str]) -> None:
     cells = turning.grid(template, *tried) | named
     if "only" in options:
         cells = turning.exact(template) | _of_names(cells, options["only"])
-    with pool(without) as painter:
+    with start_pool(without) as painter:
         judged = _judged(painter, without, cells, clip, scenes, seeds, stream)
-    with saying() as say:
+    with progress_reporter() as say:
         made = turning.tried(folder, judged, model, clip, say)
     kept = sweep.protocol(folder, [cell.name for cell in judged], clip, protocol.command())
     _written(folder, turning.report(template.model, made, kept))
@@ -241,14 +241,16 @@ def _judged(
     from kandinsky22.evaluation import sweep as sweeping
 
     folder, retry = options["out"], options.get("retry", False)
-    about = noted(options, linear=any(request.prior.linear for request in cells.values()))
+    about = run_notes(options, linear=any(request.prior.linear for request in cells.values()))
     print(f"{len(cells)} cells; where it is not known yet how long they take, two packs are timed", flush=True)
     print(
-        needed(sweeping.expect(painter, folder, cells, scenes, seeds, stream=stream, retry=retry, noted=about)),
+        describe_estimate(
+            sweeping.expect(painter, folder, cells, scenes, seeds, stream=stream, retry=retry, noted=about)
+        ),
         flush=True,
     )
-    told(sweeping.paint(painter, folder, cells, scenes, seeds, stream=stream, retry=retry))
-    with saying() as say:
+    show_progress(sweeping.paint(painter, folder, cells, scenes, seeds, stream=stream, retry=retry))
+    with progress_reporter() as say:
         return sweeping.judge(folder, [*cells], clip, say, seeds, stream=stream)
 
 
@@ -311,7 +313,7 @@ def stats(arguments: Sequence[str]) -> None:
             pictures = dict(Shard.parsed(options["shard"]).out_of([*pictures.items()]))
             if not pictures:
                 raise ValueError(f"part {options['shard']} has no pictures; share them out into fewer parts")
-        with saying() as say:
+        with progress_reporter() as say:
             found = reference.measure(
                 pictures, features, progress=lambda done, of: say("looking at the pictures", done, of)
             )
@@ -325,7 +327,7 @@ def _features(options: Mapping[str, Any]) -> "Features":
     from kandinsky22.evaluation import protocol
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
 
-    device = place_of(options)
+    device = device_name(options)
     if "clip" in options:
         return ClipFeatures.of_folder(options["clip"], device)
     features = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)

@@ -73,7 +73,9 @@ def complete(
     if retry and failed(run):
         return None
     t = run.template
-    request = request.spelt(model.defaults) if model else replace(request, speed=None)  # a speed's steps are a model's
+    request = (
+        request.expand_speed(model.defaults) if model else replace(request, speed=None)
+    )  # a speed's steps are a model's
     assert t.height is not None and t.width is not None
     asked = unfilled(request.resolved(Defaults(height=t.height, width=t.width, prior=t.prior, decoder=t.decoder)))
     name = Path(request.model).expanduser().resolve().name if model is None else model.name
