@@ -101,7 +101,7 @@ def test_every_placement_gives_the_same_results(stored: dict[str, Stored], place
         assert all(torch.equal(a, b) for a, b in zip(run(networks, stored), reference, strict=True))
 
 
-def test_releasing_on_a_cpu_frees_the_network_unless_it_is_kept(stored: dict[str, Stored]) -> None:
+def test_releasing_on_a_cpu_frees_the_network_only_under_offload(stored: dict[str, Stored]) -> None:
     networks = Networks(CPU, torch.float32, "offload")
     unet = weakref.ref(networks.get(stored["unet"]))
     assert networks.is_on_device(stored["unet"]) and unet() is networks.get(stored["unet"])
