@@ -61,7 +61,7 @@ class Networks:
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
                 raise ValueError(
-                    "compiled networks must be accelerated and stay on cuda; leave compiled out, or use --placement keep"
+                    "compiled networks must be accelerated and stay on cuda; use --placement keep, or leave compiled out"
                 )
             os.environ.setdefault(COMPILED, str(catalog.cache() / "compiled"))
         self._loaded: dict[Stored[Any, Any], nn.Module] = {}
