@@ -42,8 +42,8 @@ def units_of(requests: Mapping[K, Request], size: int) -> Iterator[WorkUnit[K]]:
 class FakeBackend:
     """Paints each seed in its own colour, tinted by the size of the batch, as a batch changes a real model's pixels.
 
-    Prompts: "poison" raises KeyError, "unreachable" ConnectionResetError, "die" kills the process, "die once" kills it the
-    first time in `folder`, "wait" takes ten seconds for a step. Every attempt appends its prompt to a file in `folder`.
+    Prompts: "poison" raises KeyError, "unreachable" ConnectionResetError, "die" kills the process, "die once" kills it
+    the first time in `folder`, "wait" takes ten seconds for a step. Every attempt appends its prompt to a file in `folder`.
     poison_raises: whether "poison" raises.
     """
 

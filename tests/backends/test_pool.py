@@ -182,8 +182,8 @@ def test_closing_a_pool_ends_its_processes(tmp_path: Path) -> None:
 def test_worker_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     """Also in the middle of a step."""
     code = (
-        "from pathlib import Path; from tests.backends.fakes import LoadFake; from kandinsky22.backends.pool import Pool;"
-        "from kandinsky22 import text2img\n"
+        "from pathlib import Path; from tests.backends.fakes import LoadFake\n"
+        "from kandinsky22 import text2img; from kandinsky22.backends.pool import Pool\n"
         "if __name__ == '__main__':\n"
         f"  pool = Pool(LoadFake(Path({str(tmp_path)!r})), processes=2)\n"
         "  list(pool.stream(text2img('a ring')))\n"

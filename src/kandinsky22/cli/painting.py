@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
     from kandinsky22.evaluation.captions import Captions
     from kandinsky22.evaluation.features import ClipFeatures
-    from kandinsky22.evaluation.generate import Standing
+    from kandinsky22.evaluation.generate import RunProgress
     from kandinsky22.evaluation.manifest import Run, Shard
 
 PAINTED_BY = (
@@ -146,26 +146,27 @@ def noted(options: Mapping[str, Any], *, linear: bool = False) -> Callable[[], d
 def painted(options: Mapping[str, Any], captions: "Captions", shard: "Shard | None" = None, **how: Any) -> "Run":
     """The run of captions, its shard painted; what it will take is said first, the time as soon as a pack was painted.
 
-    how: `least` as `generate.generate` takes it, `check` and `seed` as `generate.begin` does.
+    how: `least` as `generate.generate` takes it, `check` and `seed` as `generate.open_run` does.
     """
     from kandinsky22.evaluation import generate
-    from kandinsky22.evaluation.manifest import WHOLE
+    from kandinsky22.evaluation.estimate import estimate
+    from kandinsky22.evaluation.manifest import UNSHARDED
 
-    shard, retry, least = shard or WHOLE, options.get("retry", False), how.pop("least", 1)
+    shard, retry, least = shard or UNSHARDED, options.get("retry", False), how.pop("least", 1)
     with pool(options) as painter:
         request = template_of(options)
         about = noted(options, linear=request.prior.linear)
-        run = generate.begin(painter, options["out"], captions, request, noted=about, **how)
+        run = generate.open_run(painter, options["out"], captions, request, annotations=about, **how)
 
-        def painting(packs: int | None = None) -> "Iterator[tuple[str, Standing]]":
-            for standing in generate.generate(painter, run, shard=shard, retry=retry, packs=packs, least=least):
+        def painting(max_units: int | None = None) -> "Iterator[tuple[str, RunProgress]]":
+            for standing in generate.generate(painter, run, shard=shard, retry=retry, max_units=max_units, least=least):
                 yield run.folder.name, standing
 
-        needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
+        needs = estimate(run, shard, processes=painter.processes, retry=retry)
         if needs.seconds is None:
-            print(f"{needed(needs)}; the first pack is timed", flush=True)
-            told(painting(packs=1))
-            needs = generate.estimate(run, shard, processes=painter.processes, retry=retry)
+            print(f"{needed(needs)}; the first work unit is timed", flush=True)
+            told(painting(max_units=1))
+            needs = estimate(run, shard, processes=painter.processes, retry=retry)
         print(needed(needs), flush=True)
         told(painting())
     return run

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
 
 if TYPE_CHECKING:
-    from kandinsky22.evaluation.generate import Estimate, Standing
+    from kandinsky22.evaluation.estimate import Estimate
+    from kandinsky22.evaluation.generate import RunProgress
 
 
-def told(standings: "Iterable[tuple[str, Standing]]") -> None:
+def told(standings: "Iterable[tuple[str, RunProgress]]") -> None:
     """Say how far painting is, of each name; what is painted is painted while this asks."""
     if is_terminal():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -22,14 +23,14 @@ def told(standings: "Iterable[tuple[str, Standing]]") -> None:
             tasks: dict[str, Any] = {}
             for name, now in standings:
                 if name not in tasks:
-                    tasks[name] = bars.add_task(name, total=now.of, said="")
+                    tasks[name] = bars.add_task(name, total=now.total, said="")
                 bars.update(tasks[name], completed=now.done + now.failed, said=_pace(now))
         return
     last = 0.0
     for name, now in standings:
-        if now.done + now.failed == now.of or time.monotonic() - last >= LINE_EVERY:
+        if now.done + now.failed == now.total or time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            print(f"{name}: {now.done} of {now.of}  {_pace(now)}", flush=True)
+            print(f"{name}: {now.done} of {now.total}  {_pace(now)}", flush=True)
 
 
 @contextmanager
@@ -62,10 +63,10 @@ def needed(needs: "Estimate") -> str:
     return said if needs.seconds is None else f"{said}, about {_clock(needs.seconds)}"
 
 
-def _pace(now: "Standing") -> str:
+def _pace(now: "RunProgress") -> str:
     said = [f"{now.failed} failed"] if now.failed else []
-    if now.rate is not None and now.left is not None:
-        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *said]
+    if now.rate is not None and now.seconds_left is not None:
+        said = [f"{now.rate:.2f} pictures/s", f"{_clock(now.seconds_left)} left", *said]
     return ", ".join(said)
 
 

@@ -151,7 +151,9 @@ def _column(path: Path, names: Sequence[str], synonyms: Sequence[str]) -> int | 
         return names.index("id")
     if len(matches) > 1:
         columns = " and ".join(repr(names[k]) for k in matches)
-        raise ValueError(f"{path} has the columns {columns}, each of which could be the {synonyms[0]}; keep one of them")
+        raise ValueError(
+            f"{path} has the columns {columns}, each of which could be the {synonyms[0]}; keep one of them"
+        )
     return matches[0] if matches else None
 
 
@@ -173,7 +175,9 @@ def _id(path: Path, line: int, field: str) -> str:
             f"{path}, line {line}: the id {name!r} cannot name a file; leave out folders, {FORBIDDEN} and a dot in front"
         )
     if (size := len(name.encode())) > MAX_ID_BYTES:
-        raise ValueError(f"{path}, line {line}: the id has {size} bytes, and a file's name takes {MAX_ID_BYTES}; shorten it")
+        raise ValueError(
+            f"{path}, line {line}: the id has {size} bytes, and a file's name takes {MAX_ID_BYTES}; shorten it"
+        )
     return name
 
 

@@ -48,7 +48,9 @@ def bars(values: Mapping[str, float], x_label: str, ours: str | None = None) -> 
     names = sorted(values, key=values.__getitem__, reverse=True)
     figure = _figure(height=0.9 + 0.26 * len(names))
     axes = figure.subplots()
-    rectangles = axes.barh(names, [values[name] for name in names], color=[OURS if n == ours else THEIRS for n in names])
+    rectangles = axes.barh(
+        names, [values[name] for name in names], color=[OURS if n == ours else THEIRS for n in names]
+    )
     axes.bar_label(rectangles, fmt="%.2f", padding=3, fontsize=8)
     axes.set(xlabel=x_label)
     axes.margins(x=0.12)
