@@ -43,8 +43,8 @@ class FakeBackend:
     """Paints each seed in its own colour, tinted by the size of the batch, as a batch changes a real model's pixels.
 
     Prompts: "poison" raises KeyError, "unreachable" ConnectionResetError, "die" kills the process, "die once" kills it
-    the first time in `folder`, "wait" takes ten seconds for a step. Every attempt appends its prompt to a file in `folder`.
-    poison_raises: whether "poison" raises.
+    the first time in `folder`, "wait" takes ten seconds for a step. Every attempt appends its prompt to a file in
+    `folder`. poison_raises: whether "poison" raises.
     """
 
     folder: Path

@@ -23,7 +23,7 @@ class SupportsStreamMany(Protocol):
 
 @runtime_checkable
 class SupportsDescribe(Protocol):
-    """A backend that resolves a request, and says what else decides its pixels, without painting, as `Kandinsky` does."""
+    """A backend that resolves and describes a request without painting it, as `Kandinsky` does."""
 
     def resolved(self, request: Request) -> Request: ...
 
@@ -40,8 +40,8 @@ class CachesEmbeddings(Protocol):
 class Local:
     """Paints work units with a backend in this process, one after the other.
 
-    batch: requests that a unit should have. Raises `ValueError` where it is above 1 and the backend paints only one request
-    at a time.
+    batch: requests that a unit should have. Raises `ValueError` where it is above 1 and the backend paints only one
+    request at a time.
     """
 
     processes = 1
@@ -56,7 +56,10 @@ class Local:
         return self.backend.stream(request)
 
     def describe(self, request: Request) -> tuple[Request, dict[str, Any]]:
-        """The resolved request, and what else decides its pixels; a backend that cannot say it paints a picture to find out."""
+        """The resolved request, and what else decides its pixels.
+
+        A backend without `SupportsDescribe` paints one picture to find out.
+        """
         if isinstance(self.backend, SupportsDescribe):
             resolved = self.backend.resolved(request)
             return resolved, self.backend.made_by(resolved)
@@ -66,7 +69,8 @@ class Local:
     def stream_unit(self, requests: Mapping[K, Request]) -> Iterator[tuple[K, Event]]:
         """The events of a work unit, each with the key of its request.
 
-        The embedding cache is bypassed meanwhile: the last bits of an embedding depend on the batch in which it was computed.
+        The embedding cache is bypassed meanwhile: the last bits of an embedding depend on the batch in which it was
+        computed.
         """
         with self.backend.embedder.uncached() if isinstance(self.backend, CachesEmbeddings) else nullcontext():
             if isinstance(self.backend, SupportsStreamMany):

@@ -1,7 +1,7 @@
 """Several processes of this machine as one backend; each has the model, and they paint side by side. Imports no torch.
 
-A process that dies, by any signal, is started again, and its work is retried (see `WorkUnit.retry`). The same work units
-give the same pixels however many processes there are, if each has the same number of threads.
+A process that dies, by any signal, is started again, and its work is retried (see `WorkUnit.retry`). The same work
+units give the same pixels however many processes there are, if each has the same number of threads.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ class LoadKandinsky:
 class Pool:
     """Processes that each have a model. They end when it is closed, and when this process ends, even by kill -9.
 
-    load: loads the model, in each process. batch: requests that a work unit should have. Raises `ValueError` for less than
-    one process or request. Any number of threads may use it at once; while no process is free they wait.
+    load: loads the model, in each process. batch: requests that a work unit should have. Raises `ValueError` for less
+    than one process or request. Any number of threads may use it at once; while no process is free they wait.
     """
 
     def __init__(self, load: LoadBackend, *, processes: int, batch: int = 1) -> None:
@@ -122,7 +122,10 @@ class Pool:
         return description
 
     def paint(self, units: Iterable[WorkUnit[K]]) -> Generator[Outcome[K], None, None]:
-        """Paint units on all processes that are free; see `UnitBackend`. `units` is advanced as processes become free."""
+        """Paint units on all processes that are free; see `UnitBackend`.
+
+        `units` is advanced as processes become free.
+        """
         with self._reserved(self.processes) as workers:
             new, retries = iter(units), deque[WorkUnit[K]]()
             running: dict[Worker, WorkUnit[K]] = {}
@@ -167,7 +170,10 @@ class Pool:
 
     @contextlib.contextmanager
     def _reserved(self, most: int) -> Iterator[list[Worker]]:
-        """Up to `most` free workers, at least one; waits for the first. On exit their jobs are cancelled and they are free."""
+        """Up to `most` free workers, at least one; waits for the first.
+
+        On exit their jobs are cancelled and they are free.
+        """
         if self._closed:
             raise ValueError("this pool is closed; open another")
         workers = [self._free.get()]

@@ -1,8 +1,8 @@
 """Work units: requests that are painted as one batch, and the rule for retrying a unit that fails. Imports no torch.
 
-The size of a batch changes how sums are rounded, and so the last bits of some pixels. The same work units, with the same
-requests in the same order, give the same pixels again; it does not matter in which order units are painted, or by which
-process.
+The size of a batch changes how sums are rounded, and so the last bits of some pixels. The same work units, with the
+same requests in the same order, give the same pixels again; it does not matter in which order units are painted, or by
+which process.
 """
 
 from collections.abc import Generator, Hashable, Iterable, Mapping
@@ -48,8 +48,9 @@ class WorkUnit(Generic[K]):
     def retry(self, error: str) -> "tuple[list[WorkUnit[K]], list[Failure[K]]]":
         """The units to try next after this one failed, and the requests that are given up.
 
-        The second try repeats the whole unit: the error may have had another cause, and then no pixel changes. The third
-        and last try paints each request alone, so that one that cannot be painted does not cost the others their picture.
+        The second try repeats the whole unit: the error may have had another cause, and then no pixel changes. The
+        third and last try paints each request alone, so that one that cannot be painted does not cost the others their
+        picture.
         """
         tries = self.tries + 1
         if tries == TRIES:
@@ -65,7 +66,7 @@ class WorkUnit(Generic[K]):
 
 @runtime_checkable
 class UnitBackend(Backend, Protocol):
-    """A backend that paints work units, as many at a time as it has processes. batch: requests that a unit should have."""
+    """A backend that paints work units, as many at a time as it has processes; `batch` requests are a unit."""
 
     batch: int
     processes: int

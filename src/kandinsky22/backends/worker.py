@@ -1,7 +1,9 @@
-"""One process of a pool, from both sides: `run_worker` runs in it, `Worker` is the pool's end of the pipe. Imports no torch.
+"""One process of a pool, from both sides: `run_worker` runs in it, `Worker` is the pool's end of the pipe.
 
-A worker receives jobs one at a time over a pipe and sends messages until the job ends. It writes no file. It exits between
-two steps of painting when its pipe is closed, and at once when its parent process has died.
+Imports no torch.
+
+A worker receives jobs one at a time over a pipe and sends messages until the job ends. It writes no file. It exits
+between two steps of painting when its pipe is closed, and at once when its parent process has died.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ LoadBackend = Callable[[], Backend]
 
 
 class PaintJob(NamedTuple):
-    """A job: paint requests as one batch. with_events: there is one request, and its events are sent, not only the result."""
+    """A job: paint requests as one batch. with_events: of the one request, send all events, not only the result."""
 
     requests: Mapping[Any, Request]
     with_events: bool = False
@@ -46,8 +48,9 @@ Job = PaintJob | DescribeJob
 class Message(NamedTuple):
     """A message from a worker.
 
-    About a job: "event", then one of "done" with (results by key, seconds) or the description, "failed" with an exception,
-    or "cancelled". About the process: "ready", "broken" with the exception that loading raised, or "died" with the reason.
+    About a job: "event", then one of "done" with (results by key, seconds) or the description, "failed" with an
+    exception, or "cancelled". About the process: "ready", "broken" with the exception that loading raised, or "died"
+    with the reason.
     """
 
     kind: Literal["ready", "broken", "event", "done", "failed", "cancelled", "died"]
@@ -128,8 +131,8 @@ def _exit_with_parent() -> None:
 class Worker:
     """The pool's end of a process that carries out jobs. A process that died is started again with the next job.
 
-    Where it cannot be started, `receive` raises the `ValueError` that `load` raised, other errors as `RuntimeError`, and
-    `ChildProcessError` where the process died three times while it loaded.
+    Where it cannot be started, `receive` raises the `ValueError` that `load` raised, other errors as `RuntimeError`,
+    and `ChildProcessError` where the process died three times while it loaded.
     """
 
     def __init__(self, load: LoadBackend) -> None:

@@ -1,8 +1,8 @@
 """A file of captions: what to paint, the id that names each picture, and its seed. Imports no torch.
 
 A .csv or .tsv has a header with one column of captions and, optionally, one of ids and one of seeds; other columns are
-ignored. Where a table has both of COCO's columns `image_id` and `id`, the caption's own `id` is used. A .txt has one caption
-per line. Input that could be understood in more than one way is refused.
+ignored. Where a table has both of COCO's columns `image_id` and `id`, the caption's own `id` is used. A .txt has one
+caption per line. Input that could be understood in more than one way is refused.
 """
 
 import csv
@@ -54,9 +54,9 @@ class _Row(NamedTuple):
 def read(path: Path) -> Captions:
     """The captions of a .csv, .tsv or .txt file in UTF-8. Without ids, a caption's id is its number, counted from 1.
 
-    Raises `ValueError`, one sentence that names the line and the fix, for: another kind of file; another encoding; no column
-    of captions, or several columns with the same meaning; rows whose length differs from the header's; empty lines and
-    captions; ids that cannot be file names or are not unique; and repeated captions in a file without ids.
+    Raises `ValueError`, one sentence that names the line and the fix, for: another kind of file; another encoding; no
+    column of captions, or several columns with the same meaning; rows whose length differs from the header's; empty
+    lines and captions; ids that cannot be file names or are not unique; and repeated captions in a file without ids.
     """
     suffix = path.suffix.lower()
     if suffix not in (*DELIMITERS, ".txt"):
@@ -133,8 +133,8 @@ def _records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]
     except csv.Error as error:
         if "limit" in str(error):
             raise ValueError(
-                f"{path}, line {line}, has a field of more than {csv.field_size_limit()} characters, which is no caption; "
-                "close the quotation mark where it ends"
+                f"{path}, line {line}, has a field of more than {csv.field_size_limit()} characters, which is no "
+                "caption; close the quotation mark where it ends"
             ) from None
         raise ValueError(
             f"{path}, line {line}, cannot be read ({error}); put the field into quotation marks and double those within"
@@ -172,7 +172,8 @@ def _id(path: Path, line: int, field: str) -> str:
         raise ValueError(f"{path}, line {line}, has no id; give it one, or remove the column")
     if name.startswith(".") or not name.isprintable() or any(letter in FORBIDDEN for letter in name):
         raise ValueError(
-            f"{path}, line {line}: the id {name!r} cannot name a file; leave out folders, {FORBIDDEN} and a dot in front"
+            f"{path}, line {line}: the id {name!r} cannot name a file; leave out folders, {FORBIDDEN} and a dot at "
+            "its start"
         )
     if (size := len(name.encode())) > MAX_ID_BYTES:
         raise ValueError(

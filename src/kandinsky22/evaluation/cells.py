@@ -1,7 +1,7 @@
-"""Cells of a comparison in the picture world: each is one way of sampling, painted in a run folder of its own and scored.
+"""Cells of a comparison in the picture world: each is one way of sampling, with its own run folder and its scores.
 
-All cells paint the same captions with the same seeds. A comparison that was stopped resumes, as its runs do. A cell whose
-request has a seed adds it to the seeds of all captions.
+All cells paint the same captions with the same seeds. A comparison that was stopped resumes, as its runs do. A cell
+whose request has a seed adds it to the seeds of all captions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from kandinsky22.evaluation.manifest import Run, differences
 from kandinsky22.evaluation.protocol import run_protocol
 from kandinsky22.evaluation.report import Picture
 from kandinsky22.evaluation.run_state import failed
-from kandinsky22.evaluation.scores import ShowProgress, caption_score, cached_statistics, cmmd_score
+from kandinsky22.evaluation.scores import ShowProgress, cached_statistics, caption_score, cmmd_score
 from kandinsky22.request import Request
 
 CRITERION = "plain"  # all attributes but the style, which depends on MoVQ more than on sampling
@@ -58,8 +58,8 @@ class CaptionSet:
 class Cell:
     """One way of sampling, and its scores.
 
-    rates: of each attribute. by_caption, by_seed: the share of pictures that are right by `CRITERION`. frechet: None unless
-    there are more pictures than the CLIP's embedding has dimensions.
+    rates: of each attribute. by_caption, by_seed: the share of pictures that are right by `CRITERION`. frechet: None
+    unless there are more pictures than the CLIP's embedding has dimensions.
     """
 
     name: str
@@ -170,7 +170,7 @@ def score_cells(
 
 
 def cells_protocol(folder: Path, names: Sequence[str], clip: ClipFeatures, command: str) -> dict[str, Any]:
-    """The protocol of a comparison: the first cell's run, the other cells' differences from it, and how they are scored."""
+    """The protocol of a comparison: the first cell's run, the other cells' differences from it, and the scoring."""
     runs = {name: Run.open(folder / name) for name in names}
     first = next(iter(runs.values()))
     cells = {
@@ -229,7 +229,7 @@ def _verdict(path: Path, scene: Scene) -> dict[str, bool]:
 
 
 def _shares(verdicts: Mapping[str, Mapping[str, bool]], part: int) -> dict[str, float]:
-    """The share of right pictures, grouped by a part of their ids "SCENE-SEED" (0: scene, 2: seed), in ascending order."""
+    """The share of right pictures by a part of their ids "SCENE-SEED" (0: scene, 2: seed), in ascending order."""
     right: dict[str, list[bool]] = {}
     for picture, verdict in verdicts.items():
         right.setdefault(picture.partition("-")[part], []).append(verdict[CRITERION])

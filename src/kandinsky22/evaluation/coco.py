@@ -1,6 +1,7 @@
 """The model card's evaluation: FID, KID, CLIP score and CMMD of pictures for COCO captions, against real pictures.
 
-It scores a painted run (see `generate`). Statistics of pictures are cached in the run's folder, so that scoring again is fast.
+It scores a painted run (see `generate`). Statistics of pictures are cached in the run's folder, so that scoring again
+is fast.
 """
 
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ def reference_statistics(
     statistics.check(reference.source_of(features))
     if len(statistics.moments.mean) != features.dim:
         raise ValueError(
-            f"{place} has {len(statistics.moments.mean)} features and {features.name} has {features.dim}; measure it again "
-            "with `kandinsky22 evaluate stats`"
+            f"{place} has {len(statistics.moments.mean)} features and {features.name} has {features.dim}; measure it "
+            "again with `kandinsky22 evaluate stats`"
         )
     return statistics
 
@@ -48,7 +49,7 @@ class RealPictures:
 def real_pictures(
     place: Path, features: Features, folder: Path, name: str, show_progress: ShowProgress, *, measure: bool
 ) -> RealPictures:
-    """The real pictures of a reference. measure: with statistics; False only reads the headers of pictures in a folder."""
+    """The real pictures of a reference. measure: with statistics; False reads only the headers of picture files."""
     if measure or not place.is_dir():
         statistics = reference_statistics(place, features, folder, name, show_progress)
         return RealPictures(statistics.count, statistics.sizes, statistics)
@@ -72,12 +73,12 @@ def report(
 ) -> Report:
     """The report on a painted run.
 
-    place, theirs: the reference and its statistics by Inception. clip: for the CLIP score. cmmd: a CLIP, and its statistics
-    of the reference. kid_size: pictures of a subset for KID. any_size: compare pictures of one size with real ones of
-    another. remarks: sentences that the report shows first.
+    place, theirs: the reference and its statistics by Inception. clip: for the CLIP score. cmmd: a CLIP, and its
+    statistics of the reference. kid_size: pictures of a subset for KID. any_size: compare pictures of one size with
+    real ones of another. remarks: sentences that the report shows first.
 
-    The run's statistics are cached as "pictures" (Inception), "pictures-by-clip" and "pictures-for-cmmd". Raises `ValueError`
-    for a run that is not complete, and for sets that cannot be compared.
+    The run's statistics are cached as "pictures" (Inception), "pictures-by-clip" and "pictures-for-cmmd". Raises
+    `ValueError` for a run that is not complete, and for sets that cannot be compared.
     """
     pictures, folder, notes = painted_run.pictures_of(run), run.folder, [*remarks]
     ours = cached_statistics(pictures, inception, folder, "pictures", show_progress)
@@ -87,8 +88,8 @@ def report(
     comparison: dict[str, Any] = {"any_size": any_size}
     if not protocol.is_published(inception):
         notes.append(
-            f"Inception's weights are not the published file (SHA-256 {INCEPTION[:12]}...), so FID and KID can only be compared "
-            "with numbers by these weights."
+            f"Inception's weights are not the published file (SHA-256 {INCEPTION[:12]}...), so FID and KID can only be "
+            "compared with numbers by these weights."
         )
     if theirs.features is not None:
         parts.append(scores.kid(ours, theirs, kid_size))

@@ -1,7 +1,7 @@
 """FID, KID and CMMD between two sets of features, and the CLIP score of pictures and captions. Float64 throughout.
 
-Works on tensors alone: no networks, pictures or files. FID and the CLIP score come from sums that can be computed in parts
-and added; KID and CMMD need every row, in a fixed order (`reference.Statistics`).
+Works on tensors alone: no networks, pictures or files. FID and the CLIP score come from sums that can be computed in
+parts and added; KID and CMMD need every row, in a fixed order (`reference.Statistics`).
 """
 
 import math
@@ -66,9 +66,9 @@ class Mean:
 def frechet(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """The squared Frechet distance between two normal distributions; with Inception's features, FID. At least 0.
 
-    Heusel et al. 2017 (arXiv:1706.08500), equation 6, with unbiased covariances. The trace of (A B)^(1/2) is computed as the
-    sum of the singular values of A^(1/2) B^(1/2), which avoids squaring and stays real. Raises `ValueError` for different
-    dimensions, and unless each set has more pictures than dimensions.
+    Heusel et al. 2017 (arXiv:1706.08500), equation 6, with unbiased covariances. The trace of (A B)^(1/2) is computed
+    as the sum of the singular values of A^(1/2) B^(1/2), which avoids squaring and stays real. Raises `ValueError` for
+    different dimensions, and unless each set has more pictures than dimensions.
     """
     if a.mean.shape != b.mean.shape:
         raise _different_dimensions(len(a.mean), len(b.mean))
@@ -86,17 +86,17 @@ def frechet(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
 def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = SUBSETS, size: int = 1000, seed: int = SEED) -> Spread:
     """The squared maximum mean discrepancy of features a [n, K] and b [m, K]; with Inception's features, KID.
 
-    Binkowski et al. 2018 (arXiv:1801.01401): the unbiased estimate, which may be below 0, with the kernel
-    (x . y / K + 1)^3, over `subsets` pairs of random subsets of `size` rows without replacement. For each pair, a torch
-    generator with `seed` shuffles the rows of a and then those of b. Raises `ValueError` for different dimensions and where
-    a set has fewer than `size` rows.
+    Binkowski et al. 2018 (arXiv:1801.01401): the unbiased estimate, which may be below 0, with the kernel (x . y / K +
+    1)^3, over `subsets` pairs of random subsets of `size` rows without replacement. For each pair, a torch generator
+    with `seed` shuffles the rows of a and then those of b. Raises `ValueError` for different dimensions and where a set
+    has fewer than `size` rows.
     """
     if a.shape[1] != b.shape[1]:
         raise _different_dimensions(a.shape[1], b.shape[1])
     if not 2 <= size <= min(len(a), len(b)):
         raise ValueError(
-            f"KID's subsets of {size} need at least 2 pictures, and at most as many as there are: {len(a)} and {len(b)}; "
-            f"give more pictures, or a size of at most {min(len(a), len(b))}, and state it with the number"
+            f"KID's subsets of {size} need at least 2 pictures, and at most as many as there are: {len(a)} and {len(b)}"
+            f"; give more pictures, or a size of at most {min(len(a), len(b))}, and state it with the number"
         )
     generator = torch.Generator().manual_seed(seed)
 
@@ -111,8 +111,9 @@ def cmmd(a: Tensor, b: Tensor, *, block: int = BLOCK) -> float:
     """CMMD of CLIP's image embeddings a [n, K] and b [m, K], of any norm; `block` rows of each are compared at a time.
 
     Jayasumana et al. 2024 (arXiv:2401.09603), as google-research/cmmd computes it: embeddings scaled to unit norm, the
-    Gaussian kernel exp(-|x - y|^2 / (2 * 10^2)), the minimum-variance estimate, in which a picture is also compared with
-    itself (Gretton et al. 2012, equation 5), times 1000. Raises `ValueError` for different dimensions and for empty sets.
+    Gaussian kernel exp(-|x - y|^2 / (2 * 10^2)), the minimum-variance estimate, in which a picture is also compared
+    with itself (Gretton et al. 2012, equation 5), times 1000. Raises `ValueError` for different dimensions and for
+    empty sets.
     """
     if a.shape[1] != b.shape[1]:
         raise _different_dimensions(a.shape[1], b.shape[1])

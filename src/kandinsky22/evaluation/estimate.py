@@ -42,8 +42,8 @@ class Estimate:
         """Raises `ValueError` if the disk has too little free space."""
         if self.bytes > self.free:
             raise ValueError(
-                f"{self.pictures} pictures need about {self.bytes / 1e9:.3g} GB and {self.free / 1e9:.3g} GB of the disk are "
-                "free; make room, or choose a folder on another disk"
+                f"{self.pictures} pictures need about {self.bytes / 1e9:.3g} GB and {self.free / 1e9:.3g} GB of the "
+                "disk are free; make room, or choose a folder on another disk"
             )
 
 

@@ -1,7 +1,7 @@
 """Feature networks: Inception for FID and KID, a CLIP for CMMD and the CLIP score.
 
-Weights are those of a model's own CLIP, or come from a file or folder that the user names; nothing is downloaded. A network's
-`name`, `fingerprint` and `resize` identify everything that its features depend on besides the pictures.
+Weights are those of a model's own CLIP, or come from a file or folder that the user names; nothing is downloaded. A
+network's `name`, `fingerprint` and `resize` identify everything that its features depend on besides the pictures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ class Features(Protocol):
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Switch TF32, which has a mantissa of ten bits, off on CUDA within a `with` block, and restore the settings afterwards."""
+    """Switch off TF32, which has a mantissa of ten bits, on CUDA for the length of a `with` block."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -66,8 +66,8 @@ class InceptionFeatures:
     """The features of the 2015 Inception network's last pool, [n, 2048].
 
     path: see `inception.load`. resize: one of `resize.RESIZINGS`. crop: take the central square first, as is done for
-    COCO's 30,000 pictures; clean-fid resizes whole pictures, which distorts them. Raises `CheckpointError`, and `ValueError`
-    for another resizing.
+    COCO's 30,000 pictures; clean-fid resizes whole pictures, which distorts them. Raises `CheckpointError`, and
+    `ValueError` for another resizing.
     """
 
     name, dim = inception.NAME, inception.DIM
@@ -92,7 +92,7 @@ class InceptionFeatures:
 
 
 class ClipFeatures:
-    """A CLIP's projected embeddings, [n, D], without normalisation: of pictures when it is called, of captions by `texts`.
+    """A CLIP's projected embeddings, [n, D], not normalised: of pictures when it is called, of captions by `texts`.
 
     Pictures are cropped to the central square, as for CMMD, and then prepared as the CLIP's own configuration says.
     """
@@ -131,9 +131,10 @@ class ClipFeatures:
 
     @classmethod
     def of_folder(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """A CLIP from a folder in transformers' format, such as openai/clip-vit-large-patch14-336 for CMMD and
-        openai/clip-vit-base-patch32 for the CLIP score: config.json, the weights, preprocessor_config.json, vocab.json,
-        merges.txt and tokenizer_config.json.
+        """The CLIP of a folder in transformers' format.
+
+        For example openai/clip-vit-large-patch14-336 for CMMD and openai/clip-vit-base-patch32 for the CLIP score. The
+        folder has config.json, the weights, preprocessor_config.json, vocab.json, merges.txt and tokenizer_config.json.
 
         Raises `CheckpointError` where one of them is missing, damaged, or does not fit the others.
         """
@@ -147,7 +148,7 @@ class ClipFeatures:
         ):
             if in_file != in_config:
                 raise CheckpointError(
-                    f"the files of {folder} are not of one CLIP: one has {in_file} {what} and config.json has {in_config}; "
+                    f"the files of {folder} are not of one CLIP: one has {in_file} {what} and config.json {in_config}; "
                     "download them again"
                 )
         pair = stored.load(dtype, torch.device(device))
@@ -163,7 +164,7 @@ class ClipFeatures:
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Captions, at least one -> float32 [n, dim] on the CPU; long captions are truncated to the text tower's length."""
+        """Captions, at least one -> float32 [n, dim] on the CPU; long captions are truncated."""
         ids = self._tokenizer(list(captions)).trimmed().ids
         with without_tf32():
             return self._text(ids.to(self._device)).embed.float().cpu()
@@ -181,7 +182,10 @@ class _PairConfig(Config):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Missing values are the defaults of transformers' configuration classes. Raises `ValueError` for another model type."""
+        """Missing values are the defaults of transformers' configuration classes.
+
+        Raises `ValueError` for another model type.
+        """
         if values.get("model_type") != "clip":
             raise ValueError(
                 f"model_type is {values.get('model_type')!r}, not 'clip'; name a CLIP's folder, such as that of "
@@ -214,7 +218,7 @@ VISION_DEFAULTS = {
 
 
 def _tower(config: type[C], values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> C:
-    """A tower's configuration, with the pair's projection width; the `_dict` that old files also have takes precedence."""
+    """A tower's configuration, with the pair's projection width; the `_dict` of older files takes precedence."""
     given = {**defaults, **(values.get(key) or {}), **(values.get(f"{key}_dict") or {})}
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]  # every configuration is a dataclass
     width = values.get("projection_dim", 512)

@@ -1,4 +1,4 @@
-"""Prompt fidelity in the picture world: which attributes of its caption a picture shows, as the oracle reads its pixels.
+"""Prompt fidelity in the picture world: which attributes of its caption a picture shows, as read by the oracle.
 
 Every attribute has a rate with Wilson's interval.
 """

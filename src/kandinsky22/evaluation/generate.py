@@ -1,11 +1,14 @@
-"""Painting the pictures of a run folder with any backend. A run that was killed resumes, and ends with the same pictures.
+"""Painting the pictures of a run folder with any backend.
 
-A picture is written under a temporary name, logged and then moved to its final name, so every picture with its final name is
-complete and in the log. A work unit is finished when each of its items has a picture or has failed; any other is painted
-again as one batch, which gives its pictures the same bytes, since a picture depends on its request and its batch alone.
+A run that was killed resumes, and ends with the same pictures.
 
-This holds on one kind of processor with one number of threads. On others, and where processes died twice over the same unit,
-pictures are the same up to rounding.
+A picture is written under a temporary name, logged and then moved to its final name, so every picture with its final
+name is complete and in the log. A work unit is finished when each of its items has a picture or has failed; any other
+is painted again as one batch, which gives its pictures the same bytes, since a picture depends on its request and its
+batch alone.
+
+This holds on one kind of processor with one number of threads. On others, and where processes died twice over the same
+unit, pictures are the same up to rounding.
 """
 
 import hashlib
@@ -44,8 +47,8 @@ MAX_FAILURES_IN_A_ROW = 10  # so many suggest that something other than the capt
 class RunProgress:
     """The progress of a shard.
 
-    done, total: pictures. failed: captions that were given up. rate: recent pictures per second; seconds_left: at that rate;
-    both None before the first picture.
+    done, total: pictures. failed: captions that were given up. rate: recent pictures per second; seconds_left: at that
+    rate; both None before the first picture.
     """
 
     done: int
@@ -70,7 +73,7 @@ def open_run(
     check: Callable[[Request], None] = lambda template: None,
     annotations: Callable[[], Mapping[str, Any]] = dict,
 ) -> Run:
-    """The run of a folder, created if there is none: each caption is painted as `request` says, with its own prompt and seed.
+    """The run of a folder, created if there is none: each caption replaces the prompt and the seed of `request`.
 
     check: called with the resolved request before anything is written; it may raise. seed, annotations: see
     `Run.create_or_open`. Raises `ValueError` as that does, and for a request that the backend refuses.
@@ -95,12 +98,12 @@ def generate(
 ) -> Iterator[RunProgress]:
     """Paint what is left of a shard; yields the progress before the first picture and after each.
 
-    retry: captions that failed before are tried again. max_units: paint no more work units than this. least: the number of
-    pictures below which the run is of no use. Closing the iterator stops between two steps of painting.
+    retry: captions that failed before are tried again. max_units: paint no more work units than this. least: the number
+    of pictures below which the run is of no use. Closing the iterator stops between two steps of painting.
 
-    Raises `ValueError` for a shard that another process is painting, for a backend whose batch or weights are not those of
-    the run, for a disk without space, after ten captions failed in a row (which are then not recorded), and as soon as so
-    many have failed that fewer than `least` pictures are possible.
+    Raises `ValueError` for a shard that another process is painting, for a backend whose batch or weights are not those
+    of the run, for a disk without space, after ten captions failed in a row (which are then not recorded), and as soon
+    as so many have failed that fewer than `least` pictures are possible.
     """
     unit_backend = as_unit_backend(backend)
     if unit_backend.batch != run.batch:
@@ -157,7 +160,8 @@ def _save_picture(run: Run, shard: Shard, folder: Path, outcome: Finished[str]) 
     for name in MADE_BY:
         if (now := picture.made_by.get(name)) != (before := run.settings.get(name)):
             raise ValueError(
-                f"{run.folder} was created with {name} {before}, and this picture was painted with {now}; give another folder"
+                f"{run.folder} was created with {name} {before}, and this picture was painted with {now}; "
+                "give another folder"
             )
     path = picture.save(folder / f"{outcome.key}.png")
     record = {
@@ -180,8 +184,8 @@ def _check_enough_left(run: Run, least: int) -> None:
     lost, total = len(failed(run)), len(run.items)
     if total - lost < least:
         raise ValueError(
-            f"{lost} of {total} captions failed, and the numbers need {least} pictures; see failed-*.jsonl in {run.folder}, "
-            "then try these again with --retry, or give more captions in another folder"
+            f"{lost} of {total} captions failed, and the numbers need {least} pictures; see failed-*.jsonl in "
+            f"{run.folder}, then try these again with --retry, or give more captions in another folder"
         )
 
 

@@ -1,8 +1,8 @@
 """The Inception network of FID: Google's graph of 2015-12-05, with the weights that pytorch-fid publishes.
 
-It is Inception v3 (Szegedy et al. 2016, arXiv:1512.00567) with that graph's differences: 1008 classes, average pools that do
-not count the padding, and a max pool in the last block where the paper has an average pool. Modules have the names of the
-published tensors. Weights come from a file that the user names; nothing is downloaded.
+It is Inception v3 (Szegedy et al. 2016, arXiv:1512.00567) with that graph's differences: 1008 classes, average pools
+that do not count the padding, and a max pool in the last block where the paper has an average pool. Modules have the
+names of the published tensors. Weights come from a file that the user names; nothing is downloaded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,10 @@ HALVED: Pool = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 class _Conv(NamedTuple):
-    """A convolution with so many output channels; several kernels run in parallel. With a stride of 2 there is no padding."""
+    """A convolution with so many output channels; several kernels run in parallel.
+
+    With a stride of 2 there is no padding.
+    """
 
     channels: int
     kernels: tuple[tuple[int, int], ...] = ((1, 1),)
@@ -147,7 +150,8 @@ class _Convolution(nn.Module):
 class _Mixed(nn.Module):
     """Parallel branches whose outputs are concatenated; the one called branch_pool starts with a pool.
 
-    The convolutions of a branch are numbered from 1, unless there is only one; parallel kernels have the suffixes a and b.
+    The convolutions of a branch are numbered from 1, unless there is only one; parallel kernels have the suffixes a and
+    b.
     """
 
     def __init__(self, in_channels: int, branches: Branches, pool: Pool) -> None:
@@ -180,10 +184,10 @@ class _Mixed(nn.Module):
 
 
 def load(path: Path) -> tuple[Inception, str]:
-    """The network for inference, float32 on the CPU, and the SHA-256 of its file; `SHA256` is that of the published file.
+    """The network for inference, float32 on the CPU, and the SHA-256 of its file.
 
-    path: a .pth or .safetensors file of tensors; no code in it is run. Raises `CheckpointError`, one sentence that names the
-    file to pass, for a file that is missing or damaged, a TorchScript program, or another network.
+    path: a .pth or .safetensors file of tensors; no code in it is run. Raises `CheckpointError`, one sentence that
+    names the file to pass, for a file that is missing or damaged, a TorchScript program, or another network.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, and weights are a file; {PASS}")

@@ -1,13 +1,13 @@
 """A run folder: the captions that are painted in it, and all settings that decide their pictures. Imports no torch.
 
-`manifest.jsonl` has an id, a caption and a seed per line. `run.json` has what else decides the pictures (weights, settings,
-versions) and, for readers, the command that created the run and the hashes of the weight files. Both are written once,
-atomically; everything painted in the folder later must have the same settings.
+`manifest.jsonl` has an id, a caption and a seed per line. `run.json` has what else decides the pictures (weights,
+settings, versions) and, for readers, the command that created the run and the hashes of the weight files. Both are
+written once, atomically; everything painted in the folder later must have the same settings.
 
     runs/x/run.json  manifest.jsonl  pictures/ID.png  log-1-of-2.jsonl  failed-1-of-2.jsonl
 
-Pictures are painted in work units (see `backends.work_units`), which are cut from the complete manifest; a shard is every
-n-th unit. So a picture has the same batch, and the same last bits, however the manifest is divided into shards.
+Pictures are painted in work units (see `backends.work_units`), which are cut from the complete manifest; a shard is
+every n-th unit. So a picture has the same batch, and the same last bits, however the manifest is divided into shards.
 """
 
 import hashlib
@@ -90,7 +90,10 @@ def items(captions: Captions, run_seed: int) -> tuple[Item, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. template: a resolved request, whose prompt and seed each item replaces. settings: as `run.json` has them."""
+    """A run folder.
+
+    template: a resolved request, whose prompt and seed each item replaces. settings: the contents of `run.json`.
+    """
 
     folder: Path
     items: tuple[Item, ...]
@@ -111,12 +114,12 @@ class Run:
     ) -> Self:
         """The run in a folder, created if there is none.
 
-        template, made_by: a request resolved by the backend, and what else decides its pixels (see `UnitBackend.describe`).
-        batch: requests of a work unit. seed: the run's seed, from which seeds of items are derived. annotations: called
-        when the run is created, for the entries that `ANNOTATIONS` lists.
+        template, made_by: a request resolved by the backend, and what else decides its pixels (see
+        `UnitBackend.describe`). batch: requests of a work unit. seed: the run's seed, from which seeds of items are
+        derived. annotations: called when the run is created, for the entries that `ANNOTATIONS` lists.
 
-        Raises `ValueError` for a folder whose run has other settings, naming the first difference, and for one that cannot
-        be written.
+        Raises `ValueError` for a folder whose run has other settings, naming the first difference, and for one that
+        cannot be written.
         """
         settings = {
             "captions": {"sha256": captions.sha256, "count": len(captions.items)},
@@ -158,8 +161,8 @@ class Run:
         if difference := next(differences(original, json.loads(json.dumps(current))), None):
             name, before, now = difference
             raise ValueError(
-                f"{self.folder} was created with {name} {_as_text(before)}, and now it is {_as_text(now)}; give another "
-                "folder, or the original settings"
+                f"{self.folder} was created with {name} {_as_text(before)}, and now it is {_as_text(now)}; give "
+                "another folder, or the original settings"
             )
 
     def units(self, shard: Shard) -> list[tuple[Item, ...]]:
@@ -218,7 +221,8 @@ def check_folder(folder: Path, *, of_runs: bool = False) -> None:
 def as_template(request: Request) -> Request:
     """A request with an empty prompt and the seed 0.
 
-    Raises `ValueError` for a request that cannot be a template: its condition is not a text, or it asks for several pictures.
+    Raises `ValueError` for a request that cannot be a template: its condition is not a text, or it asks for several
+    pictures.
     """
     if not isinstance(request.condition, Text):
         raise ValueError("captions replace a prompt, and this request has none; start from text2img")

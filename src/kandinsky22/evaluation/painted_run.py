@@ -1,4 +1,4 @@
-"""A run that needs no more painting: its pictures, whether its settings are those asked for, and the frame of its report."""
+"""A run that needs no more painting: its pictures, a check of its settings, and its report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ def pictures_of(run: Run) -> dict[str, Path]:
     missing = [item.id for item in run.items if item.id not in given_up and not is_complete_png(run.picture(item))]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(run.items)} pictures of {run.folder} are not painted yet; paint the other shards, then "
-            "give the same command without --shard"
+            f"{len(missing)} of {len(run.items)} pictures of {run.folder} are not painted yet; paint the other shards, "
+            "then give the same command without --shard"
         )
     pictures = {item.id: run.picture(item) for item in run.items if item.id not in given_up}
     if not pictures:
@@ -50,9 +50,9 @@ def find_painted_run(
 ) -> Run | None:
     """The run of a folder if it needs no more painting, so that it can be scored on a machine without its model.
 
-    None if the folder has no run, or one that is unfinished or, with `retry`, has captions that failed. Settings that are
-    not given (None, or open in the request) are those of the run. model: where available, so that its weights are compared.
-    Raises `ValueError` naming the first setting that differs from the run's.
+    None if the folder has no run, or one that is unfinished or, with `retry`, has captions that failed. Settings that
+    are not given (None, or open in the request) are those of the run. model: where available, so that its weights are
+    compared. Raises `ValueError` naming the first setting that differs from the run's.
     """
     try:
         run = Run.open(folder)

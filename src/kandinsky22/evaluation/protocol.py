@@ -1,4 +1,7 @@
-"""The protocol of an evaluation, for `protocol.json`: everything that its numbers depend on. Files are named without folders."""
+"""The protocol of an evaluation, for `protocol.json`: everything that its numbers depend on.
+
+Files are named without folders.
+"""
 
 import hashlib
 import os
@@ -27,7 +30,7 @@ MACHINE = ("device", "processor", "dtype", "threads", "torch")  # entries of a p
 
 
 def run_protocol(run: Run, features: Mapping[str, Features], command: str, **more: Any) -> dict[str, Any]:
-    """The protocol of a painted run: its settings, the machines that painted it, the feature networks, and what scored it.
+    """The protocol of a run: its settings, the machines that painted it, the feature networks, and what scored it.
 
     command: the command that scores. If another one painted, both are stored: options of painting may be left out of a
     command that only scores.
@@ -47,7 +50,7 @@ def run_protocol(run: Run, features: Mapping[str, Features], command: str, **mor
 
 
 def painting_machines(run: Run) -> list[dict[str, Any]]:
-    """The machines and settings that painted a run, with the number of pictures of each, from the pictures' metadata."""
+    """The machines and settings that painted a run, and how many pictures each, from the pictures' metadata."""
     machines: Counter[tuple[tuple[str, Any], ...]] = Counter()
     for item in run.items:
         if is_complete_png(run.picture(item)):
@@ -57,7 +60,7 @@ def painting_machines(run: Run) -> list[dict[str, Any]]:
 
 
 def networks(features: Mapping[str, Features]) -> dict[str, Any]:
-    """The name, weights and resizing of each feature network; for Inception, also whether its weights are the published ones."""
+    """The name, weights and resizing of each feature network, and whether Inception has the published weights."""
     return {
         name: reference.source_of(network)._asdict()
         | ({"published": is_published(network)} if network.name == inception.NAME else {})

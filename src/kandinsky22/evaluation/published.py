@@ -1,17 +1,17 @@
 """Published FIDs, with their sources. None of them can be compared directly with a number measured here.
 
-The model card's table states no resolution, steps, guidance, resizing or choice of captions, and each of its rows was measured
-by another team. `source` is where else a row's figure was found; some are on the card alone. `protocol` is what the source
-states about how it was measured.
+The model card's table states no resolution, steps, guidance, resizing or choice of captions, and each of its rows was
+measured by another team. `source` is where else a row's figure was found; some are on the card alone. `protocol` is
+what the source states about how it was measured.
 """
 
 from typing import NamedTuple
 
 CARD = "as the model card of Kandinsky 2.2 has it, section Evaluation"
 PROTOCOLS_DIFFER = (
-    "Protocols differ: which 30,000 captions, the size of the pictures, how they are resized for Inception, steps and guidance "
-    "each change FID by more than many of these rows differ, and the card does not state them. The card's row of 8.21 is of "
-    "Kandinsky 2.1; no FID of Kandinsky 2.2 was ever published."
+    "Protocols differ: which 30,000 captions, the size of the pictures, how they are resized for Inception, steps and "
+    "guidance each change FID by more than many of these rows differ, and the card does not state them. The card's row "
+    "of 8.21 is of Kandinsky 2.1; no FID of Kandinsky 2.2 was ever published."
 )
 
 
@@ -61,4 +61,7 @@ FAMILY = (
     PublishedFID("Kandinsky, diffusion prior, MoVQ quantised", 9.86, _PAPER, "COCO-30K validation, 256x256"),
     PublishedFID("Kandinsky, diffusion prior, MoVQ not quantised", 9.87, _PAPER, "COCO-30K validation, 256x256"),
 )
-"""The rows of the paper on Kandinsky. Its protocol differs from the card's: the system of the card's 8.21 has 9.86 there."""
+"""The rows of the paper on Kandinsky.
+
+Its protocol differs from the card's: the system of the card's 8.21 has 9.86 there.
+"""

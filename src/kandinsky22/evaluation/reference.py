@@ -1,7 +1,8 @@
 """Statistics of a set of pictures: the features that FID, KID and CMMD compare, computed once and stored in a file.
 
-Two sets are only compared if the same network computed their features with the same preprocessing. A set can be measured in
-parts: their statistics add up to those of the complete set, ordered by the pictures' names, in whatever order they are added.
+Two sets are only compared if the same network computed their features with the same preprocessing. A set can be
+measured in parts: their statistics add up to those of the complete set, ordered by the pictures' names, in whatever
+order they are added.
 """
 
 import json
@@ -62,8 +63,8 @@ class Statistics:
     """The features of a set of pictures.
 
     names: of the pictures, sorted and unique. features: float32 [n, dim], in the order of names. sizes: the distinct
-    (height, width) of the pictures, sorted. source: the network that computed the features. A published file of a mean and
-    a covariance has moments alone.
+    (height, width) of the pictures, sorted. source: the network that computed the features. A published file of a mean
+    and a covariance has moments alone.
     """
 
     moments: Moments | Gaussian
@@ -117,15 +118,16 @@ class Statistics:
         """The features, float32 [n, dim]. Raises `ValueError` if only a mean and a covariance are known."""
         if self.features is None:
             raise ValueError(
-                "this reference holds a mean and a covariance, which FID needs; KID and CMMD need the features of its pictures"
+                "this reference holds a mean and a covariance, which suffice for FID; KID and CMMD need its pictures' "
+                "features: give a folder of pictures, or statistics from `kandinsky22 evaluate stats`"
             )
         return self.features
 
     def check(self, other: "Statistics | Source", *, any_size: bool = False) -> None:
         """Raises `ValueError` if this set must not be compared with another set, or with features of a source.
 
-        Networks, weights and resizing must be the same; and, unless `any_size`, the sizes, if the pictures of each set have
-        only one. A published file does not state its source, and is not checked for it.
+        Networks, weights and resizing must be the same; and, unless `any_size`, the sizes, if the pictures of each set
+        have only one. A published file does not state its source, and is not checked for it.
         """
         theirs = other if isinstance(other, Source) else other.source
         if self.source is not None and theirs is not None:
@@ -136,8 +138,8 @@ class Statistics:
                 )
             if self.source.resize != theirs.resize:
                 raise ValueError(
-                    f"the reference was resized by another method ({self.source.resize}) than the pictures ({theirs.resize}); "
-                    "measure one of them again"
+                    f"the reference was resized by another method ({self.source.resize}) than the pictures "
+                    f"({theirs.resize}); measure one of them again"
                 )
         if not any_size and isinstance(other, Statistics):
             check_sizes(self.sizes, other.sizes)
@@ -148,8 +150,8 @@ def check_sizes(real: Sequence[tuple[int, int]], others: Sequence[tuple[int, int
     if len(real) == len(others) == 1 and [*real] != [*others]:
         real_size, other_size = ("{}x{}".format(*size) for size in (real[0], others[0]))
         raise ValueError(
-            f"the reference's pictures are all {real_size} and the others all {other_size}, which alone changes the numbers; "
-            "use one size for both, or allow any size"
+            f"the reference's pictures are all {real_size} and the others all {other_size}, which alone changes "
+            "the numbers; use one size for both, or allow any size"
         )
 
 
@@ -184,8 +186,8 @@ def measure(
 ) -> Statistics:
     """The statistics of pictures, at least one, by name; `batch` of them are given to the network at once.
 
-    Every picture is first decoded once as a check, so that a broken one is found before hours of work. Raises `ValueError`
-    that counts the broken pictures and names the first.
+    Every picture is first decoded once as a check, so that a broken one is found before hours of work. Raises
+    `ValueError` that counts the broken pictures and names the first.
     """
     sizes = sizes_of(pictures)
     paths, rows = list(pictures.values()), []
@@ -211,16 +213,16 @@ def sizes_of(pictures: Mapping[str, Path], *, decode: bool = True) -> list[tuple
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise ValueError(
-            f"{len(broken)} of {len(pictures)} pictures cannot be read ({', '.join(broken[:NAMED])}{more}); repair or remove "
-            "them: numbers over the others would be those of another set"
+            f"{len(broken)} of {len(pictures)} pictures cannot be read ({', '.join(broken[:NAMED])}{more}); repair or "
+            "remove them: numbers over the others would be those of another set"
         )
     return sorted(sizes)
 
 
 def save(path: Path, statistics: Statistics) -> None:
-    """Write measured statistics to a .safetensors file: mean and scatter (float64), features (float32), the rest as metadata.
+    """Write measured statistics to a .safetensors file.
 
-    Raises `OSError`.
+    Tensors are mean and scatter (float64) and features (float32); the rest is metadata. Raises `OSError`.
     """
     assert isinstance(statistics.moments, Moments) and statistics.source is not None
     moments = statistics.moments
@@ -238,10 +240,10 @@ def save(path: Path, statistics: Statistics) -> None:
 
 
 def load(path: Path) -> Statistics:
-    """The statistics of a file that `save` wrote, or of an .npz file with `mu` and `sigma`, which suffices for FID alone.
+    """The statistics of a file that `save` wrote, or of an .npz file with `mu` and `sigma`.
 
-    pytorch-fid, clean-fid and text2image-benchmark publish such .npz files. Raises `ValueError` for a file that is missing,
-    damaged or of another kind, and for a sigma that is not a covariance.
+    pytorch-fid, clean-fid and text2image-benchmark publish such .npz files; they suffice for FID alone. Raises
+    `ValueError` for a file that is missing, damaged or of another kind, and for a sigma that is not a covariance.
     """
     try:
         statistics = _load_npz(path) if path.suffix == ".npz" else _load_safetensors(path)
@@ -249,8 +251,8 @@ def load(path: Path) -> Statistics:
         raise ValueError(f"{path} does not exist; make it with `kandinsky22 evaluate stats FOLDER`") from None
     except (OSError, SafetensorError, BadZipFile, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{path} holds no statistics that can be read; make them again with `kandinsky22 evaluate stats FOLDER`, or name "
-            "an .npz with mu and sigma"
+            f"{path} holds no statistics that can be read; make them again with `kandinsky22 evaluate stats FOLDER`, "
+            "or name an .npz with mu and sigma"
         ) from error
     if isinstance(statistics.moments, Gaussian) and (problem := _problem(statistics.moments)):
         raise ValueError(f"{path}: {problem}, so it is not the mean and covariance of features; download it again")
@@ -258,7 +260,10 @@ def load(path: Path) -> Statistics:
 
 
 def load_parts(paths: Sequence[Path]) -> Statistics:
-    """The statistics of a set whose parts are in several files. Raises `ValueError` as `load` and `Statistics.__add__` do."""
+    """The statistics of a set whose parts are in several files.
+
+    Raises `ValueError` as `load` and `Statistics.__add__` do.
+    """
     return reduce(add, map(load, paths))
 
 

@@ -1,6 +1,7 @@
 """The report files of an evaluation.
 
-`report.json` has the numbers and `protocol.json` what they depend on; `report.html` is a page that embeds pictures and plots.
+`report.json` has the numbers and `protocol.json` what they depend on; `report.html` is a page that embeds pictures and
+plots.
 """
 
 import base64

@@ -1,11 +1,13 @@
-"""Resizing pictures for a feature network. FID can change more with the resizing than between models (Parmar et al. 2022,
-arXiv:2104.11222), so each method has a name that is stored with the number.
+"""Resizing pictures for a feature network.
 
-`clean` is clean-fid's default: an antialiasing bicubic filter without rounding; numbers called clean-FID use it. `rounded` is
-the same filter on 8-bit pixels: text2image-benchmark's "clean", with which its statistics of COCO's 30,000 pictures were made.
-`legacy` is pytorch-fid's, clean-fid's "legacy_pytorch": bilinear without antialiasing. Most numbers of 2018 to 2021 use it, or
-TensorFlow's own, which aligns corners otherwise and is not offered here.
-All take 8-bit RGB: grey is repeated, transparency dropped and EXIF orientation ignored, as in all three projects.
+FID can change more with the resizing than between models (Parmar et al. 2022, arXiv:2104.11222), so each method has a
+name that is stored with the number.
+
+`clean` is clean-fid's default: an antialiasing bicubic filter without rounding; numbers called clean-FID use it.
+`rounded` is the same filter on 8-bit pixels: text2image-benchmark's "clean", with which its statistics of COCO's 30,000
+pictures were made. `legacy` is pytorch-fid's, clean-fid's "legacy_pytorch": bilinear without antialiasing. Most numbers
+of 2018 to 2021 use it, or TensorFlow's own, which aligns corners otherwise and is not offered here. All take 8-bit RGB:
+grey is repeated, transparency dropped and EXIF orientation ignored, as in all three projects.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,21 +28,21 @@ class Resizing(NamedTuple):
 
 
 def centre_crop(picture: Image.Image) -> Image.Image:
-    """The largest central square; if an odd number of pixels is left, the crop is half a pixel up or left of the centre."""
+    """The largest central square; with an odd remainder it lies half a pixel above or left of the centre."""
     side = min(picture.size)
     left, top = ((edge - side) // 2 for edge in picture.size)
     return picture.crop((left, top, left + side, top + side))
 
 
 def clean(picture: Image.Image, side: int) -> Tensor:
-    """Float32 [3, side, side], clipped to [0, 255]: PIL's bicubic filter on each channel in float32, without rounding."""
+    """Float32 [3, side, side], clipped to [0, 255]: PIL's bicubic filter on float32 channels, without rounding."""
     channels = (Image.fromarray(channel.astype(np.float32)) for channel in _pixels(picture))
     resized = np.stack([np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in channels])
     return torch.from_numpy(resized.clip(0, 255))
 
 
 def rounded(picture: Image.Image, side: int) -> Tensor:
-    """Float32 [3, side, side], integers in [0, 255]: PIL's bicubic filter on 8 bits, rounded and clipped after each axis."""
+    """Float32 [3, side, side], integers in [0, 255]: PIL's bicubic filter on 8 bits, rounded after each axis."""
     resized = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(_pixels(resized).astype(np.float32))
 
@@ -56,8 +58,9 @@ RESIZINGS: Mapping[str, Resizing] = {
     "rounded": Resizing(rounded, 127.5),
     "legacy": Resizing(legacy, 127.5),
 }
-"""By name. clean-fid runs the TensorFlow graph, which subtracts 128 and divides by 128; the others use pytorch-fid's network,
-which maps [0, 255] to [-1, 1]."""
+"""By name. clean-fid runs the TensorFlow graph, which subtracts 128 and divides by 128; the others use pytorch-fid's
+network, which maps [0, 255] to [-1, 1].
+"""
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The state of a run folder, read from its files: which pictures are finished, which captions failed, what is left to paint.
+"""The state of a run folder: which pictures are finished, which captions failed, and what is left to paint.
 
 Imports no torch.
 """
@@ -14,7 +14,7 @@ SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the 
 
 
 def logged(run: Run) -> dict[str, dict[str, Any]]:
-    """The records of finished pictures in the logs of all shards, by id: "sha256" of the file, "milliseconds", "worker"."""
+    """The records of finished pictures in all shards' logs, by id: "sha256" of the file, "milliseconds", "worker"."""
     return logs.latest_by_id(sorted(run.folder.glob("log-*.jsonl")))
 
 

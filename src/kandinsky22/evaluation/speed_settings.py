@@ -1,8 +1,8 @@
 """What settings that save time cost in quality, in the picture world: the values of named speeds are chosen from it.
 
-Settings are compared alone and combined: fewer steps, deep features reused between steps, guidance in part of the schedule,
-and fewer steps of the prior. Each cell is compared with the exact pictures of the same captions and seeds. Exact pictures with
-other seeds show how much chance alone changes.
+Settings are compared alone and combined: fewer steps, deep features reused between steps, guidance in part of the
+schedule, and fewer steps of the prior. Each cell is compared with the exact pictures of the same captions and seeds.
+Exact pictures with other seeds show how much chance alone changes.
 """
 
 import math
@@ -57,9 +57,10 @@ def grid(
     intervals: Sequence[tuple[float, float]] = INTERVALS,
     reuse: Sequence[int] = REUSE,
 ) -> dict[str, Request]:
-    """The cells by name: the exact ones first, then every reuse at the template's steps and at every sampler and `steps`.
+    """The cells by name, the exact ones first.
 
-    Guidance intervals and fewer steps of the prior are changed alone. Raises `ValueError` for values out of range.
+    Every reuse is combined with the template's steps and with every sampler at every number of `steps`; guidance
+    intervals and fewer steps of the prior are changed alone. Raises `ValueError` for values out of range.
     """
     cells = exact_cells(template)
     exact = cells[EXACT]
@@ -85,10 +86,10 @@ def _with_decoder(request: Request, **settings: Any) -> Request:
 class Comparison:
     """A cell compared with the exact one.
 
-    work: of the U-Net for a picture. seconds: wall-clock time per picture of the process that painted it. operations: of the
-    U-Net, as a share of the exact cell's, by the name of the U-Net. right: the difference in the share that is right, and
-    its 95% interval, caption by caption. pixels: the mean absolute difference from the exact picture, of 255. cosine: the
-    mean cosine of the CLIP embeddings of both.
+    work: of the U-Net for a picture. seconds: wall-clock time per picture of the process that painted it. operations:
+    of the U-Net, as a share of the exact cell's, by the name of the U-Net. right: the difference in the share that is
+    right, and its 95% interval, caption by caption. pixels: the mean absolute difference from the exact picture, of
+    255. cosine: the mean cosine of the CLIP embeddings of both.
     """
 
     cell: Cell
@@ -170,7 +171,7 @@ def best(comparisons: Sequence[Comparison], speed: str) -> Comparison | None:
 
 
 def report(model: str, comparisons: Sequence[Comparison], protocol: Mapping[str, Any]) -> Report:
-    """A table of all cells, those with the least work first; curves of quality against work; and the cells for each speed."""
+    """A table of all cells, the least work first, curves of quality against work, and the cell chosen for each speed."""
     ordered = sorted(comparisons, key=lambda one: one.published_work)
     exact = next(one for one in comparisons if one.cell.name == EXACT)
     chosen = {name: one for name in MAX_LOSS if (one := best(comparisons, name)) is not None}
@@ -199,7 +200,7 @@ def report(model: str, comparisons: Sequence[Comparison], protocol: Mapping[str,
     curves = plots.lines(points, f"% of the work, {networks[-1]}", "% of pictures")
     return Report(
         title=f"What speeding up costs, {model}",
-        summary=f"{exact.cell.rates[CRITERION].of} pictures per cell, of the same captions and seeds, read by the oracle.",
+        summary=f"{exact.cell.rates[CRITERION].of} pictures per cell, of equal captions and seeds, read by the oracle.",
         values={
             "tried": [one.values for one in ordered],
             "chosen": {name: one.cell.name for name, one in chosen.items()},

@@ -44,9 +44,10 @@ def linear_prior_variant(name: str, chosen: Request) -> dict[str, Request]:
 
 
 def best(cells: Sequence[Cell]) -> Cell:
-    """The cheapest cell whose rates are all within `WITHIN` of the best; of equally cheap ones, that with the highest rates.
+    """The cheapest cell whose rates are all near the best; of equally cheap ones, the one with the highest rates.
 
-    The rates are those of `CHOSEN_BY`. If no cell is near the best in all of them, the one with the highest sum.
+    The rates are those of `CHOSEN_BY`, and near means within `WITHIN`. If no cell is near the best in all of them, the
+    one with the highest sum.
 
     The rates themselves are compared: "not measurably worse" would be easier to satisfy with fewer captions.
     """
@@ -65,7 +66,8 @@ def report(
 ) -> Report:
     """Curves and tables of a sweep.
 
-    guided: the best of `cells` with other guidance. beside: cells to compare with the best of these, such as the linear prior.
+    guided: the best of `cells` with other guidance. beside: cells to compare with the best of these, such as the linear
+    prior.
     """
     chosen = best(cells)
     final = best([chosen, *guided])
@@ -77,7 +79,7 @@ def report(
     scale = f"{final.request.decoder.guidance_scale:g}"
     return Report(
         title=f"Samplers and steps, {model}",
-        summary=f"{chosen.rates[CRITERION].of} pictures per cell, of the same captions and seeds. The oracle reads the rates.",
+        summary=f"{chosen.rates[CRITERION].of} pictures per cell, of equal captions and seeds, read by the oracle.",
         values={
             "cells": [cell.values for cell in cells],
             "around": [cell.values | {"against": [*cell.difference_from(final)]} for cell in around],

@@ -14,7 +14,7 @@ from kandinsky22.request import Sampling
 
 
 class UNetWork(NamedTuple):
-    """The U-Net's work for a picture: calls, rows in all calls, and rows whose deep levels are computed (not reused)."""
+    """The U-Net's work for a picture: calls, rows of all calls, and rows whose deep levels are not reused."""
 
     calls: int
     rows: int
@@ -22,7 +22,7 @@ class UNetWork(NamedTuple):
 
     @classmethod
     def of(cls, sampling: Sampling, schedule: NoiseSchedule) -> "UNetWork":
-        """The work for a picture from noise with a resolved sampling, counted with the sampler and denoiser that paint."""
+        """The work for a picture from noise, counted with the sampler and denoiser of a resolved sampling."""
         assert sampling.sampler and sampling.steps and sampling.guidance_interval and sampling.reuse
         network, nothing = _CountingUNet(), Conditioned(torch.empty(1, 0), (), None)
         interval = schedule.stretch(*sampling.guidance_interval)

@@ -1,6 +1,7 @@
 """The picture world's evaluation: the box's model paints captions of fresh scenes, and an oracle reads its pictures.
 
-It scores a painted run (see `generate`). Statistics of pictures are cached in the run's folder, so that scoring again is fast.
+It scores a painted run (see `generate`). Statistics of pictures are cached in the run's folder, so that scoring again
+is fast.
 """
 
 import hashlib
@@ -45,8 +46,8 @@ def unfiled_captions(items: list[Captioned]) -> Captions:
 def report(run: Run, clip: ClipFeatures, *, show_progress: ShowProgress, command: str) -> Report:
     """The report on a painted run of `captions`.
 
-    The oracle reads every picture. The model's own CLIP gives the CLIP score, and the distances to true pictures of as many
-    other scenes. Raises `ValueError` for a run that is not complete.
+    The oracle reads every picture. The model's own CLIP gives the CLIP score, and the distances to true pictures of as
+    many other scenes. Raises `ValueError` for a run that is not complete.
     """
     pictures, folder = painted_run.pictures_of(run), run.folder
     run_scenes = scenes(len(run.items))
@@ -72,7 +73,7 @@ def report(run: Run, clip: ClipFeatures, *, show_progress: ShowProgress, command
     return painted_run.report_of(
         run,
         f"{run.template.model} in the picture world, {len(pictures)} captions",
-        "Fresh scenes that training did not use. Distances are by the model's own CLIP, so they only compare with each other.",
+        "Fresh scenes that training did not use. Distances by the model's own CLIP only compare with each other.",
         scores.total(parts),
         {"clip": clip},
         {"reference": f"{theirs.count:.0f} true pictures of other fresh scenes"},
@@ -81,7 +82,7 @@ def report(run: Run, clip: ClipFeatures, *, show_progress: ShowProgress, command
 
 
 def true_pictures(folder: Path, count: int, template: Request, show_progress: ShowProgress) -> dict[str, Path]:
-    """Rendered pictures, of the template's size, of scenes that no caption describes; each is rendered once and stored."""
+    """Rendered pictures of other scenes than the captions', in the template's size; rendered once and stored."""
     height, width = template.height or 0, template.width or 0
     side, paths = min(height, width), {}
     for i, scene in enumerate(scenes(count, TRUE_STREAM)):
