@@ -36,7 +36,7 @@ def check_progress(what: str, done: int, total: int) -> None:
 
 
 class ColourFeatures:
-    """Features without weights: the mean of each channel, of the picture and of its left half. Counts pictures in `seen`."""
+    """Features without weights: the mean colours of a picture and of its left half. Counts pictures in `seen`."""
 
     name, fingerprint, dim, resize = "colours", "1", 6, "not at all"
     seen = 0

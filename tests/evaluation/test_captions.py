@@ -30,7 +30,9 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
         ("a.txt", "a\u2028ring\n", [("1", "a\u2028ring", None)]),
     ],
 )
-def test_read_accepts_tables_and_text(tmp_path: Path, name: str, content: str, items: list[tuple[str, str, int | None]]) -> None:
+def test_read_accepts_tables_and_text(
+    tmp_path: Path, name: str, content: str, items: list[tuple[str, str, int | None]]
+) -> None:
     captions = read(write(tmp_path, name, content))
     assert captions.items == tuple(Captioned(*item) for item in items)
     assert captions.sha256 == hashlib.sha256(content.encode()).hexdigest()
@@ -51,7 +53,7 @@ TABLES = {
     'id,caption\n1,"two\nlines"\n2\n': "line 4, has 1 fields",
     "id,caption\n1,a\n2,b\n1,c\n": "lines 2 and 4 have the same id, '1'; give each its own",
     "id,caption\na.png,a\na.jpg,b\n": "lines 2 and 3 have the same id, 'a'",
-    "caption\na ring\na star\na ring \n": "lines 2 and 4 have the same caption, 'a ring'; remove one of them, or give each an id",
+    "caption\na ring\na star\na ring \n": "lines 2 and 4 have the same caption, 'a ring'; remove one of them, or give",
     "caption\na\n\nb\n": "line 3, has no caption; write one, or remove the line",
     "id,caption\n1,a\n2,  \n3,c\n": "line 3, has no caption",
     "id,caption\n,a\n": "line 2, has no id; give it one, or remove the column",
@@ -63,7 +65,7 @@ TABLES = {
     "caption,seed\na,-1\n": "line 2: a seed is a whole number from 0 to",
     "caption,seed\na,9223372036854775807\n": "line 2: a seed is a whole number",
     "caption,seed\na,1.0\n": "got '1.0'; leave the field empty",
-    'id,caption\n1,"a ring\n2,b\n': "line 2, cannot be read (unexpected end of data); put the field into quotation marks",
+    'id,caption\n1,"a ring\n2,b\n': "line 2, cannot be read (unexpected end of data); put the field into",
     'id,caption\n1,"a" ring\n': "line 2, cannot be read",
     "": "holds no captions; write one per line below the header",
     "id,caption\n": "holds no captions",

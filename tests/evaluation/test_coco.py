@@ -71,7 +71,7 @@ def test_coco_report_says_whether_inception_has_the_published_weights(run: Run, 
 
 
 def test_coco_report_uses_statistics_that_shards_cached(run: Run, tmp_path: Path) -> None:
-    """No picture is measured twice, and the scores are those of a run measured at once; changed pictures are measured."""
+    """No picture is measured twice, the scores are those of a run measured at once, and changes are noticed."""
     place, features = write_real_pictures(tmp_path / "real"), ColourFeatures()
     expected = report_on(run, place).values
     folder = shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors"))

@@ -1,4 +1,4 @@
-"""Painting a run folder: after kills, in shards, with captions that fail and full disks; the pictures are always the same."""
+"""Painting a run folder: kills, shards, failing captions and full disks; the pictures are always the same."""
 
 import hashlib
 import json
@@ -180,7 +180,9 @@ def test_a_run_refuses_other_settings_and_weights(tmp_path: Path, monkeypatch: p
     assert hashes(run.folder) == {}
 
 
-def test_estimates_extrapolate_disk_and_time_from_painted_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimates_extrapolate_disk_and_time_from_painted_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = Local(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run")
     before = estimate(run)
@@ -202,7 +204,9 @@ def test_estimates_extrapolate_disk_and_time_from_painted_pictures(tmp_path: Pat
 def test_a_run_stops_as_soon_as_too_many_captions_have_failed(tmp_path: Path) -> None:
     backend = Local(FakeBackend(tmp_path))
     run = run_of(backend, tmp_path / "run", captioned("a", "poison 1", "b", "poison 2", "c", "d"))
-    message = r"2 of 6 captions failed, and the numbers need 5 pictures; see failed-\*\.jsonl in .*, then try these again"
+    message = (
+        r"2 of 6 captions failed, and the numbers need 5 pictures; see failed-\*\.jsonl in .*, then try these again"
+    )
     with pytest.raises(ValueError, match=message):
         list(generate(backend, run, least=5))
     assert FakeBackend(tmp_path).tried[-1] == "c"  # the first after the second failure, and no other
@@ -251,9 +255,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_a_run_killed_at_random_ends_with_the_same_pictures(
-    tiny_model: Path, tmp_path: Path, one_thread: None
-) -> None:
+def test_a_run_killed_at_random_ends_with_the_same_pictures(tiny_model: Path, tmp_path: Path, one_thread: None) -> None:
     """kill -9 of the program while it paints or writes; its worker processes end with it."""
     captions_file = tmp_path / "captions.csv"
     captions_file.write_text("id,caption\n" + "".join(f"{k:03},a red circle and {k} stars\n" for k in range(24)))

@@ -106,7 +106,9 @@ def test_a_run_refuses_other_settings(tmp_path: Path, change: dict[str, Any], me
 
 
 def test_annotations_are_stored_and_not_compared(tmp_path: Path) -> None:
-    run = create_or_open(tmp_path, annotations=lambda: {"command": "kandinsky22 evaluate world", "weights_sha256": {"unet": "abc"}})
+    run = create_or_open(
+        tmp_path, annotations=lambda: {"command": "kandinsky22 evaluate world", "weights_sha256": {"unet": "abc"}}
+    )
     again = create_or_open(tmp_path, annotations=lambda: pytest.fail("the run exists already"))
     assert again == run == Run.open(tmp_path) and run.settings["command"] == "kandinsky22 evaluate world"
 

@@ -1,31 +1,29 @@
-"""What speeding up costs: the work that is counted is the work that is done, and pictures are held against the exact ones."""
+"""Speed settings: counting the U-Net's work, comparing cells with exact pictures, and choosing a speed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from kandinsky22 import Kandinsky, Sampling, text2img
-from kandinsky22.backends.local import Here
+from kandinsky22.backends.local import Local
 from kandinsky22.checkpoints import full_size
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.compositions import caption
 from kandinsky22.engine.cost import UNetStep
-from kandinsky22.evaluation import dials, suite, sweep
-from kandinsky22.evaluation.dials import Tried, Work
+from kandinsky22.evaluation import cells, speed_settings
+from kandinsky22.evaluation.cells import CaptionSet, Cell
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rate
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.report import write
-from kandinsky22.evaluation.sweep import Cell
+from kandinsky22.evaluation.speed_settings import Comparison
+from kandinsky22.evaluation.unet_work import UNetWork
 from tests.diffusion.toy import DECODER as SCHEDULE
-
-FEW = {"num_inference_steps": 4, "prior_num_inference_steps": 1, "prior_guidance_scale": 1.0}
-
-
-def silent(what: str, done: int, of: int) -> None:
-    assert 0 < done <= of
+from tests.evaluation.conftest import check_progress
 
 
 def sampling(sampler: str = "ddim", steps: int = 10, scale: float = 3.0, reuse: int = 1, *interval: float) -> Sampling:
@@ -41,113 +39,120 @@ def sampling(sampler: str = "ddim", steps: int = 10, scale: float = 3.0, reuse: 
         (sampling("heun"), (19, 38, 38)),
         (sampling("ddim", 10, 3.0, 1, 0.35, 0.75), (10, 14, 14)),  # timesteps 1, 101 .. 901: guided at 401 to 701
         (sampling("ddim", 10, 3.0, 3), (10, 20, 8)),
-        (sampling("ddim", 10, 3.0, 4, 0.35, 0.75), (10, 14, 4)),  # 901, 701 as guidance comes, 301
+        (sampling("ddim", 10, 3.0, 4, 0.35, 0.75), (10, 14, 4)),  # 901, 701 where guidance starts, and 301
     ],
 )
-def test_work_is_counted_by_what_paints(chosen: Sampling, work: tuple[int, int, int]) -> None:
-    assert Work.of(chosen, SCHEDULE) == work
+def test_unet_work_of_a_sampling(chosen: Sampling, work: tuple[int, int, int]) -> None:
+    assert UNetWork.of(chosen, SCHEDULE) == work
 
 
-def test_the_work_that_is_counted_is_done(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unet_work_is_what_a_picture_computes(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kandinsky = Kandinsky.load(tiny_model)
-    decoder, done = kandinsky.decoder(DECODER), [0, 0, 0]
-    forward_cached, below = decoder.unet.forward_cached, decoder.unet._below
+    decoder, counts = kandinsky.decoder(DECODER), {"calls": 0, "rows": 0, "deep": 0}
+    forward_cached = decoder.unet.forward_cached
 
-    def counted(*a, **how):  # type: ignore[no-untyped-def]
-        done[0], done[1] = done[0] + 1, done[1] + len(a[2])
-        return forward_cached(*a, **how)
+    def count_call(*args: Any, **kwargs: Any) -> Any:
+        counts["calls"] += 1
+        counts["rows"] += len(args[2])
+        return forward_cached(*args, **kwargs)
 
-    def counted_below(*a):  # type: ignore[no-untyped-def]
-        done[2] += len(a[0])
-        return below(*a)
+    def count_deep_rows(module: nn.Module, args: Any) -> None:
+        counts["deep"] += len(args[0])
 
-    monkeypatch.setattr(decoder.unet, "forward_cached", counted)
-    monkeypatch.setattr(decoder.unet, "_below", counted_below)
+    monkeypatch.setattr(decoder.unet, "forward_cached", count_call)
+    hook = decoder.unet.mid_block.register_forward_pre_hook(count_deep_rows)
     request = kandinsky.resolved(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
     list(kandinsky.stream(request))
-    assert Work.of(request.decoder, decoder.schedule) == tuple(done)
+    hook.remove()
+    assert UNetWork.of(request.decoder, decoder.schedule)._asdict() == counts
 
 
-def test_the_first_level_is_a_part_of_the_network() -> None:
+def test_operations_count_deep_levels_only_where_they_are_computed() -> None:
     step = UNetStep.of(full_size.UNET, 64, 64)
     assert step.whole == pytest.approx(856e9, rel=0.01)  # shared/SPEED.md counts 1.712 TFLOP for two rows
     assert 0.2 < step.first / step.whole < 0.3
-    assert Work(3, 4, 2).operations(UNetStep(10, 3)) == 4 * 3 + 2 * 7
+    assert UNetWork(3, 4, 2).operations(UNetStep(10, 3)) == 4 * 3 + 2 * 7
 
 
-def test_the_cells_are_steps_with_reuse_and_every_dial_alone_and_the_exact_one_is_first() -> None:
+def test_grid_combines_steps_with_reuse_and_changes_other_settings_alone() -> None:
     template = text2img("", num_inference_steps=9)
-    cells = dials.grid(template, ["ddim"], [5], [(0.2, 0.8)], [2, 3])
-    exact = cells["exact"]
-    assert len(cells) == 2 * 3 + 2 + 1 + 2 and next(iter(cells)) == "exact"
+    grid = speed_settings.grid(template, ["ddim"], [5], [(0.2, 0.8)], [2, 3])
+    exact = grid["exact"]
+    assert len(grid) == 2 * 3 + 2 + 1 + 2 and next(iter(grid)) == "exact"
     assert exact.decoder == Sampling(steps=9, guidance_interval=(0, 1), reuse=1)
-    both = cells["ddim-5-reuse-3"].decoder
+    both = grid["ddim-5-reuse-3"].decoder
     assert both == Sampling(sampler="ddim", steps=5, guidance_interval=(0, 1), reuse=3)
-    alone = cells["exact-guided-0.2-0.8"].decoder
+    alone = grid["exact-guided-0.2-0.8"].decoder
     assert alone == replace(exact.decoder, guidance_interval=(0.2, 0.8))
-    assert cells["exact-prior-5"].prior.steps == 5 and cells["exact-prior-5"].decoder == exact.decoder
-    again = [cells[name] for name in dials.exact(template)]
-    assert len({request.seed for request in again}) == 3
-    assert all(replace(request, seed=None) == exact for request in again)
+    assert grid["exact-prior-5"].prior.steps == 5 and grid["exact-prior-5"].decoder == exact.decoder
+    repetitions = [grid[name] for name in speed_settings.exact_cells(template)]
+    assert len({request.seed for request in repetitions}) == 3
+    assert all(replace(request, seed=None) == exact for request in repetitions)
 
 
-def test_cells_are_held_against_the_exact_pictures(tiny_model: Path, tmp_path: Path) -> None:
+def test_compare_measures_each_cell_against_the_exact_pictures(tiny_model: Path, tmp_path: Path) -> None:
     kandinsky = Kandinsky.load(tiny_model)
     clip = ClipFeatures.of_model(kandinsky.stored.prior)
-    least, template = "ddim-2-reuse-2", text2img("", model="tiny-model", **FEW)  # type: ignore[arg-type]
-    grid = dials.grid(template, ["ddim"], [2], [(0.2, 0.8)], [2])
-    other = "exact-seeds-100000"
-    names = (least, "exact-reuse-2", "exact", other, "exact-prior-5", "exact-guided-0.2-0.8")
-    cells = {name: grid[name] for name in names} | {"same": grid["exact"]}
-    list(sweep.paint(Here(kandinsky, batch=6), tmp_path, cells, scenes=3, seeds=2, stream=7))
-    judged = sweep.judge(tmp_path, [*cells], clip, silent, seeds=2, stream=7)
-    items = {name: Run.opened(tmp_path / name).items for name in names}
-    assert [(o.caption, o.seed) for o in items[other]] == [(e.caption, e.seed + 100_000) for e in items["exact"]]
-    assert {e.caption for e in items["exact"]} == {caption(s, whole=True) for s in suite.world_scenes(3, 7)}
-    assert all(cell.frechet is None for cell in judged)  # 6 pictures, 32 numbers
-    made = {one.cell.name: one for one in dials.tried(tmp_path, judged, kandinsky, clip, silent)}
+    template = text2img(
+        "", model="tiny-model", num_inference_steps=4, prior_num_inference_steps=1, prior_guidance_scale=1.0
+    )
+    grid = speed_settings.grid(template, ["ddim"], [2], [(0.2, 0.8)], [2])
+    cheapest, other_seeds = "ddim-2-reuse-2", "exact-seeds-100000"
+    names = (cheapest, "exact-reuse-2", "exact", other_seeds, "exact-prior-5", "exact-guided-0.2-0.8")
+    requests = {name: grid[name] for name in names} | {"same": grid["exact"]}
+    captions = CaptionSet(scenes=3, seeds=2, stream=7)
+    list(cells.paint_cells(Local(kandinsky, batch=6), tmp_path, requests, captions))
+    scored = cells.score_cells(tmp_path, [*requests], clip, captions, check_progress)
+    items = {name: Run.open(tmp_path / name).items for name in names}
+    assert [(o.caption, o.seed) for o in items[other_seeds]] == [(e.caption, e.seed + 100_000) for e in items["exact"]]
+    assert {e.caption for e in items["exact"]} == {caption(scene, whole=True) for scene in captions.draw()}
+    assert all(cell.frechet is None for cell in scored)  # 6 pictures, and embeddings of 32 dimensions
+    comparisons = speed_settings.compare(tmp_path, scored, kandinsky, clip, check_progress)
+    by_name = {one.cell.name: one for one in comparisons}
     for name in ("exact", "same"):
-        assert made[name].pixels == 0 and made[name].cosine == pytest.approx(1) and made[name].right == (0, 0, 0)
-    for name in (least, "exact-reuse-2", "exact-prior-5", "exact-guided-0.2-0.8", other):
-        assert made[name].pixels > 0 and made[name].cosine < 1 and made[name].seconds > 0
-    assert made["exact-reuse-2"].work == (4, 8, 4) and made["exact-reuse-2"].pixels < made[least].pixels
-    assert set(made["exact-prior-5"].operations.values()) == {1}
-    report = dials.report("tiny-model", [*made.values()], {})
+        one = by_name[name]
+        assert one.pixels == 0 and one.cosine == pytest.approx(1) and one.right == (0, 0, 0)
+    for name in (cheapest, "exact-reuse-2", "exact-prior-5", "exact-guided-0.2-0.8", other_seeds):
+        assert by_name[name].pixels > 0 and by_name[name].cosine < 1 and by_name[name].seconds > 0
+    assert by_name["exact-reuse-2"].work == (4, 8, 4)
+    assert by_name["exact-reuse-2"].pixels < by_name[cheapest].pixels
+    assert set(by_name["exact-prior-5"].operations.values()) == {1}
+    report = speed_settings.report("tiny-model", comparisons, {})
     (table,) = report.tables
-    assert len(table.rows) == len(cells) and all(len(row) == len(table.header) for row in table.rows)
-    assert [table.rows[i][0] for i in (0, 1)] == [least, "exact-reuse-2"]  # the least work
+    assert len(table.rows) == len(requests) and all(len(row) == len(table.header) for row in table.rows)
+    assert [table.rows[i][0] for i in (0, 1)] == [cheapest, "exact-reuse-2"]  # the least work first
     assert "exact-reuse-2" in write(tmp_path, report).read_text("utf-8")
 
 
-def of(name: str, work: float, whole: int, plain: int, frechet: float | None = 50.0) -> Tried:
-    """A cell of a hundred pictures: so many right, with the style and without."""
+def one(name: str, work: float, whole: int, plain: int, frechet: float | None = 50.0) -> Comparison:
+    """A cell of a hundred pictures, of which so many are right with the style, and without."""
     rates: Mapping[str, Rate] = {"whole": Rate(whole, 100), "plain": Rate(plain, 100)}
     cell = Cell(name, text2img(""), rates, {"a": plain / 100}, (0.5,), 80.0, 0.1, frechet)
-    return Tried(cell, Work(1, 1, 1), 1.0, {"published": work}, (0.0, 0.0, 0.0), 0.0, 1.0)
+    return Comparison(cell, UNetWork(1, 1, 1), 1.0, {"published": work}, (0.0, 0.0, 0.0), 0.0, 1.0)
 
 
-EXACT = [of("exact", 1, 50, 60, 50), of("exact-seeds-1", 1, 52, 58, 52), of("exact-seeds-2", 1, 51, 59, 51)]
+EXACT = [one("exact", 1, 50, 60, 50), one("exact-seeds-1", 1, 52, 58, 52), one("exact-seeds-2", 1, 51, 59, 51)]
 
 
 @pytest.mark.parametrize(
     ("others", "fast", "turbo"),
     [
         ([], "exact", "exact"),
-        ([of("a", 0.5, 49, 57), of("b", 0.3, 47, 60), of("c", 0.2, 46, 54), of("d", 0.1, 60, 52)], "a", "c"),
-        ([of("a", 0.5, 49, 57, 55.1), of("b", 0.6, 49, 57, 54.9)], "b", "a"),  # 51, and twice 52 - 50
-        ([of("a", 0.5, 70, 56), of("b", 0.4, 44, 80)], "a", "a"),  # what one rate gains does not make up for the other
-        ([of("a", 0.5, 49, 58), of("b", 0.5, 50, 58), of("c", 0.5, 49, 57)], "b", "b"),
-        ([of("a", 0.5, 49, 58, 90), of("b", 0.6, 49, 58, 90)], "exact", "a"),
+        ([one("a", 0.5, 49, 57), one("b", 0.3, 47, 60), one("c", 0.2, 46, 54), one("d", 0.1, 60, 52)], "a", "c"),
+        ([one("a", 0.5, 49, 57, 55.1), one("b", 0.6, 49, 57, 54.9)], "b", "a"),  # the limit is 51 + 2 * (52 - 50)
+        ([one("a", 0.5, 70, 56), one("b", 0.4, 44, 80)], "a", "a"),  # a gain in one rate does not offset the other
+        ([one("a", 0.5, 49, 58), one("b", 0.5, 50, 58), one("c", 0.5, 49, 57)], "b", "b"),
+        ([one("a", 0.5, 49, 58, 90), one("b", 0.6, 49, 58, 90)], "exact", "a"),
     ],
 )
-def test_a_speed_is_the_least_work_that_loses_little(others: list[Tried], fast: str, turbo: str) -> None:
-    """Of exact cells which have 51 and 59 of 100 in the mean."""
-    for cells in ([*EXACT, *others], [*reversed(others), *EXACT]):
+def test_best_is_the_least_work_within_the_loss_of_a_speed(others: list[Comparison], fast: str, turbo: str) -> None:
+    """The exact cells have 51 and 59 right pictures of 100 on average."""
+    for comparisons in ([*EXACT, *others], [*reversed(others), *EXACT]):
         for speed, name in (("fast", fast), ("turbo", turbo)):
-            chosen = dials.best(cells, speed)
+            chosen = speed_settings.best(comparisons, speed)
             assert chosen is not None and chosen.cell.name == name
 
 
-def test_few_pictures_have_no_distance_to_go_by() -> None:
-    chosen = dials.best([of("exact", 1, 50, 60, None), of("a", 0.5, 50, 60, None)], "fast")
+def test_best_ignores_the_frechet_distance_where_there_is_none() -> None:
+    chosen = speed_settings.best([one("exact", 1, 50, 60, None), one("a", 0.5, 50, 60, None)], "fast")
     assert chosen is not None and chosen.cell.name == "a"

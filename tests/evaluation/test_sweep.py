@@ -84,7 +84,7 @@ def test_best_is_the_cheapest_cell_near_the_highest_rates() -> None:
 
 
 def test_best_requires_the_style_too() -> None:
-    """A cell that is right in all but the style is not near the best; if none is near in both rates, their sum decides."""
+    """A cell that is right but for the style is not near the best; if none is near in both rates, the sum decides."""
 
     def cell(name: str, steps: int, plain: int, whole: int) -> Cell:
         return replace(cell_with(name, [], steps=steps), rates={"plain": Rate(plain, 100), "whole": Rate(whole, 100)})
