@@ -181,10 +181,10 @@ def sweep(arguments: Sequence[str]) -> None:
         guided = _paint_and_score(backend, options, variants, clip, captions)
         final = sampler_sweep.best([chosen, *guided])
         linear = dict(_supported(backend, sampler_sweep.linear_prior_variant(final.name, final.request)))
-        beside = _paint_and_score(backend, options, linear, clip, captions) if linear else []
-    names = [cell.name for cell in (*grid, *guided, *beside)]
+        others = _paint_and_score(backend, options, linear, clip, captions) if linear else []
+    names = [cell.name for cell in (*grid, *guided, *others)]
     description = sweep_cells.cells_protocol(folder, names, clip, protocol.command())
-    _write(folder, sampler_sweep.report(chosen.request.model, grid, guided, beside, description))
+    _write(folder, sampler_sweep.report(chosen.request.model, grid, guided, others, description))
 
 
 def dials(arguments: Sequence[str]) -> None:

@@ -26,14 +26,14 @@ from kandinsky22.checkpoints.store import Uninitialised, read_pickled
 NAME = "inception-2015"
 SIDE, DIM, CLASSES = 299, 2048, 1008
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of the published file
 PASS = f"pass {FILE} of the release fid_weights of mseitzer/pytorch-fid, or the same tensors as .safetensors"
 COUNTERS = ".num_batches_tracked"  # batch norm counters of training, in some files; inference does not need them
 
 Pool = Callable[[Tensor], Tensor]
-AVERAGE: Pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-MAXIMUM: Pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
-HALVED: Pool = partial(F.max_pool2d, kernel_size=3, stride=2)
+AVERAGE_POOL: Pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+MAX_POOL: Pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+HALVING_POOL: Pool = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 class _Conv(NamedTuple):
@@ -48,11 +48,12 @@ class _Conv(NamedTuple):
 
 
 Branches = Mapping[str, Sequence[_Conv]]
+"""The convolutions of each branch of a block; blocks are named A to E, as in torchvision's Inception v3."""
 SQUARE, WIDE, TALL = ((3, 3),), ((1, 7),), ((7, 1),)
 CROSS = ((1, 3), (3, 1))
 
 
-def _a(pooled: int) -> Branches:
+def _block_a(pooled: int) -> Branches:
     return {
         "branch1x1": [_Conv(64)],
         "branch5x5": [_Conv(48), _Conv(64, ((5, 5),))],
@@ -61,7 +62,7 @@ def _a(pooled: int) -> Branches:
     }
 
 
-def _c(narrow: int) -> Branches:
+def _block_c(narrow: int) -> Branches:
     return {
         "branch1x1": [_Conv(192)],
         "branch7x7": [_Conv(narrow), _Conv(narrow, WIDE), _Conv(192, TALL)],
@@ -76,17 +77,17 @@ def _c(narrow: int) -> Branches:
     }
 
 
-B: Branches = {
+BLOCK_B: Branches = {
     "branch3x3": [_Conv(384, SQUARE, 2)],
     "branch3x3dbl": [_Conv(64), _Conv(96, SQUARE), _Conv(96, SQUARE, 2)],
     "branch_pool": [],
 }
-D: Branches = {
+BLOCK_D: Branches = {
     "branch3x3": [_Conv(192), _Conv(320, SQUARE, 2)],
     "branch7x7x3": [_Conv(192), _Conv(192, WIDE), _Conv(192, TALL), _Conv(192, SQUARE, 2)],
     "branch_pool": [],
 }
-E: Branches = {
+BLOCK_E: Branches = {
     "branch1x1": [_Conv(320)],
     "branch3x3": [_Conv(384), _Conv(384, CROSS)],
     "branch3x3dbl": [_Conv(448), _Conv(384, SQUARE), _Conv(384, CROSS)],
@@ -104,23 +105,23 @@ class Inception(nn.Module):
         self.Conv2d_2b_3x3 = _Convolution(32, 64, (3, 3), padding=(1, 1))
         self.Conv2d_3b_1x1 = _Convolution(64, 80, (1, 1))
         self.Conv2d_4a_3x3 = _Convolution(80, 192, (3, 3))
-        self.Mixed_5b = _Mixed(192, _a(32), AVERAGE)
-        self.Mixed_5c = _Mixed(256, _a(64), AVERAGE)
-        self.Mixed_5d = _Mixed(288, _a(64), AVERAGE)
-        self.Mixed_6a = _Mixed(288, B, HALVED)
-        self.Mixed_6b = _Mixed(768, _c(128), AVERAGE)
-        self.Mixed_6c = _Mixed(768, _c(160), AVERAGE)
-        self.Mixed_6d = _Mixed(768, _c(160), AVERAGE)
-        self.Mixed_6e = _Mixed(768, _c(192), AVERAGE)
-        self.Mixed_7a = _Mixed(768, D, HALVED)
-        self.Mixed_7b = _Mixed(1280, E, AVERAGE)
-        self.Mixed_7c = _Mixed(2048, E, MAXIMUM)
+        self.Mixed_5b = _Mixed(192, _block_a(32), AVERAGE_POOL)
+        self.Mixed_5c = _Mixed(256, _block_a(64), AVERAGE_POOL)
+        self.Mixed_5d = _Mixed(288, _block_a(64), AVERAGE_POOL)
+        self.Mixed_6a = _Mixed(288, BLOCK_B, HALVING_POOL)
+        self.Mixed_6b = _Mixed(768, _block_c(128), AVERAGE_POOL)
+        self.Mixed_6c = _Mixed(768, _block_c(160), AVERAGE_POOL)
+        self.Mixed_6d = _Mixed(768, _block_c(160), AVERAGE_POOL)
+        self.Mixed_6e = _Mixed(768, _block_c(192), AVERAGE_POOL)
+        self.Mixed_7a = _Mixed(768, BLOCK_D, HALVING_POOL)
+        self.Mixed_7b = _Mixed(1280, BLOCK_E, AVERAGE_POOL)
+        self.Mixed_7c = _Mixed(2048, BLOCK_E, MAX_POOL)
         self.fc = nn.Linear(DIM, CLASSES)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: [n, 3, 299, 299] in about [-1, 1] (see `resize.RESIZINGS`) -> features [n, 2048], at least 0."""
-        x = HALVED(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels))))
-        x = HALVED(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
+        x = HALVING_POOL(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels))))
+        x = HALVING_POOL(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))

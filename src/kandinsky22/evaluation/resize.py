@@ -6,8 +6,8 @@ name that is stored with the number.
 `clean` is clean-fid's default: an antialiasing bicubic filter without rounding; numbers called clean-FID use it.
 `rounded` is the same filter on 8-bit pixels: text2image-benchmark's "clean", with which its statistics of COCO's 30,000
 pictures were made. `legacy` is pytorch-fid's, clean-fid's "legacy_pytorch": bilinear without antialiasing. Most numbers
-of 2018 to 2021 use it, or TensorFlow's own, which aligns corners otherwise and is not offered here. All take 8-bit RGB:
-grey is repeated, transparency dropped and EXIF orientation ignored, as in all three projects.
+of 2018 to 2021 use it, or TensorFlow's own, which aligns corners differently and is not offered here. All take 8-bit
+RGB: grey is repeated, transparency dropped and EXIF orientation ignored, as in all three projects.
 """
 
 from collections.abc import Callable, Mapping

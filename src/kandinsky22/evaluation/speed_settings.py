@@ -108,9 +108,15 @@ class Comparison:
     @property
     def values(self) -> dict[str, Any]:
         """As JSON, for `report.json`."""
-        beside = {"work": self.work._asdict(), "seconds": self.seconds, "operations": dict(self.operations)}
-        apart = {"right": [*self.right], "pixels": self.pixels, "cosine": self.cosine}
-        return {**self.cell.values, **beside, **apart}
+        return {
+            **self.cell.values,
+            "work": self.work._asdict(),
+            "seconds": self.seconds,
+            "operations": dict(self.operations),
+            "right": [*self.right],
+            "pixels": self.pixels,
+            "cosine": self.cosine,
+        }
 
 
 def unet_steps(model: Kandinsky, request: Request) -> dict[str, UNetStep]:
@@ -171,7 +177,7 @@ def best(comparisons: Sequence[Comparison], speed: str) -> Comparison | None:
 
 
 def report(model: str, comparisons: Sequence[Comparison], protocol: Mapping[str, Any]) -> Report:
-    """A table of all cells, the least work first, curves of quality against work, and the cell chosen for each speed."""
+    """A table of all cells, the least work first, curves of quality against work, and the cells chosen as speeds."""
     ordered = sorted(comparisons, key=lambda one: one.published_work)
     exact = next(one for one in comparisons if one.cell.name == EXACT)
     chosen = {name: one for name in MAX_LOSS if (one := best(comparisons, name)) is not None}

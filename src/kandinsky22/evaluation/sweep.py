@@ -62,11 +62,11 @@ def total(cell: Cell) -> float:
 
 
 def report(
-    model: str, cells: Sequence[Cell], guided: Sequence[Cell], beside: Sequence[Cell], protocol: Mapping[str, Any]
+    model: str, cells: Sequence[Cell], guided: Sequence[Cell], others: Sequence[Cell], protocol: Mapping[str, Any]
 ) -> Report:
     """Curves and tables of a sweep.
 
-    guided: the best of `cells` with other guidance. beside: cells to compare with the best of these, such as the linear
+    guided: the best of `cells` with other guidance. others: cells to compare with the best of these, such as the linear
     prior.
     """
     chosen = best(cells)
@@ -75,7 +75,7 @@ def report(
     for cell in sorted(cells, key=lambda cell: cell.request.decoder.steps or 0):
         point = plots.Point(float(cell.request.decoder.steps or 0), *(100 * value for value in cell.interval))
         curves.setdefault(str(cell.request.decoder.sampler), []).append(point)
-    around = [chosen, *guided, *beside]
+    around = [chosen, *guided, *others]
     scale = f"{final.request.decoder.guidance_scale:g}"
     return Report(
         title=f"Samplers and steps, {model}",
@@ -94,7 +94,7 @@ def report(
             ),
             *(
                 Number(cell.name, _points(cell.difference_from(final)), f"points more right than {final.name}")
-                for cell in beside
+                for cell in others
             ),
         ),
         plots=(Plot("Right but for the style, against steps", plots.lines(curves, "steps", "% of pictures")),),
