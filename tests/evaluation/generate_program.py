@@ -1,4 +1,7 @@
-"""Generation in a process that a test can kill: python -m tests.evaluation.generate_program MODEL CAPTIONS RUN SHARD"""
+"""Generation in a process that a test can kill.
+
+    python -m tests.evaluation.generate_program MODEL CAPTIONS RUN SHARD
+"""
 
 import sys
 from pathlib import Path
