@@ -226,7 +226,7 @@ def test_a_damaged_log_line_is_named(tmp_path: Path) -> None:
         path = run.failures(Shard())
         path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + damaged)
         with pytest.raises(
-            ValueError, match=r"failed-1-of-1\.jsonl, line 2, is damaged; remove that line, and run again"
+            ValueError, match=r"failed-1-of-1\.jsonl, line 2, is damaged; remove that line and run again"
         ):
             failed(run)
 
