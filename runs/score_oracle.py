@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from kandinsky22.compositions import STYLES, judge, read, render, sample, wilson
 from kandinsky22.compositions.segments import at_reading_size, segment
-from kandinsky22.compositions.style_classifier import LUMA, measures
+from kandinsky22.compositions.style_classifier import LUMA, patch_features
 
 Spoil = Callable[[np.ndarray], np.ndarray]
 FIT_SEED, FIT_STEPS = 7, 3000
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def fitted(count: int) -> str:
-    """The weights of `manner_weights.py`: logistic regression over patches of pictures, some of them spoilt."""
+    """The weights of `style_weights.py`: logistic regression over patches of pictures, some of them spoilt."""
     found: dict[bool, list[tuple[np.ndarray, int]]] = {True: [], False: []}
     for i in range(count):
         rng = np.random.default_rng([FIT_SEED, i])
@@ -84,9 +84,9 @@ def fitted(count: int) -> str:
         pixels = at_reading_size(pixels)
         ground, patches = segment(pixels)
         for patch in patches:
-            found[patch.color == "black"].append((measures(pixels @ LUMA, ground, patch), i % len(STYLES)))
+            found[patch.color == "black"].append((patch_features(pixels @ LUMA, ground, patch), i % len(STYLES)))
     tables = {"COLORED": regressed(found[False]), "BLACK": regressed(found[True])}
-    lines = ['"""How much each measure of a patch speaks for each style; the last row is what none speaks for.', ""]
+    lines = ['"""The weights of each feature of a patch for each style; the last row is the bias.', ""]
     lines += [f"Fitted by `python runs/score_oracle.py --fit-styles {count}`.", '"""', ""]
     for name, table in tables.items():
         lines += [f"{name} = (", *(f"    ({', '.join(f'{value:.2f}' for value in row)})," for row in table), ")"]

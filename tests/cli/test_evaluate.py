@@ -184,7 +184,7 @@ def test_retry_paints_failed_captions_of_a_complete_run(
         (["coco30k", "--out", "x"], "needs --captions"),
         (["world"], "needs --out"),
         (["world", "more", "--out", "x"], "takes options only, got 'more'"),
-        (["world", "--out", "x", "--count", "0"], "'0' is no whole number from 1 up"),
+        (["world", "--out", "x", "--count", "0"], "'0' is not a whole number from 1 up"),
         (["stats", "x"], "evaluate stats needs folders, --output, and either --inception or --clip"),
         (["stats", "a.safetensors", "--clip", "y", "-o", "z.safetensors"], "merged as they are; leave out --clip"),
         (["stats", "x", "a.safetensors", "-o", "z.safetensors"], "needs folders, --output, and either"),
@@ -195,7 +195,7 @@ def test_retry_paints_failed_captions_of_a_complete_run(
         (["dials", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
         (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are not intervals; write them like 0-0.8"),
         (["dials", "--out", "x", "--only", "ddpm-7"], "there is no cell ddpm-7; there are exact, "),
-        (["dials", "--out", "x", "--reuse", "0"], "'0' is no whole number from 1 up"),
+        (["dials", "--out", "x", "--reuse", "0"], "'0' is not a whole number from 1 up"),
         (["dials", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
     ],
 )

@@ -6,21 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.cli.options import Parser
-from kandinsky22.cli.painting import (
-    at_hand,
+from kandinsky22.cli.evaluation_options import (
+    device_name,
+    local_model,
+    model_clip,
     model_of,
-    noted,
     options_of,
-    own_clip,
-    painted,
+    paint_captions,
     parser_of,
-    place_of,
-    pool,
+    run_notes,
+    start_pool,
     template_of,
     whole_number,
 )
-from kandinsky22.cli.standing import needed, saying, told
+from kandinsky22.cli.evaluation_progress import describe_estimate, progress_reporter, show_progress
+from kandinsky22.cli.options import Parser
 from kandinsky22.request import Request
 from kandinsky22.request.presets import SPEEDS
 
@@ -73,13 +73,13 @@ def coco30k(arguments: Sequence[str]) -> None:
     add("any_size", action="store_true", help="compare pictures of one size with real ones of another")
     add("seed", type=int, metavar="N", help="from which seeds of captions without one are derived (default: 0)")
     add("shard", metavar="I/N", help="paint and measure only shard I of N; score without this when all are painted")
-    options = options_of(parser, arguments, needed=("captions", "reference", "inception"))
+    options = options_of(parser, arguments, required=("captions", "reference", "inception"))
 
     from kandinsky22.evaluation import captions, coco, manifest, painted_run, plots, protocol, reference
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
 
     plots.check()
-    to_paint, out, device = captions.read(options["captions"]), options["out"], place_of(options)
+    to_paint, out, device = captions.read(options["captions"]), options["out"], device_name(options)
     manifest.check_folder(out)
     shard = manifest.Shard.parse(options["shard"]) if "shard" in options else manifest.UNSHARDED
     unsharded = shard.count == 1
@@ -89,13 +89,13 @@ def coco30k(arguments: Sequence[str]) -> None:
     kid_size, any_size = options.get("kid_size", KID_SIZE), options.get("any_size", False)
     place = options["reference"]
     _check_enough(len(to_paint.items), "captions", inception.dim, kid_size)
-    with saying() as show_progress:  # errors in the reference are found before hours of painting
-        real = coco.real_pictures(place, inception, out, "real-pictures", show_progress, measure=unsharded)
+    with progress_reporter() as report_progress:  # errors in the reference are found before hours of painting
+        real = coco.real_pictures(place, inception, out, "real-pictures", report_progress, measure=unsharded)
         _check_enough(real.count, "real pictures", inception.dim, kid_size)
         cmmd = None
         if cmmd_clip and unsharded:
             cmmd_place = options.get("cmmd_reference", place)
-            theirs = coco.reference_statistics(cmmd_place, cmmd_clip, out, "real-pictures-for-cmmd", show_progress)
+            theirs = coco.reference_statistics(cmmd_place, cmmd_clip, out, "real-pictures-for-cmmd", report_progress)
             _ = theirs.rows  # raises ValueError for a file without the features of pictures
             cmmd = (cmmd_clip, theirs)
 
@@ -103,19 +103,19 @@ def coco30k(arguments: Sequence[str]) -> None:
         if not any_size:
             reference.check_sizes(real.sizes, [(template.height or 0, template.width or 0)])
 
-    model = at_hand(options) if unsharded else None
+    model = local_model(options) if unsharded else None
     given = {name: options[name] for name in ("seed", "batch", "dtype", "retry") if options.get(name, "auto") != "auto"}
     request = template_of(options)
     run = painted_run.find_painted_run(out, to_paint, request, model=model, **given) if unsharded else None
     remarks = [NOT_COMPARED] if run and not model else []
     if run is None:
         least = max(inception.dim + 1, kid_size)
-        run = painted(options, to_paint, shard, least=least, check=check, seed=options.get("seed", 0))
-    with saying() as show_progress:
+        run = paint_captions(options, to_paint, shard, least=least, check=check, seed=options.get("seed", 0))
+    with progress_reporter() as report_progress:
         if not unsharded or real.statistics is None:
             networks = {"pictures": inception, "pictures-by-clip": clip, "pictures-for-cmmd": cmmd_clip}
             given_networks = {name: network for name, network in networks.items() if network}
-            painted_run.measure_shard(run, shard, given_networks, show_progress)
+            painted_run.measure_shard(run, shard, given_networks, report_progress)
             print(f"shard {shard} is painted; when all are, the same command without --shard writes the report")
             return
         report = coco.report(
@@ -127,7 +127,7 @@ def coco30k(arguments: Sequence[str]) -> None:
             cmmd=cmmd,
             kid_size=kid_size,
             any_size=any_size,
-            show_progress=show_progress,
+            show_progress=report_progress,
             command=protocol.command(),
             remarks=remarks,
         )
@@ -145,10 +145,10 @@ def world(arguments: Sequence[str]) -> None:
 
     plots.check()
     manifest.check_folder(options["out"])
-    captions, clip = picture_world.captions(options.get("count", WORLD_COUNT)), own_clip(options)
-    run = painted(options, captions)
-    with saying() as show_progress:
-        report = picture_world.report(run, clip, show_progress=show_progress, command=protocol.command())
+    captions, clip = picture_world.captions(options.get("count", WORLD_COUNT)), model_clip(options)
+    run = paint_captions(options, captions)
+    with progress_reporter() as report_progress:
+        report = picture_world.report(run, clip, show_progress=report_progress, command=protocol.command())
     _write(options["out"], report)
 
 
@@ -171,10 +171,10 @@ def sweep(arguments: Sequence[str]) -> None:
     folder = options["out"]
     manifest.check_folder(folder, of_runs=True)
     captions = _caption_set(sampler_sweep.CAPTIONS, options)
-    template, clip = template_of(options), own_clip(options)
+    template, clip = template_of(options), model_clip(options)
     samplers, steps = options.get("samplers", sampler_sweep.SAMPLERS), options.get("numbers", sampler_sweep.STEPS)
     cells = sampler_sweep.grid(template, samplers, steps)
-    with pool(options) as backend:
+    with start_pool(options) as backend:
         grid = _paint_and_score(backend, options, cells, clip, captions)
         chosen = sampler_sweep.best(grid)
         variants = sampler_sweep.guidance_variants(chosen.name, chosen.request)
@@ -210,7 +210,7 @@ def dials(arguments: Sequence[str]) -> None:
     manifest.check_folder(folder, of_runs=True)
     captions = _caption_set(settings.CAPTIONS, options)
     without = {name: value for name, value in options.items() if name not in SPED_UP_BY}
-    template, model, clip = template_of(without), model_of(without), own_clip(without)
+    template, model, clip = template_of(without), model_of(without), model_clip(without)
     cells = settings.grid(
         template,
         options.get("samplers", settings.SAMPLERS),
@@ -221,10 +221,10 @@ def dials(arguments: Sequence[str]) -> None:
     cells |= {name: template_of(without | {"speed": name}) for name in SPEEDS if name != settings.EXACT}
     if "only" in options:
         cells = settings.exact_cells(template) | _select(cells, options["only"])
-    with pool(without) as backend:
+    with start_pool(without) as backend:
         scored = _paint_and_score(backend, without, cells, clip, captions)
-    with saying() as show_progress:
-        comparisons = settings.compare(folder, scored, model, clip, show_progress)
+    with progress_reporter() as report_progress:
+        comparisons = settings.compare(folder, scored, model, clip, report_progress)
     description = setting_cells.cells_protocol(folder, [cell.name for cell in scored], clip, protocol.command())
     _write(folder, settings.report(template.model, comparisons, description))
 
@@ -245,13 +245,13 @@ def _paint_and_score(
     from kandinsky22.evaluation.cells import estimate_cells, paint_cells, score_cells
 
     folder, retry = options["out"], options.get("retry", False)
-    annotations = noted(options, linear=any(request.prior.linear for request in cells.values()))
+    annotations = run_notes(options, linear=any(request.prior.linear for request in cells.values()))
     print(f"{len(cells)} cells; if their time is not known yet, two work units are timed first", flush=True)
     estimate = estimate_cells(backend, folder, cells, captions, retry=retry, annotations=annotations)
-    print(needed(estimate), flush=True)
-    told(paint_cells(backend, folder, cells, captions, retry=retry))
-    with saying() as show_progress:
-        return score_cells(folder, [*cells], clip, captions, show_progress)
+    print(describe_estimate(estimate), flush=True)
+    show_progress(paint_cells(backend, folder, cells, captions, retry=retry))
+    with progress_reporter() as report_progress:
+        return score_cells(folder, [*cells], clip, captions, report_progress)
 
 
 def _select(cells: Mapping[str, Request], names: Sequence[str]) -> dict[str, Request]:
@@ -313,9 +313,9 @@ def stats(arguments: Sequence[str]) -> None:
             pictures = dict(Shard.parse(options["shard"]).select([*pictures.items()]))
             if not pictures:
                 raise ValueError(f"part {options['shard']} has no pictures; divide them into fewer parts")
-        with saying() as show_progress:
+        with progress_reporter() as report_progress:
             statistics = reference.measure(
-                pictures, features, progress=lambda done, of: show_progress("measuring pictures", done, of)
+                pictures, features, progress=lambda done, of: report_progress("measuring pictures", done, of)
             )
     reference.save(options["output"], statistics)
     assert statistics.source is not None
@@ -328,7 +328,7 @@ def _features(options: Mapping[str, Any]) -> "Features":
     from kandinsky22.evaluation import protocol
     from kandinsky22.evaluation.features import ClipFeatures, InceptionFeatures
 
-    device = place_of(options)
+    device = device_name(options)
     if "clip" in options:
         return ClipFeatures.of_folder(options["clip"], device)
     features = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)

@@ -13,7 +13,7 @@ from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
-from kandinsky22.request.sizes import SMALLEST
+from kandinsky22.request.sizes import MIN_SIDE
 
 TRIALS, CHANNELS = 5, 384  # of the convolution whose rate is measured: one of the published U-Net's
 
@@ -55,7 +55,7 @@ def work(
     text: CLIPTextConfig, prior: PriorConfig, unet: UNetConfig, movq: MoVQConfig, *, height: int, width: int
 ) -> Work:
     """Count text-to-image at a size, for sides rounded up to multiples of 64. No memory is allocated."""
-    height, width = (-(-side // SMALLEST) * SMALLEST for side in (height, width))
+    height, width = (-(-side // MIN_SIDE) * MIN_SIDE for side in (height, width))
     with torch.device("meta"):
         encoder, transformer, autoencoder = CLIPText(text), PriorTransformer(prior), MoVQ(movq)
         z = torch.empty(1, movq.latent_channels, height // movq.factor, width // movq.factor)

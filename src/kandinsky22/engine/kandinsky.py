@@ -42,9 +42,9 @@ from kandinsky22.imaging.canvas import Frame
 from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Embedding, Picture, Request, Sampling, Text
 from kandinsky22.request.events import Event, Notice, Progress, Result, Started
-from kandinsky22.request.parts import EVERYWHERE, OPEN, parts
+from kandinsky22.request.parts import EVERYWHERE, UNSPECIFIED, parts
 from kandinsky22.request.tasks import text2img
-from kandinsky22.request.vocabulary import unknown_words
+from kandinsky22.request.vocabulary import unknown_words_notice
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -214,7 +214,7 @@ class Kandinsky:
             images = self._decode(request, latents[key], frames[key])
             made_by = self.made_by(request)
             pictures = [  # the batch is told because company changes how sums are rounded
-                Painting(image, request.single(k), {**made_by, "batch": {"index": k, "of": len(images)}})
+                Painting(image, request.for_image(k), {**made_by, "batch": {"index": k, "of": len(images)}})
                 for k, image in enumerate(images)
             ]
             yield key, Result(pictures, request, time.perf_counter() - began)
@@ -338,7 +338,7 @@ class Kandinsky:
             )
             if part == catalog.DECODER:
                 published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
-            stages[part] = self.stored.about.defaults.get(part, OPEN).filled(published)
+            stages[part] = self.stored.about.defaults.get(part, UNSPECIFIED).with_defaults(published)
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request) -> Request:
@@ -360,7 +360,7 @@ class Kandinsky:
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
-        if unknown := unknown_words(request.texts, self.stored.about.words):
+        if unknown := unknown_words_notice(request.texts, self.stored.about.words):
             yield unknown
         if frame.inpainting is not None and request.mask is not None and not any(request.mask.pad):
             reminder = masks.reminder(masks.share(frame.inpainting.area), request.mask.repaint)

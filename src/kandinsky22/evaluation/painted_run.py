@@ -63,7 +63,7 @@ def find_painted_run(
         return None
     t = run.template
     # the steps of a speed are known only with the model
-    request = request.spelt(model.defaults) if model else replace(request, speed=None)
+    request = request.expand_speed(model.defaults) if model else replace(request, speed=None)
     assert t.height is not None and t.width is not None
     template = as_template(request.resolved(Defaults(height=t.height, width=t.width, prior=t.prior, decoder=t.decoder)))
     name = Path(request.model).expanduser().resolve().name if model is None else model.name

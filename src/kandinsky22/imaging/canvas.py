@@ -15,7 +15,7 @@ from PIL import Image
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.masks import Box
 from kandinsky22.request import Mask, Request
-from kandinsky22.request.sizes import SMALLEST
+from kandinsky22.request.sizes import MIN_SIDE
 
 LARGER = 1.5  # times the model's own area: from here on a small mask gets a window
 MEAN = Image.Resampling.BICUBIC
@@ -42,7 +42,7 @@ class Frame:
     @property
     def canvas(self) -> tuple[int, int]:
         """The sides that are computed."""
-        return -(-self.height // SMALLEST) * SMALLEST, -(-self.width // SMALLEST) * SMALLEST
+        return -(-self.height // MIN_SIDE) * MIN_SIDE, -(-self.width // MIN_SIDE) * MIN_SIDE
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -138,7 +138,7 @@ def own_size(box: Box, own: tuple[int, int]) -> tuple[int, int]:
     """Height and width at which a window is computed: the model's own area in the window's ratio."""
     height, width = box.bottom - box.top, box.right - box.left
     scale = (own[0] * own[1] / (height * width)) ** 0.5
-    return max(SMALLEST, round(height * scale)), max(SMALLEST, round(width * scale))
+    return max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale))
 
 
 def _pays(mask: Mask, size: tuple[int, int], own: tuple[int, int]) -> bool:
