@@ -43,7 +43,7 @@ def test_resolving_fills_only_missing_fields() -> None:
     assert text2img("a ring").resolved(DEFAULTS).seed != text2img("a ring").resolved(DEFAULTS).seed
 
 
-def test_empty_negative_prompt_counts_as_none_but_an_empty_text_is_kept() -> None:
+def test_empty_negative_prompt_counts_as_none_but_an_empty_text_does_not() -> None:
     assert text2img("a ring", negative_prompt="").negative is None
     assert Text("").prompt == ""
 

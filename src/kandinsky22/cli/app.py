@@ -115,7 +115,8 @@ def _dispatch(arguments: Sequence[str]) -> int | None:
 
 def _summary(task: Task) -> str:
     """What a task does: the first line of its docstring."""
-    return (task.__doc__ or "").strip().partition("\n")[0].partition(":")[0].rstrip(".").lower()
+    summary = (task.__doc__ or "").strip().partition("\n")[0].partition(":")[0].rstrip(".")
+    return summary[:1].lower() + summary[1:]
 
 
 def _user_message(error: Exception) -> str | None:
