@@ -1,6 +1,6 @@
 """Generation in a process that a test can kill.
 
-    python -m tests.evaluation.generate_program MODEL CAPTIONS RUN SHARD
+python -m tests.evaluation.generate_program MODEL CAPTIONS RUN SHARD
 """
 
 import sys

@@ -69,7 +69,7 @@ def test_unet_work_is_what_a_picture_computes(tiny_model: Path, monkeypatch: pyt
 
 def test_operations_count_deep_levels_only_where_they_are_computed() -> None:
     step = UNetStep.of(full_size.UNET, 64, 64)
-    assert step.whole == pytest.approx(856e9, rel=0.01)  # shared/SPEED.md counts 1.712 TFLOP for two rows
+    assert step.whole == pytest.approx(856e9, rel=0.01)  # 1.712 TFLOP for two rows, by another count
     assert 0.2 < step.first / step.whole < 0.3
     assert UNetWork(3, 4, 2).operations(UNetStep(10, 3)) == 4 * 3 + 2 * 7
 

@@ -40,9 +40,8 @@ PRIOR_STEPS = (10, 5)
 MAX_LOSS = {"fast": 0.03, "turbo": 0.06}  # the share of pictures that a speed may lose
 FRECHET_SPREADS = 2  # how many ranges of the exact cells' Frechet distances above their mean that of "fast" may be
 REPEAT_SEEDS = (100_000, 200_000)  # first seeds of the exact cell's repetitions
-CAPTIONS = CaptionSet(
-    scenes=400, seeds=1, stream=30
-)  # more than the box's CLIP has dimensions; other scenes than the sweep's
+# More pictures than the box's CLIP has dimensions, as a Frechet distance needs; other scenes than the sweep's
+CAPTIONS = CaptionSet(scenes=400, seeds=1, stream=30)
 RULES = {
     "fast": f"the least work of those that lose at most {MAX_LOSS['fast']:.0%} of the pictures "
     "and none of the Frechet distance",
@@ -107,7 +106,7 @@ class Comparison:
 
     @property
     def values(self) -> dict[str, Any]:
-        """As JSON, for `report.json`."""
+        """Its scores as JSON, for `report.json`."""
         return {
             **self.cell.values,
             "work": self.work._asdict(),
