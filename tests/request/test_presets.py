@@ -11,7 +11,7 @@ import pytest
 from kandinsky22 import Kandinsky, Painting, Request, Sampling, controlnet, img2img, inpaint, text2img
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.cli.show import summary
-from kandinsky22.evaluation.dials import Work
+from kandinsky22.evaluation.unet_work import UNetWork
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Defaults
 from kandinsky22.request.events import Notice, Result
@@ -160,7 +160,8 @@ def test_speed_resolves_to_its_settings_and_fills_only_missing_options() -> None
     assert parameters(text2img)["speed"].choices == tuple(SPEEDS)
     assert text2img("a ring", speed="exact", seed=1).resolved(PUBLISHED).decoder == PUBLISHED.decoder
     work = {
-        name: Work.of(text2img("a ring", speed=name).resolved(PUBLISHED).decoder, DECODER_SCHEDULE) for name in SPEEDS
+        name: UNetWork.of(text2img("a ring", speed=name).resolved(PUBLISHED).decoder, DECODER_SCHEDULE)
+        for name in SPEEDS
     }  # type: ignore[arg-type]
     assert work["exact"].deep > work["fast"].deep >= work["turbo"].deep
 
