@@ -148,20 +148,20 @@ def test_sequential_moves_small_networks_completely(stored: dict[str, Stored], m
 
 @pytest.mark.usefixtures("everything_large")
 @torch.inference_mode()
-def test_visiting_weights_are_copied_at_every_use_and_change_no_result(
+def test_streamed_weights_are_copied_at_every_use_and_change_no_result(
     stored: dict[str, Stored],
 ) -> None:
     copied: set[int] = set()
     x, t, embed = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 24)
-    plain, visited = (stored["unet"].load(torch.float32, CPU) for _ in range(2))
-    placement.visit(visited, CPU)
-    for module in filter(parametrize.is_parametrized, visited.modules()):
+    plain, streamed = (stored["unet"].load(torch.float32, CPU) for _ in range(2))
+    placement.stream_weights(streamed, CPU)
+    for module in filter(parametrize.is_parametrized, streamed.modules()):
         for parametrization in module.parametrizations.values():
             parametrization[0].register_forward_pre_hook(lambda _, arguments: copied.add(id(arguments[0])))
     expected = plain(x, t, plain.condition(embed))
     for _ in range(2):
         copied.clear()
-        assert torch.equal(visited(x, t, visited.condition(embed)), expected)
+        assert torch.equal(streamed(x, t, streamed.condition(embed)), expected)
         assert len(copied) == sum(parameter.nbytes > placement.SMALL_WEIGHT for parameter in plain.parameters())
 
 
