@@ -94,9 +94,9 @@ def test_a_model_without_a_linear_prior_refuses_such_a_request(tiny_model: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior_num_inference_steps": 5}, "takes no steps and no guidance"),
-        ({"prior_guidance_scale": 4.0}, "takes no steps and no guidance"),
-        ({"prior_sampler": "ddim"}, "is not sampled; leave out prior_sampler"),
+        ({"prior_num_inference_steps": 5}, "has no steps and no guidance"),
+        ({"prior_guidance_scale": 4.0}, "has no steps and no guidance"),
+        ({"prior_sampler": "ddim"}, "has no sampler; leave out prior_sampler"),
     ],
 )
 def test_sampling_options_are_refused_with_the_linear_prior(options: dict[str, object], message: str) -> None:
@@ -110,11 +110,11 @@ def test_an_unknown_prior_is_refused() -> None:
 
 
 def test_linear_is_refused_as_a_sampler_of_the_decoder() -> None:
-    with pytest.raises(ValueError, match="the prior alone can be linear"):
+    with pytest.raises(ValueError, match="only the prior can be linear"):
         text2img("a red circle", sampler="linear")
 
 
 def test_the_linear_prior_refuses_a_start_picture() -> None:
     picture = Image.new("RGB", (64, 64))
-    with pytest.raises(ValueError, match="cannot begin with a picture"):
+    with pytest.raises(ValueError, match="cannot start from a picture"):
         controlnet("a red circle", hint=picture, image=picture, prior="linear")

@@ -162,15 +162,12 @@ def test_an_empty_mask_is_refused_with_the_other_mask_mode() -> None:
 def test_reminder_appears_only_when_most_of_the_picture_is_repainted() -> None:
     assert share(square(10, 10, 0, 0, 5, 5)) == 0.25
     assert reminder(MUCH) is None
-    message = reminder(share(square(100, 100, 0, 0, 97, 100)))
-    assert (
-        message is not None
-        and "97%" in message
-        and "white is what is repainted" in message
-        and "mask_mode='black'" in message
-    )
-    message = reminder(0.9, "black")
-    assert message is not None and "black is what is repainted" in message and "mask_mode='white'" in message
+    for message, repainted, other in (
+        (reminder(share(square(100, 100, 0, 0, 97, 100))), "white", "black"),
+        (reminder(0.97, "black"), "black", "white"),
+    ):
+        assert message is not None and "97%" in message
+        assert f"{repainted} is repainted" in message and f"mask_mode='{other}'" in message
 
 
 def test_paste_back_keeps_pixels_outside_the_mask_bit_for_bit() -> None:
