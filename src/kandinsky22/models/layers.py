@@ -69,17 +69,17 @@ class Norm(nn.GroupNorm):
         """`x` [B, C, H, W] -> the same shape."""
         return self._finished(super().forward(x), scale, shift)
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each group of one picture x [1, C, H, W]: [groups] each, in float32 at least."""
         cells = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.num_groups, -1)
         mean = cells.mean(dim=1)  # about it, since a sum of squares would lose what a large mean drowns
         return mean, torch.linalg.vector_norm(cells - mean[:, None], dim=1).square() / cells.shape[1]
 
-    def given(
+    def forward_with_moments(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """As `forward`, for a part x [1, C, H, W] of a picture whose `moments` are known. No gradient flows through them: it is a
-        batch normalisation at inference."""
+        """As `forward`, for a part x [1, C, H, W] of a picture whose `group_moments` are known. No gradient flows through
+        them: it is a batch normalisation at inference."""
         mean, variance = (value.repeat_interleave(self.num_channels // self.num_groups) for value in (mean, variance))
         normal = F.batch_norm(x, mean, variance, self.weight.to(mean), self.bias.to(mean), eps=self.eps)
         return self._finished(normal, scale, shift)
@@ -100,29 +100,29 @@ class Conv1x1(nn.Conv2d):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of the whole picture, with zeros around it.
 
-    delicate: what comes after makes its rounding errors many times as large, so on a CPU `acceleration` leaves its arithmetic
+    keep_exact: what comes after makes its rounding errors many times as large, so on a CPU `acceleration` leaves its arithmetic
     in float32 alone.
     """
 
-    def __init__(self, channels: int, out_channels: int, *, delicate: bool = False) -> None:
+    def __init__(self, channels: int, out_channels: int, *, keep_exact: bool = False) -> None:
         super().__init__(channels, out_channels, 3, padding=1)
-        self.delicate = delicate
+        self.keep_exact = keep_exact
 
-    def inner(self, x: Tensor) -> Tensor:
+    def forward_strip(self, x: Tensor) -> Tensor:
         """Of a strip x [B, C, 1 + H + 1, W] of a picture, whose first and last row are only looked at -> [B, O, H, W]."""
         return F.conv2d(x, self.weight, self.bias, padding=(0, 1))
 
 
-class DoublingConv3x3(Conv3x3):
+class UpsampleConv3x3(Conv3x3):
     """A picture of twice the sides, each cell four times, then a 3x3 convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, 2H, 2W]."""
         return super().forward(F.interpolate(x, scale_factor=2.0))
 
-    def inner(self, x: Tensor) -> Tensor:
+    def forward_strip(self, x: Tensor) -> Tensor:
         """Of a strip [B, C, 1 + H + 1, W] -> [B, O, 2H, 2W]."""
-        return super().inner(F.interpolate(x, scale_factor=2.0)[:, :, 1:-1])
+        return super().forward_strip(F.interpolate(x, scale_factor=2.0)[:, :, 1:-1])
 
 
 def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:

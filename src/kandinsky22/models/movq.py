@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models import tiles
 from kandinsky22.models.config import Config
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, attend, split_heads
+from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3, attend, split_heads
 
 NORM_EPS = 1e-6
 SPATIAL_NORM_GROUPS = 32  # the published code fixes this, whatever norm_num_groups says
@@ -93,13 +93,13 @@ class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions and a shortcut."""
 
     def __init__(
-        self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool, *, delicate: bool = False
+        self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool, *, keep_exact: bool = False
     ) -> None:
         super().__init__()
         self.norm1 = norm(config, channels, spatial)
-        self.conv1 = Conv3x3(channels, out_channels, delicate=delicate)
+        self.conv1 = Conv3x3(channels, out_channels, keep_exact=keep_exact)
         self.norm2 = norm(config, out_channels, spatial)
-        self.conv2 = Conv3x3(out_channels, out_channels, delicate=delicate)
+        self.conv2 = Conv3x3(out_channels, out_channels, keep_exact=keep_exact)
         if channels != out_channels:
             self.conv_shortcut = Conv1x1(channels, out_channels)
 
@@ -144,7 +144,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = DoublingConv3x3(channels, channels)
+        self.conv = UpsampleConv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -197,7 +197,7 @@ class MidBlock(nn.Module):
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(config, channels, channels, spatial, delicate=spatial and first) for first in (True, False)
+            ResnetBlock(config, channels, channels, spatial, keep_exact=spatial and first) for first in (True, False)
         )
         self.attentions = nn.ModuleList([Attention(config, channels, spatial)])
 

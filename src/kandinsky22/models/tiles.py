@@ -91,12 +91,12 @@ def _activated(
     plain: Norm = getattr(norm, "norm_layer", norm)
     mean, variance = _moments(x, plain)
     for i, strip in enumerate(read(x)):
-        yield plain.given(mean, variance, strip, *(() if told is None else norm.told(told[i])))
+        yield plain.forward_with_moments(mean, variance, strip, *(() if told is None else norm.told(told[i])))
 
 
 def _moments(x: Strips, norm: "Norm") -> tuple[Tensor, Tensor]:
     """Mean and variance of each group over all strips, [groups] each, in float32 at least: those of the strips, combined."""
-    means, variances = map(torch.stack, zip(*(norm.moments(strip) for strip in x), strict=True))
+    means, variances = map(torch.stack, zip(*(norm.group_moments(strip) for strip in x), strict=True))
     heights = torch.tensor([strip.shape[2] for strip in x], dtype=means.dtype, device=means.device)
     share = (heights / heights.sum())[:, None]
     mean = (share * means).sum(dim=0)
@@ -107,7 +107,7 @@ def _moments(x: Strips, norm: "Norm") -> tuple[Tensor, Tensor]:
 def _convolved(conv: "Conv3x3", strips: Iterable[Tensor]) -> Iterator[Tensor]:
     """A 3x3 convolution of the whole picture."""
     for seam in _seams(strips):
-        yield conv.inner(torch.cat(seam, dim=2))
+        yield conv.forward_strip(torch.cat(seam, dim=2))
 
 
 def _seams(strips: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.models.config import Config
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, TimestepEmbedding, attend, split_heads
+from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, TimestepEmbedding, UpsampleConv3x3, attend, split_heads
 from kandinsky22.models.timestep_cache import TimestepCache, each, repeat_guided
 
 IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
@@ -147,7 +147,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.resample = resample
         self.norm1 = Norm(config.norm_num_groups, channels, eps=config.norm_eps)
-        self.conv1 = (DoublingConv3x3 if resample == "up" else Conv3x3)(channels, out_channels)
+        self.conv1 = (UpsampleConv3x3 if resample == "up" else Conv3x3)(channels, out_channels)
         self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], 2 * out_channels)
         self.norm2 = Norm(config.norm_num_groups, out_channels, eps=config.norm_eps)
         self.conv2 = Conv3x3(out_channels, out_channels)
