@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22.acceleration import SWITCH
+from kandinsky22.acceleration import ENV_VARIABLE
 
 LARGE = 48 << 20  # bytes; glibc maps such a block from the system by itself, and returns it when it is freed
 CODE = f"""
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 
 def told(code: str, **environment: str) -> list[float]:
     """The numbers that a process prints."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN", SWITCH))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN", ENV_VARIABLE))}
     run = [sys.executable, "-c", CODE + code]
     said = subprocess.run(run, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
     return [float(number) for number in said.split()]
@@ -51,9 +51,9 @@ print(kept())
 here = resident()
 allocator.keep_freed(unet); allocator.keep_freed(movq); allocator.keep_freed(unet)
 print(kept())
-allocator.done(movq)
+allocator.stop_keeping(movq)
 print((resident() - here) / {LARGE})
-allocator.done(unet); allocator.done(unet)
+allocator.stop_keeping(unet); allocator.stop_keeping(unet)
 print((resident() - here) / {LARGE})
 print(kept(LARGER))
 """)
@@ -63,7 +63,7 @@ print(kept(LARGER))
 
 def test_whoever_is_gone_is_done() -> None:
     (after,) = told(
-        "allocator.keep_freed(unet); allocator.keep_freed(movq); del unet; allocator.done(movq); print(kept(LARGER))"
+        "allocator.keep_freed(unet); allocator.keep_freed(movq); del unet; allocator.stop_keeping(movq); print(kept(LARGER))"
     )
     assert after < 0.1
 
@@ -71,8 +71,8 @@ def test_whoever_is_gone_is_done() -> None:
 @pytest.mark.parametrize(
     "environment",
     [
-        {SWITCH: "allocator"},
-        {SWITCH: "off"},
+        {ENV_VARIABLE: "allocator"},
+        {ENV_VARIABLE: "off"},
         {"MALLOC_TRIM_THRESHOLD_": "65536"},
         {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"},
     ],
@@ -83,7 +83,7 @@ def test_who_says_otherwise_is_heard(environment: dict[str, str]) -> None:
 allocator.keep_freed(unet)
 print(kept())
 allocator._tell(allocator.KEEPING)  # as somebody else might
-allocator.done(unet)
+allocator.stop_keeping(unet)
 print(kept())
 """,
         **environment,

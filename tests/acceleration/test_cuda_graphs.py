@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import cuda_graphs, fused_norm, gpu
-from kandinsky22.acceleration.cuda_graphs import Replays
+from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
@@ -50,8 +50,8 @@ def like_a_graph(call: Callable[[], Any], pool: object) -> Callable[[], Any]:
 def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What concerns a GPU concerns this CPU."""
     monkeypatch.setattr(gpu, "DEVICES", ("cpu",))
-    monkeypatch.setattr(gpu, "Replays", partial(Replays, like_a_graph))
-    monkeypatch.setattr(gpu, "_memory", lambda _: 1 << 40)
+    monkeypatch.setattr(gpu, "CudaGraphCache", partial(CudaGraphCache, like_a_graph))
+    monkeypatch.setattr(gpu, "total_memory", lambda _: 1 << 40)
     PLAYED.clear()
     yield
 
@@ -81,7 +81,7 @@ def test_the_first_call_is_computed_the_second_recorded_and_all_are_the_networks
     for i in range(4):
         arguments = asked(plain, 2, seed=i)  # another condition each time, too
         assert apart(fast(*arguments), plain(*arguments)) < 1e-5
-    assert PLAYED == ["recorded", "played", "played", "played"] and len(fast.replays) == 1
+    assert PLAYED == ["recorded", "played", "played", "played"] and len(fast.graphs) == 1
 
 
 @torch.no_grad()
@@ -109,14 +109,14 @@ def test_in_both_modes_without_gradients_and_plainly_with_them() -> None:
 @torch.no_grad()
 def test_shapes_have_recordings_of_their_own_and_the_last_used_are_kept() -> None:
     plain, fast = unet()
-    fast.replays.most = 2
+    fast.graphs.max_shapes = 2
 
     def ask(rows: int, side: int = 8) -> None:
         assert apart(fast(*asked(plain, rows, side=side)), plain(*asked(plain, rows, side=side))) < 1e-5
 
     for rows, side in ((1, 8), (1, 8), (2, 8), (2, 8), (1, 8)):
         ask(rows, side)
-    assert len(fast.replays) == 2 and PLAYED.count("recorded") == 2
+    assert len(fast.graphs) == 2 and PLAYED.count("recorded") == 2
     ask(1, 16)  # the two rows were used longest ago
     ask(1, 8)
     assert PLAYED.count("recorded") == 2
@@ -145,9 +145,9 @@ def test_weights_that_change_or_move_are_seen() -> None:
     assert PLAYED.count("recorded") == 1
     fast.load_state_dict({name: value.clone() for name, value in plain.state_dict().items()}, assign=True)
     agree(plain)
-    assert PLAYED.count("recorded") == 2 and len(fast.replays) == 1
-    acceleration.forget(fast)
-    assert len(fast.replays) == 0
+    assert PLAYED.count("recorded") == 2 and len(fast.graphs) == 1
+    acceleration.release_graphs(fast)
+    assert len(fast.graphs) == 0
     agree(plain)
 
 
@@ -168,10 +168,10 @@ def test_who_listens_in_is_heard_at_every_step() -> None:
         """Somebody's own layer, which may decide something at each call."""
 
     fast.time_embedding.linear_1.__class__ = Adapter
-    assert cuda_graphs.state(fast) is None
+    assert cuda_graphs.recordable_state(fast) is None
     fast.time_embedding.linear_1.__class__ = nn.Linear
     nn.utils.parametrize.register_parametrization(fast.conv_in, "weight", nn.Identity())
-    assert cuda_graphs.state(fast) is None
+    assert cuda_graphs.recordable_state(fast) is None
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def test_where_recording_fails_it_is_said_once_and_computed() -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand where")
 
     plain, fast = unet()
-    fast.replays = Replays(fails)
+    fast.graphs = CudaGraphCache(fails)
     with pytest.warns(match="could not be recorded.*: operation not permitted when stream is capturing$") as said:
         answers = [fast(*asked(plain, 1)) for _ in range(5)]
     assert len(said) == 1 and all(apart(y, plain(*asked(plain, 1))) < 1e-5 for y in answers)
@@ -192,10 +192,10 @@ def test_a_copy_records_for_itself_and_what_is_undone_is_plain() -> None:
     for _ in range(3):
         fast(*asked(plain, 1))
     twin = copy.deepcopy(fast)
-    assert twin.replays is not fast.replays and len(twin.replays) == 0 and len(fast.replays) == 1
+    assert twin.graphs is not fast.graphs and len(twin.graphs) == 0 and len(fast.graphs) == 1
     acceleration.undo(fast)
     assert type(fast) is UNet and all(type(module) is not gpu.GPUNorm for module in fast.modules())
-    assert "replays" not in vars(fast) and fast.state_dict().keys() == plain.state_dict().keys()
+    assert "graphs" not in vars(fast) and fast.state_dict().keys() == plain.state_dict().keys()
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def test_a_company_gets_the_pictures_that_it_gets_without(tiny_model: Path) -> N
     for network in networks:
         prepared(network)
     played = [pictures(kandinsky) for _ in range(2)]
-    assert all(len(network.replays) > 0 for network in networks[:2]) and PLAYED.count("played") > 10
+    assert all(len(network.graphs) > 0 for network in networks[:2]) and PLAYED.count("played") > 10
     for company in played:
         assert all(np.abs(a - b).max() <= 1 for a, b in zip(company, plain, strict=True))
 
@@ -257,7 +257,7 @@ def test_pictures_are_decoded_whole_where_there_is_memory(monkeypatch: pytest.Mo
     monkeypatch.setattr(MoVQ, "decode", lambda self, z, *, tile=None: cut.append(tile) or z)
     movq.decode(z)
     movq.decode(z, tile=100)
-    monkeypatch.setattr(gpu, "_memory", lambda _: 1000)
+    monkeypatch.setattr(gpu, "total_memory", lambda _: 1000)
     movq.decode(z)
     assert cut == [64 * MOVQ.factor**2, 100, None]
 
@@ -273,20 +273,20 @@ def test_a_step_can_be_compiled_and_one_that_cannot_runs_as_it_is(monkeypatch: p
         return graph.forward
 
     traced = torch.compile(UNet.forward_cached, backend=backend, fullgraph=True, dynamic=False)
-    monkeypatch.setattr(gpu, "_compiled", lambda _: traced)
+    monkeypatch.setattr(gpu, "compile_step", lambda _: traced)
     for i in range(3):
         assert apart(fast(*asked(plain, 2, seed=i)), plain(*asked(plain, 2, seed=i))) < 1e-5
-    assert fast.compiles and PLAYED.count("played") == 2 and len(compiled) == 1
+    assert fast.compiled and PLAYED.count("played") == 2 and len(compiled) == 1
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler found\nand where")
 
-    monkeypatch.setattr(gpu, "_compiled", lambda _: broken)
-    acceleration.forget(fast)
-    with pytest.warns(match="could not be compiled, and runs as it is: no compiler found$") as said:
+    monkeypatch.setattr(gpu, "compile_step", lambda _: broken)
+    acceleration.release_graphs(fast)
+    with pytest.warns(match="could not be compiled, and runs uncompiled: no compiler found$") as said:
         for i in range(3):
             assert apart(fast(*asked(plain, 2, seed=i)), plain(*asked(plain, 2, seed=i))) < 1e-5
-    assert len(said) == 1 and not fast.compiles
+    assert len(said) == 1 and not fast.compiled
 
 
 def test_compiling_is_said_once_for_each_shape(tiny_model: Path) -> None:
@@ -305,18 +305,18 @@ def test_compiling_is_said_once_for_each_shape(tiny_model: Path) -> None:
 def test_what_is_wanted_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
-    assert [acceleration.wanted(device) for device in (cpu, cuda, mps)] == [True, True, False]
-    assert acceleration.room(cpu) > 0 and acceleration.room(cuda) == 0  # bytes for weights in other forms
+    assert [acceleration.is_wanted(device) for device in (cpu, cuda, mps)] == [True, True, False]
+    assert acceleration.filter_budget(cpu) > 0 and acceleration.filter_budget(cuda) == 0  # bytes for weights in other forms
     monkeypatch.setattr(fused_norm, "kernels", lambda: None)
     assert (
-        "pip install triton" in str(acceleration.missing(cuda))
-        and acceleration.described(torch.float16, cuda) == "torch"
+        "pip install triton" in str(acceleration.why_no_kernels(cuda))
+        and acceleration.describe(torch.float16, cuda) == "torch"
     )
     monkeypatch.setattr(fused_norm, "kernels", lambda: object())
-    assert acceleration.missing(cuda) is None and acceleration.described(torch.float16, cuda) == "kernels"
-    assert acceleration.described(torch.float16, cuda, compiled=True) == "compiled"
-    monkeypatch.setenv(acceleration.SWITCH, "off")
-    assert not acceleration.wanted(cuda) and acceleration.wanted(cuda, True)
+    assert acceleration.why_no_kernels(cuda) is None and acceleration.describe(torch.float16, cuda) == "kernels"
+    assert acceleration.describe(torch.float16, cuda, compiled=True) == "compiled"
+    monkeypatch.setenv(acceleration.ENV_VARIABLE, "off")
+    assert not acceleration.is_wanted(cuda) and acceleration.is_wanted(cuda, True)
 
 
 def test_compiling_needs_a_gpu(tiny_model: Path) -> None:

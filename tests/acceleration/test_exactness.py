@@ -39,10 +39,10 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(kernels, "library", lambda: None)
     elif kernels.library() is None:
-        fitting = kernels.instructions() is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+        fitting = kernels.instruction_set() is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
         assert not fitting, "the install should have built kernels here, and did not: see `kandinsky22 doctor`"
         pytest.skip("no compiler here, or a processor that kernels are not for")
-    monkeypatch.setattr(convolution, "CELLS", 1)
+    monkeypatch.setattr(convolution, "WINOGRAD_CELLS", 1)
     return str(request.param)
 
 
@@ -67,21 +67,21 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [Conv3x3, UpsampleConv3x3])
-@pytest.mark.parametrize("inner", [False, True])
-def test_convolutions(kind: type[Conv3x3], inner: bool) -> None:
+@pytest.mark.parametrize("strip", [False, True])
+def test_convolutions(kind: type[Conv3x3], strip: bool) -> None:
     torch.manual_seed(0)
     conv = made(kind(64, 96))
-    convolve: Callable[[Tensor], Tensor] = lambda x: conv.forward_strip(x) if inner else conv(x)  # noqa: E731
+    convolve: Callable[[Tensor], Tensor] = lambda x: conv.forward_strip(x) if strip else conv(x)  # noqa: E731
     for b, h, w in SHAPES:
-        x = noise(b, 64, h + 2 * inner, w)
+        x = noise(b, 64, h + 2 * strip, w)
         plain = convolve(x)
-        acceleration.prepare(conv, room=1 << 30)
+        acceleration.prepare(conv, budget=1 << 30)
         first, second, third = (convolve(x) for _ in range(3))
         assert apart(first, plain) < EXACT
-        assert conv._kept[1]  # from the second use on, which shows in nothing
+        assert conv.filter_cache[1]  # from the second use on, which shows in nothing
         assert torch.equal(first, second) and torch.equal(first, third)
-        acceleration.prepare(conv, room=0)
-        assert torch.equal(convolve(x), first) and torch.equal(convolve(x), first) and conv._kept is None
+        acceleration.prepare(conv, budget=0)
+        assert torch.equal(convolve(x), first) and torch.equal(convolve(x), first) and conv.filter_cache is None
         acceleration.undo(conv)
         assert torch.equal(convolve(x), plain)
 
@@ -91,15 +91,15 @@ def test_rounding_is_that_of_direct_convolution() -> None:
     torch.manual_seed(0)
     conv, x = made(Conv3x3(512, 64)), noise(1, 512, 32, 32)
     exact = copy.deepcopy(conv).double()(x.double())
-    acceleration.prepare(conv, room=0)
+    acceleration.prepare(conv, budget=0)
     assert apart(conv(x), exact) < 2e-6
 
 
-@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
-def test_transformed_filters(dtype: torch.dtype, doubled: bool, by: str) -> None:
+def test_transformed_filters(dtype: torch.dtype, upsample: bool, by: str) -> None:
     """Any number of them, kept or made anew; by the kernel, threads make no difference either."""
-    g, threads = winograd.Transforms.of(doubled).filter, torch.get_num_threads()
+    g, threads = winograd.Transforms.of(upsample).filter, torch.get_num_threads()
     for outputs, channels in [(1, 1), (3, 85), (1, 257), (8, 125)]:
         weight = noise(outputs, channels, 3, 3).to(dtype)
         exact = torch.einsum("pi,qj,ocij->pqco", g, g, weight.double()).flatten(0, 1)
@@ -107,7 +107,7 @@ def test_transformed_filters(dtype: torch.dtype, doubled: bool, by: str) -> None
         try:
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                lines = winograd.transformed(weight, doubled=doubled, lasting=count == 2)
+                lines = winograd.transform_filter(weight, upsample=upsample, at_once=count == 2)
                 found.append(torch.cat(list(lines) if count == 2 else [line.clone() for line in lines]))
         finally:
             torch.set_num_threads(threads)
@@ -116,14 +116,14 @@ def test_transformed_filters(dtype: torch.dtype, doubled: bool, by: str) -> None
 
 
 def test_few_cells_of_many_channels_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "FEW", 1)
-    monkeypatch.setattr(convolution, "CELLS", 1000)
-    monkeypatch.setattr(convolution, "CACHED", 0)
+    monkeypatch.setattr(convolution, "FEW_CELLS", 1)
+    monkeypatch.setattr(convolution, "WINOGRAD_CELLS", 1000)
+    monkeypatch.setattr(convolution, "CACHED_FILTER", 0)
     conv = made(Conv3x3(32, 96))
     for b, h, w in [(1, 3, 5), (2, 5, 4), (3, 2, 2)]:
         x = noise(b, 32, h, w)
         plain = conv(x)
-        acceleration.prepare(conv, room=0)
+        acceleration.prepare(conv, budget=0)
         assert apart(conv(x), plain) < EXACT
         acceleration.undo(conv)
 
@@ -141,7 +141,7 @@ def test_normalisations(silu: bool, told: int | None) -> None:
         by = [] if told is None else [noise(b, 48, *size, seed=1) + 1, noise(b, 48, *size, seed=2)]
         exact = norm.double()(x.double(), *(value.double() for value in by))
         norm.float()
-        acceleration.prepare(norm, room=0)
+        acceleration.prepare(norm, budget=0)
         assert apart(norm(x, *by), exact) < EXACT
         one = x[:1]
         assert (
@@ -157,7 +157,7 @@ def test_silu_of_anything() -> None:
     x = torch.linspace(-200, 200, 16 * 80 * 5).view(1, 16, 80, 5)
     moments = torch.zeros(1), torch.ones(1) - 1e-5
     exact = nn.functional.silu(x.double())
-    acceleration.prepare(norm, room=0)
+    acceleration.prepare(norm, budget=0)
     y = norm.forward_with_moments(*moments, x)
     assert float((y - exact).abs().max() / 200) < 1e-6
     assert bool((((y - exact) / exact).abs() < 2e-6)[exact.abs() > 1e-30].all())
@@ -195,12 +195,12 @@ def test_whole_networks(name: str) -> None:
     randomise(network)
     plain = work(network)
     names = list(network.state_dict())
-    acceleration.prepare(network, room=1 << 30)
+    acceleration.prepare(network, budget=1 << 30)
     for part in network.modules():
-        assert type(part) not in acceleration.kinds()
+        assert type(part) not in acceleration.layer_classes()
     assert apart(work(network), plain) < EXACT
     assert list(network.state_dict()) == names
-    acceleration.prepare(network, room=0)  # again, with no room: filters are transformed at every call
+    acceleration.prepare(network, budget=0)  # again, with no room: filters are transformed at every call
     assert apart(work(network), plain) < EXACT
     acceleration.undo(network)
     assert torch.equal(work(network), plain)
@@ -222,7 +222,7 @@ def test_bfloat16_is_no_coarser(name: str) -> None:
         randomise(network, seed)
         exact = work(network)
         plain += apart(work(network.bfloat16()), exact) ** 2
-        acceleration.prepare(network, room=1 << 30)
+        acceleration.prepare(network, budget=1 << 30)
         fast += apart(work(network), exact) ** 2
     assert fast < 1.1**2 * plain
 
@@ -233,7 +233,7 @@ def test_nothing_depends_on_the_company(name: str) -> None:
     kind, config, _ = WORK[name]
     network = made(kind(config))
     randomise(network)
-    acceleration.prepare(network, room=1 << 30)
+    acceleration.prepare(network, budget=1 << 30)
     x = noise(3, 4, 12, 8) * torch.tensor([1.0, 5, 0.2]).view(3, 1, 1, 1)
     if isinstance(network, UNet):
         condition, t = network.condition(noise(3, 24)), torch.tensor([3, 500, 999])
@@ -251,7 +251,7 @@ def test_ways_and_threads_make_no_difference(by: str) -> None:
     if by == "torch":
         return
     norm, x = made(Norm(8, 64, eps=1e-6)), noise(2, 64, 70, 33).contiguous(memory_format=torch.channels_last)
-    acceleration.prepare(norm, room=0)
+    acceleration.prepare(norm, budget=0)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
@@ -267,6 +267,6 @@ def test_1x1() -> None:
     for x, channels_last in product([noise(2, 64, 5, 7)], [False, True]):
         x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         plain = conv(x)
-        acceleration.prepare(conv, room=0)
+        acceleration.prepare(conv, budget=0)
         assert apart(conv(x), plain) < EXACT
         acceleration.undo(conv)

@@ -40,10 +40,10 @@ for groups, channels, height, width, coarse, silu, dtype, mean in cases:
     x = (noise(2, channels, height, width) + mean).to(dtype)
     told = [] if coarse is None else [noise(2, channels, *coarse).to(dtype) for _ in range(2)]
     with torch.no_grad():
-        assert fused_norm.fits(x, told[0] if told else None)
+        assert fused_norm.supports(x, told[0] if told else None)
         exact = norm.double()(x.double(), *(value.double() for value in told))
         plain = norm.to(dtype)(x, *told)
-        y = fused_norm.normalised(
+        y = fused_norm.group_norm(
             x, norm.weight, norm.bias, norm.eps, *(told or (None, None)), groups=groups, silu=silu
         )
     assert y.dtype == dtype and y.shape == x.shape and y.is_contiguous(memory_format=torch.channels_last)
@@ -75,9 +75,9 @@ def by_torch(
 def test_kernels_are_used_where_they_compute_what_torch_does(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused_norm.agrees.cache_clear()
-    monkeypatch.setattr(fused_norm, "normalised", by_torch)
-    assert fused_norm.agrees(torch.device("cpu"), dtype)
+    fused_norm.matches_torch.cache_clear()
+    monkeypatch.setattr(fused_norm, "group_norm", by_torch)
+    assert fused_norm.matches_torch(torch.device("cpu"), dtype)
 
 
 @pytest.mark.parametrize("fault", ["raises", "forgets the shift", "forgets SiLU"])
@@ -91,11 +91,11 @@ def test_kernels_that_fail_are_left_out_with_a_warning(fault: str, monkeypatch: 
             others = (*others[:-1], torch.zeros_like(others[-1]))
         return by_torch(x, *others, **named)
 
-    fused_norm.agrees.cache_clear()
-    monkeypatch.setattr(fused_norm, "normalised", faulty)
+    fused_norm.matches_torch.cache_clear()
+    monkeypatch.setattr(fused_norm, "group_norm", faulty)
     with pytest.warns(UserWarning, match="and torch's does: (no compiler$|another result)"):
-        assert not fused_norm.agrees(torch.device("cpu"), torch.float16)
-    fused_norm.agrees.cache_clear()
+        assert not fused_norm.matches_torch(torch.device("cpu"), torch.float16)
+    fused_norm.matches_torch.cache_clear()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton comes with this build of torch")

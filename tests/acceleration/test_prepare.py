@@ -37,7 +37,7 @@ def test_with_gradients_it_is_the_plain_network() -> None:
         return [y.detach(), *(parameter.grad.clone() for parameter in plain.parameters())]
 
     before = learnt()
-    acceleration.prepare(plain, room=1 << 30)
+    acceleration.prepare(plain, budget=1 << 30)
     assert all(torch.equal(a, b) for a, b in zip(learnt(), before, strict=True))
 
 
@@ -45,10 +45,10 @@ def test_with_gradients_it_is_the_plain_network() -> None:
 def test_weights_that_change_are_seen() -> None:
     """As when an adapter is merged into them, or an average of the weights is put in their place."""
     conv = made(Conv3x3(32, 32))
-    acceleration.prepare(conv, room=1 << 30)
+    acceleration.prepare(conv, budget=1 << 30)
     x, other = noise(1, 32, 16, 16), made(Conv3x3(32, 32))
     conv(x), conv(x)
-    assert conv._kept[1]
+    assert conv.filter_cache[1]
     conv.load_state_dict(other.state_dict())
     assert apart(conv(x), other(x)) < 1e-5
     conv.weight.mul_(2)
@@ -68,7 +68,7 @@ def test_weights_that_are_made_at_each_look_are_never_kept() -> None:
 
     conv, x = made(Conv3x3(32, 32)), noise(1, 32, 16, 16)
     plain, bias = conv(x), conv.bias[:, None, None]
-    acceleration.prepare(conv, room=1 << 30)
+    acceleration.prepare(conv, budget=1 << 30)
     register_parametrization(conv, "weight", times := Times())
     for times.by in (1.0, 1.0, 2.0, -3.0):
         assert apart(conv(x) - bias, times.by * (plain - bias)) < 1e-5
@@ -79,14 +79,14 @@ def test_room_goes_to_the_largest_maps_first() -> None:
     unet = made(UNet(UNET))
     randomise(unet)
     convs = [module for module in unet.modules() if isinstance(module, Conv3x3)]
-    forms = {conv: convolution.form(conv) for conv in convs}
-    acceleration.prepare(unet, room=sum(forms.values()) // 3)
-    roomy = [conv for conv in convs if conv.roomy]
+    forms = {conv: convolution.filter_bytes(conv) for conv in convs}
+    acceleration.prepare(unet, budget=sum(forms.values()) // 3)
+    roomy = [conv for conv in convs if conv.caches_filter]
     assert 0 < sum(forms[conv] for conv in roomy) <= sum(forms.values()) // 3
     widest = max(conv.out_channels for conv in roomy)
-    assert all(conv.roomy for conv in convs if conv.out_channels < widest)
-    assert acceleration.more(unet, torch.float32, 1 << 40) == sum(forms.values())
-    assert acceleration.more(unet, torch.float32, 400) == 400
+    assert all(conv.caches_filter for conv in convs if conv.out_channels < widest)
+    assert acceleration.extra_bytes(unet, torch.float32, 1 << 40) == sum(forms.values())
+    assert acceleration.extra_bytes(unet, torch.float32, 400) == 400
 
 
 @torch.no_grad()
@@ -94,13 +94,13 @@ def test_what_is_delicate_is_computed_as_it_is_plainly() -> None:
     """To the last bit, however it is laid out. Winograd's algorithm, here with room, would round otherwise."""
     plain = made(Conv3x3(64, 64, keep_exact=True))
     fast, x = copy.deepcopy(plain), noise(2, 64, 20, 20)
-    acceleration.prepare(fast, room=1 << 30)
+    acceleration.prepare(fast, budget=1 << 30)
     assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), plain(x))
     assert torch.equal(fast.forward_strip(x.contiguous(memory_format=torch.channels_last)), plain.forward_strip(x))
-    assert convolution.form(fast) == 0 and acceleration.more(fast, torch.float32, 1 << 30) == 0
+    assert convolution.filter_bytes(fast) == 0 and acceleration.extra_bytes(fast, torch.float32, 1 << 30) == 0
     usual = made(Conv3x3(64, 64))
     usual.load_state_dict(plain.state_dict())
-    acceleration.prepare(usual, room=1 << 30)
+    acceleration.prepare(usual, budget=1 << 30)
     assert not torch.equal(usual(x), plain(x))
 
 
@@ -109,7 +109,7 @@ def test_what_is_compiled_is_the_plain_network() -> None:
     """Kernels that are called by pointer cannot be traced."""
     conv, x = made(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32))), noise(1, 32, 16, 16)
     plain = conv(x)
-    acceleration.prepare(conv, room=1 << 30)
+    acceleration.prepare(conv, budget=1 << 30)
     assert torch.equal(torch.compile(conv, backend="eager", fullgraph=True)(x), plain)
 
 
@@ -119,10 +119,10 @@ def test_it_can_be_left_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
     assert prepared(Kandinsky.load(tiny_model))
     assert not prepared(Kandinsky.load(tiny_model, accelerated=False))
-    monkeypatch.setenv(acceleration.SWITCH, "off")
+    monkeypatch.setenv(acceleration.ENV_VARIABLE, "off")
     assert not prepared(Kandinsky.load(tiny_model))
     assert prepared(Kandinsky.load(tiny_model, accelerated=True))
-    assert not acceleration.wanted(torch.device("meta"))
+    assert not acceleration.is_wanted(torch.device("meta"))
 
 
 @torch.no_grad()
@@ -131,8 +131,8 @@ def test_each_part_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = network(x)
 
     def prepared(left_out: str) -> list[str]:
-        monkeypatch.setenv(acceleration.SWITCH, left_out)
-        acceleration.prepare(network, room=acceleration.room())
+        monkeypatch.setenv(acceleration.ENV_VARIABLE, left_out)
+        acceleration.prepare(network, budget=acceleration.filter_budget())
         assert apart(network(x), plain) < 1e-5
         return [
             name
@@ -145,8 +145,8 @@ def test_each_part_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for part in everything:
         assert part not in prepared(part) and len(prepared(part)) == 2
     assert prepared("kernels, filters") == everything
-    assert kernels.library() is None and acceleration.room() == 0
-    assert acceleration.described() == "torch"
+    assert kernels.library() is None and acceleration.filter_budget() == 0
+    assert acceleration.describe() == "torch"
     with pytest.raises(
         ValueError, match=r"KANDINSKY22_ACCELERATION must be off, or some of convolutions, .* got 'winograd'"
     ):
@@ -161,7 +161,7 @@ def test_huge_pages(left_out: str) -> None:
         "pages = pathlib.Path('/proc/self/smaps_rollup')\n"
         "print(os.environ.get('THP_MEM_ALLOC_ENABLE'), pages.read_text() if pages.exists() else '')"
     )
-    environment = {**os.environ, acceleration.SWITCH: left_out}
+    environment = {**os.environ, acceleration.ENV_VARIABLE: left_out}
     environment.pop(HUGE_PAGES, None)
     told = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -174,7 +174,7 @@ def test_huge_pages(left_out: str) -> None:
 
 def test_pictures_say_what_computed(tiny_model: Path) -> None:
     painted = [Kandinsky.load(tiny_model, accelerated=way)("a red star", seed=1)[0] for way in (True, False)]
-    assert painted[0].made_by["acceleration"] == acceleration.described()
+    assert painted[0].made_by["acceleration"] == acceleration.describe()
     assert "acceleration" not in painted[1].made_by
 
 
@@ -193,7 +193,7 @@ def test_kernels_are_called_with_what_they_take() -> None:
     declared = {}
     for name, arguments in re.findall(r"^void (\w+)\(([^)]*)\) {", source, re.MULTILINE):
         declared[name] = "".join("P" if "*" in one else one.split()[0][0] for one in arguments.split(","))
-    assert declared == {name: letters.replace(" ", "") for name, letters in kernels.TAKES.items()}
+    assert declared == {name: letters.replace(" ", "") for name, letters in kernels.SIGNATURES.items()}
 
 
 def test_a_machine_without_a_compiler_installs_too(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import convolution, kernels, weight_upcast
-from kandinsky22.acceleration.weight_upcast import HALF, linear
+from kandinsky22.acceleration.weight_upcast import UPCAST_LAYERS, upcast_linear
 from kandinsky22.engine.placement import Networks
 from kandinsky22.models.layers import Conv3x3, UpsampleConv3x3
 from kandinsky22.models.movq import MoVQConfig
@@ -43,8 +43,8 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setattr(kernels, "library", lambda: None)
     elif kernels.library() is None:
         pytest.skip("no kernels here")
-    monkeypatch.setattr(convolution, "CELLS", 1)
-    monkeypatch.setattr(weight_upcast, "NUMBERS", (1000, 3000))
+    monkeypatch.setattr(convolution, "WINOGRAD_CELLS", 1)
+    monkeypatch.setattr(weight_upcast, "CHUNK_ELEMENTS", (1000, 3000))
     with torch.no_grad():
         yield
 
@@ -107,14 +107,14 @@ def test_only_weights_are_rounded(name: str, room: int) -> None:
         kept = {key: value.clone() for key, value in held.state_dict().items()}
         exact = run(network.float())  # rounded, and computed in float32
         held = network.to(dtype)
-        acceleration.prepare(held, room=room, dtype=torch.float32)
+        acceleration.prepare(held, budget=room, dtype=torch.float32)
         for _ in range(2):
             assert (y := run(held)).dtype == torch.float32
             assert apart(y, exact) < EXACT
         assert all(torch.equal(value, kept[key]) for key, value in held.state_dict().items())  # and of the dtype
         assert list(held.state_dict()) == list(kept)
         acceleration.undo(held)
-        assert not {type(module) for module in held.modules()} & {*acceleration.kinds().values(), *HALF.values()}
+        assert not {type(module) for module in held.modules()} & {*acceleration.layer_classes().values(), *UPCAST_LAYERS.values()}
         randomise(network.float())
 
 
@@ -123,7 +123,7 @@ def test_it_is_nearer_to_float32_than_bfloat16_there(name: str) -> None:
     ours, theirs, run, run_theirs = KINDS[name]()
     exact = run(ours)
     assert apart(run_theirs(theirs), exact) < EXACT
-    acceleration.prepare(ours.bfloat16(), room=1 << 30, dtype=torch.float32)
+    acceleration.prepare(ours.bfloat16(), budget=1 << 30, dtype=torch.float32)
     assert 1e-4 < apart(run(ours), exact) < apart(run_theirs(theirs.bfloat16()), exact)
 
 
@@ -137,10 +137,10 @@ def test_linear(bias: bool, rows: int) -> None:
         noise(101, seed=2).bfloat16() if bias else None,
     )
     exact = nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
-    assert apart(linear(x, weight, added), exact) < 1e-6
-    assert apart(linear(x[0, 0], weight, added), exact[0, 0]) < 1e-6
-    assert linear(x[:0], weight, added).shape == (0, 2, 101)
-    assert linear(x.bfloat16(), weight, added).dtype == torch.bfloat16
+    assert apart(upcast_linear(x, weight, added), exact) < 1e-6
+    assert apart(upcast_linear(x[0, 0], weight, added), exact[0, 0]) < 1e-6
+    assert upcast_linear(x[:0], weight, added).shape == (0, 2, 101)
+    assert upcast_linear(x.bfloat16(), weight, added).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", [Conv3x3, UpsampleConv3x3])
@@ -153,9 +153,9 @@ def test_what_is_made_at_every_call_is_what_is_kept(kind: type[Conv3x3]) -> None
         results = []
         for roomy in (False, True):
             acceleration.prepare(conv, dtype=torch.float32)
-            conv.roomy = roomy  # as in a larger network
+            conv.caches_filter = roomy  # as in a larger network
             results += [conv(x), conv(x)]
-            assert bool(conv._kept and conv._kept[1]) == roomy
+            assert bool(conv.filter_cache and conv.filter_cache[1]) == roomy
         assert all(apart(y, exact) < EXACT and torch.equal(y, results[0]) for y in results)
 
 
@@ -170,7 +170,7 @@ def test_it_learns_as_if_it_had_not_been_prepared() -> None:
         return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
     before = learnt()
-    acceleration.prepare(network, room=0, dtype=torch.float32)
+    acceleration.prepare(network, budget=0, dtype=torch.float32)
     after = learnt()
     assert len(before) == len(after) == 6
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
@@ -181,12 +181,12 @@ def test_it_learns_as_if_it_had_not_been_prepared() -> None:
 def test_weights_and_forms_take_no_more_than_in_float32() -> None:
     network, *_ = unet()
     count = sum(weight.numel() for weight in network.parameters())
-    forms = acceleration.more(network, torch.float32, 1 << 40)
+    forms = acceleration.extra_bytes(network, torch.float32, 1 << 40)
     assert forms > 4 * count
-    if acceleration.instructions_for(torch.bfloat16):
+    if acceleration.supports_dtype(torch.bfloat16):
         return
-    assert acceleration.more(network, torch.bfloat16, 1 << 40) == 2 * count
-    assert acceleration.more(network, torch.bfloat16, 100) == 100
+    assert acceleration.extra_bytes(network, torch.bfloat16, 1 << 40) == 2 * count
+    assert acceleration.extra_bytes(network, torch.bfloat16, 100) == 100
 
 
 def test_a_model_asked_for_in_half_precision(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -634,7 +634,7 @@ def test_a_compiled_network_may_be_assigned(tiny_model: Path) -> None:
 def test_float16_on_a_cpu_without_acceleration_runs_in_float32_and_says_so_once(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(acceleration.SWITCH, "off")
+    monkeypatch.setenv(acceleration.ENV_VARIABLE, "off")
     expected = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")(
         **embeds(), **FEW, generator=seeded()
     ).images

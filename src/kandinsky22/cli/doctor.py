@@ -67,13 +67,13 @@ def _kernels(device: Any) -> str:
     from kandinsky22 import acceleration
     from kandinsky22.acceleration.flags import PARTS, uses
 
-    if not acceleration.wanted(device):
-        return f"not used, since {acceleration.SWITCH} is off"
+    if not acceleration.is_wanted(device):
+        return f"not used, since {acceleration.ENV_VARIABLE} is off"
     left_out = [part for part in PARTS if not uses(part)]
     recorded = "; steps are recorded and played" if device.type == "cuda" and uses("recording") else ""
-    why = acceleration.missing(device)
+    why = acceleration.why_no_kernels(device)
     used = "used" if why is None else f"not used, plain torch computes the same more slowly; {why}"
-    return used + recorded + (f"; {acceleration.SWITCH} leaves out {', '.join(left_out)}" if left_out else "")
+    return used + recorded + (f"; {acceleration.ENV_VARIABLE} leaves out {', '.join(left_out)}" if left_out else "")
 
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         height, width = size or (here.defaults.height, here.defaults.width)
         dtype = here.dtype
         yield f"{model}: here, with weights for {', '.join(here.stored.folders)}"
-    computed = acceleration.computed(dtype, device) if acceleration.wanted(device) else dtype
+    computed = acceleration.compute_dtype(dtype, device) if acceleration.is_wanted(device) else dtype
     named = ", computed in ".join(str(one).removeprefix("torch.") for one in dict.fromkeys((dtype, computed)))
     counts = [
         full_size.elements(*pair) * dtype.itemsize + _more(*pair, device, dtype)
@@ -140,8 +140,8 @@ def _more(network: Any, config: Any, device: Any, dtype: Any) -> int:
     from kandinsky22 import acceleration
 
     with torch.device("meta"):
-        room = acceleration.room(device)
-        return acceleration.more(network(config), dtype, room) if acceleration.wanted(device) and room else 0
+        room = acceleration.filter_budget(device)
+        return acceleration.extra_bytes(network(config), dtype, room) if acceleration.is_wanted(device) and room else 0
 
 
 def _gigabytes(count: float) -> str:

@@ -43,7 +43,7 @@ def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16."""
     if device.type == "cpu":
-        return acceleration.instructions_for(torch.bfloat16)
+        return acceleration.supports_dtype(torch.bfloat16)
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

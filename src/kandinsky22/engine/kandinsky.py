@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kandinsky22
+from kandinsky22 import acceleration
 from kandinsky22.checkpoints import catalog, hub, zero_image
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.diffusion import Noise
@@ -124,6 +125,7 @@ class Kandinsky:
         each step too; the first picture of a size then takes minutes, and what was compiled is kept in the user's cache.
         Raises `ValueError` where the folder, the device or the dtype will not do.
         """
+        acceleration.request_huge_pages()
         said, place = str(model), device_of(device)
         if catalog.is_remote(said):
             folders = hub.fetch(said, parts_of(said, request or text2img("")), say=say)

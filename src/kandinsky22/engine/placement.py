@@ -53,9 +53,10 @@ class Networks:
     ) -> None:
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
+        acceleration.request_huge_pages()
         self.device, self.weight_dtype, self.placement = device, dtype, placement
-        self.accelerated = acceleration.wanted(device, accelerated)
-        self.dtype = acceleration.computed(dtype, device) if self.accelerated else dtype
+        self.accelerated = acceleration.is_wanted(device, accelerated)
+        self.dtype = acceleration.compute_dtype(dtype, device) if self.accelerated else dtype
         self.compiled = compiled
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
@@ -90,11 +91,11 @@ class Networks:
         """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is kept."""
         self._at_work.discard(stored)
         if not self._at_work:
-            allocator.done(self)
+            allocator.stop_keeping(self)
         if self.placement == "keep":
             return
         if stored in self._away:
-            acceleration.forget(self._loaded[stored])
+            acceleration.release_graphs(self._loaded[stored])
             self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
             self._away.remove(stored)
         if self.device.type == "cpu":
@@ -114,7 +115,7 @@ class Networks:
 
     def described(self) -> str:
         """What accelerates them; it shows in last bits."""
-        return acceleration.described(self.weight_dtype, self.device, compiled=self.compiled)
+        return acceleration.describe(self.weight_dtype, self.device, compiled=self.compiled)
 
     def _read(self, stored: Stored[N, C]) -> N:
         whole = self.placement == "keep" or self.device.type == "cpu"
@@ -123,16 +124,16 @@ class Networks:
             visit(network, self.device)
             return network
         if self.accelerated:
-            room = acceleration.room(self.device)
-            acceleration.prepare(network, room=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
+            room = acceleration.filter_budget(self.device)
+            acceleration.prepare(network, budget=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
         if not whole:
             self._homes[stored] = network.state_dict()
         return network
 
     def _bytes(self, stored: Stored[Any, Any]) -> int:
         """What a network holds: its weights, and other forms of them."""
-        room = acceleration.room(self.device)
-        more = acceleration.more(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
+        room = acceleration.filter_budget(self.device)
+        more = acceleration.extra_bytes(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
         return stored.elements * self.weight_dtype.itemsize + more
 
 

@@ -38,7 +38,7 @@ R = TypeVar("R", Prefix, Conditioned)
 Constrain = Callable[[Tensor, int], Tensor]
 # The cells of a 3x3 neighbourhood that the published inpainting weights were taught to grow the repainted region by: all
 # but the two corners of one diagonal (spec 1.6).
-GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+GROWTH = ((1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0))
 
 
 class Embeds(NamedTuple):
@@ -317,7 +317,7 @@ class DecoderStage:
         by a cell of the latents (spec 1.6)."""
         z = self.encode(pixels)
         unknown = F.interpolate(repaint.to(z), size=z.shape[-2:], mode="nearest")
-        grown = F.conv2d(unknown, GROWTH.to(z)[None, None], padding=1) > 0
+        grown = F.conv2d(unknown, torch.tensor(GROWTH).to(z)[None, None], padding=1) > 0
         return InpaintCondition(z, 1 - grown.to(z))
 
     def prepare_run(

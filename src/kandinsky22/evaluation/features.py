@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kandinsky22.acceleration import request_huge_pages
 from kandinsky22.checkpoints.about import CheckpointError, read_json
 from kandinsky22.checkpoints.checked import sha256
 from kandinsky22.checkpoints.model import StoredPrior
@@ -76,6 +77,7 @@ class InceptionFeatures:
     ) -> None:
         if resize not in WAYS:
             raise ValueError(f"pictures are resized by one of {', '.join(WAYS)}, got {resize!r}")
+        request_huge_pages()
         self._network, self.fingerprint = inception.load(path)
         self._network.to(device)
         self._way, self._device, self._crop = WAYS[resize], device, crop
@@ -136,6 +138,7 @@ class ClipFeatures:
 
         Raises `CheckpointError` where any is missing or damaged, or is not of that CLIP.
         """
+        request_huge_pages()
         stored = Stored(folder, _Pair, _PairConfig)
         tokenizer = load_tokenizer(folder)
         processor = CLIPImageProcessor.from_dict(read_json(folder / "preprocessor_config.json"))

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kandinsky22.acceleration import allocator
+from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog
 from kandinsky22.imaging.depth import load
 from kandinsky22.training import checkpoints, supervisor
@@ -32,6 +32,7 @@ ABOUT_DATA = ("min_side", "min_aesthetic", "licence", "depth_model")
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train as the arguments say. Raises `ValueError` and `CheckpointError` for what cannot be done."""
+    request_huge_pages()
     made = parser()
     chosen, said = made.parse_args(arguments), made.said(arguments)
     refuse_what_means_nothing(chosen.network, said)
