@@ -2,12 +2,12 @@
 
 The networks' own files say what they compute, in terms of a few layers (`models/layers.py`), and training uses them as
 they are. `prepare` changes the class of those layers in a loaded network to one that computes the same in another way
-wherever it can: without gradients, on a CPU in float32 or bfloat16, on a GPU (`gpu.py`). Parameters, their names and hooks
-stay, so a prepared network is saved, trained and moved like any other; with gradients it computes as if it had not been
-prepared.
+wherever it can: without gradients, on a CPU in float32 or bfloat16, on a GPU (`gpu.py`). Parameters, their names and
+hooks stay, so a prepared network is saved, trained and moved like any other; with gradients it computes as if it had
+not been prepared.
 
-Where a processor has no instructions for half precision, half-precision weights are upcast to float32 while they are used,
-and everything is computed in float32.
+Where a processor has no instructions for half precision, half-precision weights are upcast to float32 while they are
+used, and everything is computed in float32.
 """
 
 import os
@@ -57,7 +57,7 @@ def filter_budget(device: torch.device = CPU) -> int:
 
 
 def compute_dtype(weight_dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a prepared network computes in: that of its weights, or float32 where that is faster and exacter."""
+    """What a prepared network computes in: the dtype of its weights, or float32 where that is faster and exacter."""
     return weight_dtype if device.type != "cpu" or supports_dtype(weight_dtype) else torch.float32
 
 
@@ -68,9 +68,7 @@ def supports_dtype(dtype: torch.dtype) -> bool:
     return dtype != torch.float16
 
 
-def describe(
-    weight_dtype: torch.dtype = torch.float32, device: torch.device = CPU, *, compiled: bool = False
-) -> str:
+def describe(weight_dtype: torch.dtype = torch.float32, device: torch.device = CPU, *, compiled: bool = False) -> str:
     """What computes ("kernels", "torch" or "compiled"), and the dtype if it is not that of the weights.
 
     Pictures store it, since it shows in their last bits.
@@ -159,7 +157,8 @@ def layer_classes(enabled_only: bool = False) -> dict[type[nn.Module], type[nn.M
 
 
 def _limit_budget(network: nn.Module, weight_dtype: torch.dtype, dtype: torch.dtype, budget: int) -> int:
-    """The budget, but no more than half precision saves: weights and filters take no more than float32 weights alone."""
+    """The budget, limited to what half precision saves, so that weights and filters take no more than float32 weights."""
     if weight_dtype == dtype:
         return budget
-    return min(budget, sum(weight.numel() for weight in network.parameters()) * (dtype.itemsize - weight_dtype.itemsize))
+    elements = sum(weight.numel() for weight in network.parameters())
+    return min(budget, elements * (dtype.itemsize - weight_dtype.itemsize))

@@ -1,8 +1,8 @@
 """Whether memory that tensors free stays with the process for the next tensors, or goes back to the system.
 
-glibc returns a large tensor's memory as soon as it is freed and maps it again for the next one, page by page, which takes
-a fifth of MoVQ's time (docs/log.md). While any owner is registered, glibc is set to keep it; when the last one is done,
-all of it goes back. Other allocators are left alone, and so is a glibc that the environment configures.
+glibc returns a large tensor's memory as soon as it is freed and maps it again for the next one, page by page, which
+takes a fifth of MoVQ's time (docs/log.md). While any owner is registered, glibc is set to keep it; when the last one
+is done, all of it goes back. Other allocators are left alone, and so is a glibc that the environment configures.
 """
 
 import ctypes

@@ -12,7 +12,7 @@ from kandinsky22.acceleration.weight_upcast import upcast_layer, upcast_linear
 from kandinsky22.models.layers import Conv1x1, Conv3x3, UpsampleConv3x3
 
 CHANNEL_MULTIPLE = 32  # channels in and out must be multiples of this
-WINOGRAD_CELLS = 256  # of a map, from which Winograd pays: with fewer, reading its larger filter takes the time it saves
+WINOGRAD_CELLS = 256  # of a map, from which Winograd pays: with fewer, reading its larger filter costs what it saves
 CACHED_FILTER = 2 << 20  # bytes of a transformed filter that stays in a processor's cache: Winograd then always pays
 FEW_CELLS = 4  # times fewer cells than output channels: laying out the filter at every call is slower than multiplying
 
@@ -27,7 +27,7 @@ class FastConv3x3(Conv3x3):
     upsamples = False
     caches_filter = False  # whether there is memory for the transformed filter
     filter_cache: tuple[tuple[object, ...], list[Tensor]] | None = None
-    """Which weights were last transformed (address, version, dtype), and the transformed filter: empty at the first use."""
+    """The weights last transformed (address, version, dtype), and their transformed filter: empty at the first use."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._convolve(x, strip=False)
@@ -58,8 +58,8 @@ class FastConv3x3(Conv3x3):
     def _transform_filter(self) -> Iterable[Tensor]:
         """The filter for Winograd's algorithm.
 
-        Where there is memory, it is cached from its second use on, until the weights change. A first use may be the only
-        one, and mapping the memory takes longer than the convolution. The numbers are the same.
+        Where there is memory, it is cached from its second use on, until the weights change. A first use may be the
+        only one, and mapping the memory takes longer than the convolution. The numbers are the same.
         """
         weight = self.weight
         unversioned = weight.is_inference() or is_parametrized(self)  # nothing says when such a weight has changed

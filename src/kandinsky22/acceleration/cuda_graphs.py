@@ -1,8 +1,8 @@
 """CUDA graphs of a network's calls: recorded once for each shape, then replayed. A GPU's thousand launches become one.
 
-What a graph reads and writes lies at fixed addresses. So inputs are copied into buffers of the graph, outputs are returned
-as copies, and when weights have moved since, the graph is discarded. `cuda_graph` records; anything else that turns a call
-into one that can be repeated will do in its place.
+What a graph reads and writes lies at fixed addresses. So inputs are copied into buffers of the graph, outputs are
+returned as copies, and when weights have moved since, the graph is discarded. `cuda_graph` records; anything else that
+turns a call into one that can be repeated will do in its place.
 """
 
 import warnings
@@ -24,7 +24,7 @@ PARAMETRIZED = "torch.nn.utils.parametrize"  # where torch makes the class of a 
 
 
 def cuda_graph(call: Call, pool: object) -> Call:
-    """A call as a CUDA graph in a memory pool. It must have run before on the same shapes, so that libraries are ready."""
+    """A call as a CUDA graph in a memory pool. It must have run before on these shapes, so that libraries are ready."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
         result = call()
@@ -51,9 +51,9 @@ class RecordedCall(NamedTuple):
 class CudaGraphCache:
     """The recorded calls of one network.
 
-    The first call of a shape is computed as usual, which warms up; the second is recorded, and from then on it is replayed.
-    The `max_shapes` shapes that were used last are remembered, so that more shapes than that which take turns are never
-    recorded.
+    The first call of a shape is computed as usual, which warms up; the second is recorded, and from then on it is
+    replayed. The `max_shapes` shapes that were used last are remembered, so that more shapes than that which take
+    turns are never recorded.
     """
 
     def __init__(self, record: Recorder = cuda_graph, max_shapes: int = MAX_SHAPES) -> None:

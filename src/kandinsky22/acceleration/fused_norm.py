@@ -1,9 +1,9 @@
 """Group normalisation with its scale, shift and SiLU on a GPU, channels last, in half precision: kernels in Triton.
 
-torch's own group normalisation converts the picture to channels first, and the convolution after it converts it back; scale
-and shift, and the SiLU, read and write it once more each. Here it is read for the moments, read again and written, in its
-own layout. Sums are float32, and so is everything until the result is rounded. Triton comes with torch's builds for NVIDIA
-and AMD GPUs.
+torch's own group normalisation converts the picture to channels first, and the convolution after it converts it back;
+scale and shift, and the SiLU, read and write it once more each. Here it is read for the moments, read again and
+written, in its own layout. Sums are float32, and so is everything until the result is rounded. Triton comes with
+torch's builds for NVIDIA and AMD GPUs.
 """
 
 import warnings
@@ -19,7 +19,10 @@ from kandinsky22.acceleration.cuda_graphs import first_line
 from kandinsky22.acceleration.flags import uses
 
 DEVICES = ("cuda",)
-DTYPES = (torch.float16, torch.bfloat16)  # at their resolution, a sum of squares in float32 is exact enough for any mean
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+)  # for their resolution, a sum of squares in float32 is exact enough at any mean
 CELLS, CHANNELS = 32, 64  # a program's tile of the picture
 TOLERANCE = 0.02  # relative rms from torch's result, below which a kernel is accepted
 MAX_PARTS = 128  # into which a picture's cells are divided for the moments

@@ -1,8 +1,8 @@
 """Networks on a GPU: channels last, each normalisation one kernel, steps replayed from CUDA graphs.
 
-A step of the published U-Net at 512 x 512 is more than a thousand launches, and an H100 finishes them faster than they are
-launched. Recording a step costs about what computing it does, so it is on by default. Compiling it (`compiled`), which
-fuses what lies between the convolutions, takes minutes at first; the compiled step is then recorded.
+A step of the published U-Net at 512 x 512 is more than a thousand launches, and an H100 finishes them faster than they
+are launched. Recording a step costs about what computing it does, so it is on by default. Compiling it (`compiled`),
+which fuses what lies between the convolutions, takes minutes at first; the compiled step is then recorded.
 """
 
 import warnings
@@ -64,9 +64,7 @@ class GraphedModule(nn.Module):
                 return compile_step(plain)(self, *args, **kwargs)
             except RuntimeError as error:
                 self.compiled = False
-                warnings.warn(
-                    f"the step could not be compiled, and runs uncompiled: {first_line(error)}", stacklevel=2
-                )
+                warnings.warn(f"the step could not be compiled, and runs uncompiled: {first_line(error)}", stacklevel=2)
         return plain(self, *args, **kwargs)
 
 

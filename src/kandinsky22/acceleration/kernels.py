@@ -1,7 +1,8 @@
 """The compiled kernels of kernels.c, called by pointer; where there are none, plain torch computes the same.
 
-They are built for two instruction sets when the package is installed (hatch_build.py), and torch says which of them this
-processor has. They use torch's threads: OpenMP's library is the one that torch has loaded, and its pool is shared.
+They are built for two instruction sets when the package is installed (hatch_build.py), and torch says which of them
+this processor has. They use torch's threads: OpenMP's library is the one that torch has loaded, and its pool is
+shared.
 """
 
 import ctypes
@@ -133,7 +134,8 @@ def normalise(
 def transform_in(
     x: Tensor, v: Tensor, rows: int, columns: int, first: int, points: tuple[float, float], *, upsample: bool
 ) -> None:
-    """Winograd's transform of the tiles of x [B, C, H, W], channels last, to v [points, B * rows * columns, C]; float32.
+    """Winograd's transform of the tiles of x [B, C, H, W], channels last, to v [points, B * rows * columns, C];
+    float32.
 
     The first tiles begin at line `first`. points: p and q. upsample: of x with its sides doubled.
     """

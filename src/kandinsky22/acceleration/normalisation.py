@@ -1,4 +1,4 @@
-"""The normalisations of a network on a CPU: the picture is read twice and written once, modulation and SiLU included."""
+"""The normalisations of a network on a CPU: x is read twice and written once, modulation and SiLU included."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,8 @@
 """Layers with half-precision weights that compute in float32 when their input is float32.
 
-Half precision halves the memory of weights. A processor without instructions for it computes in it at a fifth of float32's
-speed or less. So a weight is upcast while its layer is used and freed after, and nothing but weights is ever rounded.
+Half precision halves the memory of weights. A processor without instructions for it computes in it at a fifth of
+float32's speed or less. So a weight is upcast while its layer is used and freed after, and nothing but weights is ever
+rounded.
 """
 
 import copy

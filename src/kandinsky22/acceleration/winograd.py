@@ -1,17 +1,17 @@
-"""3x3 convolutions by Winograd's algorithm F(4,3) (Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308): 4 x 4 outputs of a
-channel for 36 multiplications instead of 144.
+"""3x3 convolutions by Winograd's algorithm F(4,3) (Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308): 4 x 4
+outputs of a channel for 36 multiplications instead of 144.
 
-Tiles of the picture and filters are transformed, multiplied point by point, which over channels is one matrix product for
-each point, and transformed back. The points are 0, +-p, +-q and infinity. p and q are free, and decide how rounding errors
-grow: with 2/3 and 3/2 they are less than half of those with the usual 1 and 2, and about those of a library's direct
-convolution, channels last (docs/log.md).
+Tiles of the picture and filters are transformed, multiplied point by point, which over channels is one matrix product
+for each point, and transformed back. The points are 0, +-p, +-q and infinity. p and q are free, and decide how
+rounding errors grow: with 2/3 and 3/2 they are less than half of those with the usual 1 and 2, and about those of a
+library's direct convolution, channels last (docs/log.md).
 
 The picture may be upsampled by two before the convolution (each cell four times): then the product of point -1 is zero
-(the upsampled picture, as a polynomial, has the factor 1 + z), and 25 of 36 matrix products remain. So that -1 is a point,
-p and q are 1 and 2 there.
+(the upsampled picture, as a polynomial, has the factor 1 + z), and 25 of 36 matrix products remain. So that -1 is a
+point, p and q are 1 and 2 there.
 
-It is exact in float32 alone. In bfloat16 its constants would make a network's error several times as large, and those of
-F(2,3), the smaller form, up to 1.2 times: measured, and not offered.
+It is exact in float32 alone. In bfloat16 its constants would make a network's error several times as large, and those
+of F(2,3), the smaller form, up to 1.2 times: measured, and not offered.
 """
 
 from collections.abc import Iterable, Iterator
@@ -103,7 +103,7 @@ def transform_filter(weight: Tensor, *, upsample: bool, at_once: bool = False) -
 
 
 def multiply(v: Tensor, filters: Iterable[Tensor], outputs: int) -> Tensor:
-    """Products [points, tiles, O] of tiles v [points, tiles, C] with a filter, some of its points [k, C, O] at a time."""
+    """Products [points, tiles, O] of tiles v [points, tiles, C] with a filter, given some points [k, C, O] at a time."""
     products, at = v.new_empty(*v.shape[:2], outputs), 0
     for chunk in filters:
         points = slice(at, at := at + len(chunk))
@@ -114,7 +114,8 @@ def multiply(v: Tensor, filters: Iterable[Tensor], outputs: int) -> Tensor:
 def convolve(x: Tensor, filters: Iterable[Tensor], bias: Tensor, *, upsample: bool, strip: bool) -> Tensor:
     """Convolve x [B, C, H, W], channels last, with what `transform_filter` gives -> [B, O, H, W], channels last.
 
-    bias: [O]. upsample: x with its sides doubled. strip: the first and last row of x are only neighbours, with no output.
+    bias: [O]. upsample: x with its sides doubled. strip: the first and last row of x are only neighbours, with no
+    output.
     """
     height, width = (x.shape[2] - 2 * strip) * (1 + upsample), x.shape[3] * (1 + upsample)
     rows, columns = -(-height // M), -(-width // M)
