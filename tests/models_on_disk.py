@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from kandinsky22.checkpoints import catalog, zero_image
-from kandinsky22.checkpoints.store import Stored, save, write_json
+from kandinsky22.checkpoints.json_files import write_json
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions import EXAMPLES, language
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.catalog import BOX, DECODER, DEPTH, INPAINT, PARTS, PRIOR
 
 MODEL = "kandinsky-2.2"
@@ -73,33 +73,33 @@ def test_one_copy_of_the_weights_is_chosen(names: list[str], variant: str | None
 
 
 def test_a_models_parts_are_the_folders_it_has(tiny_model: Path, tmp_path: Path) -> None:
-    assert catalog.parts(str(tiny_model)) == {part: tiny_model / part for part in PARTS}
-    assert catalog.parts(BOX).keys() >= {PRIOR, DECODER}
+    assert locate.part_folders(str(tiny_model)) == {part: tiny_model / part for part in PARTS}
+    assert locate.part_folders(BOX).keys() >= {PRIOR, DECODER}
     with pytest.raises(ValueError, match="has no decoder/ folder; a model is a folder with prior/ and decoder/ in it"):
-        catalog.parts(str(tmp_path))
+        locate.part_folders(str(tmp_path))
     with pytest.raises(ValueError, match="there is no model 'nowhere'"):
-        catalog.parts("nowhere")
+        locate.part_folders("nowhere")
 
 
 def test_a_folder_goes_before_the_published_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what `hf download` is told to make is found under the name that it was asked for."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / MODEL / DECODER).mkdir(parents=True)
-    assert catalog.parts(MODEL) == {DECODER: Path(MODEL, DECODER)}
+    assert locate.part_folders(MODEL) == {DECODER: Path(MODEL, DECODER)}
 
 
 def test_a_published_encoder_is_known_before_it_is_fetched(tmp_path: Path) -> None:
     """The hub's cache names a folder by its commit, and of a commit all files are known."""
     prior = catalog.published()[MODEL][PRIOR]
-    name = catalog.published_encoder(tmp_path / "snapshots" / prior.revision)
+    name = catalog.published_encoder_id(tmp_path / "snapshots" / prior.revision)
     assert name and any(file.sha256.startswith(name) for file in prior.files if file.sha256)
-    assert catalog.published_encoder(tmp_path / catalog.published()[MODEL][DECODER].revision) is None
-    assert catalog.published_encoder(tmp_path) is None
+    assert catalog.published_encoder_id(tmp_path / catalog.published()[MODEL][DECODER].revision) is None
+    assert catalog.published_encoder_id(tmp_path) is None
 
 
 def test_looking_for_weights_imports_neither_torch_nor_the_hub() -> None:
     code = (
-        "import sys; from kandinsky22.checkpoints import catalog, checked, hub, single, tensors; catalog.parts('box')\n"
+        "import sys; from kandinsky22.checkpoints import catalog, checked, hub, single, tensors; locate.part_folders('box')\n"
         "catalog.published(); assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from tests.checkpoints.little_hub import LittleHub, serving
 
-from kandinsky22.checkpoints import catalog, checked, hub, hugging_face
-from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints import catalog, checked, hub, hugging_face, locate
 from kandinsky22.checkpoints.catalog import DECODER, DEPTH, IMAGE_ENCODER, INPAINT, PRIOR, File, Repository
 from kandinsky22.checkpoints.hugging_face import HuggingFace
+from kandinsky22.checkpoints.json_files import CheckpointError
 
 GB = 10**9
 MODEL = "kandinsky-2.2"
@@ -125,7 +125,7 @@ def test_without_the_client_its_installation_is_told(monkeypatch: pytest.MonkeyP
         hub.fetch(MODEL, say=print)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="fetch them once with"):
-        catalog.parts(MODEL)
+        locate.part_folders(MODEL)
 
 
 # A little hub with a real client
@@ -203,13 +203,13 @@ def test_what_the_cache_holds_needs_no_hub(little: LittleHub, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="are not here"):
-        catalog.parts("little")
+        locate.part_folders("little")
     found = fetched(little, tmp_path, PRIOR)
-    assert catalog.parts("little") == found
+    assert locate.part_folders("little") == found
     found = fetched(little, tmp_path)
-    assert catalog.parts("little") == found
+    assert locate.part_folders("little") == found
     (found[DECODER] / UNET.path).unlink()
-    assert catalog.parts("little").keys() == {PRIOR}, "half a decoder is none"
+    assert locate.part_folders("little").keys() == {PRIOR}, "half a decoder is none"
 
 
 def test_an_interrupted_file_goes_on_where_it_was(little: LittleHub, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.models_on_disk import randomise
 
-from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.linear_prior import WEIGHTS, save, stored
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 

@@ -10,7 +10,7 @@ from tests.models_on_disk import randomise
 from tests.oracle.tiny import PRIOR
 
 from kandinsky22.checkpoints import store
-from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 
 CPU = torch.device("cpu")

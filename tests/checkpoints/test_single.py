@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kandinsky22.checkpoints import catalog, single, tensors
-from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints import catalog, locate, single, tensors
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.model import StoredModel
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.models.unet import UNet, UNetConfig
 
 UNET = Path("decoder/unet/diffusion_pytorch_model.safetensors")
@@ -55,7 +55,7 @@ def file(tiny_model: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("model", ["tiny", catalog.BOX])
 def test_a_round_trip_changes_no_byte(tiny_model: Path, tmp_path: Path, model: str) -> None:
-    source = catalog.locate(str(tiny_model) if model == "tiny" else model)
+    source = locate.model_folder(str(tiny_model) if model == "tiny" else model)
     single.convert([str(source)], tmp_path / "one.safetensors")
     single.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
     assert contents(tmp_path / "folder") == contents(source)
@@ -114,7 +114,7 @@ def test_weights_change_dtype_on_the_way(tiny_model: Path, copy: Path, tmp_path:
         wanted = {k: v if k == "old.position_ids" or place == str(ZERO) else v.to(dtype) for k, v in held.items()}
         assert equal(after[place], wanted), place
     assert (tmp_path / "folder" / UNET).stat().st_size < 0.6 * (tiny_model / UNET).stat().st_size
-    StoredModel(catalog.parts(str(tmp_path / "folder")))
+    StoredModel(locate.part_folders(str(tmp_path / "folder")))
 
 
 def test_float32_comes_back_from_half_on_the_way_out(file: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_pickled_weights_become_safetensors(copy: Path, tmp_path: Path, name: st
     (copy / TEXT).unlink()
     single.convert([str(copy)], tmp_path / "one.safetensors")
     single.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
-    StoredModel(catalog.parts(str(tmp_path / "unpacked")))
+    StoredModel(locate.part_folders(str(tmp_path / "unpacked")))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -305,7 +305,7 @@ def test_other_files_are_told_apart(file: Path, tiny_model: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match="is damaged or incomplete"):
         single.convert([str(file)], tmp_path / "folder")
     with pytest.raises(ValueError, match=r"unpack it once with `kandinsky22 convert"):
-        catalog.parts(str(file))
+        locate.part_folders(str(file))
     (tmp_path / "decoder").mkdir()
     with pytest.raises(CheckpointError, match="there are no weights in"):
         single.convert([str(tmp_path)], tmp_path / "folder")

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import UNET
 
-from kandinsky22.checkpoints import catalog, zero_image
-from kandinsky22.checkpoints.store import CheckpointError, Stored, save
+from kandinsky22.checkpoints import locate, zero_image
+from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from kandinsky22.files import cache_dir
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 from kandinsky22.models.tokenizer import learn
 from kandinsky22.models.unet import UNet, UNetConfig
@@ -138,7 +140,7 @@ def test_the_zero_image_is_shipped_or_computed_once(
     (prior / zero_image.SHIPPED).unlink()
     before = sorted((path, path.stat().st_mtime_ns) for path in prior.rglob("*"))
     assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
-    assert len(list((catalog.cache() / "zero-image").iterdir())) == 1
+    assert len(list((cache_dir() / "zero-image").iterdir())) == 1
     monkeypatch.setattr(zero_image, "compute", lambda stored: pytest.fail("computed twice"))
     assert torch.allclose(zero_image.zero_image_embed(prior), shipped, atol=1e-6)
     assert sorted((path, path.stat().st_mtime_ns) for path in prior.rglob("*")) == before
@@ -152,9 +154,9 @@ def test_the_zero_image_is_shipped_or_computed_once(
 
 def test_unknown_models_are_refused_with_what_there_is() -> None:
     with pytest.raises(ValueError, match="there is no model 'nowhere'"):
-        catalog.locate("nowhere")
+        locate.model_folder("nowhere")
     with pytest.raises(ValueError, match="hf download kandinsky-community/kandinsky-2-2-decoder"):
-        catalog.locate("kandinsky-2.2")
+        locate.model_folder("kandinsky-2.2")
 
 
 def test_loading_a_model_imports_no_compiler(tiny_model: Path) -> None:

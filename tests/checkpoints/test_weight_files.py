@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import UNET
 
-from kandinsky22.checkpoints.store import CheckpointError, Stored, save, weights_file
+from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.network import Stored, save
+from kandinsky22.checkpoints.weight_files import find_weights
 from kandinsky22.models.unet import UNet, UNetConfig
 
 CPU = torch.device("cpu")
@@ -76,9 +78,9 @@ def test_a_variant_is_read_where_it_is_asked_for(held: Held, tmp_path: Path) -> 
     save_file(
         {name: value.half() for name, value in held.items()}, tmp_path / "diffusion_pytorch_model.fp16.safetensors"
     )
-    assert weights_file(tmp_path).name == FILE
-    assert weights_file(tmp_path, "fp16").name == "diffusion_pytorch_model.fp16.safetensors"
-    assert weights_file(tmp_path, "bf16").name == FILE
+    assert find_weights(tmp_path).name == FILE
+    assert find_weights(tmp_path, "fp16").name == "diffusion_pytorch_model.fp16.safetensors"
+    assert find_weights(tmp_path, "bf16").name == FILE
 
 
 def write_shards(folder: Path, held: Held, suffix: str) -> Path:

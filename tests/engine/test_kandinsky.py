@@ -12,9 +12,9 @@ import torch
 
 from kandinsky22 import Kandinsky, Painting, Request, text2img
 from kandinsky22.checkpoints import zero_image
-from kandinsky22.checkpoints.about import read_json, write_json
 from kandinsky22.checkpoints.catalog import DECODER
-from kandinsky22.checkpoints.store import save
+from kandinsky22.checkpoints.json_files import read_json, write_json
+from kandinsky22.checkpoints.network import save
 from kandinsky22.engine import memory
 from kandinsky22.models.clip import CLIPVision
 from kandinsky22.models.unet import UNet, UNetConfig

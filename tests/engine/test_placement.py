@@ -11,7 +11,7 @@ import torch
 
 from kandinsky22.acceleration import gpu
 from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
-from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.engine import placement
 from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kandinsky22 import acceleration, pipelines
-from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.catalog import DEPTH, INPAINT
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.pipelines import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,

@@ -32,12 +32,12 @@ def main(arguments: Sequence[str]) -> None:
             f"`convert` takes a model and where to write it, got {len(words)} names; see {parser.prog} --help"
         )
 
-    from kandinsky22.checkpoints import single
+    from kandinsky22.checkpoints import single_file
 
     quiet = options.get("quiet", False)
     *sources, target = words
     told = (lambda done, total: None) if quiet else progress()
-    model = single.convert(sources, Path(target).expanduser(), options.get("dtype"), told)
+    model = single_file.convert(sources, Path(target).expanduser(), options.get("dtype"), told)
     if model.left_out and not quiet:
         print(f"left out, as no part of the model: {printable(', '.join(model.left_out))}", file=sys.stderr)
     print(target)

@@ -90,7 +90,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
 
     networks: tuple[Any, ...] = (CLIPText, PriorTransformer, UNet, MoVQ)
     here = None
-    if catalog.is_remote(model) and (plan := hub.planned(model, parts_of(model, text2img("")))).missing:
+    if catalog.is_remote(model) and (plan := hub.plan_fetch(model, parts_of(model, text2img("")))).missing:
         yield f"{model}: not here yet; {plan}"
         configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
         steps = tuple(catalog.PUBLISHED_STEPS[part] for part in (catalog.PRIOR, catalog.DECODER))
@@ -125,7 +125,12 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         full_size.elements(UNet, configs[2]) < LARGE and here is not None
     ):  # a small network's time is not in its arithmetic; paint one
         began = time.perf_counter()
-        here(here.stored.about.examples[0] if here.stored.about.examples else "", height=height, width=width, seed=0)
+        here(
+            here.stored.metadata.examples[0] if here.stored.metadata.examples else "",
+            height=height,
+            width=width,
+            seed=0,
+        )
         yield f"  and took {_duration(time.perf_counter() - began)} just now, reading the weights included"
         return
     work = cost.work(*configs, height=height, width=width).of_a_picture(*steps)

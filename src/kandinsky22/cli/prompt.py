@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.about import read_about
+from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.checkpoints.metadata import read_metadata
 from kandinsky22.request.vocabulary import vocabulary
 
 OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
@@ -47,6 +47,6 @@ def _command_meant(word: str, commands: Sequence[str]) -> str:
 
 def _vocabulary(model: str) -> set[str]:
     try:
-        return vocabulary(read_about(catalog.parts(model).get(catalog.DECODER)).words)
+        return vocabulary(read_metadata(locate.part_folders(model).get(catalog.DECODER)).words)
     except ValueError:  # a model that cannot be read is told of when it is loaded
         return set()

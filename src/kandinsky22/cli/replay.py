@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli import files, paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
@@ -80,7 +80,7 @@ def _findable(model: str) -> str:
     """The model, if it can be found: a picture knows the name of the folder, and not where it was."""
     try:
         if not catalog.is_remote(model):
-            catalog.parts(model)
+            locate.part_folders(model)
     except ValueError as error:
         raise ValueError(
             f"the picture was painted by a model called {model!r}; pass its folder with --model"

@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from kandinsky22.checkpoints import catalog
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine.embedding_cache import Kept
 from kandinsky22.engine.stages import Embeds, PriorStage, begin
+from kandinsky22.files import cache_dir
 from kandinsky22.request import Condition, Embedding, Mix, Part, Picture, Request, Sampling, Text
 from kandinsky22.request.events import Event, Progress
 from kandinsky22.request.parts import LINEAR, parts
@@ -98,7 +98,7 @@ class ImageEmbedder:
         networks, stored = self.prior.networks, self.prior.stored
         dtypes = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((networks.weight_dtype, networks.dtype))]
         weights = "-".join([stored.prior.fingerprint, stored.space, networks.device.type, *dtypes])
-        return catalog.cache() / "embeddings" / weights
+        return cache_dir() / "embeddings" / weights
 
     def _map(self, texts: Iterable[Sampled]) -> dict[Sampled, Tensor]:
         """What the linear prior makes of texts, [1, D] each."""

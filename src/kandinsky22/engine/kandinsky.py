@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 import kandinsky22
 from kandinsky22 import acceleration
-from kandinsky22.checkpoints import catalog, hub, zero_image
+from kandinsky22.checkpoints import catalog, hub, locate, zero_image
 from kandinsky22.checkpoints.model import StoredModel
+from kandinsky22.checkpoints.schedulers import SAMPLER_OF
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine import memory
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
@@ -51,8 +52,6 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 Stage = Generator[tuple[K, Event], None, dict[K, T]]
 """A stage for many requests: tells of its progress, returns what it made for each."""
-
-SAMPLER_OF = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UnCLIPScheduler": "unclip"}
 
 
 def _to_stderr(line: str) -> None:
@@ -130,7 +129,7 @@ class Kandinsky:
         if catalog.is_remote(said):
             folders = hub.fetch(said, parts_of(said, request or text2img("")), say=say)
         else:
-            folders = catalog.parts(said)
+            folders = locate.part_folders(said)
         name = said if said in (catalog.BOX, *catalog.published()) else Path(said).expanduser().resolve().name
         return cls(
             folders,
@@ -340,7 +339,7 @@ class Kandinsky:
             )
             if part == catalog.DECODER:
                 published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
-            stages[part] = self.stored.about.defaults.get(part, OPEN).filled(published)
+            stages[part] = self.stored.metadata.defaults.get(part, OPEN).filled(published)
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request) -> Request:
@@ -362,7 +361,7 @@ class Kandinsky:
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
-        if unknown := unknown_words(request.texts, self.stored.about.words):
+        if unknown := unknown_words(request.texts, self.stored.metadata.words):
             yield unknown
         if frame.inpainting is not None and request.mask is not None and not any(request.mask.pad):
             reminder = masks.reminder(masks.share(frame.inpainting.area), request.mask.repaint)
@@ -394,7 +393,7 @@ def parts_of(model: str, request: Request) -> list[str]:
     looks = any(isinstance(part, Picture) or (isinstance(part, Text) and part.image) for part in embedded)
     scale = request.decoder.guidance_scale
     led_from_nothing = request.negative is None and (scale is None or scale > 1)
-    needed = looks or (led_from_nothing and not zero_image.is_kept(catalog.encoder_of(model)))
+    needed = looks or (led_from_nothing and not zero_image.is_cached(catalog.image_encoder_id(model)))
     return [catalog.PRIOR, kind_of(request), *([catalog.IMAGE_ENCODER] if needed else [])]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.model import StoredDecoder, StoredPrior
+from kandinsky22.checkpoints.model import DecoderSource, PriorSource
 from kandinsky22.diffusion import (
     SAMPLERS,
     Draw,
@@ -181,7 +181,7 @@ class PromptFeatures(NamedTuple):
 class PriorStage:
     """Words and pictures to CLIP image embeddings, by the networks of a prior's folder."""
 
-    def __init__(self, stored: StoredPrior, networks: Networks) -> None:
+    def __init__(self, stored: PriorSource, networks: Networks) -> None:
         self.stored, self.networks = stored, networks
         self.schedule = NoiseSchedule.from_config(stored.scheduler)
         self.tokenizer = stored.tokenizer
@@ -287,7 +287,7 @@ class PriorStage:
 class DecoderStage:
     """Image embeddings to latents to pixels, by the networks of one decoder's folder."""
 
-    def __init__(self, stored: StoredDecoder, networks: Networks) -> None:
+    def __init__(self, stored: DecoderSource, networks: Networks) -> None:
         self.stored, self.networks = stored, networks
         self.schedule = NoiseSchedule.from_config(stored.scheduler)
 

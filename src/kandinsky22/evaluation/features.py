@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kandinsky22.acceleration import request_huge_pages
-from kandinsky22.checkpoints.about import CheckpointError, read_json
-from kandinsky22.checkpoints.checked import sha256
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.checkpoints.model import StoredPrior
-from kandinsky22.checkpoints.store import Stored, weights_files
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
+from kandinsky22.checkpoints.verify import sha256
+from kandinsky22.checkpoints.weight_files import weight_files
 from kandinsky22.evaluation import inception
 from kandinsky22.evaluation.resize import WAYS, centre_crop
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
@@ -152,7 +153,7 @@ class ClipFeatures:
                     f"the files of {folder} are not of one CLIP: they tell of {one} and of {other} {what}; fetch them again"
                 )
         pair = stored.load(dtype, torch.device(device))
-        fingerprint = "+".join(map(sha256, weights_files(stored.path)))
+        fingerprint = "+".join(map(sha256, weight_files(stored.path)))
         return cls(*pair.towers, processor, tokenizer, name=folder.resolve().name, fingerprint=fingerprint)
 
     @torch.inference_mode()
