@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=["kernels", "torch"], autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What computes: our kernels or torch. Weights are upcast in chunks, like large ones, and Winograd is always used."""
+    """What computes: our kernels or torch. Weights are upcast in chunks, as large ones, and Winograd always used."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "library", lambda: None)
     elif kernels.library() is None:

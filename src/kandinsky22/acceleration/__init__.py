@@ -157,7 +157,7 @@ def layer_classes(enabled_only: bool = False) -> dict[type[nn.Module], type[nn.M
 
 
 def _limit_budget(network: nn.Module, weight_dtype: torch.dtype, dtype: torch.dtype, budget: int) -> int:
-    """The budget, limited to what half precision saves, so that weights and filters take no more than float32 weights."""
+    """The budget, limited to what half precision saves: weights and filters take no more than float32 weights."""
     if weight_dtype == dtype:
         return budget
     elements = sum(weight.numel() for weight in network.parameters())

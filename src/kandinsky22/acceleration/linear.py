@@ -10,7 +10,7 @@ MIN_ROWS, MAX_ROWS = 4, 256
 
 
 class FastLinear(nn.Linear):
-    """A linear layer without gradients by what reads its weight fastest: our kernel, oneDNN, or MKL, torch's default."""
+    """A linear layer without gradients, by what reads its weight fastest: our kernel, oneDNN, or torch's own, MKL."""
 
     def forward(self, x: Tensor) -> Tensor:
         if kernels.few_rows_apply(x, self.weight):

@@ -103,7 +103,7 @@ def transform_filter(weight: Tensor, *, upsample: bool, at_once: bool = False) -
 
 
 def multiply(v: Tensor, filters: Iterable[Tensor], outputs: int) -> Tensor:
-    """Products [points, tiles, O] of tiles v [points, tiles, C] with a filter, given some points [k, C, O] at a time."""
+    """Products [points, tiles, O] of tiles v [points, tiles, C] and a filter, in chunks of points [k, C, O]."""
     products, at = v.new_empty(*v.shape[:2], outputs), 0
     for chunk in filters:
         points = slice(at, at := at + len(chunk))

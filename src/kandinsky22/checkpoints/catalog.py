@@ -1,4 +1,4 @@
-"""What is published: the models' repositories and files, and how their folders are laid out. Imports no torch, and no hub."""
+"""The published models: their repositories and files, and how their folders are laid out. Imports no torch."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -88,7 +88,7 @@ def is_remote(model: str) -> bool:
 
 
 def download_commands(model: str, parts: Iterable[str] = (PRIOR, DECODER)) -> str:
-    """The commands that download a published model to a folder, on a machine that reaches the hub, and how to use it."""
+    """The commands that download a published model where a hub can be reached, and how to use the folder."""
     repositories = published()[model]
     commands = [
         f'`hf download {repositories[part].name} --revision {repositories[part].revision} --exclude "*.bin" '
@@ -107,8 +107,8 @@ def image_encoder_id(model: str) -> str:
 def published_encoder_id(prior: Path) -> str | None:
     """`image_encoder_id` for the folder of a published prior in the hub's cache, whether its encoder is there or not.
 
-    None for any other folder. With it, what the encoder computes for a fixed picture can be cached and looked up without
-    the encoder.
+    None for any other folder. With it, what the encoder computes for a fixed picture can be cached and looked up
+    without the encoder.
     """
     models = (model for model, parts in published().items() if parts[PRIOR].revision == prior.name)
     return next(map(image_encoder_id, models), None)

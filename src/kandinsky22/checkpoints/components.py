@@ -1,4 +1,5 @@
-"""The parts of a pipeline, as code written for diffusers uses them: each in a folder of its own, or passed in as an object.
+"""The parts of a pipeline, as code written for diffusers uses them: each in a folder of its own, or passed in as an
+object.
 
 `model.py` reads the folders of a whole model; here the parts may come from anywhere, and are saved to a new folder.
 """
@@ -206,8 +207,8 @@ class PriorParts:
         if {text.hidden_size, text.projection_dim} != {dim} or tokenizer.max_length != prior.config.num_embeddings:
             raise CheckpointError(
                 f"prior, text encoder and tokenizer are not of one model: their embeddings have {dim}, "
-                f"{text.projection_dim} numbers, and texts {prior.config.num_embeddings}, {tokenizer.max_length} tokens; "
-                "load them from one folder"
+                f"{text.projection_dim} numbers, and texts {prior.config.num_embeddings}, {tokenizer.max_length} "
+                "tokens; load them from one folder"
             )
 
     @property
@@ -226,7 +227,7 @@ class PriorParts:
 
     @torch.no_grad()
     def zero_image_embed(self) -> Tensor:
-        """The embedding of the all-zero picture, float32 [1, D]: see `zero_image.py`; by an encoder that was passed in."""
+        """The embedding of the all-zero picture, float32 [1, D]: see `zero_image.py`."""
         encoder = self.image_encoder
         if encoder.location is None and encoder.folder.name == catalog.IMAGE_ENCODER:
             return zero_image_embed(encoder.folder.parent)
@@ -300,7 +301,7 @@ def as_part(name: str, value: Any) -> Any:
 
 
 def find_prior(folder: Path) -> str:
-    """Where a decoder's prior is: the folder `prior` beside it, or what its model card names. Raises `CheckpointError`."""
+    """Where a decoder's prior is: the folder `prior` beside it, or what its card names. Raises `CheckpointError`."""
     beside = folder.parent / catalog.PRIOR
     named = hub.prior_of(folder)
     if named and Path(named).expanduser().is_dir():

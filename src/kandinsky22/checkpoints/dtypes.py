@@ -1,4 +1,4 @@
-"""The dtypes of weights, by name: the one table of what torch and safetensors call them. Imports torch only when asked."""
+"""The dtypes of weights: the table of torch's and safetensors' names. Imports torch only within functions."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -24,5 +24,7 @@ def torch_dtype(name: str) -> "torch.dtype":
 
 def network_dtype(dtype: Any) -> "torch.dtype | None":
     """A dtype that networks are computed in, by itself or by its name; None for anything else."""
-    name = str(dtype).removeprefix("torch.")
+    import torch
+
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     return torch_dtype(name) if name in NETWORK_DTYPES else None

@@ -1,4 +1,5 @@
-"""Weights from the hub: which files a task needs, whether they fit on the disk, and whether they are the published ones.
+"""Weights from the hub: which files a task needs, whether they fit on the disk, and whether they are the published
+ones.
 
 Everything is planned before anything is fetched. Files in the hub's own cache are used in place, so that other programs
 share them; nothing is copied. This module talks to a `Hub` (`hub_client.py`); it imports no torch.
@@ -51,9 +52,9 @@ class RemoteFile(NamedTuple):
 class DownloadPlan:
     """What must be fetched before a model can be loaded.
 
-    cached: the files in the hub's cache; missing: the others. bytes: of all of them, counting a content that several parts
-    share once; bytes_to_fetch: those still to be fetched, less what an interrupted download has left. free: bytes on the
-    disk of `folder`, the cache. note: what else to print.
+    cached: the files in the hub's cache; missing: the others. bytes: of all of them, counting a content that several
+    parts share once; bytes_to_fetch: those still to be fetched, less what an interrupted download has left. free:
+    bytes on the disk of `folder`, the cache. note: what else to print.
     """
 
     name: str
@@ -75,18 +76,18 @@ class DownloadPlan:
         """Raises `CheckpointError` where the files would not fit on the disk."""
         if self.bytes_to_fetch + SPARE_BYTES > self.free:
             raise CheckpointError(
-                f"fetching {self.name} takes {size(self.bytes_to_fetch)}, and {size(self.free)} is free for {self.folder}; "
-                "make room there, or set HF_HOME to a folder on a larger disk"
+                f"fetching {self.name} takes {size(self.bytes_to_fetch)}, and {size(self.free)} is free for "
+                f"{self.folder}; make room there, or set HF_HOME to a folder on a larger disk"
             )
 
 
 def fetch(model: str, parts: Sequence[str] = TEXT_TO_IMAGE, *, say: Say, hub: Hub | None = None) -> dict[str, Path]:
     """The folders of a published model's parts; fetches the files that are missing, and no others.
 
-    parts: of `catalog.PARTS`, and `catalog.IMAGE_ENCODER`: the prior comes without its image encoder otherwise. say: is called with a
-    sentence on what will be fetched, how much, and how much space is free. Every file is compared with its published size
-    and SHA-256, once on this machine, whoever fetched it. Raises `CheckpointError`, one sentence: no hub, no space, another
-    content, or access denied.
+    parts: of `catalog.PARTS`, and `catalog.IMAGE_ENCODER`: the prior comes without its image encoder otherwise. say:
+    is called with a sentence on what will be fetched, how much, and how much space is free. Every file is compared
+    with its published size and SHA-256, once on this machine, whoever fetched it. Raises `CheckpointError`, one
+    sentence: no hub, no space, another content, or access denied.
     """
     hub = hub or _hugging_face(f"or fetch the weights elsewhere, with {catalog.download_commands(model, parts)}")
     repositories = catalog.published()[model]
@@ -151,9 +152,9 @@ def snapshot(
 ) -> Path:
     """The folder of one pipeline: `name` itself where it is a folder, else a repository "owner/name" of the hub.
 
-    revision: a branch, tag or commit; without one, the pinned commit of a published repository, else `main`. subfolders:
-    the networks and settings to fetch, such as "unet" (None: all of them); always in one format, preferring `variant`.
-    Without a hub, its cache is used. Raises `CheckpointError`, one sentence.
+    revision: a branch, tag or commit; without one, the pinned commit of a published repository, else `main`.
+    subfolders: the networks and settings to fetch, such as "unet" (None: all of them); always in one format,
+    preferring `variant`. Without a hub, its cache is used. Raises `CheckpointError`, one sentence.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -1,9 +1,10 @@
-"""The Hugging Face hub, by its own client: the only module that uses it. Interrupted downloads of large files are resumed.
+"""The Hugging Face hub, by its own client: the only module that uses it. Interrupted downloads of large files are
+resumed.
 
-The client itself no longer resumes them (huggingface_hub pull request 4306: every download begins a new temporary file), and
-a U-Net is five gigabytes. So large files are fetched here, by the client's own ranged download, into its own cache under the
-name that it would give them. A lock keeps several processes from doing so at once, and the SHA-256 shows that nothing went
-wrong.
+The client itself no longer resumes them (huggingface_hub pull request 4306: every download begins a new temporary
+file), and a U-Net is five gigabytes. So large files are fetched here, by the client's own ranged download, into its
+own cache under the name that it would give them. A lock keeps several processes from doing so at once, and the SHA-256
+shows that nothing went wrong.
 """
 
 import errno
@@ -85,7 +86,7 @@ class HuggingFace:
             )
 
     def _check_reachable(self) -> None:
-        """Raises `UnreachableError` at once where the hub's name does not resolve: the client would try for half a minute."""
+        """Raises `UnreachableError` if the hub's name does not resolve, where the client tries for half a minute."""
         from huggingface_hub import constants
 
         host = urlsplit(self.endpoint or constants.ENDPOINT).hostname

@@ -28,8 +28,8 @@ def save(folder: Path, prior: LinearPrior, *towers: str) -> None:
 def stored_linear_prior(folder: Path, *towers: str) -> Stored[LinearPrior, LinearPriorConfig]:
     """The linear prior in a folder: checked, not yet read.
 
-    towers: the fingerprints of the towers of CLIP that are there, as in `save`. Raises `CheckpointError` where the linear
-    prior is missing or damaged, or was fitted to other towers.
+    towers: the fingerprints of the towers of CLIP that are there, as in `save`. Raises `CheckpointError` where the
+    linear prior is missing or damaged, or was fitted to other towers.
     """
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder} has no linear prior; fit one with: kandinsky22 train linear-prior")

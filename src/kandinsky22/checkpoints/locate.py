@@ -9,8 +9,8 @@ from kandinsky22.checkpoints.catalog import BOX, DECODER, PARTS, PRIOR
 def part_folders(model: str) -> dict[str, Path]:
     """The folder of each part of a model that is on this machine; of a published model, in the hub's cache.
 
-    model: "box", a folder, or a published model's name. Raises `ValueError` saying where it was looked for, and how to get
-    it.
+    model: "box", a folder, or a published model's name. Raises `ValueError` saying where it was looked for, and how to
+    get it.
     """
     if catalog.is_remote(model) and (cached := hub.cached_parts(model)):
         return cached

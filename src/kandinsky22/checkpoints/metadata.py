@@ -1,6 +1,7 @@
 """`kandinsky22.json`, beside a decoder's `model_index.json`: what the published files do not say. Imports no torch.
 
-Default settings for sampling and, for a small model, its language. diffusers ignores the file, and a folder may lack it.
+Default settings for sampling and, for a small model, its language. diffusers ignores the file, and a folder may lack
+it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ class ModelMetadata:
 
 
 def read_metadata(decoder: Path | None) -> ModelMetadata:
-    """The metadata in a decoder's folder; the defaults if it has none. Raises `CheckpointError` for invalid metadata."""
+    """The metadata in a decoder's folder; the defaults if it has none. Raises `CheckpointError` if it is invalid."""
     if decoder is None or not (path := decoder / FILE).exists():
         return ModelMetadata()
     values = read_json(path)

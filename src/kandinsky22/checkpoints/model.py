@@ -33,7 +33,7 @@ TASK_OF = {
 
 
 class PriorSource(Protocol):
-    """What the prior's stage is made of: a folder (`StoredPrior`), or a pipeline's parts (`components.PriorParts`)."""
+    """What the prior's stage is made of: a folder (`StoredPrior`), or parts of a pipeline (`PriorParts`)."""
 
     @property
     def prior(self) -> NetworkSource[PriorTransformer, PriorConfig]:
@@ -80,7 +80,7 @@ class PriorSource(Protocol):
 
 
 class DecoderSource(Protocol):
-    """What a decoder's stage is made of: a folder (`StoredDecoder`), or a pipeline's parts (`components.DecoderParts`)."""
+    """What a decoder's stage is made of: a folder (`StoredDecoder`), or parts of a pipeline (`DecoderParts`)."""
 
     @property
     def kind(self) -> str:
@@ -106,8 +106,8 @@ class DecoderSource(Protocol):
 class StoredPrior:
     """The prior pipeline's folder: checked as a whole, its networks not yet read.
 
-    Raises `CheckpointError` where a part is missing or invalid, or does not fit the others. The image encoder is checked
-    only when it is used.
+    Raises `CheckpointError` where a part is missing or invalid, or does not fit the others. The image encoder is
+    checked only when it is used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -165,7 +165,7 @@ class StoredPrior:
 
     @property
     def space(self) -> str:
-        """What identifies the space of its embeddings: the text tower, which is always there and has one vision tower."""
+        """What identifies the space of its embeddings: the text tower, which is always there, unlike the vision tower."""
         return self.text_encoder.fingerprint
 
     @property

@@ -1,7 +1,7 @@
 """One network in a folder of the published layout: its configuration and its weights, read and written.
 
-A network is built on the meta device, so no memory is allocated before its weights are read; its tensors are compared by
-name and shape with the file's header before the first one is read. A folder that is read is never written to.
+A network is built on the meta device, so no memory is allocated before its weights are read; its tensors are compared
+by name and shape with the file's header before the first one is read. A folder that is read is never written to.
 """
 
 import copy

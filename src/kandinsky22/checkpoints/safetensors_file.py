@@ -1,7 +1,7 @@
 """safetensors files as streams of bytes: headers, and one tensor after another, also in another dtype.
 
-No file is ever in memory as a whole. The format (https://github.com/huggingface/safetensors#format): a length in eight bytes,
-a header in JSON, and the tensors' bytes. torch is imported only for pickled files and to change the dtype.
+No file is ever in memory as a whole. The format (https://github.com/huggingface/safetensors#format): a length in eight
+bytes, a header in JSON, and the tensors' bytes. torch is imported only for pickled files and to change the dtype.
 """
 
 import json

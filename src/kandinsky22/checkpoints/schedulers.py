@@ -25,8 +25,8 @@ class SchedulerConfig(dict[str, Any]):
 class Scheduler:
     """A noise schedule and a sampler, with the configuration of the published scheduler that its class is named after.
 
-    `from_config(config, sampler="dpmpp_2m")` takes any of this package's samplers. Raises `ValueError` for settings that
-    are not supported.
+    `from_config(config, sampler="dpmpp_2m")` takes any of this package's samplers. Raises `ValueError` for settings
+    that are not supported.
     """
 
     default_sampler: ClassVar[str]

@@ -1,8 +1,8 @@
 """A whole model in one safetensors file, and back into folders, byte for byte.
 
-Tensors are named by their path, such as `decoder.unet.conv_in.weight`; the file's metadata contains every other file of the
-folders under its path, and the header of each file of tensors under `header PATH`. So the unpacked files have the SHA-256 of
-the packed ones. Tensors are copied one at a time and never all in memory. Imports no torch.
+Tensors are named by their path, such as `decoder.unet.conv_in.weight`; the file's metadata contains every other file
+of the folders under its path, and the header of each file of tensors under `header PATH`. So the unpacked files have
+the SHA-256 of the packed ones. Tensors are copied one at a time and never all in memory. Imports no torch.
 """
 
 import json
@@ -60,8 +60,9 @@ def convert(
     """Write the model in `sources` to `target`: one file where that ends in .safetensors, else folders.
 
     sources: a model's name or folder, the folders of its pipelines one by one, or one file written by this function.
-    dtype: of all weights in the target (None: as they are). Returns what was written. Raises `ValueError` where the target
-    exists or the disk is full, and `CheckpointError` for sources that are no model. An interrupted call leaves no files.
+    dtype: of all weights in the target (None: as they are). Returns what was written. Raises `ValueError` where the
+    target exists or the disk is full, and `CheckpointError` for sources that are no model. An interrupted call leaves
+    no files.
     """
     if dtype is not None and dtype not in NETWORK_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(NETWORK_DTYPES)}, got {dtype!r}")
@@ -91,7 +92,7 @@ def read_model(sources: Sequence[str]) -> ModelFiles:
 
 
 def read_folders(folders: Mapping[str, Path]) -> ModelFiles:
-    """The files in the folders of a model's parts. Raises `CheckpointError` for damaged files, or where there are none."""
+    """The files in the folders of a model's parts. Raises `CheckpointError` where there are none, or damaged ones."""
     texts: dict[str, str] = {}
     files: list[TensorFile] = []
     left_out: list[str] = []
@@ -247,5 +248,5 @@ def _check_free_space(target: Path, size: int) -> None:
     existing = next(folder for folder in target.absolute().parents if folder.exists())
     if (free := shutil.disk_usage(existing).free) < size:
         raise ValueError(
-            f"{target} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB is free there; make room, or choose another disk"
+            f"{target} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB is free there; make room, or use another disk"
         )

@@ -71,8 +71,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def iter_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a file, or of the files of an index, one by one.
 
-    What was read of a mapped file counts as memory until it is unmapped, so the file is mapped again every `MAPPED` bytes; a
-    tensor that the caller keeps keeps its mapping.
+    What was read of a mapped file counts as memory until it is unmapped, so the file is mapped again every `MAPPED`
+    bytes; a tensor that the caller keeps keeps its mapping.
     """
     for part in weight_files(path):
         is_unmappable = part.suffix == ".bin" and not is_zipfile(part)  # as torch 1.5 and older wrote

@@ -14,8 +14,9 @@ WEIGHT_FILE = re.compile(
 def choose_weights(names: Iterable[str], variant: str | None = None) -> list[str]:
     """The files of one copy of a network's weights among a folder's file names; empty if there are none.
 
-    The first is the one to open: the file itself, or the index of several, which follow. Of several copies it is the one
-    of `variant` (such as "fp16") if there is one; else safetensors before pickled, then no variant before variants.
+    The first is the one to open: the file itself, or the index of several, which follow. Of several copies it is the
+    one of `variant` (such as "fp16") if there is one; else safetensors before pickled, then no variant before
+    variants.
     """
     copies: dict[tuple[str, str, bool], list[str]] = {}
     for name in names:

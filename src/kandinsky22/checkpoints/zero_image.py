@@ -1,7 +1,7 @@
 """The embedding of the all-zero picture: the only constant for which text-to-image would need the image encoder.
 
-A model's folder may contain it beside its `model_index.json`, as the box does; otherwise it is computed once and cached in
-the user's cache under the encoder's fingerprint. The model's folder is never written to.
+A model's folder may contain it beside its `model_index.json`, as the box does; otherwise it is computed once and
+cached in the user's cache under the encoder's fingerprint. The model's folder is never written to.
 """
 
 import contextlib
@@ -55,8 +55,8 @@ def is_cached(encoder_id: str) -> bool:
 def compute(stored: Stored[CLIPVision, CLIPVisionConfig]) -> Tensor:
     """The embedding, float32 [1, D], by the encoder itself.
 
-    It is computed in float32, but the encoder stays in its file's dtype, half the size where that is float16: each module
-    is converted only while it runs.
+    It is computed in float32, but the encoder stays in its file's dtype, half the size where that is float16: each
+    module is converted only while it runs.
     """
     encoder = stored.load(stored.dtype, torch.device("cpu"))
     tower: Any = encoder.vision_model
