@@ -1,7 +1,7 @@
-"""Compiles the kernels beside their source as the package is built, once for each set of instructions.
+"""Compiles the kernels beside their source when the package is built, once for each instruction set.
 
-An ordinary install, editable too, runs this by itself; by hand it is `python hatch_build.py`. Where there is no C
-compiler, or another processor, nothing is built, the install goes on, and plain torch computes the same numbers.
+An ordinary install, also an editable one, runs this; by hand it is `python hatch_build.py`. Without a C compiler, or on
+another processor, nothing is built, the install succeeds, and plain torch computes the same numbers.
 """
 
 import os

@@ -499,7 +499,7 @@ class EulerDiscreteScheduler:
 
 def test_a_scheduler_that_is_not_here_is_refused(decoder: KandinskyV22Pipeline) -> None:
     before = decoder.scheduler
-    with pytest.raises(ValueError, match=r"no EulerDiscreteScheduler here.*sampler='dpmpp_2m'"):
+    with pytest.raises(ValueError, match=r"EulerDiscreteScheduler is not supported.*sampler='dpmpp_2m'"):
         decoder.scheduler = EulerDiscreteScheduler()
     with pytest.raises(ValueError, match="sampler must be one of"):
         DDPMScheduler.from_config(before.config, sampler="euler_a")
@@ -584,7 +584,7 @@ def test_folders_of_other_things_are_refused(tiny_model: Path, tmp_path: Path) -
     ):
         KandinskyV22Pipeline.from_pretrained(tiny_model / "prior")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(CheckpointError, match="holds a StableDiffusionPipeline"):
+    with pytest.raises(CheckpointError, match="contains a StableDiffusionPipeline"):
         KandinskyV22Pipeline.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError):
         KandinskyV22Pipeline.from_pretrained(tmp_path / "nothing")

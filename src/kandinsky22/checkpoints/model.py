@@ -165,7 +165,7 @@ class StoredPrior:
 
     @property
     def space(self) -> str:
-        """What identifies the space of its embeddings: the text tower, which is always there, unlike the vision tower."""
+        """What identifies the space of its embeddings: the text tower, since the vision tower may be missing."""
         return self.text_encoder.fingerprint
 
     @property
