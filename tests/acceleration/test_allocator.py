@@ -23,7 +23,7 @@ def resident():
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS"))
 
-def kept_share(times=1):
+def resident_share(times=1):
     "The share of a tensor's memory that is still resident after it was freed."
     before, size = resident(), times * {LARGE}
     x = torch.zeros(size, dtype=torch.uint8) + 1
@@ -32,7 +32,7 @@ def kept_share(times=1):
 
 LARGER = 4  # times; too large for any free block that kept memory may have left, which glibc would use first
 
-kept_share()  # loads what the first addition needs
+resident_share()  # loads what the first addition needs
 """
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is configured")
 
@@ -47,17 +47,17 @@ def printed_numbers(code: str, **environment: str) -> list[float]:
     return [float(number) for number in stdout.split()]
 
 
-def test_freed_memory_is_kept_until_the_last_owner_is_done() -> None:
+def test_freed_memory_stays_until_the_last_owner_is_done() -> None:
     usual, with_owners, with_one_left, afterwards, later = printed_numbers(f"""
-print(kept_share())
+print(resident_share())
 start = resident()
 allocator.keep_freed(unet); allocator.keep_freed(movq); allocator.keep_freed(unet)
-print(kept_share())
+print(resident_share())
 allocator.stop_keeping(movq)
 print((resident() - start) / {LARGE})
 allocator.stop_keeping(unet); allocator.stop_keeping(unet)
 print((resident() - start) / {LARGE})
-print(kept_share(LARGER))
+print(resident_share(LARGER))
 """)
     assert usual < 0.1 and afterwards < 0.2 and later < 0.1
     assert with_owners > 0.8 and with_one_left > 0.8
@@ -66,7 +66,7 @@ print(kept_share(LARGER))
 def test_an_owner_that_was_garbage_collected_counts_as_done() -> None:
     (after,) = printed_numbers(
         "allocator.keep_freed(unet); allocator.keep_freed(movq)\n"
-        "del unet; allocator.stop_keeping(movq); print(kept_share(LARGER))"
+        "del unet; allocator.stop_keeping(movq); print(resident_share(LARGER))"
     )
     assert after < 0.1
 
@@ -84,10 +84,10 @@ def test_an_environment_that_configures_glibc_is_respected(environment: dict[str
     with_owner, set_elsewhere = printed_numbers(
         """
 allocator.keep_freed(unet)
-print(kept_share())
+print(resident_share())
 allocator.set_options(allocator.KEEP_OPTIONS)  # as another library might
 allocator.stop_keeping(unet)
-print(kept_share())
+print(resident_share())
 """,
         **environment,
     )
@@ -101,10 +101,10 @@ for placement, accelerated in (("offload", None), ("keep", None), ("keep", False
     model = Kandinsky.load({str(tiny_model)!r}, placement=placement, accelerated=accelerated)
     stage = model.decoder("decoder")
     stage.movq
-    print(kept_share() if accelerated is None else kept_share(LARGER))
+    print(resident_share() if accelerated is None else resident_share(LARGER))
     if placement == "offload":
         stage.networks.release(stage.stored.movq)
-        print(kept_share(LARGER))
+        print(resident_share(LARGER))
     stage.networks.release(stage.stored.movq)
 """)
     assert offloaded > 0.8 and staying > 0.8

@@ -90,7 +90,7 @@ def test_filter_memory_goes_to_the_largest_maps_first() -> None:
 
 
 @torch.no_grad()
-def test_a_convolution_to_be_kept_exact_has_the_plain_networks_bits() -> None:
+def test_a_convolution_marked_keep_exact_has_the_plain_networks_bits() -> None:
     """In any memory layout. Winograd's algorithm would round otherwise."""
     plain = for_inference(Conv3x3(64, 64, keep_exact=True))
     fast, x = copy.deepcopy(plain), noise(2, 64, 20, 20)

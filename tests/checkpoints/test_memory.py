@@ -47,10 +47,10 @@ def test_the_weights_are_the_same_however_the_file_is_mapped(
 
 def test_each_load_reads_another_network(prior: PriorTransformer, tmp_path: Path) -> None:
     stored = Stored(tmp_path, PriorTransformer, PriorConfig)
-    half, whole = stored.load(torch.bfloat16, CPU), stored.load(torch.float32, CPU)
-    assert half is not whole
-    assert half.prd_embedding.dtype == torch.bfloat16 and whole.prd_embedding.dtype == torch.float32
-    assert torch.equal(whole.prd_embedding, prior.prd_embedding)
+    half, full = stored.load(torch.bfloat16, CPU), stored.load(torch.float32, CPU)
+    assert half is not full
+    assert half.prd_embedding.dtype == torch.bfloat16 and full.prd_embedding.dtype == torch.float32
+    assert torch.equal(full.prd_embedding, prior.prd_embedding)
     assert stored.elements == sum(value.numel() for value in prior.state_dict().values())
 
 

@@ -1,8 +1,8 @@
 """CUDA graphs of a network's calls: recorded once for each shape, then replayed. A GPU's thousand launches become one.
 
 What a graph reads and writes lies at fixed addresses. So inputs are copied into buffers of the graph, outputs are
-returned as copies, and when weights have moved since, the graph is discarded. `cuda_graph` records; anything else that
-turns a call into one that can be repeated will do in its place.
+returned as copies, and when weights have moved since, the graph is discarded. `cuda_graph` records; tests replace it
+by a function that needs no GPU.
 """
 
 import warnings

@@ -86,8 +86,8 @@ def fetch(model: str, parts: Sequence[str] = TEXT_TO_IMAGE, *, say: Say, hub: Hu
 
     parts: of `catalog.PARTS`, and `catalog.IMAGE_ENCODER`: the prior comes without its image encoder otherwise. say:
     is called with a sentence on what will be fetched, how much, and how much space is free. Every file is compared
-    with its published size and SHA-256, once on this machine, whoever fetched it. Raises `CheckpointError`, one
-    sentence: no hub, no space, another content, or access denied.
+    with its published size and SHA-256, once on this machine, also if another program fetched it. Raises
+    `CheckpointError`, one sentence: no hub, no space, another content, or access denied.
     """
     hub = hub or _hugging_face(f"or fetch the weights elsewhere, with {catalog.download_commands(model, parts)}")
     repositories = catalog.published()[model]
