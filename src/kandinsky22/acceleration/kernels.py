@@ -134,10 +134,9 @@ def normalise(
 def transform_in(
     x: Tensor, v: Tensor, rows: int, columns: int, first: int, points: tuple[float, float], *, upsample: bool
 ) -> None:
-    """Winograd's transform of the tiles of x [B, C, H, W], channels last, to v [points, B * rows * columns, C];
-    float32.
+    """Winograd's transform of the tiles of x [B, C, H, W], channels last, to v [points, B * rows * columns, C].
 
-    The first tiles begin at line `first`. points: p and q. upsample: of x with its sides doubled.
+    Both are float32. The first tiles begin at line `first`. points: p and q. upsample: of x with its sides doubled.
     """
     b, c, h, w = x.shape
     _call("transform_in", x, v, b, h, w, c, rows, columns, first, *points, upsample)

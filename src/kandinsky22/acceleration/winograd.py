@@ -1,5 +1,6 @@
-"""3x3 convolutions by Winograd's algorithm F(4,3) (Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308): 4 x 4
-outputs of a channel for 36 multiplications instead of 144.
+"""3x3 convolutions by Winograd's algorithm F(4,3): 4 x 4 outputs of a channel for 36 multiplications instead of 144.
+
+Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308.
 
 Tiles of the picture and filters are transformed, multiplied point by point, which over channels is one matrix product
 for each point, and transformed back. The points are 0, +-p, +-q and infinity. p and q are free, and decide how

@@ -1,5 +1,4 @@
-"""The parts of a pipeline, as code written for diffusers uses them: each in a folder of its own, or passed in as an
-object.
+"""The parts of a pipeline, as code written for diffusers uses them: each in its own folder, or passed in as an object.
 
 `model.py` reads the folders of a whole model; here the parts may come from anywhere, and are saved to a new folder.
 """

@@ -1,5 +1,4 @@
-"""Weights from the hub: which files a task needs, whether they fit on the disk, and whether they are the published
-ones.
+"""Weights from the hub: which files a task needs, whether the disk has space, and whether they are the published ones.
 
 Everything is planned before anything is fetched. Files in the hub's own cache are used in place, so that other programs
 share them; nothing is copied. This module talks to a `Hub` (`hub_client.py`); it imports no torch.

@@ -1,5 +1,4 @@
-"""The Hugging Face hub, by its own client: the only module that uses it. Interrupted downloads of large files are
-resumed.
+"""The Hugging Face hub, by its own client, which only this module uses; it also resumes downloads of large files.
 
 The client itself no longer resumes them (huggingface_hub pull request 4306: every download begins a new temporary
 file), and a U-Net is five gigabytes. So large files are fetched here, by the client's own ranged download, into its
