@@ -185,7 +185,7 @@ def test_on_a_gpu_they_are_prepared_wherever_they_wait(
     """All but those whose weights come one by one: nothing of them could be recorded."""
     monkeypatch.setattr(gpu, "DEVICES", ("meta",))
     monkeypatch.setattr(gpu, "CudaGraphCache", lambda: CudaGraphCache(lambda call, pool: call))
-    monkeypatch.setattr(gpu, "_memory", lambda _: 0)
+    monkeypatch.setattr(gpu, "total_memory", lambda _: 0)
     networks = Networks(META, torch.float32, how)
     for _ in range(2):
         run(networks, stored)
