@@ -21,7 +21,7 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.unet import UNet
 from kandinsky22.training import checkpoints, clip, decoder, movq, photos, run
 from kandinsky22.training.loop import Batch, Training
-from kandinsky22.training.precompute import Material, Own
+from kandinsky22.training.precompute import DatasetConfig, TrainingData
 from kandinsky22.training.processes import ALONE, Processes, join
 from kandinsky22.training.recipes import BOX
 from kandinsky22.training.sources import Source
@@ -41,7 +41,7 @@ class Noisy:
     """Pictures of nothing, each with one of nine captions."""
 
     name: str = "noise"
-    look: str = "noise"
+    pixels_name: str = "noise"
     size: tuple[int, int] = (64, 32)
     share: float = 1.0
 
@@ -200,9 +200,9 @@ def looked(processes: Processes, folder: Path, pictures: Path) -> tuple[str, int
     size = photos.decoded_size
     photos.decoded_size = lambda file: decoded.append(file) or size(file)
     try:
-        own = Own((Source(pictures),))
-        material = Material(BOX, folder, BOX.image_processor, own, captioned=False, processes=processes)
-        return f"{material.report}\n{material.name}", len(decoded)
+        dataset = DatasetConfig((Source(pictures),))
+        data = TrainingData(BOX, folder, BOX.image_processor, dataset, captioned=False, processes=processes)
+        return f"{data.report}\n{data.name}", len(decoded)
     except ValueError as error:
         return str(error), len(decoded)
     finally:

@@ -36,7 +36,7 @@ RECIPE = Recipe(
     weight_decay=0.1,
     max_grad_norm=1.0,
     bfloat16=False,
-    untold=0.0,
+    cond_dropout=0.0,
     min_snr=None,
     seed=3,
 )

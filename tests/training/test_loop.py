@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.training import checkpoints
-from kandinsky22.training.link_base import complete
+from kandinsky22.training.link_base import link_missing
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
 from kandinsky22.training.run import BEST, METRICS, lines, resume, run, seconds_per_step
 from tests.training.known import RECIPE, line_fit
@@ -243,12 +243,12 @@ def test_a_model_to_begin_with_that_has_no_room_is_one_sentence(tmp_path: Path) 
     (source / "unet").mkdir(parents=True)
     (source / "unet" / "weights").write_bytes(bytes(5000))
     with no_file_longer_than(1000), pytest.raises(OSError) as stopped:
-        complete(tmp_path / "model", {"decoder": source})
+        link_missing(tmp_path / "model", {"decoder": source})
     place = tmp_path / "model" / "decoder" / "unet"
     said = f"{source / 'unet'} cannot be copied to {place} (File too large); make room, and give the command again"
     assert str(stopped.value) == said
     assert not [*place.parent.iterdir()]
-    complete(tmp_path / "model", {"decoder": source})
+    link_missing(tmp_path / "model", {"decoder": source})
     assert (place / "weights").stat().st_size == 5000
 
 

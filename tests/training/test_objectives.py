@@ -183,7 +183,7 @@ def test_a_grown_network_begins_by_painting_what_the_plain_one_paints(kind: str)
     randomise(plain)
     more = {"inpaint": {"in_channels": 9}, "hint": {"in_channels": 8, "addition_embed_type": "image_hint"}}
     network = UNet(replace(config, **more[kind]))  # type: ignore[arg-type]
-    network.load_state_dict(init_weights.grown(network.state_dict(), plain.state_dict()))
+    network.load_state_dict(init_weights.initial_state(network.state_dict(), plain.state_dict()))
     x, t, embeds = draw(2, 4, 8, 8), torch.tensor([3, 700]), draw(2, 24)
     beside = {"masked": draw(2, 5, 8, 8)} if kind == "inpaint" else {"hint": draw(2, 3, 64, 64).sigmoid()}
     seen = network.condition(embeds, **beside)
@@ -194,7 +194,7 @@ def test_a_grown_network_begins_by_painting_what_the_plain_one_paints(kind: str)
 def test_weights_that_do_not_fit_are_left_alone() -> None:
     own = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "conv": torch.ones(2, 3, 1, 1)}
     given = {"a": torch.ones(2, 3), "b": torch.ones(5), "c": torch.ones(1), "conv": torch.full((2, 2, 1, 1), 7.0)}
-    state = init_weights.grown(own, given)
+    state = init_weights.initial_state(own, given)
     assert torch.equal(state["a"], given["a"]) and torch.equal(state["b"], own["b"]) and "c" not in state
     assert state["conv"].flatten().tolist() == [7.0, 7.0, 0.0, 7.0, 7.0, 0.0]
 
@@ -204,7 +204,7 @@ def test_rows_that_are_not_told_see_the_zero_embedding() -> None:
     schedule = NoiseSchedule.from_config(BOX.decoder_scheduler)
     buckets = [decoder.Bucket(draw(16, 4, 8, 8), embeds)]
     for untold, share in ((0.0, 0.0), (0.3, 0.3)):
-        recipe = Recipe(batch=200, learning_rate=1.0, untold=untold)
+        recipe = Recipe(batch=200, learning_rate=1.0, cond_dropout=untold)
         objective = decoder.objective(None, schedule, buckets, zero, recipe)  # type: ignore[arg-type]  # only draws
         rows = objective.draw(3)["embeds"]
         left_out = (rows == zero).all(dim=1)
@@ -266,13 +266,13 @@ def test_the_prior_that_knows_the_picture_of_every_caption_costs_nothing() -> No
             return SimpleNamespace(hidden=ids, embed=ids)
 
     told = prior.Told(embeds, lambda indices, rng: [str(i) for i in indices])
-    recipe = Recipe(batch=12, learning_rate=1.0, untold=0.0)
+    recipe = Recipe(batch=12, learning_rate=1.0, cond_dropout=0.0)
     knowing = Knowing()
     objective = prior.objective(knowing, Tower(), Words(), schedule, [told], recipe)  # type: ignore[arg-type]
     assert objective.loss(objective.draw(4))[0].max() < 1e-10
     knowing.off = 0.5
     assert torch.allclose(objective.loss(objective.draw(4))[0], torch.full((12,), 0.25))
-    untold = prior.objective(knowing, Tower(), Words(), schedule, [told], replace(recipe, batch=400, untold=0.25))  # type: ignore[arg-type]
+    untold = prior.objective(knowing, Tower(), Words(), schedule, [told], replace(recipe, batch=400, cond_dropout=0.25))  # type: ignore[arg-type]
     assert 0.15 < float((untold.draw(0)["ids"] == 0).float().mean()) < 0.45  # "0" is said of a tenth, too
 
 

@@ -12,8 +12,8 @@ from kandinsky22.checkpoints import catalog, full_size
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.training.loop import Recipe
-from kandinsky22.training.model_trainer import Workshop
-from kandinsky22.training.precompute import Own
+from kandinsky22.training.model_trainer import ModelTrainer
+from kandinsky22.training.precompute import DatasetConfig
 from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.sources import Source
 
@@ -60,8 +60,8 @@ def test_a_model_starts_whole_and_frozen_networks_hold_no_gradients(tiny_model: 
     parts = catalog.parts(str(tiny_model))
     recipe = of_model(parts)
     few = Recipe(batch=2, learning_rate=1e-3, bfloat16=False)
-    workshop = Workshop(
-        replace(recipe, runs={**recipe.runs, "prior": few}), tmp_path, parts, Own((Source(pictures(tmp_path)),))
+    trainer = ModelTrainer(
+        replace(recipe, runs={**recipe.runs, "prior": few}), tmp_path, parts, DatasetConfig((Source(pictures(tmp_path)),))
     )
     (line,) = workshop.train("prior", steps=1)
     assert line["loss"] > 0 and line["validation"] > 0

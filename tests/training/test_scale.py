@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kandinsky22.training import checkpoints, run, supervisor
-from kandinsky22.training.lock import held
+from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.loop import Training
 from kandinsky22.training.processes import Processes
 from kandinsky22.training.run import lines
@@ -277,8 +277,8 @@ def test_what_left_word_is_not_started_again(tmp_path: Path, capfd: pytest.Captu
         assert len(list((tmp_path / name).glob("launch*"))) == len(doings)
         assert "the sentence" not in "".join(capfd.readouterr()), "whoever called says it"
     (tmp_path / "c").mkdir()
-    supervisor.leave_word(tmp_path / "c", ValueError("of an\nearlier run"))
-    assert (tmp_path / "c" / supervisor.WORD).read_text() == "of an earlier run"
+    supervisor.write_stop_reason(tmp_path / "c", ValueError("of an\nearlier run"))
+    assert (tmp_path / "c" / supervisor.STOP_REASON).read_text() == "of an earlier run"
     assert _supervised(tmp_path / "c", 1, "crash", "done") == (0, 2)
 
 
@@ -299,8 +299,8 @@ def test_what_is_asked_to_stop_is_not_started_again(tmp_path: Path) -> None:
 HOLDING = """
 import sys, time
 from pathlib import Path
-from kandinsky22.training.lock import held
-with held(Path(sys.argv[1])):
+from kandinsky22.training.run_lock import run_lock
+with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -316,12 +316,12 @@ def test_a_folder_is_held_against_others_until_its_process_is_gone(tmp_path: Pat
         try:
             with (
                 pytest.raises(OSError, match=f"another run is going on in {tmp_path}; wait until it ends"),
-                held(tmp_path, 0.3),
+                run_lock(tmp_path, 0.3),
             ):
                 pass
         finally:
             other.kill()
-    with held(tmp_path, 1.0):
+    with run_lock(tmp_path, 1.0):
         pass
 
 

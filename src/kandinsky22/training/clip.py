@@ -71,7 +71,7 @@ def objective(
         meanings = {words: number for number, words in enumerate(dict.fromkeys(said + wrong))}
         means = torch.tensor([meanings[words] for words in said + wrong])
         rows = {
-            "seen": data.seen(indices),
+            "seen": data.clip_inputs(indices),
             "row": torch.arange(len(said)),
             "picture": torch.from_numpy(indices),
             "ids": ids[: len(said)],
@@ -131,7 +131,7 @@ def validate(
     scenes = [held_out.scene(i) for i in range(count)] if isinstance(held_out, Compositions) else []
     captions = [caption(scene, rng, whole=True) for scene in scenes] or held_out.captions(np.arange(count), rng)
     device, starts = clip.logit_scale.device, range(0, count, AT_ONCE)
-    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + AT_ONCE, count))).to(device)) for i in starts])
+    image = torch.cat([clip.vision(held_out.clip_inputs(range(i, min(i + AT_ONCE, count))).to(device)) for i in starts])
     text = _texts(clip, tokenizer, captions)
     images, texts = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     similar, truth = images @ texts.T, torch.arange(count, device=device)

@@ -117,7 +117,7 @@ def objective(
         batch = max(1, cells // math.prod(bucket.latents.shape[-2:]))
         rows = torch.randint(bucket.rows, (batch,), generator=numbers)
         x0 = bucket.latents[rows].float()
-        told = torch.rand(batch, 1, generator=numbers) >= recipe.untold
+        told = torch.rand(batch, 1, generator=numbers) >= recipe.cond_dropout
         return {
             "x0": x0,
             "embeds": torch.where(told, bucket.embeds[rows].float(), zero),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kandinsky22.engine.device import computes_bfloat16
 from kandinsky22.training.processes import ALONE, Processes, unsharded
-from kandinsky22.training.settings import Settings, refuse_other
+from kandinsky22.training.settings import Settings, refuse_changes
 
 Batch = dict[str, Tensor]
 """The rows of a step: the first dimension of every tensor counts them."""
@@ -46,8 +46,8 @@ class Recipe:
     weights stay float32.
 
     `accumulate` cuts a batch into parts that are computed one after the other; `checkpointing` keeps no activations of
-    blocks, and computes them again. Both change the memory a step takes and nothing that is learnt. `untold` is the share of rows
-    that learn without their condition, for guidance; `min_snr` the gamma of Hang et al. 2023, which weighs timesteps.
+    blocks, and computes them again. Both change the memory a step takes and nothing that is learnt. `cond_dropout` is the share
+    of rows that learn without their condition, for guidance; `min_snr` the gamma of Hang et al. 2023, which weighs timesteps.
     """
 
     batch: int
@@ -62,7 +62,7 @@ class Recipe:
     seed: int = 0
     accumulate: int = 1
     checkpointing: bool = False
-    untold: float = 0.1
+    cond_dropout: float = 0.1
     min_snr: float | None = None
 
     @property
@@ -230,7 +230,7 @@ class Training:
     def go_on_from(self, state: Mapping[str, object]) -> None:
         """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else, or in
         another way."""
-        refuse_other(state.get("settings", {}), self.settings)  # type: ignore[arg-type]  # it is as `state` wrote it
+        refuse_changes(state.get("settings", {}), self.settings)  # type: ignore[arg-type]  # it is as `state` wrote it
         before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
         if changed := [name for name in before if before[name] != self.learnt_from.get(name)]:
             raise ValueError(

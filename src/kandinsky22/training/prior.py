@@ -70,7 +70,7 @@ def objective(
         numbers, rng = generator(recipe.seed, step), np.random.default_rng([recipe.seed, step])
         embeds, captions, _ = told[int(torch.multinomial(shares, 1, generator=numbers))]
         indices = rng.integers(len(embeds), size=recipe.batch)
-        said = [words if rng.random() >= recipe.untold else "" for words in captions(indices, rng)]
+        said = [words if rng.random() >= recipe.cond_dropout else "" for words in captions(indices, rng)]
         tokens = tokenizer(said).trimmed()
         x0 = embeds[torch.from_numpy(indices)].float()
         return {
