@@ -54,7 +54,7 @@ class Noisy:
     def pictures(self, indices: Any) -> Tensor:
         return self._of(indices, *self.size)
 
-    def seen(self, indices: Any) -> Tensor:
+    def clip_inputs(self, indices: Any) -> Tensor:
         return self._of(indices, 16, 16)
 
     def crops(self, indices: Any, corners: np.ndarray, size: int) -> Tensor:

@@ -60,20 +60,19 @@ def test_a_model_starts_whole_and_frozen_networks_hold_no_gradients(tiny_model: 
     parts = catalog.parts(str(tiny_model))
     recipe = of_model(parts)
     few = Recipe(batch=2, learning_rate=1e-3, bfloat16=False)
-    trainer = ModelTrainer(
-        replace(recipe, runs={**recipe.runs, "prior": few}), tmp_path, parts, DatasetConfig((Source(pictures(tmp_path)),))
-    )
-    (line,) = workshop.train("prior", steps=1)
+    dataset = DatasetConfig((Source(pictures(tmp_path)),))
+    trainer = ModelTrainer(replace(recipe, runs={**recipe.runs, "prior": few}), tmp_path, parts, dataset)
+    (line,) = trainer.train("prior", steps=1)
     assert line["loss"] > 0 and line["validation"] > 0
-    assert all(not p.requires_grad and p.grad is None for p in workshop.text_encoder.parameters())
+    assert all(not p.requires_grad and p.grad is None for p in trainer.frozen.text_encoder.parameters())
     changed = {
         str(path.relative_to(tiny_model))
         for path in tiny_model.rglob("*")
-        if path.is_file() and (workshop.model / path.relative_to(tiny_model)).read_bytes() != path.read_bytes()
+        if path.is_file() and (trainer.model.path / path.relative_to(tiny_model)).read_bytes() != path.read_bytes()
     }
     assert "prior/prior/diffusion_pytorch_model.safetensors" in changed
     assert all(name.endswith(".json") or name.startswith("prior/prior/") for name in changed), changed
-    (painted,) = Kandinsky.load(workshop.model)(text2img("two red circles", seed=1))
+    (painted,) = Kandinsky.load(trainer.model.path)(text2img("two red circles", seed=1))
     assert painted.image.size == (64, 64)
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from kandinsky22.training import checkpoints, run, supervisor
-from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.loop import Training
 from kandinsky22.training.processes import Processes
 from kandinsky22.training.run import lines
+from kandinsky22.training.run_lock import run_lock
 from tests.training.scale_program import (
     CASES,
     EVERY,
