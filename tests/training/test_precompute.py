@@ -90,7 +90,7 @@ def test_embeddings_are_identified_by_image_encoder_and_preprocessing(tmp_path: 
 
 
 def test_depth_is_identified_by_its_estimator_and_not_by_its_path(tmp_path: Path) -> None:
-    """Other weights or another preprocessing in the same folder estimate again; the same network in another does not."""
+    """Other weights or preprocessing in the same folder estimate again; the same network in another does not."""
     model = save(tmp_path / "depth", dpt())
 
     def estimated_folders() -> int:

@@ -127,7 +127,7 @@ def test_resume_accepts_equal_options_and_those_that_change_no_numbers(mixture_r
 def test_options_of_an_earlier_version_are_taken_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In version 0.1 `--cond-dropout` was called `--untold`, and `--from-scratch` `--anew`."""
+    """Earlier versions store `cond_dropout` as `untold`, and `from_scratch` as `anew`."""
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "run", {"untold": 0.2, "anew": True, "recipe": "box"})
     args, recipe, _ = cli.configure(["decoder", "--folder", "run"])

@@ -53,9 +53,10 @@ def refuse_inapplicable(network: str, given: Sequence[str]) -> None:
     for name in given:
         networks = APPLIES_TO.get(name, NETWORKS)
         if network not in networks:
-            others = f"all but {', '.join(other for other in NETWORKS if other not in networks)}"
+            others = f"all networks but {', '.join(other for other in NETWORKS if other not in networks)}"
             listed = others if len(networks) > len(NETWORKS) / 2 else ", ".join(networks)
-            raise ValueError(f"--{name.replace('_', '-')} does not apply to {network}, but to {listed}; leave it out")
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} does not apply to {network}; leave it out (it is for {listed})")
 
 
 class Parser(argparse.ArgumentParser):
