@@ -222,7 +222,7 @@ def test_skipped_pictures_are_counted_and_named(tmp_path: Path) -> None:
         held_out=0.1,
         progress=lambda done, of: steps.append((done, of)),
     )
-    assert (report.found, report.used, report.enlarged) == (37, 27, 0)
+    assert (report.total, report.used, report.enlarged) == (37, 27, 0)
     assert report.skipped == {"broken": 6, "without a readable caption": 3, "smaller than 128 pixels": 1}
     assert report.names["without a readable caption"] == ["001.png", "002.png", "003.png"]
     assert "used 27 of 37" in str(report) and "6 broken (bomb.png, gif.png, gone.png, ...)" in str(report)

@@ -30,7 +30,7 @@ def interrupt(folder: Path, settings: dict[str, object] | None = None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 4}, "began with --batch 8, and not with --batch 4; leave it out to go on, or start a new run"),
+        ({"batch": 4}, "began with --batch 8, and not with --batch 4; leave it out to resume, or start a new run"),
         ({"seed": 1}, "began with --seed 0, and not with --seed 1"),
         ({"cond_dropout": 0.2}, "began with --cond-dropout 0.1, and not with --cond-dropout 0.2"),
         ({"min_snr": 5.0}, "began without --min-snr, and not with --min-snr 5"),

@@ -14,11 +14,9 @@ from kandinsky22.training.frozen_networks import FrozenNetworks
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.model_folder import ModelFolder
 from kandinsky22.training.precompute import DatasetConfig, Progress, TrainingData, no_progress
-from kandinsky22.training.processes import ALONE, Processes
+from kandinsky22.training.processes import ALONE, CPU, Processes
 from kandinsky22.training.recipes import ModelRecipe
 from kandinsky22.training.settings import Settings
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)

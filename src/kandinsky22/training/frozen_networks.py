@@ -14,8 +14,7 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training import movq
 from kandinsky22.training.model_folder import ModelFolder
 from kandinsky22.training.precompute import Encode, fingerprint_of
-
-CPU = torch.device("cpu")
+from kandinsky22.training.processes import CPU
 
 
 @dataclass(frozen=True)

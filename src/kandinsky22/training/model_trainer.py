@@ -65,7 +65,7 @@ class ModelTrainer(TrainingContext):
             if steps is not None and steps != training.steps:
                 raise ValueError(
                     f"{folder} holds a run of {training.steps} steps, {training.step} of them done, and its schedule "
-                    "is fixed; leave --steps out to go on, or remove the folder to start again"
+                    "is fixed; leave --steps out to resume, or remove the folder to start again"
                 )
         else:
             training.steps = steps or self.recipe.steps[network]

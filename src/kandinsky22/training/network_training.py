@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,13 @@ from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
 from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import clip, controlnet, decoder, init_weights, inpaint, linear_prior, movq, prior, run
-from kandinsky22.training.context import CPU, TrainingContext
+from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.loop import Training
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.processes import CPU
 from kandinsky22.training.recipes import PAINTERS
 
 UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
@@ -297,23 +299,13 @@ def _prepare_unet(
 
 def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
     """Write the decoder of text-to-image; if it learned the picture world, with its vocabulary and default settings."""
-    _add_unet("decoder", context, network)
+    add_unet("decoder", context, data, network)
     if context.dataset is None and not (context.model.parts[catalog.DECODER] / NAME).exists():
         about = {"defaults": context.recipe.defaults, "words": language(), "examples": EXAMPLES}
         write_json(context.model.path / catalog.DECODER / NAME, about)
 
 
-def add_inpaint(context: TrainingContext, data: TrainingData, network: UNet) -> None:
-    """Write the decoder of inpainting."""
-    _add_unet("inpaint", context, network)
-
-
-def add_controlnet(context: TrainingContext, data: TrainingData, network: UNet) -> None:
-    """Write the decoder of depth hints."""
-    _add_unet("controlnet", context, network)
-
-
-def _add_unet(name: str, context: TrainingContext, network: UNet) -> None:
+def add_unet(name: str, context: TrainingContext, data: TrainingData, network: UNet) -> None:
     """Write a decoder's U-Net and scheduler; MoVQ is only in the folder of the plain decoder."""
     context.model.save(name, network)
     folder = context.model.path / PAINTERS[name]
@@ -338,10 +330,16 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         prepare=prepare_decoder, add=add_decoder, component="decoder", requires=("movq", "image_encoder")
     ),
     "inpaint": NetworkTraining(
-        prepare=prepare_inpaint, add=add_inpaint, component="inpaint", requires=("movq", "image_encoder")
+        prepare=prepare_inpaint,
+        add=partial(add_unet, "inpaint"),
+        component="inpaint",
+        requires=("movq", "image_encoder"),
     ),
     "controlnet": NetworkTraining(
-        prepare=prepare_controlnet, add=add_controlnet, component="controlnet", requires=("movq", "image_encoder")
+        prepare=prepare_controlnet,
+        add=partial(add_unet, "controlnet"),
+        component="controlnet",
+        requires=("movq", "image_encoder"),
     ),
     "movq-decoder": NetworkTraining(
         prepare=prepare_movq_decoder, add=add_movq_decoder, component="movq", requires=("movq",)

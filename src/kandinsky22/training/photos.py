@@ -86,7 +86,7 @@ class Report:
     are tars that were read up to the damage, `small_sources` those trained on completely, held-out pictures included.
     """
 
-    found: int = 0
+    total: int = 0  # pictures in the sources
     used: int = 0
     enlarged: int = 0  # of those used
     held_out: int = 0  # of those used
@@ -102,14 +102,14 @@ class Report:
 
     def add(self, other: "Report") -> None:
         """Add the counts of another report."""
-        self.found, self.used = self.found + other.found, self.used + other.used
+        self.total, self.used = self.total + other.total, self.used + other.used
         self.enlarged, self.held_out = self.enlarged + other.enlarged, self.held_out + other.held_out
         self.damaged, self.small_sources = self.damaged + other.damaged, self.small_sources + other.small_sources
         for reason, count in other.skipped.items():
             self.skip(reason, other.names[reason], count)
 
     def __str__(self) -> str:
-        parts = [f"used {self.used} of {self.found} pictures"]
+        parts = [f"used {self.used} of {self.total} pictures"]
         if self.skipped:
             reasons = (f"{n} {reason} ({_listed(self.names[reason], n)})" for reason, n in self.skipped.most_common())
             parts.append(f"passed over {', '.join(reasons)}")
@@ -254,7 +254,7 @@ def read_sources(
     validation: list[Photos] = []
     summary, done = Report(), 0
     for source, (pictures, damaged) in zip(sources, contents, strict=True):
-        report, photos = Report(found=len(pictures), damaged=damaged), []
+        report, photos = Report(total=len(pictures), damaged=damaged), []
         for picture, checked in _check_all(pictures, filter, captioned, index or ImageIndex()):
             if isinstance(checked, Photo):
                 photos.append(checked)
@@ -363,7 +363,7 @@ def _number(value: Any) -> float:
 
 
 def _unusable(path: Path, report: Report) -> str:
-    if not report.found:
+    if not report.total:
         damaged = f" ({report})" if report.damaged else ""
         extensions = ", ".join(PICTURES)
         return f"{path} holds no pictures{damaged}; give a folder or a .tar with files that end in {extensions}"

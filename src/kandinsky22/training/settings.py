@@ -26,7 +26,7 @@ def refuse_changes(stored: Settings, settings: Settings) -> None:
             lower = " (or lower it)" if name == MAY_BE_LOWERED else ""
             raise ValueError(
                 f"this run began {_as_options(name, stored[name])}, and not {_as_options(name, settings[name])}; "
-                f"leave it out to go on{lower}, or start a new run in another --folder"
+                f"leave it out to resume{lower}, or start a new run in another --folder"
             )
 
 

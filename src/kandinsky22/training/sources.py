@@ -150,9 +150,9 @@ def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
     try:
         for row in _metadata(path):
             values = {str(key).casefold(): value for key, value in row.items()}
-            known = rows.setdefault(Path(os.path.normpath(path.parent / str(row["file_name"]))), {})
-            texts = [*known.get("text", ()), *_captions(values.pop("text", None))]
-            known.update(values, text=texts)
+            row_of_picture = rows.setdefault(Path(os.path.normpath(path.parent / str(row["file_name"]))), {})
+            texts = [*row_of_picture.get("text", ()), *_captions(values.pop("text", None))]
+            row_of_picture.update(values, text=texts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read: it needs a file_name and a text in every row, in UTF-8; correct it or remove it"
