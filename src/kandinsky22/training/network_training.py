@@ -52,8 +52,8 @@ class NetworkTraining:
     """How a network is trained, step by step.
 
     `prepare` sets up its run; `add` writes the trained network to the model, in one process only. `component` is the
-    component of the model that `add` replaces, `requires` those that must be trained before. `captioned`: pictures
-    without captions are of no use.
+    component of the model that `add` replaces, `requires` those that must always be trained before. `captioned`:
+    pictures without captions are of no use.
     """
 
     prepare: Callable[[TrainingContext, TrainingData], Prepared]
@@ -291,9 +291,8 @@ def _prepare_unet(
     frozen.movq.cpu()  # frees device memory for the training
     recipe = context.recipe.runs[name]
     objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
-    fingerprints = {"movq": frozen.latent_space, **frozen.image_encoder_fingerprints}
-    inputs = {**fingerprints, "prediction": schedule.prediction_type}
-    training = context.training(name, network, objective, data, inputs)
+    space = {"movq": frozen.latent_space, "prediction": schedule.prediction_type}
+    training = context.training(name, network, objective, data, {**space, **frozen.image_encoder_fingerprints})
     return Prepared(training, decoder.sheet(network, frozen.movq, schedule, held_out, zero, recipe, beside))
 
 
