@@ -16,13 +16,13 @@ from kandinsky22.acceleration import allocator
 from kandinsky22.checkpoints import catalog
 from kandinsky22.imaging.depth import load
 from kandinsky22.training import checkpoints, supervisor
-from kandinsky22.training.loop import Recipe, refuse_uncut
+from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_trainer import Workshop
 from kandinsky22.training.options import parser, refuse_what_means_nothing
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import Own
 from kandinsky22.training.processes import Processes, join
-from kandinsky22.training.recipes import BOX, PAINTERS, PUBLISHED, STAGES, ModelRecipe, of_model
+from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
 from kandinsky22.training.settings import Settings, of_sources, refuse_other
 from kandinsky22.training.sources import Source, find
 
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str]) -> int | None:
     refuse_other(began, settings(chosen, recipe))
     if chosen.network in recipe.runs:
         count = max(chosen.processes, int(os.environ.get("WORLD_SIZE", "1")))
-        refuse_uncut(recipe.runs[chosen.network], count, coupled=chosen.network == "clip")
+        check_batch_split(recipe.runs[chosen.network], count, coupled=chosen.network == "clip")
     if "plan" in chosen:
-        from kandinsky22.training.planning import say_plan
+        from kandinsky22.training.network_plans import print_plan
 
         pictures = sum(len(find(source.path)[0]) for source in chosen.data) if "data" in chosen else None
         steps = getattr(chosen, "steps", None)
-        say_plan(recipe, chosen.network, steps, chosen.processes, chosen.plan, every=chosen.every, pictures=pictures)
+        print_plan(recipe, chosen.network, steps, chosen.processes, chosen.plan, every=chosen.every, pictures=pictures)
         return None
     if supervisor.wanted(chosen.processes, chosen.relaunch):
         return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
@@ -102,7 +102,7 @@ def settings(chosen: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "side": recipe.side,
         "data": of_sources(chosen.data) if "data" in chosen else None,
     }
-    if chosen.network in PAINTERS:
+    if chosen.network in UNETS:
         found["predict"] = recipe.decoder_scheduler["prediction_type"]
     if "data" in chosen:
         found |= {

@@ -40,8 +40,10 @@ from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import Encode, Material, Own, Say, fingerprint_of, silent
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.processes import ALONE, Processes
-from kandinsky22.training.recipes import PAINTERS, ModelRecipe
+from kandinsky22.training.recipes import UNETS, ModelRecipe
+from kandinsky22.training.sample_grid import SampleGrid
 from kandinsky22.training.settings import Settings
+from kandinsky22.training.throughput import seconds_per_step
 
 CPU, FLOAT32, SAVED = torch.device("cpu"), torch.float32, torch.float16
 WHOLE_FROM = 0.9  # of MoVQ's steps: before it, crops
@@ -54,7 +56,7 @@ NETWORKS: Mapping[str, tuple[str, str, Any, Any]] = {
     "text": (catalog.PRIOR, "text_encoder", CLIPText, CLIPTextConfig),
     "vision": (catalog.PRIOR, "image_encoder", CLIPVision, CLIPVisionConfig),
     "prior": (catalog.PRIOR, "prior", PriorTransformer, PriorConfig),
-    **{name: (part, "unet", UNet, UNetConfig) for name, part in PAINTERS.items()},
+    **{name: (part, "unet", UNet, UNetConfig) for name, part in UNETS.items()},
 }
 """Where each network is in a model: its part, its folder there, its class and its configuration's."""
 TRAINED_BY = {"text": "clip", "vision": "clip"}
@@ -104,7 +106,7 @@ class Workshop:
         `CheckpointError`, what `run.run` raises, and `OSError` where another process trains the same network there.
         """
         with ExitStack() as alone:
-            self.processes.told_by_first(lambda: alone.enter_context(held(self.folder / network)))
+            self.processes.broadcast_from_rank0(lambda: alone.enter_context(held(self.folder / network)))
             yield from self._train(network, steps, minutes, every, tensorboard)
 
     def _train(
@@ -117,7 +119,7 @@ class Workshop:
         if network == "linear-prior":
             yield from self._fit_linear_prior()
             return
-        training, sheet = getattr(self, f"_{network.replace('-', '_')}")()
+        training, sample_grid = getattr(self, f"_{network.replace('-', '_')}")()
         folder = self.folder / network
         if run.resume(training, folder):
             if steps is not None and steps != training.steps:
@@ -128,12 +130,12 @@ class Workshop:
         else:
             training.steps = steps or self.recipe.steps[network]
             if minutes is not None:
-                training.steps = max(1, round(60 * minutes / run.seconds_per_step(training)))
+                training.steps = max(1, round(60 * minutes / seconds_per_step(training)))
         added = folder / ADDED
         if training.step == training.steps and added.exists() and self._place(OF.get(network, network)).is_dir():
             return  # what was trained on top of it since stays
-        yield from run.run(training, folder, sheet=sheet, every=every, tensorboard=tensorboard)
-        finished = training.finished()
+        yield from run.run(training, folder, sample_grid=sample_grid, every=every, tensorboard=tensorboard)
+        finished = training.ema_network()
         if self.processes.first:
             getattr(self, f"_add_{network.replace('-', '_')}")(finished)
             added.touch()
@@ -141,7 +143,7 @@ class Workshop:
 
     # Each network: what it learns from, and where it goes.
 
-    def _movq(self) -> tuple[Training, run.Sheet]:
+    def _movq(self) -> tuple[Training, SampleGrid]:
         torch.manual_seed(0)
         network = MoVQ(self.recipe.movq)
         if not self._warm("movq", network):
@@ -149,13 +151,13 @@ class Workshop:
             movq.initialise(network, first.pictures(range(min(64, len(first)))), quantised=self.recipe.terms.quantised)
         return self._autoencoder("movq", network, {})
 
-    def _movq_decoder(self) -> tuple[Training, run.Sheet]:
+    def _movq_decoder(self) -> tuple[Training, SampleGrid]:
         network = self.stored("movq").load(FLOAT32, CPU).requires_grad_(False)
         for part in (network.post_quant_conv, network.decoder):
             part.requires_grad_(True)
         return self._autoencoder("movq-decoder", network, {"movq": self.latent_space})
 
-    def _autoencoder(self, name: str, network: MoVQ, learnt_from: Mapping[str, str]) -> tuple[Training, run.Sheet]:
+    def _autoencoder(self, name: str, network: MoVQ, learnt_from: Mapping[str, str]) -> tuple[Training, SampleGrid]:
         material, recipe = self.material(name), self.recipe.runs[name]
         both = movq.Autoencoder(network, self.recipe.terms)
         perceived = None
@@ -168,7 +170,7 @@ class Workshop:
 
         objective = movq.objective(both, material.seen, recipe, self.recipe.crop, whole_from, perceived)
         training = self._training(name, both, objective, learnt_from)
-        return training, movq.sheet(both, material.held_out)
+        return training, movq.sample_grid(both, material.held_out)
 
     def _add_movq(self, trained: movq.Autoencoder) -> None:
         network, seen = trained.movq, self.material("movq").seen[0]
@@ -191,7 +193,7 @@ class Workshop:
     def _add_movq_decoder(self, trained: movq.Autoencoder) -> None:
         self._save("movq", trained.movq)
 
-    def _clip(self) -> tuple[Training, run.Sheet]:
+    def _clip(self) -> tuple[Training, SampleGrid]:
         material = self.material("clip")
         if self.own is None or catalog.PRIOR not in self.start:
             tokenizer = self._learnt_tokenizer(material.seen)
@@ -207,10 +209,10 @@ class Workshop:
         recipe, hard = self.recipe.runs["clip"], self.recipe.hard_negatives if probed else 0
         hard -= hard % self.processes.count  # all have as many
         objective = clip.objective(
-            network, self.tokenizer, material.seen, recipe, hard=hard, gathered=self.processes.gathered
+            network, self.tokenizer, material.seen, recipe, hard=hard, gather=self.processes.gather_rows
         )
         training = self._training("clip", network, objective, {})
-        return training, clip.sheet(network, self.tokenizer, material.held_out, recipe)
+        return training, clip.sample_grid(network, self.tokenizer, material.held_out, recipe)
 
     def _learnt_tokenizer(self, sets: list[Pictures]) -> Tokenizer:
         rng, wanted = np.random.default_rng(0), CAPTIONS_TO_LEARN_FROM // len(sets)
@@ -227,7 +229,7 @@ class Workshop:
         if network.probes is not None:
             save_file(network.probes.state_dict(), self.folder / PROBES)
 
-    def _prior(self) -> tuple[Training, run.Sheet]:
+    def _prior(self) -> tuple[Training, SampleGrid]:
         material = self.material("prior")
         told = [self._told(material, pictures) for pictures in material.seen]
         torch.manual_seed(0)
@@ -243,11 +245,13 @@ class Workshop:
         frozen = {"text_encoder": self.stored("text").fingerprint, **self._seen_by}
         training = self._training("prior", network, prior.objective(network, *known, told, recipe), frozen)
         held_out = material.held_out
-        sheet = prior.sheet(network, *known, self._told(material, held_out), held_out, recipe, self._reading(held_out))
-        return training, sheet
+        sample_grid = prior.sample_grid(
+            network, *known, self._told(material, held_out), held_out, recipe, self._reading(held_out)
+        )
+        return training, sample_grid
 
-    def _told(self, material: Material, pictures: Pictures) -> prior.Told:
-        return prior.Told(material.embeds(pictures, *self.embedding), pictures.captions, pictures.share)
+    def _told(self, material: Material, pictures: Pictures) -> prior.CaptionedEmbeds:
+        return prior.CaptionedEmbeds(material.embeds(pictures, *self.embedding), pictures.captions, pictures.share)
 
     def _reading(self, held_out: Pictures) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
         """What CLIP's probes read from embeddings of the world's pictures."""
@@ -272,34 +276,34 @@ class Workshop:
         material = self.material("linear-prior")
         told = [self._told(material, pictures) for pictures in material.seen]
         known = self.text_encoder.to(self.processes.device), self.tokenizer
-        fitted, measured = linear_prior.fitted(*known, told, self._told(material, material.held_out))
+        fitted, measured = linear_prior.fit(*known, told, self._told(material, material.held_out))
         line = {"step": 1, "of": 1, **measured}
         if self.processes.first:
             towers = self.stored("text").fingerprint, self.stored("vision").fingerprint
             linear_prior_file.save(self.model / catalog.PRIOR / linear_prior_file.FOLDER, fitted, *towers)
-            run.tell(self.folder / "linear-prior", line)
+            run.write_metrics(self.folder / "linear-prior", line)
         self.processes.wait()
         yield line
 
-    def _decoder(self) -> tuple[Training, run.Sheet]:
-        return self._painter("decoder", self.recipe.unet, decoder.nothing)
+    def _decoder(self) -> tuple[Training, SampleGrid]:
+        return self._painter("decoder", self.recipe.unet, decoder.no_extra_inputs)
 
-    def _inpaint(self) -> tuple[Training, run.Sheet]:
+    def _inpaint(self) -> tuple[Training, SampleGrid]:
         channels = 2 * self.recipe.movq.latent_channels + 1
-        return self._painter("inpaint", replace(self.recipe.unet, in_channels=channels), inpaint.masked)
+        return self._painter("inpaint", replace(self.recipe.unet, in_channels=channels), inpaint.masked_inputs)
 
-    def _controlnet(self) -> tuple[Training, run.Sheet]:
+    def _controlnet(self) -> tuple[Training, SampleGrid]:
         channels = 2 * self.recipe.movq.latent_channels
         config = replace(self.recipe.unet, in_channels=channels, addition_embed_type="image_hint")
-        return self._painter("controlnet", config, controlnet.hinted)
+        return self._painter("controlnet", config, controlnet.hint_inputs)
 
-    def _painter(self, name: str, config: UNetConfig, beside: decoder.Beside) -> tuple[Training, run.Sheet]:
+    def _painter(self, name: str, config: UNetConfig, beside: decoder.ExtraInputs) -> tuple[Training, SampleGrid]:
         """A U-Net of one of the three kinds; the two that see more grow from the plain decoder, unless there is better."""
         encoders = (self.latent_space, self._encode), self.embedding
         material = self.material(name)
         torch.manual_seed(0)
         network = UNet(config)
-        if name != "decoder" and PAINTERS[name] not in self.start:
+        if name != "decoder" and UNETS[name] not in self.start:
             network.load_state_dict(
                 init_weights.grown(network.state_dict(), self.stored("decoder").load(FLOAT32, CPU).state_dict())
             )
@@ -313,7 +317,7 @@ class Workshop:
         objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
         frozen = {"movq": self.latent_space, "prediction": schedule.prediction_type, **self._seen_by}
         training = self._training(name, network, objective, frozen)
-        return training, decoder.sheet(network, self.movq, schedule, unseen, zero, recipe, beside)
+        return training, decoder.sample_grid(network, self.movq, schedule, unseen, zero, recipe, beside)
 
     def _add_decoder(self, network: UNet) -> None:
         self._add_painter("decoder", network)
@@ -330,9 +334,9 @@ class Workshop:
     def _add_painter(self, name: str, network: UNet) -> None:
         """Beside the plain decoder, whose MoVQ the other two use."""
         self._save(name, network)
-        folder = self.model / PAINTERS[name]
+        folder = self.model / UNETS[name]
         write_json(folder / "scheduler" / "scheduler_config.json", self.recipe.decoder_scheduler)
-        write_json(folder / "model_index.json", catalog.decoder_index(PAINTERS[name]))
+        write_json(folder / "model_index.json", catalog.decoder_index(UNETS[name]))
 
     # What there is already.
 

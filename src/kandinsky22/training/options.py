@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kandinsky22.training.photos import GRAIN
-from kandinsky22.training.recipes import NETWORKS, PAINTERS, STAGES
+from kandinsky22.training.recipes import NETWORKS, STAGES, UNETS
 from kandinsky22.training.run import EVERY
 from kandinsky22.training.sources import Source
 
@@ -40,9 +40,9 @@ MEANT_FOR: Mapping[str, Sequence[str]] = {
     ),
     "anew": [network for network in STEPPING if network != "movq-decoder"],
     "accumulate": [network for network in STEPPING if network != "clip"],
-    "untold": ("prior", *PAINTERS),
-    "min_snr": ("prior", *PAINTERS),
-    "predict": (*PAINTERS,),
+    "untold": ("prior", *UNETS),
+    "min_snr": ("prior", *UNETS),
+    "predict": (*UNETS,),
     "depth_model": ("controlnet",),
 }
 """The networks that an option means something to; one that is not here means something to all."""

@@ -97,7 +97,7 @@ class Material:
 
     @cached_property
     def _read(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report] | None:
-        return self.processes.told_by_first(self._looked_at) if self.own is not None else None
+        return self.processes.broadcast_from_rank0(self._looked_at) if self.own is not None else None
 
     def _looked_at(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
         """A person's own pictures: by one process, so that all have the same."""
