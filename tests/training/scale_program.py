@@ -102,7 +102,7 @@ def pairs(processes: Processes = ALONE, steps: int = STEPS) -> Training:
     vision = replace(BOX.vision, **small, num_attention_heads=2, image_size=16)
     torch.manual_seed(0)
     network, recipe = clip.CLIP(vision, text, probed=False), replace(RECIPE, batch=8, learning_rate=3e-4)
-    objective = clip.objective(network, Words(), [Noisy()], recipe, gathered=processes.gathered)  # type: ignore[arg-type]
+    objective = clip.objective(network, Words(), [Noisy()], recipe, gather=processes.gather_rows)  # type: ignore[arg-type]
     return Training(network, objective, recipe, steps, processes=processes)
 
 
@@ -152,8 +152,8 @@ def learnt(training: Training) -> dict[str, Any]:
         "moments": moments,
         "averages": [*training.ema.values()],
     }
-    own = {name: sum(value.numel() for value in training.processes.own(values)) for name, values in mine.items()}
-    return {"lines": lines, "weights": training.averaged(), "own": own}
+    own = {name: sum(value.numel() for value in training.local_shards(values)) for name, values in mine.items()}
+    return {"lines": lines, "weights": training.ema_state_dict(), "own": own}
 
 
 def half_way(make: Callable[..., Training], folder: Path, processes: Processes = ALONE) -> None:
@@ -235,13 +235,13 @@ def filling_up(processes: Processes, step: int) -> Training:
 def spoilt(processes: Processes, step: int) -> Training:
     """A run with a step where the second process's loss is not finite."""
     training = curve(processes)
-    right = training.learner.loss
+    right = training.loss_module.loss
 
     def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, measured = right(rows)
         return losses * (math.nan if processes.rank == 1 and training.step == step else 1.0), measured
 
-    training.learner.loss = loss
+    training.loss_module.loss = loss
     return training
 
 

@@ -36,7 +36,7 @@ RECIPE = Recipe(
     weight_decay=0.1,
     max_grad_norm=1.0,
     bfloat16=False,
-    untold=0.0,
+    cond_dropout=0.0,
     min_snr=None,
     seed=3,
 )
@@ -124,7 +124,7 @@ def test_the_prior_learns_as_theirs(tiny_model: Path, gamma: float | None) -> No
         {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
     )
     recipe = replace(RECIPE, min_snr=gamma)
-    told = prior.Told(draw(40, DIM), lambda indices, rng: [EXAMPLES[i % len(EXAMPLES)] for i in indices])
+    told = prior.CaptionedEmbeds(draw(40, DIM), lambda indices, rng: [EXAMPLES[i % len(EXAMPLES)] for i in indices])
     objective = prior.objective(ours, text, tokenizer, schedule, [told], recipe)
 
     theirs = diffusers.PriorTransformer.from_pretrained(folder / "prior")

@@ -12,8 +12,8 @@ from kandinsky22.training.loop import Recipe, Training
 from kandinsky22.training.recipes import BOX
 
 SEEN = {
-    "hint": (controlnet.hinted, {"in_channels": 8, "addition_embed_type": "image_hint"}),
-    "masked": (inpaint.masked, {"in_channels": 9}),
+    "hint": (controlnet.hint_inputs, {"in_channels": 8, "addition_embed_type": "image_hint"}),
+    "masked": (inpaint.masked_inputs, {"in_channels": 9}),
 }
 NOISE_ALONE = 999  # the last timestep: nothing of the picture is left in the state
 
@@ -33,7 +33,7 @@ def test_what_is_seen_beside_the_state_is_learnt(kind: str) -> None:
         BOX.unet, block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=16, encoder_hid_dim=8
     )
     unet = UNet(replace(small, **more))  # type: ignore[arg-type]
-    recipe = Recipe(batch=16, learning_rate=3e-3, warmup=5, bfloat16=False, untold=0.0)
+    recipe = Recipe(batch=16, learning_rate=3e-3, warmup=5, bfloat16=False, cond_dropout=0.0)
     schedule = NoiseSchedule.from_config(BOX.decoder_scheduler)
     objective = decoder.objective(unet, schedule, [bucket], torch.zeros(1, 8), recipe, beside)
     list(Training(unet, objective, recipe, steps=30))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.tokenizer import Tokenizer, learn
-from kandinsky22.training.linear_prior import Moments, fitted, solved
-from kandinsky22.training.prior import Told
+from kandinsky22.training.linear_prior import fit, ridge_regression
+from kandinsky22.training.prior import CaptionedEmbeds
 from tests.models_on_disk import randomise
 
 E, D = 6, 4
@@ -74,7 +74,7 @@ def said(language: tuple[CLIPText, Tokenizer], count: int, first: int = 0) -> Te
 def test_it_is_numpys_answer() -> None:
     x, y = draw(200, E) @ draw(E, E, seed=1) + 3, draw(200, D, seed=2) - 5
     for ridge in (0.0, 1e-3, 1.0):
-        ours = solved(Moments.of(torch.cat([x, y], 1)), E, ridge)
+        ours = ridge_regression(Moments.of(torch.cat([x, y], 1)), E, ridge)
         weight, bias = closed_form(x, y, ridge)
         assert np.abs(ours.weight.numpy() - weight).max() < 1e-8
         assert np.abs(ours.bias.numpy() - bias).max() < 1e-8
@@ -90,17 +90,19 @@ def test_pieces_add_up_to_the_whole_whatever_their_sizes_and_wherever_the_rows_a
         assert together.weight == whole.weight == 100
         assert torch.allclose(together.mean, whole.mean, rtol=1e-12)
         assert torch.allclose(together.scatter, whole.scatter, rtol=1e-10, atol=1e-8)
-        assert torch.allclose(solved(together, E, 0.1).weight, solved(whole, E, 0.1).weight, atol=1e-9)
+        assert torch.allclose(
+            ridge_regression(together, E, 0.1).weight, ridge_regression(whole, E, 0.1).weight, atol=1e-9
+        )
 
 
 def test_it_finds_a_map_that_is_known(language: tuple[CLIPText, Tokenizer]) -> None:
     weight, bias = draw(D, E, seed=1), 10 * draw(D, seed=2)
 
-    def told(count: int, first: int) -> Told:
+    def told(count: int, first: int) -> CaptionedEmbeds:
         embeds = (said(language, count, first) @ weight.T + bias).float()
-        return Told(embeds, lambda indices, rng: captions(indices + first, rng))
+        return CaptionedEmbeds(embeds, lambda indices, rng: captions(indices + first, rng))
 
-    prior, line = fitted(*language, [told(80, 0), told(13, 200)], told(20, 500), ridge=0.0, batch=32)
+    prior, line = fit(*language, [told(80, 0), told(13, 200)], told(20, 500), ridge=0.0, batch=32)
     assert torch.allclose(prior.weight.double(), weight, atol=1e-4)
     assert torch.allclose(prior.bias.double(), bias, atol=1e-4)
     assert line["loss"] < 1e-9 and line["validation"] < 1e-9 and line["cosine"] == pytest.approx(1, abs=1e-6)
@@ -108,9 +110,9 @@ def test_it_finds_a_map_that_is_known(language: tuple[CLIPText, Tokenizer]) -> N
 
 
 def test_the_size_of_a_batch_changes_nothing(language: tuple[CLIPText, Tokenizer]) -> None:
-    told = Told(draw(50, D).float(), captions)
-    first, line = fitted(*language, [told], told)
-    second, same = fitted(*language, [told], told, batch=7)
+    told = CaptionedEmbeds(draw(50, D).float(), captions)
+    first, line = fit(*language, [told], told)
+    second, same = fit(*language, [told], told, batch=7)
     assert torch.allclose(first.weight, second.weight, atol=1e-5)
     assert line == pytest.approx(same, rel=1e-5)
     assert line["loss"] == pytest.approx(line["validation"], rel=1e-5)  # of the same rows, once from sums
@@ -118,8 +120,8 @@ def test_the_size_of_a_batch_changes_nothing(language: tuple[CLIPText, Tokenizer
 
 def test_a_set_counts_its_share_and_not_its_rows(language: tuple[CLIPText, Tokenizer]) -> None:
     large, small = draw(60, D).float(), draw(20, D, seed=1).float() + 2
-    sets = [Told(large, captions, 0.25), Told(small, captions, 0.75)]
-    prior, _ = fitted(*language, sets, sets[0], ridge=0.1)
+    sets = [CaptionedEmbeds(large, captions, 0.25), CaptionedEmbeds(small, captions, 0.75)]
+    prior, _ = fit(*language, sets, sets[0], ridge=0.1)
     x = torch.cat([said(language, 60), said(language, 20)])
     weights = torch.cat([torch.full((60,), 0.25 / 60), torch.full((20,), 0.75 / 20)])
     weight, bias = closed_form(x, torch.cat([large, small]).double(), 0.1, weights)
@@ -128,8 +130,8 @@ def test_a_set_counts_its_share_and_not_its_rows(language: tuple[CLIPText, Token
 
 
 def test_every_picture_may_be_worded_several_times(language: tuple[CLIPText, Tokenizer]) -> None:
-    told = Told(draw(30, D).float(), captions)
-    once, twice = (fitted(*language, [told], told, wordings=n)[0] for n in (1, 2))
+    told = CaptionedEmbeds(draw(30, D).float(), captions)
+    once, twice = (fit(*language, [told], told, captions_per_picture=n)[0] for n in (1, 2))
     assert torch.allclose(once.weight, twice.weight, atol=1e-5)  # with the same words, the same
     asked: list[str] = []
 
@@ -137,13 +139,16 @@ def test_every_picture_may_be_worded_several_times(language: tuple[CLIPText, Tok
         asked.extend(words := worded(indices, rng))
         return words
 
-    fitted(*language, [told._replace(captions=heard)], told, wordings=3)
+    fit(*language, [told._replace(captions=heard)], told, captions_per_picture=3)
     assert len(asked) == 90 and len(set(asked)) > 30
 
 
 def test_what_is_measured_on_held_out_pictures(language: tuple[CLIPText, Tokenizer]) -> None:
-    told, held_out = Told(draw(40, D).float(), captions), Told(draw(9, D, seed=1).float(), captions)
-    prior, line = fitted(*language, [told], held_out)
+    told, held_out = (
+        CaptionedEmbeds(draw(40, D).float(), captions),
+        CaptionedEmbeds(draw(9, D, seed=1).float(), captions),
+    )
+    prior, line = fit(*language, [told], held_out)
     given = prior(said(language, 9).float())
     assert line["validation"] == pytest.approx(float((given - held_out.embeds).square().mean()), rel=1e-5)
     dots = (given * held_out.embeds).sum(1) / (given.norm(dim=1) * held_out.embeds.norm(dim=1))
@@ -153,8 +158,8 @@ def test_what_is_measured_on_held_out_pictures(language: tuple[CLIPText, Tokeniz
 @pytest.mark.parametrize("ridge", [0.0, 1e-2])
 @pytest.mark.parametrize("count", [1, 3])
 def test_fewer_rows_than_numbers_stay_finite(language: tuple[CLIPText, Tokenizer], count: int, ridge: float) -> None:
-    told = Told(draw(count, D).float(), captions)
-    prior, line = fitted(*language, [told], told, ridge=ridge)
+    told = CaptionedEmbeds(draw(count, D).float(), captions)
+    prior, line = fit(*language, [told], told, ridge=ridge)
     assert all(map(math.isfinite, line.values()))
     assert prior.weight.isfinite().all() and prior.weight.abs().max() < 100
     if not ridge:
@@ -162,7 +167,7 @@ def test_fewer_rows_than_numbers_stay_finite(language: tuple[CLIPText, Tokenizer
 
 
 def test_one_caption_for_all_gives_the_mean_picture(language: tuple[CLIPText, Tokenizer]) -> None:
-    told = Told(draw(30, D).float(), lambda indices, rng: ["the same"] * len(indices))
-    prior, _ = fitted(*language, [told], told)
+    told = CaptionedEmbeds(draw(30, D).float(), lambda indices, rng: ["the same"] * len(indices))
+    prior, _ = fit(*language, [told], told)
     assert torch.equal(prior.weight, torch.zeros(D, E))
     assert torch.allclose(prior.bias, told.embeds.mean(0), atol=1e-6)

@@ -13,7 +13,7 @@ from kandinsky22.models.clip import CLIPImageProcessor, CLIPVision
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.training import adversary, movq
 from kandinsky22.training.data import Compositions
-from kandinsky22.training.loop import Objective, Recipe, Training, generator
+from kandinsky22.training.loop import Objective, Recipe, Training, step_generator
 from kandinsky22.training.movq import Autoencoder, Terms
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.recipes import BOX
@@ -70,7 +70,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 def test_a_step_draws_crops_then_whole_pictures_and_always_the_same(data: Compositions) -> None:
-    objective = movq.objective(autoencoder(Terms()), [data], RECIPE, crop=32, whole_from=lambda: 5)
+    objective = movq.objective(autoencoder(Terms()), [data], RECIPE, crop=32, full_size_from=lambda: 5)
     crops, whole = objective.draw(3), objective.draw(5)
     assert {name: tuple(value.shape) for name, value in crops.items()} == {
         "picture": (4, 3, 32, 32),
@@ -80,7 +80,7 @@ def test_a_step_draws_crops_then_whole_pictures_and_always_the_same(data: Compos
     assert whole["picture"].shape == (1, 3, 64, 64) and whole["noise"].shape == (1, 4, 16, 16)
     assert all(torch.equal(value, objective.draw(3)[name]) for name, value in crops.items())
     assert crops["step"].tolist() == [3] * 4
-    random = generator(RECIPE.seed, 3)
+    random = step_generator(RECIPE.seed, 3)
     indices, top, left = (torch.randint(count, (4,), generator=random) for count in (24, 33, 33))
     assert torch.equal(crops["picture"], data.crops(indices.numpy(), torch.stack([top, left], 1).numpy(), 32))
     assert torch.equal(crops["noise"], torch.randn(4, 4, 8, 8, generator=random))
@@ -88,7 +88,9 @@ def test_a_step_draws_crops_then_whole_pictures_and_always_the_same(data: Compos
 
 def test_every_shape_gets_its_share_of_the_steps_and_as_many_pixels(data: Compositions) -> None:
     sets = [data, data.stretched(1, 2, 8, share=0.5)]
-    objective = movq.objective(autoencoder(Terms()), sets, replace(RECIPE, batch=16), crop=32, whole_from=lambda: 20)
+    objective = movq.objective(
+        autoencoder(Terms()), sets, replace(RECIPE, batch=16), crop=32, full_size_from=lambda: 20
+    )
     crops = [objective.draw(step)["picture"] for step in range(20)]
     whole = [objective.draw(step) for step in range(20, 60)]
     assert {tuple(pictures.shape) for pictures in crops} == {(16, 3, 32, 32)}
@@ -100,7 +102,7 @@ def test_every_shape_gets_its_share_of_the_steps_and_as_many_pixels(data: Compos
 
 def test_the_loss_of_the_box_is_the_plain_formula(data: Compositions) -> None:
     network = autoencoder(Terms())
-    objective = movq.objective(network, [data], RECIPE, crop=32, whole_from=lambda: 5)
+    objective = movq.objective(network, [data], RECIPE, crop=32, full_size_from=lambda: 5)
     rows = objective.draw(0)
     losses, measured = objective.loss(rows)
     z = network.movq.encode(rows["picture"])
@@ -209,12 +211,12 @@ def test_a_perceptual_term_needs_what_measures_it(data: Compositions) -> None:
 
 def test_hinge_of_known_logits() -> None:
     real, made = torch.tensor([[2.0, 1.0], [0.0, 0.5]]), torch.tensor([[-1.0, -3.0], [0.0, 1.0]])
-    assert adversary.hinge(real, made).tolist() == [0.0, 0.75 + 1.5]
+    assert hinge_loss(real, made).tolist() == [0.0, 0.75 + 1.5]
 
 
 def test_the_discriminator_judges_patches() -> None:
-    assert adversary.Discriminator(8)(pictures(2, 96)).shape == (2, 1, 10, 10)
-    judge = adversary.Discriminator(8)
+    assert Discriminator(8)(pictures(2, 96)).shape == (2, 1, 10, 10)
+    judge = Discriminator(8)
     seen = pictures(1, 128).requires_grad_()
     local = nn.Sequential(*(part for part in judge if not isinstance(part, nn.GroupNorm)))  # that looks everywhere
     local(seen)[0, 0, 7, 7].backward()
@@ -225,8 +227,8 @@ def test_the_discriminator_judges_patches() -> None:
 
 def test_each_network_learns_from_its_own_term() -> None:
     """One backward pass gives both what two separate ones would."""
-    judge, maker, truth = adversary.Discriminator(8), nn.Conv2d(3, 3, 1), pictures(2)
-    deceiving, telling = adversary.losses(judge, maker(truth), truth)
+    judge, maker, truth = Discriminator(8), nn.Conv2d(3, 3, 1), pictures(2)
+    deceiving, telling = adversarial_losses(judge, maker(truth), truth)
     (deceiving + telling).sum().backward()
     ours = gradients(judge), gradients(maker)
     judge.zero_grad()
@@ -246,7 +248,7 @@ def test_each_network_learns_from_its_own_term() -> None:
 
 def test_a_discriminator_learns_to_tell_stripes_that_lie_from_stripes_that_stand() -> None:
     torch.manual_seed(0)
-    judge = adversary.Discriminator(8)
+    judge = Discriminator(8)
     optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3)
 
     def stripes(seed: int) -> Tensor:
@@ -255,7 +257,7 @@ def test_a_discriminator_learns_to_tell_stripes_that_lie_from_stripes_that_stand
 
     for step in range(20):
         optimizer.zero_grad()
-        _, telling = adversary.losses(judge, stripes(step).mT, stripes(step + 1000))
+        _, telling = adversarial_losses(judge, stripes(step).mT, stripes(step + 1000))
         telling.mean().backward()
         optimizer.step()
     with torch.no_grad():
@@ -371,7 +373,7 @@ def test_the_sheet_measures_what_comes_back(data: Compositions) -> None:
     truth = data.pictures(range(9))
     for terms, reports in ((Terms(), False), (Terms(quantised=True), True)):
         network = autoencoder(terms)
-        picture, measured = movq.sheet(network, data, 9)(network.state_dict())
+        picture, measured = movq.sample_grid(network, data, 9)(network.state_dict())
         with torch.no_grad():
             z = network.movq.encode(truth)
             back = network.movq.decode(network.movq.quantize(z)[0] if terms.quantised else z)
@@ -381,19 +383,19 @@ def test_the_sheet_measures_what_comes_back(data: Compositions) -> None:
         assert ("perplexity" in measured) == ("codes_used" in measured) == reports
     network = autoencoder(Terms())  # decoded as it is, and its codebook fitted
     movq.fit_codebook(network.movq.quantize.embedding, network.movq.encode(truth).detach())
-    assert 1 < movq.sheet(network, data, 9)(network.state_dict())[1]["perplexity"] <= 16
+    assert 1 < movq.sample_grid(network, data, 9)(network.state_dict())[1]["perplexity"] <= 16
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_short_training_gives_better_pictures(mode: str, data: Compositions, tmp_path: Path) -> None:
     terms = MODES[mode]
     network = autoencoder(terms)
-    sheet = movq.sheet(network, Compositions(tmp_path, 4, 64, seed=1))
+    sheet = movq.sample_grid(network, Compositions(tmp_path, 4, 64, seed=1))
     before = sheet(network.state_dict())[1]["validation"]
     objective = movq.objective(network, [data], RECIPE, 32, lambda: 99, perceptual() if terms.perceptual else None)
     training = Training(network, objective, RECIPE, steps=8)
     lines = list(training)
-    after = sheet(training.averaged())[1]
+    after = sheet(training.ema_state_dict())[1]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert after["validation"] < 0.9 * before
     assert {"adversarial", "discriminator"} <= lines[-1].keys() or not terms.adversarial
@@ -408,7 +410,7 @@ def test_parts_of_a_batch_teach_what_the_whole_teaches(data: Compositions) -> No
 
 def gradient_of(network: nn.Module, objective: Objective, parts: int) -> Tensor:
     training = Training(network, objective, replace(RECIPE, accumulate=parts), steps=1)
-    training.gradients(0)
+    training.compute_gradients(0)
     gradient = torch.cat([value.flatten() for value in gradients(network).values()])
     network.zero_grad()
     return gradient

@@ -158,7 +158,7 @@ def is_run(values: torch.Tensor) -> bool:
 def test_an_inpainting_network_sees_what_is_known_and_nothing_else() -> None:
     x0 = draw(8, 4, 8, 8)
     bucket = decoder.Bucket(x0, draw(8, 24))
-    seen = inpaint.masked(bucket, torch.arange(8), x0, torch.Generator().manual_seed(1))["masked"]
+    seen = inpaint.masked_inputs(bucket, torch.arange(8), x0, torch.Generator().manual_seed(1))["masked"]
     known = seen[:, 4:]
     assert torch.equal(seen[:, :4], x0 * known)
     assert 0 < known.mean() < 1
@@ -168,7 +168,7 @@ def test_hints_are_the_pictures_depth_some_of_them_at_full_range() -> None:
     depths = np.full((8, 16, 16), 51, np.uint8)
     depths[:, 4:8] = 204
     bucket = decoder.Bucket(draw(8, 4, 2, 2), draw(8, 24), torch.from_numpy(depths))
-    hint = controlnet.hinted(bucket, torch.arange(8), draw(8, 4, 2, 2), torch.Generator().manual_seed(0))["hint"]
+    hint = controlnet.hint_inputs(bucket, torch.arange(8), draw(8, 4, 2, 2), torch.Generator().manual_seed(0))["hint"]
     assert hint.shape == (8, 3, 16, 16)
     nearest = hint.amax(dim=(1, 2, 3))
     assert {round(value, 2) for value in nearest.tolist()} == {0.8, 1.0}
@@ -204,7 +204,7 @@ def test_rows_that_are_not_told_see_the_zero_embedding() -> None:
     schedule = NoiseSchedule.from_config(BOX.decoder_scheduler)
     buckets = [decoder.Bucket(draw(16, 4, 8, 8), embeds)]
     for untold, share in ((0.0, 0.0), (0.3, 0.3)):
-        recipe = Recipe(batch=200, learning_rate=1.0, untold=untold)
+        recipe = Recipe(batch=200, learning_rate=1.0, cond_dropout=untold)
         objective = decoder.objective(None, schedule, buckets, zero, recipe)  # type: ignore[arg-type]  # only draws
         rows = objective.draw(3)["embeds"]
         left_out = (rows == zero).all(dim=1)
@@ -265,14 +265,14 @@ def test_the_prior_that_knows_the_picture_of_every_caption_costs_nothing() -> No
         def forward(self, ids: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(hidden=ids, embed=ids)
 
-    told = prior.Told(embeds, lambda indices, rng: [str(i) for i in indices])
-    recipe = Recipe(batch=12, learning_rate=1.0, untold=0.0)
+    told = prior.CaptionedEmbeds(embeds, lambda indices, rng: [str(i) for i in indices])
+    recipe = Recipe(batch=12, learning_rate=1.0, cond_dropout=0.0)
     knowing = Knowing()
     objective = prior.objective(knowing, Tower(), Words(), schedule, [told], recipe)  # type: ignore[arg-type]
     assert objective.loss(objective.draw(4))[0].max() < 1e-10
     knowing.off = 0.5
     assert torch.allclose(objective.loss(objective.draw(4))[0], torch.full((12,), 0.25))
-    untold = prior.objective(knowing, Tower(), Words(), schedule, [told], replace(recipe, batch=400, untold=0.25))  # type: ignore[arg-type]
+    untold = prior.objective(knowing, Tower(), Words(), schedule, [told], replace(recipe, batch=400, cond_dropout=0.25))  # type: ignore[arg-type]
     assert 0.15 < float((untold.draw(0)["ids"] == 0).float().mean()) < 0.45  # "0" is said of a tenth, too
 
 
@@ -309,6 +309,6 @@ def test_clips_loss_is_the_cross_entropy_of_the_whole_batch() -> None:
 
 def test_the_priors_statistics_are_those_of_all_embeddings() -> None:
     embeds = draw(50, 6) * 3 + 100
-    told = [prior.Told(embeds[:20], lambda i, r: []), prior.Told(embeds[20:], lambda i, r: [])]
+    told = [prior.CaptionedEmbeds(embeds[:20], lambda i, r: []), prior.CaptionedEmbeds(embeds[20:], lambda i, r: [])]
     mean, deviation = prior.statistics(told, at_once=7)
     assert torch.allclose(mean, embeds.mean(0), atol=1e-4) and torch.allclose(deviation, embeds.std(0), atol=1e-4)

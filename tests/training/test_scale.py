@@ -161,7 +161,7 @@ class Killer(threading.Thread):
 
     def _torn(self) -> set[str]:
         """The checkpoints that are being written, or were when a process was killed."""
-        return {path.name for path in self.folder.glob(f"{checkpoints.FOLDER}/*{checkpoints.TORN}")}
+        return {path.name for path in self.folder.glob(f"{checkpoints.FOLDER}/*{checkpoints.PARTIAL_SUFFIX}")}
 
     def _wait(self, for_what: Callable[[], Any], seconds: float = 0.005) -> bool:
         while not self.over.wait(seconds):

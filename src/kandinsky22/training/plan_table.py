@@ -81,7 +81,7 @@ def _memory_lines(plan: Plan) -> list[str]:
 def _fit_lines(plan: Plan, device: Device, name: str) -> list[str]:
     """Whether the memory of a device is enough, and if not, what would help."""
     usable = USABLE * device.memory
-    figures = f"of {_gib(device.memory)}, {USABLE:.0%} of which are planned with (assumed; the rest is for what is not counted)"
+    figures = f"of {_gib(device.memory)}, {USABLE:.0%} are planned with (assumed; the rest is for what is not counted)"
     if plan.peak_memory <= usable:
         return [f"It fits {name}: {figures}."]
     if plan.step_memory <= usable:  # sample grids or preprocessing do not fit
