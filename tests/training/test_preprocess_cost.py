@@ -21,7 +21,7 @@ from kandinsky22.training.network_plans import plan_of, preprocess_cost
 from kandinsky22.training.plan_table import table
 from kandinsky22.training.preprocess_cost import InferenceCost, inference_cost, network_bytes
 from kandinsky22.training.recipes import BOX
-from tests.training.scale_program import Noisy
+from tests.training.scale_program import NoisePictures
 from tests.training.test_model_trainer import SHORT
 
 CELLS = SHORT.side // SHORT.movq.factor
@@ -70,7 +70,7 @@ def test_the_decoders_sample_grid_takes_the_planned_operations() -> None:
 
 def test_movqs_sample_grid_takes_the_planned_operations() -> None:
     both = movq.Autoencoder(MoVQ(SHORT.movq))
-    pictures = replace(Noisy(), size=(SHORT.side, SHORT.side))
+    pictures = replace(NoisePictures(), size=(SHORT.side, SHORT.side))
     sample_grid = movq.sample_grid(both, pictures, 40)  # type: ignore[arg-type]
     planned = plan_of(SHORT, "movq", 1, 1).sample_grid.operations
     assert planned * 40 / movq.NUM_RECONSTRUCTIONS == operations_of(sample_grid, both)
@@ -84,7 +84,7 @@ def test_the_priors_sample_grid_takes_the_planned_operations(monkeypatch: pytest
         prior.CaptionedEmbeds(torch.randn(256, 32), lambda indices, rng: [""] * len(indices)),
     )
     schedule = NoiseSchedule.from_config(SHORT.prior_scheduler)
-    pictures = replace(Noisy(), size=(8, 8))
+    pictures = replace(NoisePictures(), size=(8, 8))
     sample_grid = prior.sample_grid(
         network, text, FullLengthTokenizer(), schedule, held_out, pictures, SHORT.runs["prior"]
     )  # type: ignore[arg-type]
