@@ -43,7 +43,7 @@ from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import decoder, prior, shards
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.decoder import Rows
-from kandinsky22.training.loop import Batch, Objective, Recipe, Training, on
+from kandinsky22.training.loop import Batch, Objective, Recipe, Training, move_batch
 from kandinsky22.training.processes import Processes
 
 SIDE, PICTURES, DIM, TEXT_LENGTH, VOCABULARY = 128, 64, 256, 77, 1024
@@ -199,8 +199,8 @@ class Bench:
             for fixed in (network.clip_mean, network.clip_std):
                 fixed.requires_grad_(False)
             captions = self.pictures.captions
-            objective = prior.objective(network, *known, [prior.Told(ours, captions)], recipe)
-            draw = prior.objective(network, *known, [prior.Told(theirs, captions)], recipe).draw
+            objective = prior.objective(network, *known, [prior.CaptionedEmbeds(ours, captions)], recipe)
+            draw = prior.objective(network, *known, [prior.CaptionedEmbeds(theirs, captions)], recipe).draw
             mean, std = twin.clip_mean.detach().clone(), twin.clip_std.detach().clone()
 
             def predict(rows: Batch) -> tuple[Tensor, Tensor]:
@@ -245,7 +245,7 @@ class Bench:
         twin.train()
 
         def theirs(step: int) -> float:
-            rows = on(self.device, draw(step))
+            rows = move_batch(draw(step), self.device)
             with self.autocast():
                 said, asked = predict(rows)
             loss = F.mse_loss(said.float(), asked.float())
@@ -272,7 +272,7 @@ class Bench:
             betas=(0.9, 0.999),
             weight_decay=0.01,
             bfloat16=self.products == torch.bfloat16,
-            untold=0.0,
+            cond_dropout=0.0,
         )
 
     def autocast(self) -> AbstractContextManager[object]:

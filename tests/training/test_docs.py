@@ -11,11 +11,11 @@ from PIL import Image
 
 from kandinsky22.cli.app import run
 from kandinsky22.training import cli, options
+from kandinsky22.training.network_plans import GPU, plan_of
 from kandinsky22.training.photos import Filter, shapes
-from kandinsky22.training.plan import GIB, reached
-from kandinsky22.training.planning import GPU, plan_of
-from kandinsky22.training.recipes import NETWORKS, PAINTERS, PUBLISHED, STAGES, Stage
-from kandinsky22.training.run import lines
+from kandinsky22.training.plan_table import GIB, expected_rate
+from kandinsky22.training.recipes import NETWORKS, PUBLISHED, STAGES, UNETS, Stage
+from kandinsky22.training.run import read_metrics
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch
 
     folder = Path("runs/mine")
     for network, steps in (("decoder", 12), ("prior", 6), ("inpaint", 2)):
-        assert [line["step"] for line in lines(folder / network)] == [*range(1, steps + 1)]
+        assert [line["step"] for line in read_metrics(folder / network)] == [*range(1, steps + 1)]
         with Image.open(folder / network / "sheet.png") as sheet:
             assert sheet.height >= 128
     assert len([*Path("out").glob("three-purple-stars*.png")]) >= 1
@@ -92,7 +92,7 @@ def test_table_of_options_has_the_networks_of_each_option() -> None:
 def networks_in(cell: str) -> set[str]:
     """The networks that a cell of the table names."""
     named = {*re.findall(r"`([a-z][a-z-]*)`", cell), *(("prior",) if "prior," in cell else ())}
-    named |= {*PAINTERS} if "painters" in cell else set()
+    named |= {*UNETS} if "painters" in cell else set()
     return {*NETWORKS} - named if "all" in cell else named or {*NETWORKS}
 
 
@@ -121,22 +121,27 @@ def table_of_plans() -> str:
         "their 400 sheets, assumed",
         "a million pictures before them, assumed",
     ]
-    rows, rate, single, processes = [heads, ["---"] * len(heads)], reached(GPU), reached(GPU, bfloat16=False), 8
+    rows, rate, single, processes = (
+        [heads, ["---"] * len(heads)],
+        expected_rate(GPU),
+        expected_rate(GPU, bfloat16=False),
+        8,
+    )
     for network, title in (("decoder", "decoder"), ("prior", "prior"), ("movq", "MoVQ")):
         plan = plan_of(PUBLISHED, network, 100_000, processes)
         recomputed = f", and {plan.recomputed / 1e12:.0f} T again" if plan.recomputed else ""
-        before, hours = plan.before, plan.seconds(rate) / 3600
-        drawn = plan.sheets * plan.sheet.operations / single
+        before, hours = plan.preprocess, plan.seconds(rate) / 3600
+        drawn = plan.sample_grids * plan.sample_grid.operations / single
         operations = f"{plan.operations / 1e12:.0f} T{recomputed}"
         rows.append(
             [
                 title,
                 f"{plan.recipe.batch}{', checkpointed' if plan.recipe.checkpointing else ''}",
-                f"{plan.total / GIB:.1f} GiB",
-                f"{plan.drawing / GIB:.1f} GiB",
+                f"{plan.step_memory / GIB:.1f} GiB",
+                f"{plan.sampling_memory / GIB:.1f} GiB",
                 f"{before.memory / GIB:.1f} GiB" if before else "",
                 operations,
-                f"{plan.sheet.operations / 1e12:.0f} T",
+                f"{plan.sample_grid.operations / 1e12:.0f} T",
                 f"{hours:.1f} hours",
                 f"{drawn / 3600:.1f} hours",
                 f"{before.operations / processes / rate / 3600:.1f} hours, {before.disk / GIB:.0f} GiB on disk"

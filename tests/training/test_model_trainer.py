@@ -21,7 +21,7 @@ from kandinsky22.training.loop import Recipe
 from kandinsky22.training.model_trainer import ModelTrainer
 from kandinsky22.training.network_training import NETWORK_TRAINING
 from kandinsky22.training.recipes import BOX, NETWORKS
-from kandinsky22.training.run import lines
+from kandinsky22.training.run import read_metrics
 from kandinsky22.training.run_lock import run_lock
 
 SHORT = replace(
@@ -124,7 +124,7 @@ def test_resume_with_another_image_encoder_is_refused(trained: ModelTrainer, tmp
     tensors = load_file(weights)
     tensors["visual_projection.weight"] += 1
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match="the checkpoint learnt from another image_encoder than"):
+    with pytest.raises(ValueError, match="the checkpoint was trained with a different image_encoder"):
         next(ModelTrainer(SHORT, folder).train("decoder"))
 
 
@@ -187,4 +187,4 @@ def test_repeating_finished_movq_training_keeps_the_later_decoder_training(train
 
 def test_linear_prior_writes_its_metrics(trained: ModelTrainer) -> None:
     (line,) = trained.train("linear-prior")
-    assert lines(trained.folder / "linear-prior") == [line] and line["loss"] > 0
+    assert read_metrics(trained.folder / "linear-prior") == [line] and line["loss"] > 0

@@ -16,13 +16,13 @@ from kandinsky22.acceleration import allocator
 from kandinsky22.checkpoints import catalog
 from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
-from kandinsky22.training.loop import Recipe, refuse_uncut
+from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_trainer import ModelTrainer
 from kandinsky22.training.options import parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import DatasetConfig, Progress
 from kandinsky22.training.processes import Processes, join
-from kandinsky22.training.recipes import BOX, PAINTERS, PUBLISHED, STAGES, ModelRecipe, of_model
+from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
 from kandinsky22.training.sources import Source, find_pictures
 
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int | None:
     """Train as the arguments say, and return an exit status. Raises `ValueError`, `CheckpointError` and `OSError`."""
     args, recipe, base = configure(arguments)
     if "plan" in args:
-        from kandinsky22.training.planning import say_plan
+        from kandinsky22.training.network_plans import print_plan
 
         pictures = sum(len(find_pictures(source.path)[0]) for source in args.data) if "data" in args else None
         steps = getattr(args, "steps", None)
-        say_plan(recipe, args.network, steps, args.processes, args.plan, every=args.every, pictures=pictures)
+        print_plan(recipe, args.network, steps, args.processes, args.plan, every=args.every, pictures=pictures)
         return None
     folder = args.folder / args.network
     if supervisor.is_needed(args.processes, args.relaunch):
@@ -72,7 +72,7 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, ModelRecipe
     refuse_changes(stored, settings(args, recipe))
     if args.network in recipe.runs:
         count = max(args.processes, int(os.environ.get("WORLD_SIZE", "1")))
-        refuse_uncut(recipe.runs[args.network], count, coupled=args.network == "clip")
+        check_batch_split(recipe.runs[args.network], count, coupled=args.network == "clip")
     return args, recipe, base
 
 
@@ -113,7 +113,7 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,
     }
-    if args.network in PAINTERS:
+    if args.network in UNETS:
         result["predict"] = recipe.decoder_scheduler["prediction_type"]
     if "data" in args:
         result |= {

@@ -9,6 +9,7 @@ from kandinsky22.training.link_base import link_missing
 from kandinsky22.training.network_training import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.run_lock import run_lock
+from kandinsky22.training.throughput import seconds_per_step
 
 ADDED = "added"  # a file of a run whose network is in the model
 LINKING_TIMEOUT = 3600.0  # seconds to wait for another network's run to copy the base model
@@ -37,7 +38,7 @@ class ModelTrainer(TrainingContext):
         raises, and `OSError` if another process trains the same network in the same folder.
         """
         with ExitStack() as locks:
-            self.processes.told_by_first(lambda: locks.enter_context(run_lock(self.folder / network)))
+            self.processes.broadcast_from_rank0(lambda: locks.enter_context(run_lock(self.folder / network)))
             if self.processes.first:
                 with run_lock(self.folder, LINKING_TIMEOUT):  # two networks may start at the same time
                     link_missing(self.model.path, self.base)
@@ -70,12 +71,12 @@ class ModelTrainer(TrainingContext):
         else:
             training.steps = steps or self.recipe.steps[network]
             if minutes is not None:
-                training.steps = max(1, round(60 * minutes / run.seconds_per_step(training)))
+                training.steps = max(1, round(60 * minutes / seconds_per_step(training)))
         added = folder / ADDED
         if training.step == training.steps and added.exists() and self.model.target(entry.component).is_dir():
             return  # adding it again would undo what was trained on top of it
-        yield from run.run(training, folder, sheet=sample_grid, every=every, tensorboard=tensorboard)
-        trained = training.finished()
+        yield from run.run(training, folder, sample_grid=sample_grid, every=every, tensorboard=tensorboard)
+        trained = training.ema_network()
         if self.processes.first:
             entry.add(self, data, trained)
             added.touch()

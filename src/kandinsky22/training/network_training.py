@@ -31,7 +31,8 @@ from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.probes import Probes, labels
 from kandinsky22.training.processes import CPU
-from kandinsky22.training.recipes import PAINTERS
+from kandinsky22.training.recipes import UNETS
+from kandinsky22.training.sample_grid import SampleGrid
 
 UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
 TOKENIZER_CAPTIONS = 20_000  # that the tokenizer's vocabulary is learned from
@@ -44,7 +45,7 @@ class Prepared(NamedTuple):
     """A network's run, ready to start or to resume, and what draws its sample grid and validates it."""
 
     training: Training
-    sample_grid: run.Sheet
+    sample_grid: SampleGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def _prepare_autoencoder(
         autoencoder, data.distinct_sets, recipe.runs[name], recipe.crop, uncropped_from, perceptual
     )
     training = context.training(name, autoencoder, objective, data, inputs)
-    return Prepared(training, movq.sheet(autoencoder, data.held_out))
+    return Prepared(training, movq.sample_grid(autoencoder, data.held_out))
 
 
 def add_movq(context: TrainingContext, data: TrainingData, trained: movq.Autoencoder) -> None:
@@ -160,10 +161,10 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     hard = recipe.hard_negatives if is_probed else 0
     hard -= hard % processes.count  # as many in each process
     objective = clip.objective(
-        network, tokenizer, data.distinct_sets, recipe.runs["clip"], hard=hard, gathered=processes.gathered
+        network, tokenizer, data.distinct_sets, recipe.runs["clip"], hard=hard, gather=processes.gather_rows
     )
     training = context.training("clip", network, objective, data, {})
-    return Prepared(training, clip.sheet(network, tokenizer, data.held_out, recipe.runs["clip"]))
+    return Prepared(training, clip.sample_grid(network, tokenizer, data.held_out, recipe.runs["clip"]))
 
 
 def learn_tokenizer(sets: list[Pictures], vocabulary: int, text_length: int) -> Tokenizer:
@@ -208,11 +209,13 @@ def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
     training = context.training("prior", network, objective, data, inputs)
     held_out = data.held_out
     embeds, probe = _captioned_embeds(context, data, held_out), _probe(context, held_out)
-    return Prepared(training, prior.sheet(network, *conditioning, embeds, held_out, run_recipe, probe))
+    return Prepared(training, prior.sample_grid(network, *conditioning, embeds, held_out, run_recipe, probe))
 
 
-def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pictures) -> prior.Told:
-    return prior.Told(data.embeds(pictures, *context.frozen.image_embedder), pictures.captions, pictures.share)
+def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pictures) -> prior.CaptionedEmbeds:
+    return prior.CaptionedEmbeds(
+        data.embeds(pictures, *context.frozen.image_embedder), pictures.captions, pictures.share
+    )
 
 
 def _probe(context: TrainingContext, held_out: Pictures) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
@@ -241,12 +244,12 @@ def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[d
     """Fit the linear prior in one pass over the captions, which every process makes, and write it."""
     sets = [_captioned_embeds(context, data, pictures) for pictures in data.distinct_sets]
     encoder = context.frozen.text_encoder.to(context.processes.device), context.frozen.tokenizer
-    fitted, measured = linear_prior.fitted(*encoder, sets, _captioned_embeds(context, data, data.held_out))
+    fitted, measured = linear_prior.fit(*encoder, sets, _captioned_embeds(context, data, data.held_out))
     line = {"step": 1, "of": 1, **measured}
     if context.processes.first:
         encoders = [context.model.stored(name).fingerprint for name in ("text_encoder", "image_encoder")]
         linear_prior_file.save(context.model.path / catalog.PRIOR / linear_prior_file.FOLDER, fitted, *encoders)
-        run.tell(context.folder / "linear-prior", line)
+        run.write_metrics(context.folder / "linear-prior", line)
     context.processes.wait()
     yield line
 
@@ -256,31 +259,33 @@ def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[d
 
 def prepare_decoder(context: TrainingContext, data: TrainingData) -> Prepared:
     """The decoder of text-to-image."""
-    return _prepare_unet("decoder", context.recipe.unet, decoder.nothing, context, data)
+    return _prepare_unet("decoder", context.recipe.unet, decoder.no_extra_inputs, context, data)
 
 
 def prepare_inpaint(context: TrainingContext, data: TrainingData) -> Prepared:
     """The decoder with the masked latents and the mask as further input channels."""
     channels = 2 * context.recipe.movq.latent_channels + 1
-    return _prepare_unet("inpaint", replace(context.recipe.unet, in_channels=channels), inpaint.masked, context, data)
+    return _prepare_unet(
+        "inpaint", replace(context.recipe.unet, in_channels=channels), inpaint.masked_inputs, context, data
+    )
 
 
 def prepare_controlnet(context: TrainingContext, data: TrainingData) -> Prepared:
     """The decoder with an encoded depth hint as further input channels."""
     channels = 2 * context.recipe.movq.latent_channels
     config = replace(context.recipe.unet, in_channels=channels, addition_embed_type="image_hint")
-    return _prepare_unet("controlnet", config, controlnet.hinted, context, data)
+    return _prepare_unet("controlnet", config, controlnet.hint_inputs, context, data)
 
 
 def _prepare_unet(
-    name: str, config: UNetConfig, beside: decoder.Beside, context: TrainingContext, data: TrainingData
+    name: str, config: UNetConfig, extra_inputs: decoder.ExtraInputs, context: TrainingContext, data: TrainingData
 ) -> Prepared:
     """A U-Net. Those for inpainting and hints are initialised with the plain decoder's, if the base model has none."""
     frozen = context.frozen
     encoders = frozen.latent_encoder, frozen.image_embedder
     torch.manual_seed(0)
     network = UNet(config)
-    if name != "decoder" and PAINTERS[name] not in context.base:
+    if name != "decoder" and UNETS[name] not in context.base:
         weights = context.model.stored("decoder").load(torch.float32, CPU).state_dict()
         network.load_state_dict(init_weights.initial_state(network.state_dict(), weights))
     context.initialise_from_base(name, network)
@@ -290,10 +295,10 @@ def _prepare_unet(
     held_out = data.bucket(data.held_out, *encoders, hinted=config.hinted)
     frozen.movq.cpu()  # frees device memory for the training
     recipe = context.recipe.runs[name]
-    objective = decoder.objective(network, schedule, buckets, zero, recipe, beside)
+    objective = decoder.objective(network, schedule, buckets, zero, recipe, extra_inputs)
     space = {"movq": frozen.latent_space, "prediction": schedule.prediction_type}
     training = context.training(name, network, objective, data, {**space, **frozen.image_encoder_fingerprints})
-    return Prepared(training, decoder.sheet(network, frozen.movq, schedule, held_out, zero, recipe, beside))
+    return Prepared(training, decoder.sample_grid(network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs))
 
 
 def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
@@ -307,9 +312,9 @@ def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> 
 def add_unet(name: str, context: TrainingContext, data: TrainingData, network: UNet) -> None:
     """Write a decoder's U-Net and scheduler; MoVQ is only in the folder of the plain decoder."""
     context.model.save(name, network)
-    folder = context.model.path / PAINTERS[name]
+    folder = context.model.path / UNETS[name]
     write_json(folder / "scheduler" / "scheduler_config.json", context.recipe.decoder_scheduler)
-    write_json(folder / "model_index.json", catalog.decoder_index(PAINTERS[name]))
+    write_json(folder / "model_index.json", catalog.decoder_index(UNETS[name]))
 
 
 NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {

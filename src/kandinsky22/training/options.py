@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kandinsky22.training.photos import GRAIN
-from kandinsky22.training.recipes import NETWORKS, PAINTERS, STAGES
+from kandinsky22.training.recipes import NETWORKS, STAGES, UNETS
 from kandinsky22.training.run import EVERY
 from kandinsky22.training.sources import Source
 
@@ -40,9 +40,9 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
     ),
     "from_scratch": [network for network in ITERATIVE if network != "movq-decoder"],
     "accumulate": [network for network in ITERATIVE if network != "clip"],
-    "cond_dropout": ("prior", *PAINTERS),
-    "min_snr": ("prior", *PAINTERS),
-    "predict": (*PAINTERS,),
+    "cond_dropout": ("prior", *UNETS),
+    "min_snr": ("prior", *UNETS),
+    "predict": (*UNETS,),
     "depth_model": ("controlnet",),
 }
 """The networks that an option applies to; an option that is not here applies to all."""

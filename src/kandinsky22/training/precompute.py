@@ -104,7 +104,7 @@ class TrainingData:
     @cached_property
     def _user_pictures(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report] | None:
         """Checked by the first process, so that all processes have the same."""
-        return self.processes.told_by_first(self._check_pictures) if self.dataset is not None else None
+        return self.processes.broadcast_from_rank0(self._check_pictures) if self.dataset is not None else None
 
     def _check_pictures(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
         assert self.dataset is not None
