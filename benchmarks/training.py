@@ -43,7 +43,7 @@ from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import decoder, prior, shards
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.decoder import Rows
-from kandinsky22.training.loop import Batch, Objective, Recipe, Training, on
+from kandinsky22.training.loop import Batch, Objective, Recipe, Training, move_batch
 from kandinsky22.training.processes import Processes
 
 SIDE, PICTURES, DIM, TEXT_LENGTH, VOCABULARY = 128, 64, 256, 77, 1024
@@ -199,8 +199,8 @@ class Bench:
             for fixed in (network.clip_mean, network.clip_std):
                 fixed.requires_grad_(False)
             captions = self.pictures.captions
-            objective = prior.objective(network, *known, [prior.Told(ours, captions)], recipe)
-            draw = prior.objective(network, *known, [prior.Told(theirs, captions)], recipe).draw
+            objective = prior.objective(network, *known, [prior.CaptionedEmbeds(ours, captions)], recipe)
+            draw = prior.objective(network, *known, [prior.CaptionedEmbeds(theirs, captions)], recipe).draw
             mean, std = twin.clip_mean.detach().clone(), twin.clip_std.detach().clone()
 
             def predict(rows: Batch) -> tuple[Tensor, Tensor]:
@@ -245,7 +245,7 @@ class Bench:
         twin.train()
 
         def theirs(step: int) -> float:
-            rows = on(self.device, draw(step))
+            rows = move_batch(draw(step), self.device)
             with self.autocast():
                 said, asked = predict(rows)
             loss = F.mse_loss(said.float(), asked.float())
@@ -272,7 +272,7 @@ class Bench:
             betas=(0.9, 0.999),
             weight_decay=0.01,
             bfloat16=self.products == torch.bfloat16,
-            untold=0.0,
+            cond_dropout=0.0,
         )
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -295,14 +295,14 @@ class Bench:
 
     def latents(self) -> shards.Shards:
         """Computed once, by ours."""
-        return shards.computed(
+        return shards.load_or_compute(
             self.folder / "latents", "movq", PICTURES, lambda rows: self.movq.encode(self.pictures.pictures(rows))
         )
 
     def embeds(self) -> shards.Shards:
         """Computed once, by ours."""
-        return shards.computed(
-            self.folder / "embeds", "vision", PICTURES, lambda rows: self.vision(self.pictures.seen(rows))
+        return shards.load_or_compute(
+            self.folder / "embeds", "vision", PICTURES, lambda rows: self.vision(self.pictures.clip_inputs(rows))
         )
 
     def encoding_pictures(self) -> Encoded:
@@ -314,7 +314,7 @@ class Bench:
     def encoding_what_clip_sees(self) -> Encoded:
         """Embeddings, by theirs, each time."""
         network = self.frozen(self.twins(self.vision)[1])
-        pixels = self.pictures.seen(range(PICTURES))
+        pixels = self.pictures.clip_inputs(range(PICTURES))
         return Encoded(pixels, lambda chosen: network(chosen.to(self.device, self.products)).image_embeds)
 
 
