@@ -295,14 +295,14 @@ class Bench:
 
     def latents(self) -> shards.Shards:
         """Computed once, by ours."""
-        return shards.computed(
+        return shards.load_or_compute(
             self.folder / "latents", "movq", PICTURES, lambda rows: self.movq.encode(self.pictures.pictures(rows))
         )
 
     def embeds(self) -> shards.Shards:
         """Computed once, by ours."""
-        return shards.computed(
-            self.folder / "embeds", "vision", PICTURES, lambda rows: self.vision(self.pictures.seen(rows))
+        return shards.load_or_compute(
+            self.folder / "embeds", "vision", PICTURES, lambda rows: self.vision(self.pictures.clip_inputs(rows))
         )
 
     def encoding_pictures(self) -> Encoded:
@@ -314,7 +314,7 @@ class Bench:
     def encoding_what_clip_sees(self) -> Encoded:
         """Embeddings, by theirs, each time."""
         network = self.frozen(self.twins(self.vision)[1])
-        pixels = self.pictures.seen(range(PICTURES))
+        pixels = self.pictures.clip_inputs(range(PICTURES))
         return Encoded(pixels, lambda chosen: network(chosen.to(self.device, self.products)).image_embeds)
 
 

@@ -3,7 +3,7 @@
 # sh runs/clip_switch.sh [FOLDER] [CAPTIONS]; what the oracle reads before and after is in FOLDER/before.md and after.md. Hours.
 #
 # The new CLIP goes on from the box's, and every embedding changes. The prior goes on from the box's, too, with the new
-# embeddings' mean and deviation; for a CLIP that has nothing to do with the one before, say --anew. Prior and decoder do not wait for
+# embeddings' mean and deviation; for a CLIP that has nothing to do with the one before, say --from-scratch. Prior and decoder do not wait for
 # each other. Stopped, it goes on where it was.
 set -eu
 

@@ -21,7 +21,7 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.unet import UNet
 from kandinsky22.training import checkpoints, clip, decoder, movq, photos, run
 from kandinsky22.training.loop import Batch, Training
-from kandinsky22.training.precompute import Material, Own
+from kandinsky22.training.precompute import DatasetConfig, TrainingData
 from kandinsky22.training.processes import ALONE, Processes, join, local_shards
 from kandinsky22.training.recipes import BOX
 from kandinsky22.training.sources import Source
@@ -42,7 +42,7 @@ class NoisePictures:
     """Pictures of noise, each with one of nine captions."""
 
     name: str = "noise"
-    look: str = "noise"
+    pixels_name: str = "noise"
     size: tuple[int, int] = (64, 32)
     share: float = 1.0
 
@@ -55,7 +55,7 @@ class NoisePictures:
     def pictures(self, indices: Any) -> Tensor:
         return self._of(indices, *self.size)
 
-    def seen(self, indices: Any) -> Tensor:
+    def clip_inputs(self, indices: Any) -> Tensor:
         return self._of(indices, 16, 16)
 
     def crops(self, indices: Any, corners: np.ndarray, size: int) -> Tensor:
@@ -207,9 +207,9 @@ def check_pictures(processes: Processes, folder: Path, pictures: Path) -> tuple[
     size = photos.decoded_size
     photos.decoded_size = lambda file: decoded.append(file) or size(file)
     try:
-        own = Own((Source(pictures),))
-        material = Material(BOX, folder, BOX.image_processor, own, captioned=False, processes=processes)
-        return f"{material.report}\n{material.name}", len(decoded)
+        dataset = DatasetConfig((Source(pictures),))
+        data = TrainingData(BOX, folder, BOX.image_processor, dataset, captioned=False, processes=processes)
+        return f"{data.report}\n{data.name}", len(decoded)
     except ValueError as error:
         return str(error), len(decoded)
     finally:

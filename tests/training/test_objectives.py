@@ -182,7 +182,7 @@ def test_a_network_with_further_inputs_starts_by_predicting_what_the_plain_one_p
     randomise(plain)
     more = {"inpaint": {"in_channels": 9}, "hint": {"in_channels": 8, "addition_embed_type": "image_hint"}}
     network = UNet(replace(config, **more[kind]))  # type: ignore[arg-type]
-    network.load_state_dict(init_weights.grown(network.state_dict(), plain.state_dict()))
+    network.load_state_dict(init_weights.initial_state(network.state_dict(), plain.state_dict()))
     x, t, embeds = draw(2, 4, 8, 8), torch.tensor([3, 700]), draw(2, 24)
     extra = {"masked": draw(2, 5, 8, 8)} if kind == "inpaint" else {"hint": draw(2, 3, 64, 64).sigmoid()}
     conditioned = network.condition(embeds, **extra)
@@ -193,7 +193,7 @@ def test_a_network_with_further_inputs_starts_by_predicting_what_the_plain_one_p
 def test_initial_weights_of_other_shapes_are_ignored() -> None:
     own = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "conv": torch.ones(2, 3, 1, 1)}
     given = {"a": torch.ones(2, 3), "b": torch.ones(5), "c": torch.ones(1), "conv": torch.full((2, 2, 1, 1), 7.0)}
-    state = init_weights.grown(own, given)
+    state = init_weights.initial_state(own, given)
     assert torch.equal(state["a"], given["a"]) and torch.equal(state["b"], own["b"]) and "c" not in state
     assert state["conv"].flatten().tolist() == [7.0, 7.0, 0.0, 7.0, 7.0, 0.0]
 

@@ -12,8 +12,8 @@ from kandinsky22.checkpoints import catalog, full_size
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.training.loop import Recipe
-from kandinsky22.training.model_trainer import Workshop
-from kandinsky22.training.precompute import Own
+from kandinsky22.training.model_trainer import ModelTrainer
+from kandinsky22.training.precompute import DatasetConfig
 from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED, STAGES, ModelRecipe, of_model
 from kandinsky22.training.sources import Source
 
@@ -60,20 +60,19 @@ def test_fine_tuning_the_prior_changes_no_other_network(tiny_model: Path, tmp_pa
     parts = catalog.parts(str(tiny_model))
     recipe = of_model(parts)
     run = Recipe(batch=2, learning_rate=1e-3, bfloat16=False)
-    workshop = Workshop(
-        replace(recipe, runs={**recipe.runs, "prior": run}), tmp_path, parts, Own((Source(pictures(tmp_path)),))
-    )
-    (line,) = workshop.train("prior", steps=1)
+    dataset = DatasetConfig((Source(pictures(tmp_path)),))
+    trainer = ModelTrainer(replace(recipe, runs={**recipe.runs, "prior": run}), tmp_path, parts, dataset)
+    (line,) = trainer.train("prior", steps=1)
     assert line["loss"] > 0 and line["validation"] > 0
-    assert all(not p.requires_grad and p.grad is None for p in workshop.text_encoder.parameters())
+    assert all(not p.requires_grad and p.grad is None for p in trainer.frozen.text_encoder.parameters())
     changed = {
         str(path.relative_to(tiny_model))
         for path in tiny_model.rglob("*")
-        if path.is_file() and (workshop.model / path.relative_to(tiny_model)).read_bytes() != path.read_bytes()
+        if path.is_file() and (trainer.model.path / path.relative_to(tiny_model)).read_bytes() != path.read_bytes()
     }
     assert "prior/prior/diffusion_pytorch_model.safetensors" in changed
     assert all(name.endswith(".json") or name.startswith("prior/prior/") for name in changed), changed
-    (result,) = Kandinsky.load(workshop.model)(text2img("two red circles", seed=1))
+    (result,) = Kandinsky.load(trainer.model.path)(text2img("two red circles", seed=1))
     assert result.image.size == (64, 64)
 
 

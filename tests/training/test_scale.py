@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from kandinsky22.training import checkpoints, run, supervisor
-from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Training
 from kandinsky22.training.processes import Processes
 from kandinsky22.training.run import read_metrics
+from kandinsky22.training.run_lock import run_lock
 from tests.training.scale_program import (
     CASES,
     EVERY,
@@ -281,8 +281,8 @@ def test_a_process_that_stated_why_it_stopped_is_not_started_again(
         assert len(list((tmp_path / name).glob("launch*"))) == len(actions)
         assert "the reason" not in "".join(capfd.readouterr()), "the caller prints it"
     (tmp_path / "c").mkdir()
-    supervisor.leave_word(tmp_path / "c", ValueError("of an\nearlier run"))
-    assert (tmp_path / "c" / supervisor.WORD).read_text() == "of an earlier run"
+    supervisor.write_stop_reason(tmp_path / "c", ValueError("of an\nearlier run"))
+    assert (tmp_path / "c" / supervisor.STOP_REASON).read_text() == "of an earlier run"
     assert supervise(tmp_path / "c", 1, "crash", "done") == (0, 2)
 
 
@@ -303,8 +303,8 @@ def test_a_run_stopped_by_a_signal_is_not_started_again(tmp_path: Path) -> None:
 LOCKING = """
 import sys, time
 from pathlib import Path
-from kandinsky22.training.lock import held
-with held(Path(sys.argv[1])):
+from kandinsky22.training.run_lock import run_lock
+with run_lock(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -320,12 +320,12 @@ def test_a_folder_stays_locked_until_its_process_ends(tmp_path: Path) -> None:
         try:
             with (
                 pytest.raises(OSError, match=f"another run is going on in {tmp_path}; wait until it ends"),
-                held(tmp_path, 0.3),
+                run_lock(tmp_path, 0.3),
             ):
                 pass
         finally:
             other.kill()
-    with held(tmp_path, 1.0):
+    with run_lock(tmp_path, 1.0):
         pass
 
 

@@ -77,7 +77,7 @@ def objective(
         numbers = {text: number for number, text in enumerate(dict.fromkeys(captions + wrong))}
         caption_ids = torch.tensor([numbers[text] for text in captions + wrong])
         rows = {
-            "pixels": data.seen(indices),
+            "pixels": data.clip_inputs(indices),
             "row": torch.arange(len(captions)),
             "picture": torch.from_numpy(indices),
             "ids": ids[: len(captions)],
@@ -137,7 +137,9 @@ def validate(
     scenes = [held_out.scene(i) for i in range(count)] if isinstance(held_out, Compositions) else []
     captions = [caption(scene, rng, whole=True) for scene in scenes] or held_out.captions(np.arange(count), rng)
     device, starts = clip.logit_scale.device, range(0, count, ENCODING_BATCH)
-    image = torch.cat([clip.vision(held_out.seen(range(i, min(i + ENCODING_BATCH, count))).to(device)) for i in starts])
+    image = torch.cat(
+        [clip.vision(held_out.clip_inputs(range(i, min(i + ENCODING_BATCH, count))).to(device)) for i in starts]
+    )
     text = _text_embeds(clip, tokenizer, captions)
     images, texts = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     similarity, truth = images @ texts.T, torch.arange(count, device=device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kandinsky22.engine.device import computes_bfloat16
 from kandinsky22.training.processes import ALONE, Processes, full_tensor, local_shards
-from kandinsky22.training.settings import Settings, refuse_other
+from kandinsky22.training.settings import Settings, refuse_changes
 
 Batch: TypeAlias = dict[str, Tensor]
 """The rows of a step, by name; the first dimension of every tensor is the row."""
@@ -255,7 +255,7 @@ class Training:
 
         Raises `ValueError` if it was trained with other settings, data or frozen networks.
         """
-        refuse_other(state.get("settings", {}), self.settings)
+        refuse_changes(state.get("settings", {}), self.settings)
         saved: dict[str, str] = state["learnt_from"]
         if changed := [name for name in saved if saved[name] != self.fingerprints.get(name)]:
             raise ValueError(
