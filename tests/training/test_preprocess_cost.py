@@ -95,7 +95,7 @@ def test_what_is_computed_before_is_what_is_computed(tmp_path: Path) -> None:
     assert before is not None
     latents, embeds = before.each
     with Operations() as counter:
-        shards.computed(
+        shards.load_or_compute(
             tmp_path, "a", count, lambda rows: coder.encode(torch.zeros(len(rows), 3, SHORT.side, SHORT.side))
         )
     assert counter.total == count * latents.operations
