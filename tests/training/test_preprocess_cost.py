@@ -100,7 +100,7 @@ def test_preprocessing_takes_the_planned_operations_and_disk(tmp_path: Path) -> 
     assert before is not None
     latents, embeds = before.values
     with FlopCounter() as counter:
-        shards.computed(
+        shards.load_or_compute(
             tmp_path, "a", count, lambda rows: coder.encode(torch.zeros(len(rows), 3, SHORT.side, SHORT.side))
         )
     assert counter.total == count * latents.operations
