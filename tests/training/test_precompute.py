@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import network as network_files
 from kandinsky22.imaging.depth import load
 from kandinsky22.models.clip import CLIPVision
 from kandinsky22.training.model_trainer import ModelTrainer
@@ -78,14 +79,14 @@ def test_embeddings_are_identified_by_image_encoder_and_preprocessing(tmp_path: 
     plain, other = ModelTrainer(SHORT, tmp_path).frozen, ModelTrainer(preprocessed, tmp_path).frozen
     folder = tmp_path / "model" / catalog.PRIOR / "image_encoder"
     encoder = CLIPVision(SHORT.vision)
-    store.save(folder, encoder, dtype=torch.float16)
+    network_files.save(folder, encoder, dtype=torch.float16)
     before, _ = plain.image_embedder
     assert ModelTrainer(SHORT, tmp_path).frozen.image_embedder[0] == before != other.image_embedder[0]
     fingerprints, other_fingerprints = plain.image_encoder_fingerprints, other.image_encoder_fingerprints
     assert fingerprints["image_encoder"] == other_fingerprints["image_encoder"]
     assert fingerprints["image_processor"] != other_fingerprints["image_processor"]
     next(encoder.parameters()).data += 1
-    store.save(folder, encoder, dtype=torch.float16)
+    network_files.save(folder, encoder, dtype=torch.float16)
     assert plain.image_embedder[0] != before
 
 

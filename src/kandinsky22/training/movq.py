@@ -161,7 +161,7 @@ def objective(
 
 @torch.no_grad()
 def initialise(movq: MoVQ, pictures: Tensor, *, quantised: bool = False) -> None:
-    """Set initial weights that train quickly: spatial norms act as plain ones, residual blocks as the identity, and
+    """Set initial weights that train quickly: spatial norms act as plain ones, residual blocks as their shortcut, and
     latents have unit deviation on `pictures` [N, 3, H, W] (by default they are a hundred times smaller than the noise
     added to them).
 

@@ -24,8 +24,8 @@ class Plan:
     """What a run takes. Memory is in bytes of one process, at the start of a part's backward pass; operations are those
     of one step over all processes, two for each multiply-add.
 
-    Memory is the sum of everything, as if all gradients existed while all activations still do. That is so from a
-    step's second part on; a step of a single part takes less.
+    Memory is the sum of everything, as if all gradients existed while all activations still do. This holds from the
+    second part of a step on; a step of a single part takes less.
     """
 
     recipe: Recipe

@@ -61,7 +61,7 @@ def table(plan: Plan, rate: float, device_name: str, float32_rate: float | None 
 
 def _memory_lines(plan: Plan) -> list[str]:
     checkpointing = plan.recipe.checkpointing
-    activations = "activations, kept within no block but the largest" if checkpointing else "activations"
+    activations = "activations with checkpointing" if checkpointing else "activations"
     memory = [
         ("weights", plan.weights, "counted"),
         ("weights gathered from all processes", plan.gathered, "counted"),

@@ -54,7 +54,7 @@ def run(
     the end.
 
     Yields each step's metrics as they are written; with several processes, each yields its own. The averaged weights
-    with the lowest "validation" are kept beside the checkpoints. Raises `OSError`, for instance on a full disk, and
+    with the lowest "validation" are saved beside the checkpoints. Raises `OSError`, for instance on a full disk, and
     `FloatingPointError`; both messages name the checkpoint to resume from.
     """
     try:
