@@ -67,7 +67,7 @@ def test_the_plan_option_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["linear-prior", "--plan"], "--plan means nothing to linear-prior"),
+        (["linear-prior", "--plan"], "--plan does not apply to linear-prior"),
         (["decoder", "--plan", "GTX 9"], "no figures for 'GTX 9'"),
     ],
 )
