@@ -32,23 +32,25 @@ DECODER = Sampling("ddpm", steps=50, guidance_scale=4.0)
 
 
 def denoise(
-    network: Callable[..., Tensor], rows: Any, scheduler: dict, how: Sampling, x: Tensor, noise: Noise
+    network: Callable[..., Tensor], rows: Any, scheduler: dict, sampling: Sampling, x: Tensor, noise: Noise
 ) -> Tensor:
     """The clean state of noise x [1, ...], guided from the first of two rows (unconditional) to the second."""
     schedule = NoiseSchedule.from_config(scheduler)
 
     def predict(x: Tensor, t: int) -> Prediction:
         output, variance = split_variance(network(x.expand(2, *x.shape[1:]), torch.tensor([t, t]), rows), x)
-        guided = guide(output[:1], output[1:], how.guidance_scale)
+        guided = guide(output[:1], output[1:], sampling.guidance_scale)
         return interpret(guided, x, t, schedule, None if variance is None else variance[1:])
 
-    sampler = SAMPLERS[how.sampler](schedule, x, schedule.timesteps(how.steps), noise)
+    sampler = SAMPLERS[sampling.sampler](schedule, x, schedule.timesteps(sampling.steps), noise)
     *_, last = sample(sampler, predict)
     return last.x
 
 
 @torch.inference_mode()
-def paint(prompt: str, model: str, seed: int = 7, prior_how: Sampling = PRIOR, how: Sampling = DECODER) -> Image.Image:
+def paint(
+    prompt: str, model: str, seed: int = 7, prior_sampling: Sampling = PRIOR, sampling: Sampling = DECODER
+) -> Image.Image:
     """The picture of a prompt, at the model's own size."""
     folders, where = catalog.parts(model), (torch.float32, torch.device("cpu"))
     priors, decoders = StoredPrior(folders["prior"]), StoredDecoder(folders["decoder"])
@@ -63,13 +65,13 @@ def paint(prompt: str, model: str, seed: int = 7, prior_how: Sampling = PRIOR, h
     noise = Noise([seed], "prior")
     rows = prior.prefill(text.hidden, text.embed, tokens.mask)
     x = noise.draw((1, prior.config.embedding_dim))
-    image_embed = prior.denormalised(denoise(prior, rows, priors.scheduler, prior_how, x, noise))
+    image_embed = prior.denormalised(denoise(prior, rows, priors.scheduler, prior_sampling, x, noise))
 
-    # 3. The U-Net denoises latents [1, 4, h, w], conditioned on that embedding; the unconditional row has a grey picture's.
+    # 3. The U-Net denoises latents [1, 4, h, w], conditioned on that embedding; the unconditional row on grey's.
     noise = Noise([seed], "decoder")
     rows = unet.condition(torch.cat([priors.zero_image_embed(), image_embed]))
     x = noise.draw((1, movq.config.latent_channels, unet.config.sample_size, unet.config.sample_size))
-    latents = denoise(unet, rows, decoders.scheduler, how, x, noise)
+    latents = denoise(unet, rows, decoders.scheduler, sampling, x, noise)
 
     # 4. MoVQ decodes them to pixels [3, H, W], about [-1, 1].
     pixels = (movq.decode(latents)[0] * 0.5 + 0.5).clamp(0, 1) * 255
