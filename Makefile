@@ -33,7 +33,7 @@ check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
 	.venv/bin/python -m mypy
 
 docs: .venv/.installed-docs ## build the documentation into site/; a broken link is an error
-	.venv/bin/python -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict $(ARGS)
 
 bench: .venv/.installed-test ## measure speed side by side with diffusers
 	.venv/bin/python benchmarks/speed.py $(ARGS)
