@@ -1,4 +1,4 @@
-"""The documentation is true: the code of docs/extending.md runs, links lead somewhere, quoted modules exist."""
+"""The documentation is true: the code of docs/extending.md runs, links have targets, quoted modules exist."""
 
 import os
 import re
@@ -22,7 +22,7 @@ PATH = re.compile(r"`((?:src|tests|benchmarks|examples|docs)/[\w/.-]+\.\w+)(?:::
 
 def blocks(text: str, kind: str) -> list[str]:
     """The fenced blocks of one kind, in order."""
-    return [block for found, block in FENCED.findall(text) if found == kind]
+    return [block for mark, block in FENCED.findall(text) if mark == kind]
 
 
 def apply_hunks(diff: str, root: Path) -> None:
@@ -84,7 +84,7 @@ def anchor(heading: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings(page: Path) -> None:
+def test_links_point_to_files_and_headings(page: Path) -> None:
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
     for link in LINK.findall(text):
         if re.match(r"[a-z]+:", link):

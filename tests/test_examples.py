@@ -42,6 +42,6 @@ def test_minimal_example_paints_what_the_engine_paints(prior_sampler: str, sampl
         num_inference_steps=6,
         guidance_scale=3.0,
     )
-    own, engine = (np.asarray(image, dtype=int) for image in (picture, painting.image))
-    assert own.std() > 10, "the picture is flat, so that it equals another one says nothing"
-    assert np.abs(own - engine).max() <= 1
+    bare, engine = (np.asarray(image, dtype=int) for image in (picture, painting.image))
+    assert bare.std() > 10, "the picture is flat, so the comparison shows nothing"
+    assert np.abs(bare - engine).max() <= 1
