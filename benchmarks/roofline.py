@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kandinsky22.checkpoints.store import Stored
 from kandinsky22.engine.cost import work
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
-from kandinsky22.models.layers import Conv3x3, DoublingConv3x3
+from kandinsky22.models.layers import Conv3x3, UpsampleConv3x3
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
@@ -52,7 +52,7 @@ def best(run: Callable[[], object]) -> float:
 
 def convolved(run: Callable[[], object], network: nn.Module) -> tuple[int, int]:
     """Operations of the 3x3 convolutions in a run: of ordinary ones, and of upsampling ones."""
-    counts = {Conv3x3: 0, DoublingConv3x3: 0}
+    counts = {Conv3x3: 0, UpsampleConv3x3: 0}
 
     def count(module: Any, _: Any, out: torch.Tensor) -> None:
         counts[type(module)] += 2 * module.weight[0].numel() * out.numel()
@@ -61,7 +61,7 @@ def convolved(run: Callable[[], object], network: nn.Module) -> tuple[int, int]:
     run()
     for hook in hooks:
         hook.remove()
-    return counts[Conv3x3], counts[DoublingConv3x3]
+    return counts[Conv3x3], counts[UpsampleConv3x3]
 
 
 def outlines(model: Path) -> dict[str, Stored[Any, Any]]:

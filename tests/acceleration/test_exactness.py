@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kandinsky22 import acceleration
 from kandinsky22.acceleration import convolution, kernels, winograd
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
+from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.unet import UNet, UNetConfig
 from tests.models_on_disk import randomise
@@ -66,12 +66,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", [Conv3x3, DoublingConv3x3])
+@pytest.mark.parametrize("kind", [Conv3x3, UpsampleConv3x3])
 @pytest.mark.parametrize("inner", [False, True])
 def test_convolutions(kind: type[Conv3x3], inner: bool) -> None:
     torch.manual_seed(0)
     conv = made(kind(64, 96))
-    convolve: Callable[[Tensor], Tensor] = lambda x: conv.inner(x) if inner else conv(x)  # noqa: E731
+    convolve: Callable[[Tensor], Tensor] = lambda x: conv.forward_strip(x) if inner else conv(x)  # noqa: E731
     for b, h, w in SHAPES:
         x = noise(b, 64, h + 2 * inner, w)
         plain = convolve(x)
@@ -144,7 +144,10 @@ def test_normalisations(silu: bool, told: int | None) -> None:
         acceleration.prepare(norm, room=0)
         assert apart(norm(x, *by), exact) < EXACT
         one = x[:1]
-        assert apart(norm.given(*norm.moments(one), one, *(value[:1] for value in by)), exact[:1]) < EXACT
+        assert (
+            apart(norm.forward_with_moments(*norm.group_moments(one), one, *(value[:1] for value in by)), exact[:1])
+            < EXACT
+        )
         acceleration.undo(norm)
 
 
@@ -155,11 +158,11 @@ def test_silu_of_anything() -> None:
     moments = torch.zeros(1), torch.ones(1) - 1e-5
     exact = nn.functional.silu(x.double())
     acceleration.prepare(norm, room=0)
-    y = norm.given(*moments, x)
+    y = norm.forward_with_moments(*moments, x)
     assert float((y - exact).abs().max() / 200) < 1e-6
     assert bool((((y - exact) / exact).abs() < 2e-6)[exact.abs() > 1e-30].all())
-    assert norm.given(*moments, x * torch.nan).isnan().all()
-    assert norm.given(*moments, (x * torch.nan).bfloat16()).isnan().all()
+    assert norm.forward_with_moments(*moments, x * torch.nan).isnan().all()
+    assert norm.forward_with_moments(*moments, (x * torch.nan).bfloat16()).isnan().all()
 
 
 def unets() -> Callable[[UNet], Tensor]:
@@ -205,8 +208,8 @@ def test_whole_networks(name: str) -> None:
 
 def test_what_the_decoders_first_attention_looks_at_is_left_alone() -> None:
     """It can make errors ten times as large, which shows in wide networks only (docs/log.md)."""
-    delicate = [name for name, part in MoVQ(MOVQ).named_modules() if isinstance(part, Conv3x3) and part.delicate]
-    assert delicate == [f"decoder.mid_block.resnets.0.conv{i}" for i in (1, 2)]
+    keep_exact = [name for name, part in MoVQ(MOVQ).named_modules() if isinstance(part, Conv3x3) and part.keep_exact]
+    assert keep_exact == [f"decoder.mid_block.resnets.0.conv{i}" for i in (1, 2)]
 
 
 @pytest.mark.parametrize("name", WORK)

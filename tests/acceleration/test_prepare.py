@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import convolution, kernels
 from kandinsky22.acceleration.flags import HUGE_PAGES
-from kandinsky22.models.layers import Conv3x3, DoublingConv3x3, Norm
+from kandinsky22.models.layers import Conv3x3, Norm, UpsampleConv3x3
 from kandinsky22.models.unet import UNet
 from tests.acceleration.test_exactness import UNET, apart, made, noise
 from tests.models_on_disk import randomise
@@ -27,7 +27,7 @@ OFFERED = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 def test_with_gradients_it_is_the_plain_network() -> None:
     torch.manual_seed(0)
-    plain = nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 64), DoublingConv3x3(64, 32))
+    plain = nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 64), UpsampleConv3x3(64, 32))
     x = noise(1, 32, 8, 8)
 
     def learnt() -> list[torch.Tensor]:
@@ -92,11 +92,11 @@ def test_room_goes_to_the_largest_maps_first() -> None:
 @torch.no_grad()
 def test_what_is_delicate_is_computed_as_it_is_plainly() -> None:
     """To the last bit, however it is laid out. Winograd's algorithm, here with room, would round otherwise."""
-    plain = made(Conv3x3(64, 64, delicate=True))
+    plain = made(Conv3x3(64, 64, keep_exact=True))
     fast, x = copy.deepcopy(plain), noise(2, 64, 20, 20)
     acceleration.prepare(fast, room=1 << 30)
     assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), plain(x))
-    assert torch.equal(fast.inner(x.contiguous(memory_format=torch.channels_last)), plain.inner(x))
+    assert torch.equal(fast.forward_strip(x.contiguous(memory_format=torch.channels_last)), plain.forward_strip(x))
     assert convolution.form(fast) == 0 and acceleration.more(fast, torch.float32, 1 << 30) == 0
     usual = made(Conv3x3(64, 64))
     usual.load_state_dict(plain.state_dict())

@@ -17,7 +17,7 @@ from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import convolution, kernels, weight_upcast
 from kandinsky22.acceleration.weight_upcast import HALF, linear
 from kandinsky22.engine.placement import Networks
-from kandinsky22.models.layers import Conv3x3, DoublingConv3x3
+from kandinsky22.models.layers import Conv3x3, UpsampleConv3x3
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 from tests.acceleration.test_exactness import EXACT, apart, made, noise
@@ -143,7 +143,7 @@ def test_linear(bias: bool, rows: int) -> None:
     assert linear(x.bfloat16(), weight, added).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", [Conv3x3, DoublingConv3x3])
+@pytest.mark.parametrize("kind", [Conv3x3, UpsampleConv3x3])
 def test_what_is_made_at_every_call_is_what_is_kept(kind: type[Conv3x3]) -> None:
     """Of a filter that lies as it is read, and channels last."""
     conv, x = made(kind(32, 96)).bfloat16(), noise(2, 32, 9, 14)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guided
 from kandinsky22.models.prior import Prefix, PriorTransformer
-from kandinsky22.models.timestep_cache import MOST, TimestepCache
+from kandinsky22.models.timestep_cache import MAX_TIMESTEPS, TimestepCache
 from kandinsky22.models.unet import Conditioned, UNet
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
@@ -175,9 +175,9 @@ def test_no_sampler_asks_for_what_was_not_foreseen(sampler: str) -> None:
 def test_a_long_run_keeps_no_more_than_its_first_timesteps() -> None:
     network, rows = unet_and_condition()
     ahead = network.precompute_timesteps(rows, range(999, -1, -1)).timestep_cache
-    assert ahead is not None and ahead.t.shape == (3, MOST) and len(ahead.values[0]) == MOST
-    assert ahead.at(torch.tensor([999, 950, 1000 - MOST])) is not None
-    assert ahead.at(torch.tensor([999, 950, 999 - MOST])) is None
+    assert ahead is not None and ahead.t.shape == (3, MAX_TIMESTEPS) and len(ahead.values[0]) == MAX_TIMESTEPS
+    assert ahead.at(torch.tensor([999, 950, 1000 - MAX_TIMESTEPS])) is not None
+    assert ahead.at(torch.tensor([999, 950, 999 - MAX_TIMESTEPS])) is None
 
 
 def test_padding_is_no_timestep() -> None:

@@ -16,17 +16,17 @@ import torch
 from torch import nn
 
 from kandinsky22.acceleration import fused_norm, gpu, kernels
-from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastDoublingConv3x3, form, share_out
+from kandinsky22.acceleration.convolution import FastConv1x1, FastConv3x3, FastUpsampleConv3x3, form, share_out
 from kandinsky22.acceleration.flags import SWITCH as SWITCH
 from kandinsky22.acceleration.flags import ask_for_huge_pages, off, uses
 from kandinsky22.acceleration.gpu import forget as forget
 from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.normalisation import FastNorm
 from kandinsky22.acceleration.weight_upcast import HALF
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm
+from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3
 
 FAST: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
-    "convolutions": {Conv1x1: FastConv1x1, Conv3x3: FastConv3x3, DoublingConv3x3: FastDoublingConv3x3},
+    "convolutions": {Conv1x1: FastConv1x1, Conv3x3: FastConv3x3, UpsampleConv3x3: FastUpsampleConv3x3},
     "normalisations": {Norm: FastNorm},
     "linear": {nn.Linear: FastLinear},
 }

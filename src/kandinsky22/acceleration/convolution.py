@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from kandinsky22.acceleration import kernels, winograd
 from kandinsky22.acceleration.weight_upcast import linear, widened
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3
+from kandinsky22.models.layers import Conv1x1, Conv3x3, UpsampleConv3x3
 
 LANES = 32  # channels must be a multiple of this, on either side
 CELLS = 256  # of a map from which Winograd's algorithm pays: with fewer, reading its larger filter takes the time that it saves
@@ -32,13 +32,13 @@ class FastConv3x3(Conv3x3):
     def forward(self, x: Tensor) -> Tensor:
         return self._by_what_pays(x, inner=False)
 
-    def inner(self, x: Tensor) -> Tensor:
+    def forward_strip(self, x: Tensor) -> Tensor:
         return self._by_what_pays(x, inner=True)
 
     def _by_what_pays(self, x: Tensor, *, inner: bool) -> Tensor:
         if not kernels.concern(x):
             return self._plainly(x, inner=inner)
-        if self.delicate and x.dtype == torch.float32:
+        if self.keep_exact and x.dtype == torch.float32:
             # Channels first: oneDNN's own, channels last, is no exacter than Winograd's algorithm.
             return self._plainly(x.contiguous(), inner=inner)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -53,7 +53,7 @@ class FastConv3x3(Conv3x3):
 
     def _plainly(self, x: Tensor, *, inner: bool) -> Tensor:
         layer = widened(self, x.dtype)
-        return super(FastConv3x3, layer).inner(x) if inner else super(FastConv3x3, layer).forward(x)
+        return super(FastConv3x3, layer).forward_strip(x) if inner else super(FastConv3x3, layer).forward(x)
 
     def _transformed(self) -> Iterable[Tensor]:
         """The filter for Winograd's algorithm; where there is room, kept from its second use on, until the weights change. A
@@ -80,7 +80,7 @@ class FastConv1x1(Conv1x1):
         return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-class FastDoublingConv3x3(FastConv3x3, DoublingConv3x3):
+class FastUpsampleConv3x3(FastConv3x3, UpsampleConv3x3):
     """The same, of a picture with its sides doubled, which is never laid out."""
 
     doubled = True
@@ -96,9 +96,9 @@ def share_out(convolutions: list[FastConv3x3], dtype: torch.dtype, room: int) ->
 
 def form(conv: Conv3x3) -> int:
     """How many bytes a convolution's transformed filter has; 0 where it has none."""
-    if conv.delicate or not _is_wide(conv):
+    if conv.keep_exact or not _is_wide(conv):
         return 0
-    return 4 * winograd.side(isinstance(conv, DoublingConv3x3)) ** 2 * conv.in_channels * conv.out_channels
+    return 4 * winograd.side(isinstance(conv, UpsampleConv3x3)) ** 2 * conv.in_channels * conv.out_channels
 
 
 def _is_wide(conv: nn.Conv2d) -> bool:

@@ -19,7 +19,7 @@ from kandinsky22.acceleration import fused_norm
 from kandinsky22.acceleration.cuda_graphs import Replays, first_line
 from kandinsky22.acceleration.flags import uses
 from kandinsky22.models.layers import Norm
-from kandinsky22.models.movq import WHOLE_TENSORS, MoVQ
+from kandinsky22.models.movq import UNTILED_TENSORS, MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.unet import UNet
 
@@ -105,7 +105,7 @@ class WholeMoVQ(MoVQ):
 
     def decode(self, z: Tensor, *, tile: int | None = None) -> Tensor:
         pixels = z.shape[-2] * z.shape[-1] * self.config.factor**2
-        needed = WHOLE_TENSORS * max(self.config.block_out_channels[:2]) * pixels * z.element_size()
+        needed = UNTILED_TENSORS * max(self.config.block_out_channels[:2]) * pixels * z.element_size()
         if tile is not None or not concern(z) or needed > _memory(z.device) // SHARE:
             return super().decode(z, tile=tile)
         try:

@@ -17,17 +17,17 @@ class FastNorm(Norm):
         x = x.contiguous(memory_format=torch.channels_last)
         return self._by_kernel(*kernels.moments(x, self.num_groups), x, scale, shift)
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self._fits(x, None):
-            return super().moments(x)
+            return super().group_moments(x)
         mean, variance = kernels.moments(x.contiguous(memory_format=torch.channels_last), self.num_groups)
         return mean[0], variance[0]
 
-    def given(
+    def forward_with_moments(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         if not self._fits(x, scale):
-            return super().given(mean, variance, x, scale, shift)
+            return super().forward_with_moments(mean, variance, x, scale, shift)
         return self._by_kernel(mean, variance, x.contiguous(memory_format=torch.channels_last), scale, shift)
 
     def _by_kernel(

@@ -1,11 +1,12 @@
 """A network with its schedule as the denoiser that samplers ask, for any number of requests at once.
 
-Guidance needs a second answer for a picture whose weight is not 1; all rows of all requests go through the network in one
-call, `network(x, t, rows, guided_rows)`: it answers the rows `led` of x once more, before all, and t and rows are those of its answers.
-Knows the two ways a network is told what to paint (rows of a prefix, rows of a condition) only as rows.
+Guidance needs a second answer for a picture whose weight is not 1; all rows of all requests go through the network in
+one call, `network(x, t, rows, guided_rows)`: it answers the rows `led` of x once more, before all, and t and rows are
+those of its answers. Knows the two ways a network is told what to paint (rows of a prefix, rows of a condition) only as
+rows.
 
-Two things may be left out, request by request: guidance outside an interval of timesteps, and a network's deeper levels in
-all but every n-th call. Both change the picture; a request that leaves out neither is answered exactly.
+Two things may be left out, request by request: guidance outside an interval of timesteps, and a network's deeper levels
+in all but every n-th call. Both change the picture; a request that leaves out neither is answered exactly.
 """
 
 import math
@@ -66,18 +67,19 @@ class Guided(Generic[R]):
 
 
 class Held(NamedTuple):
-    """The deep features [rows, C, h, w] that a request's rows were last answered with, and how many calls they served."""
+    """The deep features [rows, C, h, w] that a request's rows were last answered with, and how many calls they
+    served."""
 
     deep: Tensor
     calls: int
 
 
 class Denoiser(Generic[R]):
-    """Answers for a whole group of requests: `denoiser(keys, x, t)` with x [rows, ...] and t [rows], row after row of the
-    requests named by `keys`. The state x stays float32; the network works in its own dtype.
+    """Answers for a whole group of requests: `denoiser(keys, x, t)` with x [rows, ...] and t [rows], row after row of
+    the requests named by `keys`. The state x stays float32; the network works in its own dtype.
 
-    reuse: by request, at every how many calls the network's deeper levels are computed; 1 for those that are not named. Above
-    1 the network needs `forward_cached`, as `UNet` has it.
+    reuse: by request, at every how many calls the network's deeper levels are computed; 1 for those that are not named.
+    Above 1 the network needs `forward_cached`, as `UNet` has it.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class Denoiser(Generic[R]):
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(guided_rows) :])
 
     def _lay_out(self, acting: dict[Hashable, bool]) -> None:
-        """The rows of a call, anew where the company changed or guidance came or went: those to lead away from, then all
-        that are asked about. `_asked` are the rows of x they are about, on the CPU; `_where` are each request's."""
+        """The rows of a call, anew where the company changed or guidance came or went: those to lead away from, then
+        all that are asked about. `_asked` are the rows of x they are about, on the CPU; `_where` are each request's."""
         parts = {key: self.guided[key] if acts else self.guided[key].unled() for key, acts in acting.items()}
         conds, unconds = [part.cond for part in parts.values()], [part.uncond for part in parts.values()]
         away = [rows for rows in unconds if rows is not None]
@@ -140,6 +142,7 @@ class Denoiser(Generic[R]):
         return output
 
     def _due(self, key: Hashable, rows: int) -> bool:
-        """Whether a request's deep features are to be computed: they served their calls, or guidance came and has none."""
+        """Whether a request's deep features are to be computed: they served their calls, or guidance came and has
+        none."""
         held = self._held.get(key)
         return held is None or held.calls >= self.reuse.get(key, 1) or len(held.deep) < rows

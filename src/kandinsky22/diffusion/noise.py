@@ -20,8 +20,8 @@ class Noise:
     Row k is what seed k would draw alone, whatever else is in the batch, and no stage moves another one's stream. Drawn
     in float32 on the CPU and then cast and moved, so that a seed means the same on every device.
 
-    `towards` names other seeds, to whose noise each row is turned by a strength in [0, 1]: along a quarter circle, on which
-    two independent standard normal draws stay standard normal.
+    `towards` names other seeds, to whose noise each row is turned by a strength in [0, 1]: along a quarter circle, on
+    which two independent standard normal draws stay standard normal.
     """
 
     def __init__(

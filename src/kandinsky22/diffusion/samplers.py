@@ -121,9 +121,9 @@ def dpmpp_2m(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise
 def unipc(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
     """Deterministic, third order, one network call a step: each answer corrects the step that led to it.
 
-    UniPC-2 with B2(h) on x0: Zhao et al. 2023, section 3. The predictor is `dpmpp_2m`, its first and last step included;
-    the corrector takes the last step again, now with the answer at its end, and does not ask anew. Where x was changed
-    after that step, as by a constraint, it is not corrected: there this is `dpmpp_2m`.
+    UniPC-2 with B2(h) on x0: Zhao et al. 2023, section 3. The predictor is `dpmpp_2m`, its first and last step
+    included; the corrector takes the last step again, now with the answer at its end, and does not ask anew. Where x
+    was changed after that step, as by a constraint, it is not corrected: there this is `dpmpp_2m`.
     """
     answers: list[_Answer] = []
     before, ahead, step = x, x, (-1, -1)

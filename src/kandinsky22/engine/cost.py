@@ -1,4 +1,5 @@
-"""About how long a picture takes: the network's operations, counted on the meta device, over this device's measured rate."""
+"""About how long a picture takes: the network's operations, counted on the meta device, over this device's measured
+rate."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +34,8 @@ class Work:
 
 
 class UNetStep(NamedTuple):
-    """Operations of one step of one row: of the whole U-Net, and of its first level alone, with deep features used again."""
+    """Operations of one step of one row: of the whole U-Net, and of its first level alone, with deep features used
+    again."""
 
     whole: int
     first: int

@@ -1,4 +1,5 @@
-"""What this machine computes on: its device, the dtype and the placement of networks that suit it, and what it rounds like."""
+"""What this machine computes on: its device, the dtype and the placement of networks that suit it, and what it rounds
+like."""
 
 import platform
 
@@ -34,7 +35,8 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
-    """float16 on an accelerator; on a CPU with instructions for it, bfloat16 for a U-Net that is large enough to gain."""
+    """float16 on an accelerator; on a CPU with instructions for it, bfloat16 for a U-Net that is large enough to
+    gain."""
     if device.type != "cpu":
         return torch.float16
     return torch.bfloat16 if computes_bfloat16(device) and elements > LARGE else torch.float32

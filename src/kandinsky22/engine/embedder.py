@@ -1,8 +1,8 @@
 """What a request is about, as image embeddings: words through the prior, pictures through CLIP, saved ones, and mixes.
 
-What the prior made of a text is kept by all that decides it (the words, the seeds, how it was sampled), so that painting
-the same embedding once more, at another size or with another seed for the decoder, does not run the prior. With a large
-prior it is kept in the user's cache too, so that the next command does not even read the prior.
+What the prior made of a text is kept by all that decides it (the words, the seeds, how it was sampled), so that
+painting the same embedding once more, at another size or with another seed for the decoder, does not run the prior.
+With a large prior it is kept in the user's cache too, so that the next command does not even read the prior.
 """
 
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
@@ -50,7 +50,8 @@ class ImageEmbedder:
 
     @contextmanager
     def uncached(self) -> Iterator[None]:
-        """For a while nothing is known and nothing kept: in which company an embedding was made shows in its last bits."""
+        """For a while nothing is known and nothing kept: in which company an embedding was made shows in its last
+        bits."""
         remembered, self._kept = self._kept, Kept()
         try:
             yield
@@ -188,7 +189,8 @@ def _texts(request: Request) -> list[Sampled]:
 
 
 def _sampled(request: Request, text: Text, *, negative: bool = False) -> Sampled:
-    """How the prior samples a text of a request: away from the negative prompt; a negative prompt by itself, unguided."""
+    """How the prior samples a text of a request: away from the negative prompt; a negative prompt by itself,
+    unguided."""
     chosen: Sampling = request.prior
     if chosen.linear:  # there is no chance in it
         return Sampled(text, "", 1.0, LINEAR, 1, (0,))

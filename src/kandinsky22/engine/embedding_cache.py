@@ -1,4 +1,5 @@
-"""What was computed and may be wanted again: in memory, and for what is dear also in a folder. Knows only keys and tensors."""
+"""What was computed and may be wanted again: in memory, and for what is dear also in a folder. Knows only keys and
+tensors."""
 
 import contextlib
 import hashlib
@@ -19,7 +20,8 @@ VALUE = "value"
 class Kept:
     """Tensors by key, the latest `IN_MEMORY` of them; with a folder, in files there too, named after the key's hash.
 
-    A key must be told from others by its `repr`, in every process. A folder that cannot be read or written costs time only.
+    A key must be told from others by its `repr`, in every process. A folder that cannot be read or written costs time
+    only.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -61,9 +61,9 @@ def _to_stderr(line: str) -> None:
 class Kandinsky:
     """A model, loaded from folders in the published layout: a prior, and a decoder for each kind of task.
 
-    Every file is checked before anything runs; a network is read when it is first needed, and `placement` says whether it
-    stays. Text-to-image never reads the image encoder: the one constant it is needed for is kept
-    (see `checkpoints/zero_image.py`).
+    Every file is checked before anything runs; a network is read when it is first needed, and `placement` says whether
+    it stays. Text-to-image never reads the image encoder: the one constant it is needed for is kept (see
+    `checkpoints/zero_image.py`).
     """
 
     def __init__(
@@ -114,15 +114,16 @@ class Kandinsky:
         Of a published model, what is not on this machine is fetched, with no more than `request` needs (None: text to
         image), and `say` is told first what that is, how much, and how much room there is.
 
-        device: "auto" (as None) is cuda where there is one, else mps, else cpu. dtype: "auto" (as None) is float16 on cuda and
-        mps; on a CPU it is bfloat16 for large models where the processor has instructions for it, else float32, in which a
-        seed's picture is most exact. Half precision on a CPU without instructions for it is what weights are held in alone:
-        everything is computed in float32, at half the memory. placement: "keep" networks, "offload" each when its stage is
-        done, or move them "sequential"ly, weight by weight; None offloads a large model on a CPU, where reading it again costs
-        little beside painting, and where an accelerator has no room for all of it. accelerated: False computes by plain torch
-        alone; the same numbers but for rounding, on a CPU at less than half the speed. compiled: on cuda, has torch compile
-        each step too; the first picture of a size then takes minutes, and what was compiled is kept in the user's cache.
-        Raises `ValueError` where the folder, the device or the dtype will not do.
+        device: "auto" (as None) is cuda where there is one, else mps, else cpu. dtype: "auto" (as None) is float16 on
+        cuda and mps; on a CPU it is bfloat16 for large models where the processor has instructions for it, else
+        float32, in which a seed's picture is most exact. Half precision on a CPU without instructions for it is what
+        weights are held in alone: everything is computed in float32, at half the memory. placement: "keep" networks,
+        "offload" each when its stage is done, or move them "sequential"ly, weight by weight; None offloads a large
+        model on a CPU, where reading it again costs little beside painting, and where an accelerator has no room for
+        all of it. accelerated: False computes by plain torch alone; the same numbers but for rounding, on a CPU at less
+        than half the speed. compiled: on cuda, has torch compile each step too; the first picture of a size then takes
+        minutes, and what was compiled is kept in the user's cache. Raises `ValueError` where the folder, the device or
+        the dtype will not do.
         """
         said, place = str(model), device_of(device)
         if catalog.is_remote(said):
@@ -231,15 +232,16 @@ class Kandinsky:
         return request
 
     def frame(self, request: Request) -> Frame:
-        """How a resolved request's picture lies on what is computed. Raises `ValueError` for a mask that repaints nothing."""
+        """How a resolved request's picture lies on what is computed. Raises `ValueError` for a mask that repaints
+        nothing."""
         for picture in request.pictures.values():
             _ = picture.image  # raises where only the reference is known
         return Frame.of(request, (self.defaults.height, self.defaults.width))
 
     @torch.inference_mode()
     def embed(self, request: Request) -> Embeds:
-        """Stage 1: the embeddings that a request asks for. Each stage by itself needs the request's seed: resolve an open
-        one first."""
+        """Stage 1: the embeddings that a request asks for. Each stage by itself needs the request's seed: resolve an
+        open one first."""
         return finish(self.embedder.stage({0: self._seeded(request)}))[0]
 
     def embedding(self, request: Request) -> Embedding:
@@ -380,8 +382,8 @@ class Kandinsky:
 
 
 def parts_of(model: str, request: Request) -> list[str]:
-    """The parts of a published model that a request needs (see `catalog`); the image encoder only where a picture is looked
-    at, or for the constant that guidance without a negative prompt leads away from, if that is not kept yet.
+    """The parts of a published model that a request needs (see `catalog`); the image encoder only where a picture is
+    looked at, or for the constant that guidance without a negative prompt leads away from, if that is not kept yet.
 
     Raises `ValueError` for a linear prior: none is published.
     """

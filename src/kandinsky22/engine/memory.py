@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 import torch
 
-from kandinsky22.models.movq import WHOLE, WHOLE_TENSORS, MoVQConfig
+from kandinsky22.models.movq import MAX_UNTILED_PIXELS, UNTILED_TENSORS, MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 
-# In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with the
-# published configuration at 1024 and 512, where the tiles themselves weigh more.
+# In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with
+# the published configuration at 1024 and 512, where the tiles themselves weigh more.
 TILED_TENSORS = 2
 # Tensors of the first level alive at once in a step, and what the run is conditioned on: 46 seen with the published
 # configuration at 512, 16 with the box, whose levels have one layer and not three.
@@ -21,11 +21,11 @@ Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
 
 def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int) -> int:
-    """Bytes that requests need at their peak: `unread` for weights still to be read; numbers of `itemsize` bytes for decoding one
-    picture, or a guided step of all of them; and the pictures."""
+    """Bytes that requests need at their peak: `unread` for weights still to be read; numbers of `itemsize` bytes for
+    decoding one picture, or a guided step of all of them; and the pictures."""
     largest, (last, *before) = max(height * width for _, height, width in sizes), movq.block_out_channels[:2]
-    decoding = WHOLE_TENSORS * max(last, *before) * min(largest, WHOLE)
-    decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - WHOLE, 0)
+    decoding = UNTILED_TENSORS * max(last, *before) * min(largest, MAX_UNTILED_PIXELS)
+    decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - MAX_UNTILED_PIXELS, 0)
     cells = sum(2 * n * height * width // movq.factor**2 for n, height, width in sizes)
     kept = sum(BYTES_KEPT * n * height * width for n, height, width in sizes)
     return unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells) * itemsize + kept

@@ -1,9 +1,9 @@
 """Where networks are while a request is carried out, and when they come and go.
 
-"keep": what was read stays on the device. "offload": a network is there only while a stage needs it, so a run needs room
-for its largest stage and not for the sum. "sequential": the weights stay in the processor's memory, and a large one is on
-the device only while it is used. The numbers are the same in all three. On a CPU there is nowhere else to be: there a
-network that leaves is let go and read again when it is next needed, and "sequential" is "offload".
+"keep": what was read stays on the device. "offload": a network is there only while a stage needs it, so a run needs
+room for its largest stage and not for the sum. "sequential": the weights stay in the processor's memory, and a large
+one is on the device only while it is used. The numbers are the same in all three. On a CPU there is nowhere else to be:
+there a network that leaves is let go and read again when it is next needed, and "sequential" is "offload".
 
 Networks that come and go are for reading: what is changed in one is lost when it leaves.
 """
@@ -34,12 +34,12 @@ SMALL_WEIGHT = 256 << 10  # bytes; those of a large network that are not worth a
 
 
 class Networks:
-    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement, and for what
-    cannot be compiled.
+    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement, and
+    for what cannot be compiled.
 
     dtype: of their weights, which is `held`; what they are to be given is `dtype`, a wider one where the device has no
-    instructions for that. accelerated: whether they compute by what is fastest here (see `acceleration`); None is wherever it can
-    be. compiled: by torch's compiler too, on a GPU.
+    instructions for that. accelerated: whether they compute by what is fastest here (see `acceleration`); None is
+    wherever it can be. compiled: by torch's compiler too, on a GPU.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Networks:
 
     @torch.inference_mode(False)  # what is made here may be trained later
     def get(self, stored: Stored[N, C]) -> N:
-        """The network, ready to compute on the device; it is read when it is first needed. On a CPU, what it frees while it
-        computes is kept for it until it leaves."""
+        """The network, ready to compute on the device; it is read when it is first needed. On a CPU, what it frees
+        while it computes is kept for it until it leaves."""
         if stored not in self._loaded:
             free_unused()  # what left a moment ago may only now be free
             self._loaded[stored] = self._read(stored)
@@ -87,7 +87,8 @@ class Networks:
 
     @torch.inference_mode(False)
     def release(self, stored: Stored[N, C]) -> None:
-        """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is kept."""
+        """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is
+        kept."""
         self._at_work.discard(stored)
         if not self._at_work:
             allocator.done(self)
@@ -149,7 +150,8 @@ class _Visit(nn.Module):
 
 @torch.inference_mode(False)
 def visit(network: nn.Module, device: torch.device) -> None:
-    """Keep a network's large weights where they are and bring each to the device when it is used; the rest moves there."""
+    """Keep a network's large weights where they are and bring each to the device when it is used; the rest moves
+    there."""
     visiting = _Visit(device)
     for module in list(network.modules()):
         for name, weight in list(module.named_parameters(recurse=False)):

@@ -1,7 +1,8 @@
 """The stages of a model on tensors: the prior (words to embeddings) and a decoder (embeddings to latents to pixels).
 
-Two front doors stand on them: `kandinsky` for requests, where every picture has its own stream of noise, and `pipelines` for
-code written against diffusers, where one generator draws for all rows. Knows no request and no file of a picture.
+Two front doors stand on them: `kandinsky` for requests, where every picture has its own stream of noise, and
+`pipelines` for code written against diffusers, where one generator draws for all rows. Knows no request and no file of
+a picture.
 """
 
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
@@ -36,14 +37,14 @@ from kandinsky22.models.unet import Conditioned, UNet
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R", Prefix, Conditioned)
 Constrain = Callable[[Tensor, int], Tensor]
-# The cells of a 3x3 neighbourhood that the published inpainting weights were taught to grow the repainted region by: all
-# but the two corners of one diagonal (spec 1.6).
+# The cells of a 3x3 neighbourhood that the published inpainting weights were taught to grow the repainted region by:
+# all but the two corners of one diagonal (spec 1.6).
 GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
 
 class Embeds(NamedTuple):
-    """CLIP image embeddings, [n, D]: of the pictures to paint, and of what to keep away from (None: of nothing, which is
-    painting without guidance)."""
+    """CLIP image embeddings, [n, D]: of the pictures to paint, and of what to keep away from (None: of nothing, which
+    is painting without guidance)."""
 
     image: Tensor
     negative: Tensor | None
@@ -58,8 +59,8 @@ class StartState(NamedTuple):
 
 
 class InpaintCondition(NamedTuple):
-    """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and where they are known, [1 or n, 1, h, w]
-    (1 is known)."""
+    """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and where they are known, [1 or n, 1, h,
+    w] (1 is known)."""
 
     z: Tensor
     where: Tensor
@@ -83,8 +84,8 @@ class InpaintCondition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[R]):
-    """A sampler ready to go, its number of steps, what its rows are guided by, and at every how many calls the network's
-    deeper levels are computed."""
+    """A sampler ready to go, its number of steps, what its rows are guided by, and at every how many calls the
+    network's deeper levels are computed."""
 
     job: Job
     steps: int
@@ -109,8 +110,8 @@ def begin(
     x: Tensor | None = None,
     start: tuple[Tensor, float] | None = None,
 ) -> StartState:
-    """A run's start: noise of a `shape`, or the noise `x` that is given, or a clean state noised to a strength (`start`), from
-    where the run then goes on. Raises `ValueError` for steps and strengths that leave nothing to do."""
+    """A run's start: noise of a `shape`, or the noise `x` that is given, or a clean state noised to a strength
+    (`start`), from where the run then goes on. Raises `ValueError` for steps and strengths that leave nothing to do."""
     timesteps = schedule.timesteps(steps)
     if start is not None:
         clean, strength = start
@@ -150,7 +151,8 @@ def drive(
 
 
 def only_draw(run: Run[R]) -> None:
-    """Run a sampler without its network, for the noise that it draws: a generator then stands where the run leaves it."""
+    """Run a sampler without its network, for the noise that it draws: a generator then stands where the run leaves
+    it."""
 
     def nothing(x: Tensor, t: int) -> Prediction:
         return Prediction(*(torch.zeros_like(x) for _ in range(3)))
@@ -259,8 +261,8 @@ class PriorStage:
         noise: Draw,
         constrain: Constrain = keep,
     ) -> Run[Prefix]:
-        """A run from `begun` towards `texts`, a row each, away from `away` as far as `weight` says (1: not). Both are indices
-        of what was `read`, so that whatever is said twice is computed once."""
+        """A run from `begun` towards `texts`, a row each, away from `away` as far as `weight` says (1: not). Both are
+        indices of what was `read`, so that whatever is said twice is computed once."""
         device = begun.x.device
         weights = torch.as_tensor(weight, dtype=torch.float32, device=device).expand(len(texts))
         led = [row for row, much in zip(away, weights.tolist(), strict=True) if much != 1]
@@ -313,8 +315,8 @@ class DecoderStage:
         return z
 
     def inpaint_condition(self, pixels: Tensor, repaint: Tensor) -> InpaintCondition:
-        """What inpainting keeps of pixels [n, 3, H, W] in [-1, 1], where `repaint` [n, 1, H, W] is 0; what is repainted grows
-        by a cell of the latents (spec 1.6)."""
+        """What inpainting keeps of pixels [n, 3, H, W] in [-1, 1], where `repaint` [n, 1, H, W] is 0; what is repainted
+        grows by a cell of the latents (spec 1.6)."""
         z = self.encode(pixels)
         unknown = F.interpolate(repaint.to(z), size=z.shape[-2:], mode="nearest")
         grown = F.conv2d(unknown, GROWTH.to(z)[None, None], padding=1) > 0

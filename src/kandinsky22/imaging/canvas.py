@@ -1,8 +1,8 @@
 """How a request's picture lies on what is computed, and how what was computed becomes the picture.
 
-Networks compute sides that are multiples of 64. A plain picture is cut from the middle of such a canvas; a picture that is
-given is laid on one the same way, its edges repeated. Inpainting may compute only a window around what is repainted, and
-puts it back into the whole. Knows PIL and numpy; nothing of networks.
+Networks compute sides that are multiples of 64. A plain picture is cut from the middle of such a canvas; a picture that
+is given is laid on one the same way, its edges repeated. Inpainting may compute only a window around what is repainted,
+and puts it back into the whole. Knows PIL and numpy; nothing of networks.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ class Frame:
 
     @classmethod
     def of(cls, request: Request, own: tuple[int, int]) -> Self:
-        """The frame of a resolved request, for a model whose own size is `own`. Raises `ValueError` for a useless mask."""
+        """The frame of a resolved request, for a model whose own size is `own`. Raises `ValueError` for a useless
+        mask."""
         assert request.height is not None and request.width is not None
         size = request.height, request.width
         if request.mask is None:
@@ -56,8 +57,8 @@ class Frame:
         return self.padded(np.asarray(image, np.float32) / 255)
 
     def started(self, image: Image.Image) -> np.ndarray:
-        """A picture to start from on the canvas: where inpainting computes a part, that part of it; where it added room, the
-        room too, if the picture is without."""
+        """A picture to start from on the canvas: where inpainting computes a part, that part of it; where it added
+        room, the room too, if the picture is without."""
         if self.inpainting is None:
             return self.laid(image)
         whole, box = self.inpainting.whole, self.inpainting.box

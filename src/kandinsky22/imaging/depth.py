@@ -1,7 +1,8 @@
-"""A picture's depth, as a hint for the depth ControlNet: the model card's recipe, by any depth checkpoint of transformers.
+"""A picture's depth, as a hint for the depth ControlNet: the model card's recipe, by any depth checkpoint of
+transformers.
 
-The only module that uses transformers (the extra `depth`), and only within its functions. It fetches nothing: a checkpoint
-is a folder, or one that is in the hub's cache already.
+The only module that uses transformers (the extra `depth`), and only within its functions. It fetches nothing: a
+checkpoint is a folder, or one that is in the hub's cache already.
 """
 
 import hashlib
@@ -32,10 +33,10 @@ CLOSEST = 1e-3  # metres: what is nearer is this near
 def depth(picture: Source, *, model: str | os.PathLike[str] | None = None, device: str = "cpu") -> Picture:
     """The depth of a picture: grey, of the same size, the nearest 255 and the farthest 0.
 
-    model: a folder, or the name of a checkpoint that has been fetched; None is `DEFAULT`. Networks that say distances in
-    metres are turned to nearness, the reciprocal, which is what the card's network says and the ControlNet learnt from. A
-    picture that is equally deep everywhere is 0. Raises `ValueError` where transformers, the checkpoint or the device is
-    not there, and for a checkpoint that estimates no depth.
+    model: a folder, or the name of a checkpoint that has been fetched; None is `DEFAULT`. Networks that say distances
+    in metres are turned to nearness, the reciprocal, which is what the card's network says and the ControlNet learnt
+    from. A picture that is equally deep everywhere is 0. Raises `ValueError` where transformers, the checkpoint or the
+    device is not there, and for a checkpoint that estimates no depth.
     """
     return load(model, device=device)(picture)
 
@@ -61,8 +62,8 @@ class Estimator(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve letters that tell what it says of a picture: a hash of its numbers, its configuration and how pictures are
-        prepared for it, wherever they lie."""
+        """Twelve letters that tell what it says of a picture: a hash of its numbers, its configuration and how pictures
+        are prepared for it, wherever they lie."""
         import torch
 
         settings = [
@@ -152,7 +153,8 @@ def _device(device: str) -> "torch.device":
 
 
 def _grey(nearness: "NDArray[np.float32]") -> "Image.Image":
-    """As transformers' pipeline writes it, which the card's recipe takes: from least to most over 0 to 255, cut, not rounded."""
+    """As transformers' pipeline writes it, which the card's recipe takes: from least to most over 0 to 255, cut, not
+    rounded."""
     import numpy as np
     from PIL import Image
 
@@ -164,7 +166,8 @@ def _grey(nearness: "NDArray[np.float32]") -> "Image.Image":
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings of transformers meanwhile. Raises `ValueError` where transformers is not there."""
+    """No progress bars and no warnings of transformers meanwhile. Raises `ValueError` where transformers is not
+    there."""
     try:
         from transformers.utils import logging
     except ImportError as error:

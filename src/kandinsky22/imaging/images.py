@@ -1,4 +1,5 @@
-"""Pictures and their files: the request that made a picture is stored in it, and a file is written whole or not at all."""
+"""Pictures and their files: the request that made a picture is stored in it, and a file is written whole or not at
+all."""
 
 import json
 import math
@@ -29,7 +30,8 @@ class Painting:
     made_by: dict[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG that carries its request. Raises `ValueError` where it cannot be written; an old file stays whole."""
+        """Write a PNG that carries its request. Raises `ValueError` where it cannot be written; an old file stays
+        whole."""
         info = PngImagePlugin.PngInfo()
         recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
         info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))

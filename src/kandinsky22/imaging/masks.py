@@ -1,8 +1,9 @@
 """Where a picture is repainted, and what of it stays untouched: the geometry of inpainting, on pixels.
 
-An area is float32 [H, W] in [0, 1], where 1 is repainted. Whatever was given as a mask becomes one first (`repaint_area`),
-and everything else starts from it: a crop around it (`window`), the way back from the painted crop (`feathered`,
-`paste_back`), and a picture with new room at its sides (`padded`). Knows numpy and Pillow; no network and no request.
+An area is float32 [H, W] in [0, 1], where 1 is repainted. Whatever was given as a mask becomes one first
+(`repaint_area`), and everything else starts from it: a crop around it (`window`), the way back from the painted crop
+(`feathered`, `paste_back`), and a picture with new room at its sides (`padded`). Knows numpy and Pillow; no network and
+no request.
 """
 
 import math
@@ -22,12 +23,13 @@ FloatArray: TypeAlias = NDArray[np.float32]
 
 
 def repaint_area(mask: Image.Image | FloatArray, size: tuple[int, int], repaint: str = "white") -> FloatArray:
-    """What is to be repainted: float32 [H, W] in [0, 1], 1 is repaint; greys stay greys, but for the all but black and white.
+    """What is to be repainted: float32 [H, W] in [0, 1], 1 is repaint; greys stay greys, but for the all but black and
+    white.
 
-    mask: a picture of mode L, RGB or RGBA, or floats [H, W] in [0, 1]. What is transparent is never repainted, whichever
-    colour is, and what is half transparent only half. It is stretched to `size`, which is (height, width), with an
-    antialiased triangle filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that repaints,
-    "white" or "black". Raises `ValueError` for another colour, and for floats of another shape or range.
+    mask: a picture of mode L, RGB or RGBA, or floats [H, W] in [0, 1]. What is transparent is never repainted,
+    whichever colour is, and what is half transparent only half. It is stretched to `size`, which is (height, width),
+    with an antialiased triangle filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that
+    repaints, "white" or "black". Raises `ValueError` for another colour, and for floats of another shape or range.
     """
     if repaint not in REPAINTS:
         raise ValueError(f"mask_mode must be 'white' or 'black', the colour that is repainted, got {repaint!r}")
@@ -87,9 +89,10 @@ def reminder(share: float, repaint: str = "white") -> str | None:
 def feathered(area: FloatArray, pixels: int) -> FloatArray:
     """How much of the painted picture to take, float32 [H, W]: 1 inside the area, 0 outside, smooth between.
 
-    It falls inwards over `pixels` from the border of the area, so it is exactly 0 wherever the area is, and no pixel outside
-    it changes. The picture's own edge is no border. Where the area is too thin to reach 1 that way, it falls from its
-    middle instead, so a line is repainted too. Greys of the area that are lower stay. Raises `ValueError` for less than 0.
+    It falls inwards over `pixels` from the border of the area, so it is exactly 0 wherever the area is, and no pixel
+    outside it changes. The picture's own edge is no border. Where the area is too thin to reach 1 that way, it falls
+    from its middle instead, so a line is repainted too. Greys of the area that are lower stay. Raises `ValueError` for
+    less than 0.
     """
     if pixels < 0:
         raise ValueError(f"feather must be a number of pixels from 0 up, got {pixels}; try 16")
@@ -121,7 +124,8 @@ def _depth(inside: NDArray[np.bool_], reach: int) -> FloatArray:
 
 
 def _deepest(depth: FloatArray, steps: int) -> FloatArray:
-    """The highest depth within `steps` steps of each pixel, never stepping outside the area, to any of the eight around."""
+    """The highest depth within `steps` steps of each pixel, never stepping outside the area, to any of the eight
+    around."""
     inside = depth > 0
     for _ in range(steps):
         wider = np.pad(depth, 1)
@@ -165,10 +169,10 @@ class Box(NamedTuple):
 def window(area: FloatArray, height: int, width: int, *, margin: float = 0.5) -> Box | None:
     """The smallest box to paint at height x width instead of the whole picture, or None where no box pays.
 
-    It holds all of the area with `margin` of the area's own height and width around it on each side, as far as the picture
-    goes, has the sides' ratio height : width to the pixel, and is never enlarged more than `ZOOM` times unless the picture
-    itself is. There is none where it would be most of the picture, nor where no box of that ratio holds the area. Raises
-    `ValueError` where there is nothing to repaint, and for a negative margin.
+    It holds all of the area with `margin` of the area's own height and width around it on each side, as far as the
+    picture goes, has the sides' ratio height : width to the pixel, and is never enlarged more than `ZOOM` times unless
+    the picture itself is. There is none where it would be most of the picture, nor where no box of that ratio holds the
+    area. Raises `ValueError` where there is nothing to repaint, and for a negative margin.
     """
     check(area)
     if margin < 0:

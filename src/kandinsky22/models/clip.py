@@ -99,7 +99,7 @@ class CLIPText(nn.Module):
     def forward(self, ids: Tensor) -> TextFeatures:
         """ids: int64 [B, L], L at most max_position_embeddings; a longer L raises ValueError.
 
-        The mask is causal and nothing else: padding changes no state before it, so it may be kept or cut.
+        The mask is causal only: padding changes no state before it, so it may be left in or cut off.
         """
         hidden = self.text_model(ids)
         end = ids.argmax(dim=-1)  # the first of equal maxima: the first end-of-text, whatever pads follow it

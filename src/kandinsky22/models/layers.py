@@ -1,7 +1,8 @@
-"""What more than one network is built from: the embedding of a timestep, multi-head attention, and the two layers that the
-convolutional networks spend their time in, a modulated normalisation and a 3x3 convolution.
+"""Layers that several networks share: timestep embeddings, multi-head attention, and the two layers in which the
+convolutional networks spend their time, a modulated normalisation and a 3x3 convolution.
 
-These say what is computed. `acceleration` computes the same by other means, once weights are loaded and without gradients.
+They define what is computed. `acceleration` replaces them with faster implementations for inference once weights are
+loaded.
 """
 
 import math
@@ -49,16 +50,16 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax attention over heads: q [B, h, N, d], k and v [B, h, M, d] -> [B, N, h * d].
 
-    `mask` is boolean, broadcast to [B, h, N, M]; True may be looked at.
+    `mask` is boolean, broadcast to [B, h, N, M]; True: may be attended to.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class Norm(nn.GroupNorm):
-    """Group normalisation, times a scale and plus a shift from outside where they are given, then SiLU where `silu` says so.
+    """Group normalisation, then scale and shift if given, then SiLU unless `silu` is False.
 
-    Scale and shift are [B, C, h, w] at any smaller size: [B, C, 1, 1] for one of a whole row (the U-Net's timesteps), or a map
-    that nearest enlarging brings to x's size (MoVQ's latents).
+    Scale and shift are [B, C, 1, 1], one value per channel (the U-Net's timestep embedding), or a map [B, C, h, w] that
+    nearest upsampling brings to x's size (MoVQ's latents).
     """
 
     def __init__(self, groups: int, channels: int, *, eps: float, silu: bool = True) -> None:
@@ -67,64 +68,68 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """`x` [B, C, H, W] -> the same shape."""
-        return self._finished(super().forward(x), scale, shift)
+        return self._modulate(super().forward(x), scale, shift)
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each group of one picture x [1, C, H, W]: [groups] each, in float32 at least."""
         cells = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.num_groups, -1)
-        mean = cells.mean(dim=1)  # about it, since a sum of squares would lose what a large mean drowns
+        mean = cells.mean(
+            dim=1
+        )  # the variance is taken about the mean: a sum of squares loses digits where it is large
         return mean, torch.linalg.vector_norm(cells - mean[:, None], dim=1).square() / cells.shape[1]
 
-    def given(
+    def forward_with_moments(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """As `forward`, for a part x [1, C, H, W] of a picture whose `moments` are known. No gradient flows through them: it is a
-        batch normalisation at inference."""
+        """As `forward`, for a part x [1, C, H, W] of a picture with known `group_moments`.
+
+        It is a batch normalisation at inference: no gradient flows through the moments.
+        """
         mean, variance = (value.repeat_interleave(self.num_channels // self.num_groups) for value in (mean, variance))
         normal = F.batch_norm(x, mean, variance, self.weight.to(mean), self.bias.to(mean), eps=self.eps)
-        return self._finished(normal, scale, shift)
+        return self._modulate(normal, scale, shift)
 
-    def _finished(self, normal: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    def _modulate(self, normal: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         if scale is not None and shift is not None:
-            normal = torch.addcmul(_enlarged(shift, normal), normal, _enlarged(scale, normal))
+            normal = torch.addcmul(_upsample_to(shift, normal), normal, _upsample_to(scale, normal))
         return F.silu(normal) if self.silu else normal
 
 
 class Conv1x1(nn.Conv2d):
-    """The same linear map of every cell."""
+    """A linear layer applied to every cell."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 1)
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of the whole picture, with zeros around it.
+    """A 3x3 convolution with zero padding.
 
-    delicate: what comes after makes its rounding errors many times as large, so on a CPU `acceleration` leaves its arithmetic
-    in float32 alone.
+    keep_exact: on a CPU in float32, `acceleration` leaves this layer's arithmetic as it is, because the layers after it
+    magnify rounding errors.
     """
 
-    def __init__(self, channels: int, out_channels: int, *, delicate: bool = False) -> None:
+    def __init__(self, channels: int, out_channels: int, *, keep_exact: bool = False) -> None:
         super().__init__(channels, out_channels, 3, padding=1)
-        self.delicate = delicate
+        self.keep_exact = keep_exact
 
-    def inner(self, x: Tensor) -> Tensor:
-        """Of a strip x [B, C, 1 + H + 1, W] of a picture, whose first and last row are only looked at -> [B, O, H, W]."""
+    def forward_strip(self, x: Tensor) -> Tensor:
+        """A strip x [B, C, 1 + H + 1, W] of a picture, with a row of each neighbour above and below -> [B, O, H, W]."""
         return F.conv2d(x, self.weight, self.bias, padding=(0, 1))
 
 
-class DoublingConv3x3(Conv3x3):
-    """A picture of twice the sides, each cell four times, then a 3x3 convolution."""
+class UpsampleConv3x3(Conv3x3):
+    """Nearest upsampling by two, then a 3x3 convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, 2H, 2W]."""
         return super().forward(F.interpolate(x, scale_factor=2.0))
 
-    def inner(self, x: Tensor) -> Tensor:
-        """Of a strip [B, C, 1 + H + 1, W] -> [B, O, 2H, 2W]."""
-        return super().inner(F.interpolate(x, scale_factor=2.0)[:, :, 1:-1])
+    def forward_strip(self, x: Tensor) -> Tensor:
+        """A strip [B, C, 1 + H + 1, W] -> [B, O, 2H, 2W]."""
+        return super().forward_strip(F.interpolate(x, scale_factor=2.0)[:, :, 1:-1])
 
 
-def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Brought to the size of `fine`; a single cell broadcasts by itself."""
+def _upsample_to(coarse: Tensor, fine: Tensor) -> Tensor:
+    """`coarse` at the size of `fine`; a single cell is left to broadcast."""
     return coarse if coarse.shape[-2:] == (1, 1) else F.interpolate(coarse, size=fine.shape[-2:])

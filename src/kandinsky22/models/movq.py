@@ -1,6 +1,6 @@
 """MoVQ: the autoencoder between pictures and latents (Zheng et al. 2022, "Modulating Quantized Vectors").
 
-Its decoder is told the latent again at every normalisation (spatial norm). Knows nothing of diffusion or of files.
+Every normalisation of its decoder is modulated by the latent (spatial norm). Knows nothing of diffusion or of files.
 """
 
 from collections.abc import Mapping
@@ -14,20 +14,20 @@ from torch.nn import functional as F
 
 from kandinsky22.models import tiles
 from kandinsky22.models.config import Config
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, attend, split_heads
+from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3, attend, split_heads
 
 NORM_EPS = 1e-6
 SPATIAL_NORM_GROUPS = 32  # the published code fixes this, whatever norm_num_groups says
-WHOLE = 256 * 256  # pixels up to which a picture is not cut into tiles
-WHOLE_TENSORS = (
-    8  # of the widest level at full size, alive at once while decoding whole: 7.1 seen with the box at 1536 x 1536
+MAX_UNTILED_PIXELS = 256 * 256  # larger pictures are computed in tiles
+UNTILED_TENSORS = (
+    8  # alive at once without tiles, of the widest level at full size; 7.1 measured with the box at 1536 x 1536
 )
-TILE = 16_384  # pixels of a tile
+TILE_PIXELS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoVQConfig(Config):
-    """Key names as in the published `movq/config.json`. The lowest level, and only it, has attention."""
+    """Key names as in the published `movq/config.json`. Only the lowest level has attention."""
 
     block_out_channels: tuple[int, ...]
     layers_per_block: int
@@ -41,12 +41,13 @@ class MoVQConfig(Config):
     def __post_init__(self) -> None:
         if any(c % SPATIAL_NORM_GROUPS for c in self.block_out_channels):
             raise ValueError(
-                f"MoVQConfig: block_out_channels must be multiples of {SPATIAL_NORM_GROUPS}, got {self.block_out_channels}"
+                f"MoVQConfig: block_out_channels must be multiples of {SPATIAL_NORM_GROUPS}, "
+                f"got {self.block_out_channels}"
             )
 
     @property
     def factor(self) -> int:
-        """Pixels a latent cell spans, along each side."""
+        """Pixels per latent cell, along each side."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
     def architecture(self) -> Mapping[str, Any]:
@@ -63,9 +64,10 @@ class MoVQConfig(Config):
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4), then SiLU unless it is for attention.
+    """GroupNorm(f) * conv_y(z) + conv_b(z), z brought to f's size (MoVQ, equation 4), then SiLU unless it is for
+    attention.
 
-    Nearest enlarging commutes with a 1x1 convolution, so the convolutions run at the latent's own size.
+    Nearest upsampling commutes with a 1x1 convolution, so the convolutions run at the latent's own size.
     """
 
     def __init__(self, channels: int, latent_channels: int, silu: bool) -> None:
@@ -75,15 +77,15 @@ class SpatialNorm(nn.Module):
         self.conv_b = Conv1x1(latent_channels, channels)
 
     def forward(self, f: Tensor, z: Tensor) -> Tensor:
-        return self.norm_layer(f, *self.told(z))
+        return self.norm_layer(f, *self.scale_shift(z))
 
-    def told(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The scale and the shift that the latent z [B, vq_embed_dim, h, w] asks for, [B, C, h, w]."""
+    def scale_shift(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale and the shift, [B, C, h, w] each, for a latent z [B, vq_embed_dim, h, w]."""
         return self.conv_y(z), self.conv_b(z)
 
 
 def norm(config: MoVQConfig, channels: int, spatial: bool, *, silu: bool = True) -> nn.Module:
-    """The decoder's normalisation, or the encoder's, which is told nothing: its z is None."""
+    """The decoder's spatial norm, or the encoder's plain one, which is called with z = None."""
     if spatial:
         return SpatialNorm(channels, config.vq_embed_dim, silu)
     return Norm(config.norm_num_groups, channels, eps=NORM_EPS, silu=silu)
@@ -93,13 +95,13 @@ class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions and a shortcut."""
 
     def __init__(
-        self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool, *, delicate: bool = False
+        self, config: MoVQConfig, channels: int, out_channels: int, spatial: bool, *, keep_exact: bool = False
     ) -> None:
         super().__init__()
         self.norm1 = norm(config, channels, spatial)
-        self.conv1 = Conv3x3(channels, out_channels, delicate=delicate)
+        self.conv1 = Conv3x3(channels, out_channels, keep_exact=keep_exact)
         self.norm2 = norm(config, out_channels, spatial)
-        self.conv2 = Conv3x3(out_channels, out_channels, delicate=delicate)
+        self.conv2 = Conv3x3(out_channels, out_channels, keep_exact=keep_exact)
         if channels != out_channels:
             self.conv_shortcut = Conv1x1(channels, out_channels)
 
@@ -110,7 +112,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every cell looks at every cell, with one head."""
+    """Self-attention over all cells, with one head."""
 
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
@@ -144,14 +146,14 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = DoublingConv3x3(channels, channels)
+        self.conv = UpsampleConv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class Block(nn.Module):
-    """One level: residual blocks, each followed by attention where the level has it, then the resampling if any."""
+    """One level: residual blocks, each followed by attention at levels that have it, then the resampling if any."""
 
     def __init__(
         self,
@@ -176,7 +178,7 @@ class Block(nn.Module):
             self.upsamplers = nn.ModuleList([Upsample(out_channels)])
 
     def layers(self, x: Tensor, z: Tensor | None) -> Tensor:
-        """All but the resampling."""
+        """Everything except the resampling."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, z)
             if len(self.attentions):
@@ -191,13 +193,16 @@ class Block(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block. In the decoder, what this attention, the first of all, looks at is scaled by the
-    latents, so that it can make the first block's rounding errors ten times as large (docs/log.md)."""
+    """Residual block, attention, residual block.
+
+    In the decoder the input of this attention is scaled by the latents, which can make the first block's rounding
+    errors ten times as large (docs/log.md); so that block's convolutions keep their exact arithmetic.
+    """
 
     def __init__(self, config: MoVQConfig, channels: int, spatial: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(config, channels, channels, spatial, delicate=spatial and first) for first in (True, False)
+            ResnetBlock(config, channels, channels, spatial, keep_exact=spatial and first) for first in (True, False)
         )
         self.attentions = nn.ModuleList([Attention(config, channels, spatial)])
 
@@ -269,7 +274,7 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """The codebook. Kandinsky 2.2 decodes unquantised latents; training and analysis use it."""
+    """The codebook. Kandinsky 2.2 decodes unquantised latents; only training and analysis use the codes."""
 
     def __init__(self, config: MoVQConfig) -> None:
         super().__init__()
@@ -278,7 +283,8 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -bound, bound)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h, w]."""
+        """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h,
+        w]."""
         indices = torch.cdist(z.movedim(1, -1).flatten(1, 2), self.embedding.weight[None].to(z)).argmin(-1)
         codes = self.embedding(indices).transpose(1, 2).unflatten(-1, z.shape[-2:])
         return z + (codes - z).detach(), indices.unflatten(-1, z.shape[-2:])
@@ -301,27 +307,28 @@ class MoVQ(nn.Module):
 
         `tile`: as for `decode`.
         """
-        if rows := self._rows(pictures.shape[-2], pictures.shape[-1], tile):
+        if rows := self._tile_rows(pictures.shape[-2], pictures.shape[-1], tile):
             return self.quant_conv(torch.cat([tiles.encode(self.encoder, x, rows) for x in pictures.split(1)]))
         return self.quant_conv(self.encoder(pictures))
 
     def decode(self, z: Tensor, *, tile: int | None = None) -> Tensor:
-        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped. Pass quantised z to quantise.
+        """Latents [B, 4, h, w] -> pictures [B, 3, h*f, w*f], about [-1, 1] and not clamped; quantise z before to use
+        the codes.
 
-        Without gradients, pictures of more than `WHOLE` pixels are decoded one by one in tiles of about `tile` pixels
-        (None: `TILE`), which rounds differently and needs about a third of the memory. A given `tile` also cuts smaller
-        pictures that it does not cover; with gradients it raises `ValueError`.
+        Without gradients, pictures of more than `MAX_UNTILED_PIXELS` are decoded one by one in tiles of about `tile`
+        pixels (None: `TILE_PIXELS`), which rounds differently and needs about a third of the memory. A given `tile`
+        also applies to smaller pictures; with gradients it raises `ValueError`.
         """
         h = self.post_quant_conv(z)
-        if rows := self._rows(z.shape[-2] * self.config.factor, z.shape[-1] * self.config.factor, tile):
+        if rows := self._tile_rows(z.shape[-2] * self.config.factor, z.shape[-1] * self.config.factor, tile):
             cut = zip(h.split(1), z.split(1), strict=True)
             return torch.cat([tiles.decode(self.decoder, *one, rows) for one in cut])
         return self.decoder(h, z)
 
-    def _rows(self, height: int, width: int, tile: int | None) -> int:
-        """How many rows of latents make a tile; 0: the picture is not cut."""
+    def _tile_rows(self, height: int, width: int, tile: int | None) -> int:
+        """Rows of latents per tile; 0: no tiles."""
         if tile is not None and torch.is_grad_enabled():
-            raise ValueError("no gradient flows through tiles; leave tile out, or use torch.no_grad()")
-        if height * width <= (WHOLE if tile is None else tile) or torch.is_grad_enabled():
+            raise ValueError("tiles have no gradients; leave tile out, or use torch.no_grad()")
+        if height * width <= (MAX_UNTILED_PIXELS if tile is None else tile) or torch.is_grad_enabled():
             return 0
-        return max(1, (tile or TILE) // (width * self.config.factor))
+        return max(1, (tile or TILE_PIXELS) // (width * self.config.factor))

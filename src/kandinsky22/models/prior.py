@@ -1,9 +1,10 @@
-"""The diffusion prior: from what CLIP says of a text to the CLIP embedding of a picture it could describe
+"""The diffusion prior: from CLIP's features of a text to the CLIP embedding of a picture that the text could describe
 (Ramesh et al. 2022, section 2.2; Kandinsky, section 4.1).
 
-A causal transformer over [text states, text embedding, time, noisy image embedding, query], read at the query. Nothing
-of the text looks at x or t, so `prefill` computes its keys and values once. The time looks at the text and never at x, so
-`precompute_timesteps` computes those of all timesteps of a run, side by side; `forward` is left with two tokens a step.
+A causal transformer over [text states, text embedding, time, noisy image embedding, query], read at the query. The text
+tokens do not attend to x or t, so `prefill` computes their keys and values once per run. The time token attends to the
+text but not to x, so `precompute_timesteps` computes its keys and values for all timesteps of a run. `forward` then
+runs two tokens a step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
-from kandinsky22.models.timestep_cache import TimestepCache, each, repeat_guided
+from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
 STEP_TOKENS = 3  # time, noisy image embedding, query
 KeysValues: TypeAlias = tuple[Tensor, Tensor]  # [B, h, S, d] each
-ALL, LAST, NONE = slice(None), slice(-1, None), slice(0)  # of a block's tokens, whose output is asked for
+ALL, LAST, NONE = slice(None), slice(-1, None), slice(0)  # for which of a block's tokens the output is needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,10 @@ class PriorConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The text's keys and values, [B, h, S, d] for each layer, and which of the S tokens are real, bool [B, S]. ahead: the
-    keys and values of time tokens, [B, T, layers, 2, h, d], where they were computed."""
+    """The keys and values of B texts, [B, h, S, d] for each layer, and which of the S tokens are real, bool [B, S].
+
+    timestep_cache: the keys and values of time tokens, [B, T, layers, 2, h, d], if precomputed.
+    """
 
     layers: tuple[KeysValues, ...]
     mask: Tensor
@@ -67,8 +70,8 @@ class Prefix:
         return cls(layers, mask, TimestepCache.cat([p.timestep_cache for p in parts]))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        ahead = None if self.timestep_cache is None else self.timestep_cache[rows]
-        return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows], ahead)
+        cache = None if self.timestep_cache is None else self.timestep_cache[rows]
+        return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows], cache)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -86,14 +89,17 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
 
     def forward(
-        self, x: Tensor, past: Sequence[KeysValues], mask: Tensor, asked: slice = ALL
+        self, x: Tensor, past: Sequence[KeysValues], mask: Tensor, outputs: slice = ALL
     ) -> tuple[Tensor, KeysValues]:
-        """Tokens x [B, N, C] after those of `past` -> the output of the ones that are `asked` for, and all their keys and values.
-        mask: bool, broadcast to [B, 1, N, past and N]."""
-        q = split_heads(self.to_q(x[:, asked]), self.heads)
+        """Attention of tokens x [B, N, C] to the tokens of `past` and to each other.
+
+        Returns the output at the tokens `outputs`, and the keys and values of all N. mask: bool, broadcast to
+        [B, 1, N, past + N]; True: may be attended to.
+        """
+        q = split_heads(self.to_q(x[:, outputs]), self.heads)
         k, v = (split_heads(proj(x), self.heads) for proj in (self.to_k, self.to_v))
         keys, values = (torch.cat(parts, dim=2) for parts in zip(*past, (k, v), strict=True))
-        return self.to_out[0](attend(q, keys, values, mask[..., asked, :])), (k, v)
+        return self.to_out[0](attend(q, keys, values, mask[..., outputs, :])), (k, v)
 
 
 class GELU(nn.Module):
@@ -108,7 +114,7 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Four times wider, and back. (`net.1` was dropout.)"""
+    """Two-layer perceptron, four times as wide inside. (`net.1` is dropout in the published code.)"""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -119,7 +125,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block. The published names skip norm2: there is no cross-attention."""
+    """A pre-norm transformer block. The published names have no norm2, as there is no cross-attention."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -129,10 +135,10 @@ class Block(nn.Module):
         self.ff = FeedForward(config.width)
 
     def forward(
-        self, x: Tensor, past: Sequence[KeysValues], mask: Tensor, asked: slice = ALL
+        self, x: Tensor, past: Sequence[KeysValues], mask: Tensor, outputs: slice = ALL
     ) -> tuple[Tensor, KeysValues]:
-        attended, kv = self.attn1(self.norm1(x), past, mask, asked)
-        x = x[:, asked] + attended
+        attended, kv = self.attn1(self.norm1(x), past, mask, outputs)
+        x = x[:, outputs] + attended
         return x + self.ff(self.norm3(x)), kv
 
 
@@ -157,16 +163,19 @@ class PriorTransformer(nn.Module):
         self.clip_std = nn.Parameter(torch.ones(1, config.embedding_dim))
 
     def normalised(self, embeds: Tensor) -> Tensor:
-        """CLIP image embeddings [B, D] as the prior sees them."""
+        """CLIP image embeddings [B, D] in the prior's normalised space."""
         return (embeds - self.clip_mean) / self.clip_std
 
     def denormalised(self, x: Tensor) -> Tensor:
-        """The CLIP image embeddings [B, D] of what the prior sees."""
+        """Normalised embeddings [B, D] in CLIP's space."""
         return x * self.clip_std + self.clip_mean
 
     def prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor) -> Prefix:
-        """The text's part, once a run: CLIP's text states `hidden` [B, L, D], text embedding `embed` [B, D], and `mask`
-        bool [B, L], True up to and including the end token. L need only be as long as the longest text: `Tokens.trimmed`."""
+        """The keys and values of the text tokens, once per run.
+
+        hidden: CLIP's text states [B, L, D]. embed: its text embeddings [B, D]. mask: bool [B, L], True up to and
+        including the end token. L need only be the length of the longest text (`Tokens.trimmed`).
+        """
         length = mask.shape[1]
         text = self.encoder_hidden_states_proj(hidden)
         x = torch.cat([text, self.embedding_proj(embed)[:, None]], dim=1)
@@ -177,21 +186,22 @@ class PriorTransformer(nn.Module):
         causal = torch.ones(length + 1, length + 1, dtype=torch.bool, device=mask.device).tril()
         visible = causal & real[:, None, None, :]
         layers = []
-        for block, asked in self._blocks(last=NONE):
-            x, kv = block(x, (), visible, asked)
+        for block, outputs in self._blocks(last=NONE):
+            x, kv = block(x, (), visible, outputs)
             layers.append(kv)
         return Prefix(tuple(layers), real)
 
     def precompute_timesteps(self, prefix: Prefix, timesteps: Sequence[int]) -> Prefix:
-        """The prefix with what depends on text and time alone, for the timesteps of a run (of a long one, the first 100)."""
-        t = each(timesteps, len(prefix))
+        """The prefix with the time tokens' keys and values for all timesteps of a run (of a long run: its first
+        100)."""
+        t = cached_timesteps(timesteps, len(prefix))
         return replace(prefix, timestep_cache=TimestepCache(t, self._times(t.to(prefix.mask.device), prefix)))
 
     def forward(self, x: Tensor, t: Tensor, prefix: Prefix, guided_rows: Tensor | None = None) -> Tensor:
-        """Noisy normalised embeddings x [B, D] at timesteps t [B] -> the prediction of the clean ones, [B, D].
+        """Noisy normalised embeddings x [B, D] at timesteps t [B] -> the predicted clean ones, [B, D].
 
-        What the prefix has not ahead is computed. guided_rows: indices [n] of rows of x that are answered twice, as guidance needs it:
-        prefix, t and what is returned have n rows for these and then B for all.
+        guided_rows: indices [n] of the rows of x that classifier-free guidance needs twice. Then prefix, t and the
+        result have n rows for these, unconditional, followed by B rows for all.
         """
         times = None if prefix.timestep_cache is None else prefix.timestep_cache.at(t)
         if times is None:
@@ -203,31 +213,32 @@ class PriorTransformer(nn.Module):
             + self.positional_embedding[:, -2:]
         )
 
-        causal = torch.ones(2, 3, dtype=torch.bool, device=x.device).tril(1)  # the time, and themselves
-        visible = torch.cat([_seen(prefix, 2), causal.expand(rows, 1, -1, -1)], dim=-1)
-        now = times[:, :, :, :, None].unbind(1)
-        for (block, asked), text, time in zip(self._blocks(last=LAST), prefix.layers, now, strict=True):
-            h, _ = block(h, (text, time.unbind(1)), visible, asked)
+        causal = torch.ones(2, 3, dtype=torch.bool, device=x.device).tril(1)  # the time token, and causally themselves
+        visible = torch.cat([_text_mask(prefix, 2), causal.expand(rows, 1, -1, -1)], dim=-1)
+        layer_times = times[:, :, :, :, None].unbind(1)
+        for (block, outputs), text, time in zip(self._blocks(last=LAST), prefix.layers, layer_times, strict=True):
+            h, _ = block(h, (text, time.unbind(1)), visible, outputs)
         return self.proj_to_clip_embeddings(self.norm_out(h[:, -1]))
 
     def _times(self, t: Tensor, prefix: Prefix) -> Tensor:
-        """The keys and values [B, T, layers, 2, h, d] of a time token for each of t [B, T]; each sees the text and itself."""
+        """The keys and values [B, T, layers, 2, h, d] of a time token for each of t [B, T], which attends to the
+        text."""
         rows, count = t.shape
         h = self.time_embedding(t.flatten()).unflatten(0, t.shape) + self.positional_embedding[:, -STEP_TOKENS]
         itself = torch.eye(count, dtype=torch.bool, device=t.device).expand(rows, 1, -1, -1)
-        visible, layers = torch.cat([_seen(prefix, count), itself], dim=-1), []
-        for (block, asked), text in zip(self._blocks(last=NONE), prefix.layers, strict=True):
-            h, kv = block(h, (text,), visible, asked)
+        visible, layers = torch.cat([_text_mask(prefix, count), itself], dim=-1), []
+        for (block, outputs), text in zip(self._blocks(last=NONE), prefix.layers, strict=True):
+            h, kv = block(h, (text,), visible, outputs)
             layers.append(torch.stack(kv, dim=1))  # [B, 2, h, T, d]
         return torch.stack(layers, dim=1).movedim(4, 1).contiguous()
 
     def _blocks(self, last: slice) -> Iterator[tuple[nn.Module, slice]]:
-        """The blocks, and of which tokens each is asked: of all, and the last one of those that are looked at in the end."""
+        """Each block with the tokens whose output is needed: all, and `last` for the last block."""
         *most, end = self.transformer_blocks
         yield from ((block, ALL) for block in most)
         yield end, last
 
 
-def _seen(prefix: Prefix, tokens: int) -> Tensor:
-    """Which tokens of the text later ones look at: bool [B, 1, tokens, S]."""
+def _text_mask(prefix: Prefix, tokens: int) -> Tensor:
+    """Which text tokens the later ones may attend to: bool [B, 1, tokens, S]."""
     return prefix.mask[:, None, None, :].expand(-1, -1, tokens, -1)

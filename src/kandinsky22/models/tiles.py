@@ -1,102 +1,102 @@
 """MoVQ in tiles: the same pictures in a fraction of the memory.
 
-A tile is a strip of whole rows. MoVQ's lowest level and its middle, where every cell looks at every cell, run whole: they
-are small. Above them one activation at a time is kept, as strips that are let go as they are read. A convolution sees one
-row of each neighbour, and a normalisation is given the statistics of the whole picture, so nothing is approximate: only
-sums are rounded otherwise. It is for inference, since no gradient flows through those statistics.
+A tile is a strip of whole rows. MoVQ's lowest level and its middle block, whose attention spans all cells, are small
+and run untiled. Above them an activation exists only as strips, each freed as soon as it has been read. A convolution
+gets one row of each neighbouring strip, and a normalisation gets the moments of the whole picture, so the result is
+exact up to rounding. Inference only: no gradient flows through the moments.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from kandinsky22.models.layers import Conv3x3, Norm
-    from kandinsky22.models.movq import Decoder, Encoder
+from kandinsky22.models.layers import Conv3x3, Norm
 
 Strips: TypeAlias = deque[Tensor]
-"""An activation [1, C, H, W] cut into rows, from the top. Its last reader empties it, which is what saves the memory."""
+"""The strips of an activation [1, C, H, W], from the top. Reading them for the last time empties the deque."""
 
 
-def decode(decoder: "Decoder", h: Tensor, z: Tensor, rows: int) -> Tensor:
-    """`decoder(h, z)` for one picture, [1, 3, H, W], in strips of `rows` rows of latents."""
+def decode(decoder: Any, h: Tensor, z: Tensor, rows: int) -> Tensor:
+    """`movq.Decoder`'s forward for one picture, [1, 3, H, W], in strips of `rows` rows of latents."""
     lowest, *blocks = list[Any](decoder.up_blocks)
     h = lowest.layers(decoder.mid_block(decoder.conv_in(h), z), z)
-    strips = _upsampled(lowest, Strips(h.split(rows, dim=2)))
-    told = z.split(rows, dim=2)
+    strips = _upsample(lowest, Strips(h.split(rows, dim=2)))
+    latents = z.split(rows, dim=2)
     for block in blocks:
         for resnet in block.resnets:
-            strips = _resnet(resnet, strips, told)
-        strips = _upsampled(block, strips)
-    return torch.cat([*_convolved(decoder.conv_out, _activated(decoder.conv_norm_out, strips, told))], dim=2)
+            strips = _resnet(resnet, strips, latents)
+        strips = _upsample(block, strips)
+    return torch.cat([*_convolve(decoder.conv_out, _normalise(decoder.conv_norm_out, strips, latents))], dim=2)
 
 
-def encode(encoder: "Encoder", x: Tensor, rows: int) -> Tensor:
-    """`encoder(x)` for one picture [1, 3, H, W], in strips of `rows` rows of latents."""
+def encode(encoder: Any, x: Tensor, rows: int) -> Tensor:
+    """`movq.Encoder`'s forward for one picture [1, 3, H, W], in strips of `rows` rows of latents."""
     *blocks, lowest = list[Any](encoder.down_blocks)
-    strips = Strips(_convolved(encoder.conv_in, x.split(rows * 2 ** len(blocks), dim=2)))
+    strips = Strips(_convolve(encoder.conv_in, x.split(rows * 2 ** len(blocks), dim=2)))
     for block in blocks:
         for resnet in block.resnets:
             strips = _resnet(resnet, strips, None)
-        strips = _downsampled(block, strips)
+        strips = _downsample(block, strips)
     h = encoder.mid_block(lowest(torch.cat([*strips], dim=2), None), None)
     return encoder.conv_out(encoder.conv_norm_out(h))
 
 
-def _drained(x: Strips) -> Iterator[Tensor]:
-    """The strips, each let go when the next is asked for."""
+def _pop_all(x: Strips) -> Iterator[Tensor]:
+    """The strips in order, each removed from the deque as it is read."""
     while x:
         yield x.popleft()
 
 
-def _resnet(block: Any, x: Strips, told: Sequence[Tensor] | None) -> Strips:
-    """A residual block. The shortcut of a strip takes its place as it is read."""
+def _resnet(block: Any, x: Strips, latents: Sequence[Tensor] | None) -> Strips:
+    """A residual block. As a strip is read, its shortcut is stored in its place."""
     shortcut: Callable[[Tensor], Tensor] = getattr(block, "conv_shortcut", nn.Identity())
-    kept = Strips()
+    shortcuts = Strips()
 
     def read(x: Strips) -> Iterator[Tensor]:
-        for strip in _drained(x):
-            kept.append(shortcut(strip))
+        for strip in _pop_all(x):
+            shortcuts.append(shortcut(strip))
             yield strip
 
-    h = Strips(_convolved(block.conv1, _activated(block.norm1, x, told, read)))
-    h = Strips(_convolved(block.conv2, _activated(block.norm2, h, told)))
-    return Strips(strip.add_(kept.popleft()) for strip in _drained(h))
+    h = Strips(_convolve(block.conv1, _normalise(block.norm1, x, latents, read)))
+    h = Strips(_convolve(block.conv2, _normalise(block.norm2, h, latents)))
+    return Strips(strip.add_(shortcuts.popleft()) for strip in _pop_all(h))
 
 
-def _upsampled(block: Any, x: Strips) -> Strips:
-    """The resampling of a level of the decoder, if it has any."""
+def _upsample(block: Any, x: Strips) -> Strips:
+    """The upsampler of a decoder level, if it has one."""
     for upsampler in getattr(block, "upsamplers", ()):
-        x = Strips(_convolved(upsampler.conv, _drained(x)))
+        x = Strips(_convolve(upsampler.conv, _pop_all(x)))
     return x
 
 
-def _downsampled(block: Any, x: Strips) -> Strips:
-    """The resampling of a level of the encoder. Strips have even heights: a row of latents is several of theirs."""
+def _downsample(block: Any, x: Strips) -> Strips:
+    """The downsampler of an encoder level. Strip heights are even, as one row of latents spans several rows."""
     for downsampler in block.downsamplers:
-        seams = _seams(_drained(x))
+        seams = _seams(_pop_all(x))
         x = Strips(downsampler.conv(F.pad(torch.cat([strip, below], dim=2), (0, 1))) for _, strip, below in seams)
     return x
 
 
-def _activated(
-    norm: Any, x: Strips, told: Sequence[Tensor] | None, read: Callable[[Strips], Iterator[Tensor]] = _drained
+def _normalise(
+    norm: Any, x: Strips, latents: Sequence[Tensor] | None, read: Callable[[Strips], Iterator[Tensor]] = _pop_all
 ) -> Iterator[Tensor]:
-    """A normalisation and its SiLU, with the statistics of the whole picture and, in the decoder, told the latents' strips."""
+    """A normalisation and its SiLU, with the moments of the whole picture; the strips `latents` modulate it."""
     plain: Norm = getattr(norm, "norm_layer", norm)
     mean, variance = _moments(x, plain)
     for i, strip in enumerate(read(x)):
-        yield plain.given(mean, variance, strip, *(() if told is None else norm.told(told[i])))
+        yield plain.forward_with_moments(
+            mean, variance, strip, *(() if latents is None else norm.scale_shift(latents[i]))
+        )
 
 
-def _moments(x: Strips, norm: "Norm") -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group over all strips, [groups] each, in float32 at least: those of the strips, combined."""
-    means, variances = map(torch.stack, zip(*(norm.moments(strip) for strip in x), strict=True))
+def _moments(x: Strips, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group over all strips, [groups] each, in float32 at least."""
+    means, variances = map(torch.stack, zip(*(norm.group_moments(strip) for strip in x), strict=True))
     heights = torch.tensor([strip.shape[2] for strip in x], dtype=means.dtype, device=means.device)
     share = (heights / heights.sum())[:, None]
     mean = (share * means).sum(dim=0)
@@ -104,10 +104,10 @@ def _moments(x: Strips, norm: "Norm") -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def _convolved(conv: "Conv3x3", strips: Iterable[Tensor]) -> Iterator[Tensor]:
+def _convolve(conv: Conv3x3, strips: Iterable[Tensor]) -> Iterator[Tensor]:
     """A 3x3 convolution of the whole picture."""
     for seam in _seams(strips):
-        yield conv.inner(torch.cat(seam, dim=2))
+        yield conv.forward_strip(torch.cat(seam, dim=2))
 
 
 def _seams(strips: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

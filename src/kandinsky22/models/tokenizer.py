@@ -1,7 +1,7 @@
 """CLIP's tokenizer: prompts -> ids, by byte-pair encoding (Sennrich et al. 2016; Radford et al. 2021).
 
-The rules are CLIP's, run by the `tokenizers` library; the tables come from outside (the published vocab.json and
-merges.txt) or are learnt from captions. Knows no files and no network.
+The rules are CLIP's, run by the `tokenizers` library; the tables are the published vocab.json and merges.txt, or are
+learnt from captions. Knows no files and no network.
 """
 
 import json
@@ -59,10 +59,10 @@ class Tokenizer:
     def __call__(self, prompts: list[str]) -> Tokens:
         rows, lengths, dropped = [], [], []
         for prompt, encoding in zip(prompts, self._backend.encode_batch(prompts), strict=True):
-            kept = encoding.ids[: self.max_length - 2]
-            rows.append([self.start, *kept] + [self.end] * (self.max_length - 1 - len(kept)))
-            lengths.append(len(kept) + 2)
-            dropped.append(_tail(prompt, encoding, len(kept)))
+            prompt_ids = encoding.ids[: self.max_length - 2]
+            rows.append([self.start, *prompt_ids] + [self.end] * (self.max_length - 1 - len(prompt_ids)))
+            lengths.append(len(prompt_ids) + 2)
+            dropped.append(_tail(prompt, encoding, len(prompt_ids)))
         ids = torch.tensor(rows, dtype=torch.int64).view(-1, self.max_length)
         mask = torch.arange(self.max_length) < torch.tensor(lengths).view(-1, 1)
         return Tokens(ids, mask, tuple(dropped))

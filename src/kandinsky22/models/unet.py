@@ -1,8 +1,9 @@
-"""The decoder's U-Net: predicts the noise in latents, given a CLIP image embedding (and, for some weights, a depth
-hint or a masked picture). Inpainting and depth differ from the plain decoder by configuration only.
+"""The decoder's U-Net: predicts the noise in latents, given a CLIP image embedding (and, for some weights, a depth hint
+or a masked picture). The inpainting and depth networks differ from the plain one by their configuration only.
 
-`condition` computes, once per run, all that depends on neither `x` nor `t`, and `precompute_timesteps` what depends on `t` and not on `x`;
-`forward` the rest, and `forward_cached` does so with what the deeper levels said before, where that is to do.
+Per run, `condition` computes what depends on neither x nor t, and `precompute_timesteps` what depends on t but not on
+x. Per step, `forward` computes the rest; `forward_cached` does the same but may reuse the deeper levels' features of an
+earlier step.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,23 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.models.config import Config
-from kandinsky22.models.layers import Conv1x1, Conv3x3, DoublingConv3x3, Norm, TimestepEmbedding, attend, split_heads
-from kandinsky22.models.timestep_cache import TimestepCache, each, repeat_guided
+from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, TimestepEmbedding, UpsampleConv3x3, attend, split_heads
+from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
-IMAGE_TOKENS = 32  # the image embedding is laid out as this many tokens
-HINT_WIDTHS = (
-    16,
-    16,
-    32,
-    32,
-    96,
-    96,
-    256,
-    4,
-)  # the hint block's convolutions; every second one from the third on halves
+IMAGE_TOKENS = 32  # how many tokens the image embedding is projected to
+HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256, 4)  # output channels of the hint block's convolutions
 HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
 
-KeysValues: TypeAlias = Iterator[tuple[Tensor, Tensor]]  # of the image tokens, for each attention in the order they run
+KeysValues: TypeAlias = Iterator[tuple[Tensor, Tensor]]  # of the image tokens, one pair per attention, in running order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +49,7 @@ class UNetConfig(Config):
 
     @property
     def hinted(self) -> bool:
-        """Whether the network is steered by a depth hint."""
+        """Whether the network takes a depth hint."""
         return self.addition_embed_type == "image_hint"
 
     @property
@@ -105,11 +97,12 @@ class UNetConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Conditioned:
-    """What a run is conditioned on, computed once; the rows of several concatenate.
+    """The condition of B rows, computed once per run; the rows of several conditions can be concatenated.
 
-    embedding: [B, T], added to the timestep's. image: the image tokens' keys and values, [B, h, 32, d] for each attention
-    in the order they run. extra: [B, k, h, w] channels joined to x (the hint's features, or masked latents and mask). ahead:
-    the scales and shifts [B, T, n] of all residual blocks, where they were computed.
+    embedding: [B, T], added to the timestep embedding. image: the image tokens' keys and values, [B, h, 32, d], one
+    pair per attention in running order. extra: [B, k, h, w], channels that are concatenated to x (the hint's features,
+    or masked latents and their mask). timestep_cache: scales and shifts [B, T, n] of all residual blocks, if
+    precomputed.
     """
 
     embedding: Tensor
@@ -125,56 +118,59 @@ class Conditioned:
             for k, v in (zip(*kvs, strict=True) for kvs in zip(*(p.image for p in parts), strict=True))
         )
         extras = [p.extra for p in parts if p.extra is not None]
-        embedding, ahead = torch.cat([p.embedding for p in parts]), TimestepCache.cat([p.timestep_cache for p in parts])
-        return cls(embedding, image, torch.cat(extras) if extras else None, ahead)
+        embedding, cache = torch.cat([p.embedding for p in parts]), TimestepCache.cat([p.timestep_cache for p in parts])
+        return cls(embedding, image, torch.cat(extras) if extras else None, cache)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         extra = None if self.extra is None else self.extra[rows]
-        ahead = None if self.timestep_cache is None else self.timestep_cache[rows]
-        return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra, ahead)
+        cache = None if self.timestep_cache is None else self.timestep_cache[rows]
+        return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra, cache)
 
     def __len__(self) -> int:
         return len(self.embedding)
 
 
 class ResnetBlock(nn.Module):
-    """Residual block, scaled and shifted by the embedding; `resample` makes it halve or double the sides. `part`: where its
-    scale and shift are among those of all blocks of the network, which sets it."""
+    """Residual block with scale-shift conditioning; `resample` "down" or "up" halves or doubles the sides.
 
-    part = slice(None)
+    columns: where this block's scale and shift are among those of all residual blocks; the network sets it.
+    """
+
+    columns = slice(None)
 
     def __init__(self, config: UNetConfig, channels: int, out_channels: int, resample: str | None = None) -> None:
         super().__init__()
         self.resample = resample
         self.norm1 = Norm(config.norm_num_groups, channels, eps=config.norm_eps)
-        self.conv1 = (DoublingConv3x3 if resample == "up" else Conv3x3)(channels, out_channels)
+        self.conv1 = (UpsampleConv3x3 if resample == "up" else Conv3x3)(channels, out_channels)
         self.time_emb_proj = nn.Linear(4 * config.block_out_channels[0], 2 * out_channels)
         self.norm2 = Norm(config.norm_num_groups, out_channels, eps=config.norm_eps)
         self.conv2 = Conv3x3(out_channels, out_channels)
         if channels != out_channels:
             self.conv_shortcut = Conv1x1(channels, out_channels)
 
-    def told(self, emb: Tensor) -> Tensor:
-        """What embeddings [B, T], after their SiLU, come to: the scale and the shift, [B, 2 * out_channels]."""
+    def scale_shift(self, emb: Tensor) -> Tensor:
+        """The scale and the shift [B, 2 * out_channels] for embeddings [B, T] after their SiLU."""
         scale, shift = self.time_emb_proj(emb).chunk(2, dim=1)
         return torch.cat([1 + scale, shift], dim=1)
 
-    def forward(self, x: Tensor, told: Tensor, guided_rows: Tensor | None = None) -> Tensor:
-        """`x` [B, C, H, W]; `told` [B, n] by all blocks of the network. guided_rows: as the network has it, where rows part here."""
+    def forward(self, x: Tensor, scale_shift: Tensor, guided_rows: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W]. scale_shift: [B, n] of all residual blocks. guided_rows: if given, rows are repeated here
+        for guidance (see `repeat_guided`), and scale_shift has the rows after that."""
         h = self.norm1(x)
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         h = self.conv1(h)
-        if self.resample == "up":  # conv1 doubles by itself
+        if self.resample == "up":  # conv1 upsamples by itself
             x = F.interpolate(x, scale_factor=2.0)
         h, x = repeat_guided(h, guided_rows), repeat_guided(x, guided_rows)
-        scale, shift = told[:, self.part, None, None].chunk(2, dim=1)
+        scale, shift = scale_shift[:, self.columns, None, None].chunk(2, dim=1)
         h = self.conv2(self.norm2(h, scale, shift))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
 class Attention(nn.Module):
-    """Every cell looks at the image tokens and at every cell."""
+    """Attention of every latent cell to the image tokens and to all cells."""
 
     def __init__(self, config: UNetConfig, channels: int) -> None:
         super().__init__()
@@ -199,7 +195,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One level: residual blocks, each followed by attention where the level has it, and the resampling if any."""
+    """One level: residual blocks, each followed by attention at levels that have it, and the resampling if any."""
 
     def __init__(
         self, config: UNetConfig, widths: Sequence[int], out_channels: int, *, attention: bool, resample: str | None
@@ -212,41 +208,46 @@ class Block(nn.Module):
                 f"{resample}samplers", nn.ModuleList([ResnetBlock(config, out_channels, out_channels, resample)])
             )
 
-    def layer(self, i: int, x: Tensor, told: Tensor, kvs: KeysValues, guided_rows: Tensor | None = None) -> Tensor:
+    def layer(
+        self, i: int, x: Tensor, scale_shift: Tensor, kvs: KeysValues, guided_rows: Tensor | None = None
+    ) -> Tensor:
         """Residual block `i` and its attention."""
-        x = self.resnets[i](x, told, guided_rows)
+        x = self.resnets[i](x, scale_shift, guided_rows)
         return self.attentions[i](x, next(kvs)) if len(self.attentions) else x
 
 
 class DownBlock(Block):
-    """A level on the way down."""
+    """A level of the encoder half."""
 
-    def forward(self, x: Tensor, told: Tensor, kvs: KeysValues) -> list[Tensor]:
-        """The output of every layer, and of the downsampler if there is one: the skips. The last goes on."""
-        outputs = self.layers(x, told, kvs)
-        return outputs + self.halved(outputs[-1], told)
+    def forward(self, x: Tensor, scale_shift: Tensor, kvs: KeysValues) -> list[Tensor]:
+        """The output of every layer, and of the downsampler if there is one: the skip connections. The last is passed
+        on."""
+        outputs = self.layers(x, scale_shift, kvs)
+        return outputs + self.downsample(outputs[-1], scale_shift)
 
-    def layers(self, x: Tensor, told: Tensor, kvs: KeysValues, guided_rows: Tensor | None = None) -> list[Tensor]:
-        """The output of every layer. guided_rows: as the network has it, where rows part in the first."""
-        outputs = [self.layer(0, x, told, kvs, guided_rows)]
+    def layers(
+        self, x: Tensor, scale_shift: Tensor, kvs: KeysValues, guided_rows: Tensor | None = None
+    ) -> list[Tensor]:
+        """The output of every layer. guided_rows: if given, the first layer repeats rows for guidance."""
+        outputs = [self.layer(0, x, scale_shift, kvs, guided_rows)]
         for i in range(1, len(self.resnets)):
-            outputs.append(self.layer(i, outputs[-1], told, kvs))
+            outputs.append(self.layer(i, outputs[-1], scale_shift, kvs))
         return outputs
 
-    def halved(self, x: Tensor, told: Tensor) -> list[Tensor]:
+    def downsample(self, x: Tensor, scale_shift: Tensor) -> list[Tensor]:
         """The output of the downsampler, if there is one."""
-        return [downsampler(x, told) for downsampler in getattr(self, "downsamplers", ())]
+        return [downsampler(x, scale_shift) for downsampler in getattr(self, "downsamplers", ())]
 
 
 class UpBlock(Block):
-    """A level on the way up."""
+    """A level of the decoder half."""
 
-    def forward(self, x: Tensor, skips: list[Tensor], told: Tensor, kvs: KeysValues) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], scale_shift: Tensor, kvs: KeysValues) -> Tensor:
         """Each layer takes one of `skips` from the end."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), told, kvs)
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), scale_shift, kvs)
         for upsampler in getattr(self, "upsamplers", ()):
-            x = upsampler(x, told)
+            x = upsampler(x, scale_shift)
         return x
 
 
@@ -258,13 +259,13 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(config, channels)])
 
-    def forward(self, x: Tensor, told: Tensor, kvs: KeysValues) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, told), next(kvs))
-        return self.resnets[1](x, told)
+    def forward(self, x: Tensor, scale_shift: Tensor, kvs: KeysValues) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, scale_shift), next(kvs))
+        return self.resnets[1](x, scale_shift)
 
 
 class ImageTokens(nn.Module):
-    """An image embedding [B, D] as 32 tokens [B, 32, cross_attention_dim]."""
+    """Projects an image embedding [B, D] to 32 tokens [B, 32, cross_attention_dim]."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -276,7 +277,8 @@ class ImageTokens(nn.Module):
 
 
 class AddedEmbedding(nn.Module):
-    """The image embedding's part of the embedding, and the features of a hint where the weights know hints."""
+    """Projects an image embedding to what is added to the timestep embedding, and holds the hint block of hinted
+    networks."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -294,8 +296,8 @@ class AddedEmbedding(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net. Latents `x` [B, 4, h, w], sides multiples of `config.factor`; returns [B, out_channels, h, w]: the
-    prediction in the first 4 channels, the learned variance in the rest."""
+    """The U-Net: latents x [B, 4, h, w], sides multiples of `config.factor` -> [B, out_channels, h, w], the prediction
+    in the first 4 channels and the learned variance in the rest."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -330,32 +332,38 @@ class UNet(nn.Module):
         end = 0
         for block in self._residual_blocks():
             start, end = end, end + block.time_emb_proj.out_features
-            block.part = slice(start, end)
+            block.columns = slice(start, end)
 
     def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> Conditioned:
-        """All that depends on neither `x` nor `t`, for image embeddings [B, encoder_hid_dim].
+        """What depends on neither x nor t, for image embeddings [B, encoder_hid_dim].
 
-        hint: [B, 3, H, W] in [0, 1] at pixel size, for weights with a hint block. masked: [B, 5, h, w], for inpainting
-        weights: the known latents times their mask, then the mask (1 is known).
+        hint: [B, 3, H, W] in [0, 1] at pixel size, for networks with a hint block. masked: [B, 5, h, w], for inpainting
+        networks: the known latents times their mask, then the mask (1: known).
         """
         tokens = self.encoder_hid_proj(embeds)
-        attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in the order they run
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in running order
         extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
         return Conditioned(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
 
     def precompute_timesteps(self, conditioned: Conditioned, timesteps: Sequence[int]) -> Conditioned:
-        """The condition with what depends on it and on t alone, for the timesteps of a run (of a long one, the first 100)."""
-        t, embedding = each(timesteps, len(conditioned)), conditioned.embedding
-        told = self._told(t.flatten().to(embedding.device), embedding.repeat_interleave(t.shape[1], dim=0))
-        return replace(conditioned, timestep_cache=TimestepCache(t, told.unflatten(0, t.shape)))
+        """The condition with the scales and shifts of all timesteps of a run (of a long run: of its first 100)."""
+        t, embedding = cached_timesteps(timesteps, len(conditioned)), conditioned.embedding
+        scale_shift = self._compute_scale_shift(
+            t.flatten().to(embedding.device), embedding.repeat_interleave(t.shape[1], dim=0)
+        )
+        return replace(conditioned, timestep_cache=TimestepCache(t, scale_shift.unflatten(0, t.shape)))
 
     def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned, guided_rows: Tensor | None = None) -> Tensor:
         """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w].
 
-        guided_rows: indices [n] of rows of x that are answered twice, as guidance needs it: t, the condition and what is returned have n
-        rows for these and then B for all. Both of a picture's conditions have the same `extra`.
+        guided_rows: indices [n] of the rows of x that classifier-free guidance needs twice. Then t, the condition and
+        the result have n rows for these, unconditional, followed by B rows for all; `extra` is the same for both of a
+        picture.
         """
-        return self.forward_cached(x, t, conditioned, guided_rows=guided_rows)[0]
+        scale_shift = self._scale_shift(x, t, conditioned)
+        skips = self._first_level(x, scale_shift, conditioned, guided_rows)
+        deep = self._deeper_levels(skips[-1], scale_shift, conditioned.image)
+        return self._last_level(deep, skips, scale_shift)
 
     def forward_cached(
         self,
@@ -366,46 +374,58 @@ class UNet(nn.Module):
         rows: Tensor | None = None,
         guided_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The output, and the deep features [B, C, h, w] it was made of: what the levels below the first send up to it.
+        """As `forward`, with the deeper levels' features from an earlier call: returns the output and the features
+        [B, C, h, w] that the deeper levels pass up to the first level.
 
-        deep: those of an earlier call, None where there was none. rows: indices [b] of the rows whose deep features are
-        computed anew, the others keep theirs; without `deep` it is all of them. DeepCache: Ma et al. 2023
-        (arXiv:2312.00858), section 3.2, at the first level's end.
+        deep: the features of an earlier call; None computes them for all rows. rows: indices [b] of the rows whose
+        features are computed again; the other rows keep those in `deep`. DeepCache: Ma et al. 2023 (arXiv:2312.00858),
+        section 3.2, at the end of the first level.
         """
-        told = None if conditioned.timestep_cache is None else conditioned.timestep_cache.at(t)
-        if told is None:
-            told = self._told(t.to(x.device, non_blocking=True), conditioned.embedding)
-        if conditioned.extra is not None:
-            x = torch.cat([x, conditioned.extra[-len(x) :]], dim=1)
-        h = self.conv_in(x)
-        skips = [repeat_guided(h, guided_rows), *self._first.layers(h, told, iter(()), guided_rows)]
+        scale_shift = self._scale_shift(x, t, conditioned)
+        skips = self._first_level(x, scale_shift, conditioned, guided_rows)
         if deep is None:
-            deep = self._below(skips[-1], told, conditioned.image)
+            deep = self._deeper_levels(skips[-1], scale_shift, conditioned.image)
         elif rows is not None and len(rows):
             image = ((k[rows], v[rows]) for k, v in conditioned.image)
-            deep = deep.index_copy(0, rows, self._below(skips[-1][rows], told[rows], image))
-        h = self.up_blocks[-1](deep, skips, told, iter(()))
-        return self.conv_out(self.conv_norm_out(h)), deep
+            deep = deep.index_copy(0, rows, self._deeper_levels(skips[-1][rows], scale_shift[rows], image))
+        return self._last_level(deep, skips, scale_shift), deep
 
     def _residual_blocks(self) -> Iterator[ResnetBlock]:
         return (module for module in self.modules() if isinstance(module, ResnetBlock))
 
-    def _told(self, t: Tensor, embedding: Tensor) -> Tensor:
-        """The scales and shifts [B, n] of all residual blocks at timesteps t [B], for the conditions' embeddings [B, T]."""
+    def _scale_shift(self, x: Tensor, t: Tensor, conditioned: Conditioned) -> Tensor:
+        """The scales and shifts [B, n] of all residual blocks at timesteps t [B]: cached ones, or else computed."""
+        cached = None if conditioned.timestep_cache is None else conditioned.timestep_cache.at(t)
+        if cached is not None:
+            return cached
+        return self._compute_scale_shift(t.to(x.device, non_blocking=True), conditioned.embedding)
+
+    def _compute_scale_shift(self, t: Tensor, embedding: Tensor) -> Tensor:
         emb = F.silu(self.time_embedding(t) + embedding)
-        return torch.cat([block.told(emb) for block in self._residual_blocks()], dim=1)
+        return torch.cat([block.scale_shift(emb) for block in self._residual_blocks()], dim=1)
 
-    @property
-    def _first(self) -> DownBlock:
-        return cast(DownBlock, self.down_blocks[0])
+    def _first_level(
+        self, x: Tensor, scale_shift: Tensor, conditioned: Conditioned, guided_rows: Tensor | None
+    ) -> list[Tensor]:
+        """The skip connections of the first level, without its downsampler."""
+        if conditioned.extra is not None:
+            x = torch.cat([x, conditioned.extra[-len(x) :]], dim=1)
+        h = self.conv_in(x)
+        first = cast(DownBlock, self.down_blocks[0])
+        return [repeat_guided(h, guided_rows), *first.layers(h, scale_shift, iter(()), guided_rows)]
 
-    def _below(self, h: Tensor, told: Tensor, image: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """The levels below the first, from the first one's last output on the way down."""
+    def _deeper_levels(self, h: Tensor, scale_shift: Tensor, image: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """All levels below the first, from the last output of the first level on the way down."""
         kvs = iter(image)
-        skips = self._first.halved(h, told)
+        skips = cast(DownBlock, self.down_blocks[0]).downsample(h, scale_shift)
         for down in self.down_blocks[1:]:
-            skips += down(skips[-1], told, kvs)
-        h = self.mid_block(skips[-1], told, kvs)
+            skips += down(skips[-1], scale_shift, kvs)
+        h = self.mid_block(skips[-1], scale_shift, kvs)
         for up in self.up_blocks[:-1]:
-            h = up(h, skips, told, kvs)
+            h = up(h, skips, scale_shift, kvs)
         return h
+
+    def _last_level(self, deep: Tensor, skips: list[Tensor], scale_shift: Tensor) -> Tensor:
+        """The first level on the way up, and the output convolution."""
+        h = self.up_blocks[-1](deep, skips, scale_shift, iter(()))
+        return self.conv_out(self.conv_norm_out(h))

@@ -1,9 +1,9 @@
 """A door for code written against diffusers: its Kandinsky 2.2 classes, with its arguments, defaults and results.
 
-It translates. Everything is checked before any network runs; what is computed, `runs.py` and `pixels.py` compute, and one
-`torch.Generator` draws for all rows in diffusers' order, so that the same generator gives its picture. A bug that is not
-reproduced is named in the docstring of the class that would have it, and docs/diffusers.md lists every decision. What is
-not supported is refused, and the way to have it here is named.
+It translates. Everything is checked before any network runs; what is computed, `runs.py` and `pixels.py` compute, and
+one `torch.Generator` draws for all rows in diffusers' order, so that the same generator gives its picture. A bug that
+is not reproduced is named in the docstring of the class that would have it, and docs/diffusers.md lists every decision.
+What is not supported is refused, and the way to have it here is named.
 """
 
 import warnings
@@ -56,7 +56,8 @@ ARGUMENTS = {
     "Img2ImgCombined": f"prompt image negative_prompt=None {LED} strength=0.3 {ONE} {BOTH} {OUT_OLD} {TOLD_OF_BOTH}",
     "InpaintCombined": f"prompt image mask_image negative_prompt=None {JOINT} {OUT} {TOLD_OF_BOTH} {OLD}",
 }
-"""What each class is called with, in diffusers' order and with its defaults; callbacks that it takes unnamed come last."""
+"""What each class is called with, in diffusers' order and with its defaults; callbacks that it takes unnamed come
+last."""
 ABSENT: dict[str, Any] = dict.fromkeys(word.partition("=")[0] for row in ARGUMENTS.values() for word in row.split())
 NEEDED = ("image", "mask_image", "hint", "image_embeds")  # where a class takes them
 ONLY_THE_PRIOR = (
@@ -219,15 +220,15 @@ class KandinskyV22PriorPipeline(_Pipeline):
 class KandinskyV22PriorEmb2EmbPipeline(KandinskyV22PriorPipeline):
     """The prior, started from a picture: PIL, pixels [B, 3, S, S] as CLIP sees them, or its embedding [B, D].
 
-    As in diffusers the embedding is noised as it is, though the prior works on normalised ones; `kandinsky22.controlnet`
-    normalises it. Not reproduced: `interpolate` takes texts too, which diffusers' stumbles over, and keeps away from the empty
-    picture, where diffusers' gives back noise from no generator.
+    As in diffusers the embedding is noised as it is, though the prior works on normalised ones;
+    `kandinsky22.controlnet` normalises it. Not reproduced: `interpolate` takes texts too, which diffusers' stumbles
+    over, and keeps away from the empty picture, where diffusers' gives back noise from no generator.
     """
 
 
 class _Decoder(_Pipeline):
-    """A decoder: image embeddings become pictures. Sides are rounded up to multiples of 64, as diffusers rounds them for text to
-    image. Guidance of 1 or less paints `num_images_per_prompt` pictures too, where diffusers fails."""
+    """A decoder: image embeddings become pictures. Sides are rounded up to multiples of 64, as diffusers rounds them
+    for text to image. Guidance of 1 or less paints `num_images_per_prompt` pictures too, where diffusers fails."""
 
     PARTS = ("unet", "scheduler", "movq")
     TENSORS: ClassVar[tuple[str, ...]] = ("latents", "image_embeds", "negative_image_embeds")
@@ -284,22 +285,23 @@ class KandinskyV22Pipeline(_Decoder):
 
 
 class KandinskyV22Img2ImgPipeline(_Decoder):
-    """A picture painted anew. Not reproduced: pictures that are not square come out height x width, where diffusers swaps the
-    sides; PIL pictures of any mode are taken, and latents; a strength that leaves no step is refused."""
+    """A picture painted anew. Not reproduced: pictures that are not square come out height x width, where diffusers
+    swaps the sides; PIL pictures of any mode are taken, and latents; a strength that leaves no step is refused."""
 
     UNIT = True
 
 
 class KandinskyV22InpaintPipeline(_Decoder):
-    """A part of a picture painted anew: where the mask is white. Not reproduced: each picture of a batch keeps its own known
-    region, where diffusers keeps the first's; masks that are passed in are not changed; sides that are no multiples of 64
-    and arrays of another size work."""
+    """A part of a picture painted anew: where the mask is white. Not reproduced: each picture of a batch keeps its own
+    known region, where diffusers keeps the first's; masks that are passed in are not changed; sides that are no
+    multiples of 64 and arrays of another size work."""
 
     KIND, TENSORS = catalog.INPAINT, (*_Decoder.TENSORS, "masked_image", "mask_image")
 
 
 class KandinskyV22ControlnetPipeline(_Decoder):
-    """Pictures that follow a depth hint [B, 3, H, W] in [0, 1], on the sides rounded up; one hint serves all embeddings."""
+    """Pictures that follow a depth hint [B, 3, H, W] in [0, 1], on the sides rounded up; one hint serves all
+    embeddings."""
 
     KIND, OUTPUTS = catalog.DEPTH, ("pil", "np", "pt")
 
@@ -313,8 +315,8 @@ class KandinskyV22ControlnetImg2ImgPipeline(KandinskyV22ControlnetPipeline):
 class KandinskyV22CombinedPipeline(Joint, _Pipeline):
     """The prior and a decoder, one generator going on from the one to the other. A decoder's exceptions are its own.
 
-    Not reproduced: of several pictures, each goes with its own prompt, where diffusers deals them out in turn; the progress bar
-    does not turn on offloading; no warning of arguments that nobody gave.
+    Not reproduced: of several pictures, each goes with its own prompt, where diffusers deals them out in turn; the
+    progress bar does not turn on offloading; no warning of arguments that nobody gave.
     """
 
     PARTS = (*_Decoder.PARTS, *(PREFIX + name for name in KandinskyV22PriorPipeline.PARTS))
@@ -379,7 +381,8 @@ class _Auto:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_or_path: Any, **how: Any) -> KandinskyV22CombinedPipeline:
-        """The pipeline of a decoder's folder or repository and of the prior that it names; see `Assembly.from_pretrained`."""
+        """The pipeline of a decoder's folder or repository and of the prior that it names; see
+        `Assembly.from_pretrained`."""
         return cls.COMBINED.from_pretrained(pretrained_model_or_path, **how)
 
     @classmethod

@@ -100,8 +100,8 @@ def to_start_from(image: Any) -> list[Image.Image] | Tensor:
 
 
 def dealt(given: Any, total: int) -> Any:
-    """One picture for each row, of several; what is one for all stays one. Raises `ValueError` where they cannot be shared
-    out."""
+    """One picture for each row, of several; what is one for all stays one. Raises `ValueError` where they cannot be
+    shared out."""
     several = isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim == 4)
     if not several or len(given) == 1:
         return given

@@ -1,5 +1,5 @@
-"""Pipelines as code written against diffusers knows them: named parts put together, that can be moved, saved, exchanged and
-made into another pipeline. What a pipeline does when it is called, `pipelines/__init__.py` says.
+"""Pipelines as code written against diffusers knows them: named parts put together, that can be moved, saved, exchanged
+and made into another pipeline. What a pipeline does when it is called, `pipelines/__init__.py` says.
 
 Networks are read when they are first needed. Without an accelerator float16 runs in float32, and says so once.
 """
@@ -83,8 +83,8 @@ def signature_of(row: str) -> inspect.Signature:
 class Assembly:
     """Parts by name, where they are, and how they are told to run.
 
-    A part is an attribute, and is exchanged by assigning another: a network or tokenizer of this package, any scheduler of
-    the published classes. Raises `ValueError` for others.
+    A part is an attribute, and is exchanged by assigning another: a network or tokenizer of this package, any scheduler
+    of the published classes. Raises `ValueError` for others.
     """
 
     PARTS: ClassVar[tuple[str, ...]]
@@ -126,9 +126,9 @@ class Assembly:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **how: Any) -> Self:
         """The pipeline in a folder, or in a repository "owner/name" of the hub.
 
-        how: torch_dtype (or dtype), variant, revision, local_files_only; parts to use instead of the folder's; and for a
-        pipeline with both networks `prior`, where the prior is, if the folder does not say so. Raises `CheckpointError`, and
-        `ValueError` for what is not supported.
+        how: torch_dtype (or dtype), variant, revision, local_files_only; parts to use instead of the folder's; and for
+        a pipeline with both networks `prior`, where the prior is, if the folder does not say so. Raises
+        `CheckpointError`, and `ValueError` for what is not supported.
         """
         given = {name: how.pop(name) for name in cls.PARTS if name in how}
         both = PREFIX + "prior" in cls.PARTS
@@ -148,7 +148,8 @@ class Assembly:
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
     ) -> None:
-        """Write a folder that this package and diffusers load; always safetensors. Raises `ValueError` where it is a file."""
+        """Write a folder that this package and diffusers load; always safetensors. Raises `ValueError` where it is a
+        file."""
         folder = Path(save_directory)
         if taken := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:
             raise ValueError(f"cannot save to {folder}: {taken[0]} is a file; choose a folder")
@@ -156,8 +157,8 @@ class Assembly:
 
     @classmethod
     def made_of(cls, other: "Assembly", **parts: Any) -> Self:
-        """A pipeline of another's parts, not copied, and of those given; it runs where the other does. Raises `ValueError`
-        where some are missing."""
+        """A pipeline of another's parts, not copied, and of those given; it runs where the other does. Raises
+        `ValueError` where some are missing."""
         found = other.handles() | parts
         if missing := [name for name in cls.PARTS if name not in found]:
             raise ValueError(f"a {cls.__name__} also needs {', '.join(missing)}; pass them")
@@ -201,7 +202,8 @@ class Assembly:
         self._come_and_go(device or _accelerator(gpu_id), "sequential")
 
     def place(self, device: Any = None, dtype: torch.dtype | None = None, placement: Placement | None = None) -> None:
-        """Compute there, in that dtype, with networks that come and go like that; None is as before. Raises `ValueError`."""
+        """Compute there, in that dtype, with networks that come and go like that; None is as before. Raises
+        `ValueError`."""
         if device is not None:
             try:
                 self._device = torch.empty(0, device=device).device

@@ -1,8 +1,8 @@
 """What code written against diffusers hands over as pictures and masks, as pixels; and pixels as what it is given back.
 
-Pixels are float32 [B, 3, H, W] in about [-1, 1]. The conventions are those of its Kandinsky 2.2 pipelines (spec 1.5 and 1.6):
-which range a tensor is taken to be in, and which filter resizes what. Nothing that is handed over is written to. Knows
-torch, numpy and PIL; no network and no request.
+Pixels are float32 [B, 3, H, W] in about [-1, 1]. The conventions are those of its Kandinsky 2.2 pipelines (spec 1.5 and
+1.6): which range a tensor is taken to be in, and which filter resizes what. Nothing that is handed over is written to.
+Knows torch, numpy and PIL; no network and no request.
 """
 
 import math
@@ -24,8 +24,8 @@ OVER = 0.01  # what resizing with a filter may leave outside [0, 1]
 
 
 def load_image(image: Any, convert_method: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
-    """The picture in a file, at an http(s) address, or the PIL picture itself, upright; RGB unless `convert_method` says
-    otherwise. Raises `ValueError` for what is none of these, and for what cannot be read."""
+    """The picture in a file, at an http(s) address, or the PIL picture itself, upright; RGB unless `convert_method`
+    says otherwise. Raises `ValueError` for what is none of these, and for what cannot be read."""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         try:
             with urlopen(Request(image, headers={"User-Agent": "kandinsky22"}), timeout=60) as answer:
@@ -50,9 +50,9 @@ def load_image(image: Any, convert_method: Callable[[Image.Image], Image.Image] 
 def pictures(images: Any, height: int, width: int, *, unit: bool, latent_channels: int = 0) -> Tensor:
     """Pixels [B, 3, height, width] of a picture or a list of pictures, in the order given.
 
-    A PIL picture of any mode becomes RGB and is resized with a bicubic filter, a tensor with nearest neighbours. unit: whether
-    tensors are in [0, 1], unless one holds negative numbers; else they are in [-1, 1]. Latents, tensors of `latent_channels`
-    channels, stay as they are. Raises `ValueError`.
+    A PIL picture of any mode becomes RGB and is resized with a bicubic filter, a tensor with nearest neighbours. unit:
+    whether tensors are in [0, 1], unless one holds negative numbers; else they are in [-1, 1]. Latents, tensors of
+    `latent_channels` channels, stay as they are. Raises `ValueError`.
     """
     listed = list(images) if isinstance(images, list | tuple) else [images]
     if not listed:
@@ -66,8 +66,8 @@ def pictures(images: Any, height: int, width: int, *, unit: bool, latent_channel
 def repainted(masks: Any, height: int, width: int) -> Tensor:
     """Where to repaint, float32 [B, 1, H, W] of 0 and 1, of a mask or a list of masks: 1 is repainted (white).
 
-    A PIL picture is resized to height x width; arrays [H, W] and tensors [H, W], [1 or B, H, W] or [B, 1, H, W], in [0, 1],
-    keep their size; of bytes all but 0 is white. From one half on is white. Raises `ValueError`.
+    A PIL picture is resized to height x width; arrays [H, W] and tensors [H, W], [1 or B, H, W] or [B, 1, H, W], in [0,
+    1], keep their size; of bytes all but 0 is white. From one half on is white. Raises `ValueError`.
     """
     listed = list(masks) if isinstance(masks, list | tuple) else [masks]
     if not listed:

@@ -1,7 +1,7 @@
 """Runs of the prior and of a decoder for rows that share a generator, drawn in the order of diffusers' pipelines.
 
-`conditions.py` and `kandinsky.py` do this for requests, each picture with a stream of its own. Here one generator (or a list)
-draws for all rows: the initial state, then once after every step (spec 1.9 and 3). Everything was checked before.
+`conditions.py` and `kandinsky.py` do this for requests, each picture with a stream of its own. Here one generator (or a
+list) draws for all rows: the initial state, then once after every step (spec 1.9 and 3). Everything was checked before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +34,8 @@ Tensors = Callable[[], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Told:
-    """Who is told of a run after each step. on_step_end(pipe, i, t, tensors) may give other latents back, in a mapping; heard(i,
-    t, latents) hears of every `every`th step. names: the tensors that the first wants to see."""
+    """Who is told of a run after each step. on_step_end(pipe, i, t, tensors) may give other latents back, in a mapping;
+    heard(i, t, latents) hears of every `every`th step. names: the tensors that the first wants to see."""
 
     pipe: Any
     on_step_end: Callable[..., Any] | None = None
@@ -47,7 +47,8 @@ class Told:
         object.__setattr__(self, "every", whole("callback_steps", self.every, 1))  # it is frozen
 
     def through(self, timesteps: Sequence[int], tensors: Tensors) -> Constrain:
-        """The constraint that tells, for a run through `timesteps`; `tensors` makes what there is to see besides latents.
+        """The constraint that tells, for a run through `timesteps`; `tensors` makes what there is to see besides
+        latents.
 
         Raises `ValueError` where anything but latents comes back changed.
         """
@@ -82,8 +83,8 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What either stage is told: guidance of 1 or less is off; `each` rows for every prompt or embedding; latents to begin
-    with, if noise is not to be drawn; what a run starts from is noised to `strength`. Raises `ValueError`."""
+    """What either stage is told: guidance of 1 or less is off; `each` rows for every prompt or embedding; latents to
+    begin with, if noise is not to be drawn; what a run starts from is noised to `strength`. Raises `ValueError`."""
 
     steps: int
     guidance: float
@@ -110,15 +111,16 @@ class How:
         return float(self.guidance) if self.guidance > 1 else 1.0
 
     def noise(self, dtype: torch.dtype, rows: int | None = None) -> Draw:
-        """Noise in the dtype in which diffusers draws it, whatever the state is in; of a list, the first `rows` generators."""
+        """Noise in the dtype in which diffusers draws it, whatever the state is in; of a list, the first `rows`
+        generators."""
         shared = SharedNoise(
             list(self.generator)[:rows] if isinstance(self.generator, list | tuple) else self.generator
         )
         return lambda x: shared.draw(tuple(x.shape), dtype, x.device).to(x.dtype)
 
     def check_run(self, schedule: NoiseSchedule, strength: float | None, shape: tuple[int, ...]) -> int:
-        """The number of steps from noise of a shape, or from what is noised to `strength`. Raises `ValueError` where there are
-        none, and for generators and latents that do not fit."""
+        """The number of steps from noise of a shape, or from what is noised to `strength`. Raises `ValueError` where
+        there are none, and for generators and latents that do not fit."""
         timesteps = schedule.timesteps(self.steps)
         if strength is not None:
             timesteps = start_at(timesteps, strength)
@@ -212,9 +214,8 @@ def _embeddings(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Ten
 class Canvas(How):
     """What a decoder is asked for, on height x width pixels, for `count` embeddings.
 
-    start: pixels or latents to begin with, noised to `strength`; one for all is noised once, unless `apart` or `each` is more
-    than 1, and then for every row. known: pixels, and where they are repainted. hint: [1 or
-    count, 3, H, W].
+    start: pixels or latents to begin with, noised to `strength`; one for all is noised once, unless `apart` or `each`
+    is more than 1, and then for every row. known: pixels, and where they are repainted. hint: [1 or count, 3, H, W].
     """
 
     height: int
@@ -231,8 +232,8 @@ class Canvas(How):
         return self.each * self.count
 
     def check(self, stage: DecoderStage, embeds: Embeds | None) -> int:
-        """The number of steps. Raises `ValueError` for what does not fit together, or not this decoder; embeddings that are
-        still to come are not looked at."""
+        """The number of steps. Raises `ValueError` for what does not fit together, or not this decoder; embeddings that
+        are still to come are not looked at."""
         shape = stage.shape(self.total, self.height, self.width)
         pixels = [3, self.height, self.width]
         if self.known is not None:

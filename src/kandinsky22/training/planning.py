@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.clip import CLIPText, CLIPVision
-from kandinsky22.models.movq import WHOLE, MoVQ
+from kandinsky22.models.movq import MAX_UNTILED_PIXELS, MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.unet import UNet
 from kandinsky22.training import clip, decoder, movq, prior
@@ -84,7 +84,7 @@ def plan_of(
 
 def at_once(pictures: int, side: int) -> int:
     """How many of these pictures MoVQ computes together; one after the other does the same to each, so one tells all."""
-    return pictures if side**2 <= WHOLE else 1
+    return pictures if side**2 <= MAX_UNTILED_PIXELS else 1
 
 
 class Parts(NamedTuple):
