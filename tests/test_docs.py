@@ -13,6 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -101,3 +102,11 @@ def test_links_point_to_files_and_headings(page: Path) -> None:
 def test_files_that_a_page_names_exist(page: Path) -> None:
     named = PATH.findall(page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_glossary_names_exist_in_the_code() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "kandinsky22").rglob("*.py"))
+    terms = [row.split("|")[1] for row in GLOSSARY.splitlines() if row.startswith("| ")]
+    names = {name for term in terms for name in re.findall(r"`(\w+)`", term)}
+    assert len(names) > 30
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", source)) == []
