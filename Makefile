@@ -24,7 +24,7 @@ help: ## this list
 run: .venv/.installed ## install what is missing, then paint PROMPT, or something at random
 	@if [ -n "$$PROMPT" ]; then $(KANDINSKY22) $(ARGS) -- "$$PROMPT"; else $(KANDINSKY22) $(ARGS); fi
 
-test: check ## install what is missing, then run all checks and tests but the slow ones
+test: check ## install what is missing, then run the checks, and all tests except the slow ones
 	.venv/bin/python -m pytest $(ARGS)
 
 check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
