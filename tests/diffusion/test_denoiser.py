@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
@@ -56,9 +56,9 @@ class Network:
         return deep * condition.value[:, None], deep
 
 
-def guided(n: int, weight: float, *interval: float, towards: float = 2.0, away: float = 0.5) -> Guided[Plain]:
+def guided(n: int, weight: float, *interval: float, towards: float = 2.0, away: float = 0.5) -> Guidance[Plain]:
     cond, uncond = Plain(torch.full((n,), towards)), Plain(torch.full((n,), away))
-    return Guided.by(cond, uncond, torch.full((n,), weight), *[(interval[0], interval[1])] if interval else [])
+    return Guidance.of(cond, uncond, torch.full((n,), weight), *[(interval[0], interval[1])] if interval else [])
 
 
 def ask(denoiser: Denoiser[Any], *asked: tuple[str, Tensor, int]) -> list[Tensor]:

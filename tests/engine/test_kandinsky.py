@@ -97,8 +97,8 @@ def test_other_sizes_are_cut_from_the_middle_of_the_next_multiple_of_64(
 
 def test_stages_one_by_one_make_the_same_picture(kandinsky: Kandinsky) -> None:
     request = kandinsky.resolved(text2img("a red circle", seed=9, **FEW))
-    begun = kandinsky.begin(request)
-    finished = kandinsky.sample(request, kandinsky.embed(request), begun)
+    start = kandinsky.start_state(request)
+    finished = kandinsky.sample(request, kandinsky.embed(request), start)
     (image,) = kandinsky.decode(request, finished)
     assert (np.asarray(image) == pixels(kandinsky(request)[0])).all()
 
@@ -193,7 +193,7 @@ def test_a_request_for_another_model_is_refused(kandinsky: Kandinsky) -> None:
 
 def test_stages_want_a_seed(kandinsky: Kandinsky) -> None:
     with pytest.raises(ValueError, match=r"kandinsky\.resolved\(request\)"):
-        kandinsky.begin(text2img("a ring"))
+        kandinsky.start_state(text2img("a ring"))
 
 
 def test_a_guidance_barely_above_one_is_guidance_or_none(kandinsky: Kandinsky) -> None:
@@ -252,7 +252,7 @@ def test_a_request_resolves_to_the_folders_defaults(kandinsky: Kandinsky, tiny_m
 def test_what_this_model_cannot_do_is_refused_before_anything_runs(
     kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], sentence: str
 ) -> None:
-    monkeypatch.setattr(kandinsky.embedder, "stage", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(kandinsky.embedder, "embed", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ValueError, match=sentence):
         kandinsky("a red circle", **options)
 

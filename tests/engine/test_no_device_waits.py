@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
-from kandinsky22.diffusion.denoiser import Denoiser, Guided
-from kandinsky22.engine.stages import StartState
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
+from kandinsky22.engine.runs import InpaintCondition, StartState
 from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
 from tests.diffusion.toy import DECODER
 
@@ -47,12 +47,12 @@ class Unwaited(TorchDispatchMode):
         return out
 
 
-def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guided[Conditioned]:
-    """What `Guided.by` makes, whose look at the weights is before the loop."""
+def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidance[Conditioned]:
+    """What `Guidance.of` makes, whose look at the weights is before the loop."""
     condition = network.precompute_timesteps(
         network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS
     )
-    return Guided(
+    return Guidance(
         condition, condition if weight != 1 else None, torch.full((rows,), weight), *[interval] if interval else []
     )
 
@@ -69,14 +69,14 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, schedule: NoiseSchedule = DE
         """A new layout is no step of the loop: rows are looked at when a company changes."""
         with torch.utils._python_dispatch._disable_current_modes():
             lay_out(acting)
-            denoiser._led, denoiser._weight = denoiser._led.to(META), denoiser._weight.to(META)
-            denoiser._where = {key: where.to(META) for key, where in denoiser._where.items()}
+            denoiser._guided_rows, denoiser._weight = denoiser._guided_rows.to(META), denoiser._weight.to(META)
+            denoiser._rows_of = {key: rows.to(META) for key, rows in denoiser._rows_of.items()}
 
     monkeypatch.setattr(denoiser, "_lay_out", before)
     x = {key: torch.empty(len(g.cond), 4, 8, 8, device=META) for key, g in requests.items()}
-    begun = StartState(x["b"], STEPS, x["b"])
-    holds = InpaintCondition(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META)).holds(
-        begun, schedule
+    start = StartState(x["b"], STEPS, x["b"])
+    holds = InpaintCondition(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META)).constraint(
+        start, schedule
     )
     jobs = {
         "a": Job(SAMPLERS[name](schedule, x["a"], STEPS, Noise([1, 2], "decoder"))),

@@ -59,7 +59,7 @@ def test_img2img_has_the_pictures_ratio_and_less_strength_stays_nearer(kandinsky
     """A random network's steps are large, so nearness is looked at in what it starts from."""
     photo = Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 50)
     little, much = (
-        kandinsky.begin(kandinsky.resolved(img2img("a ring", image=photo, strength=s, **FEW))) for s in (0.2, 0.9)
+        kandinsky.start_state(kandinsky.resolved(img2img("a ring", image=photo, strength=s, **FEW))) for s in (0.2, 0.9)
     )
     laid = np.pad(pixels(photo.convert("RGB")), ((0, 0), (16, 16), (0, 0)), mode="edge") / 127.5 - 1
     z = kandinsky.decoder("decoder").encode(torch.from_numpy(laid).float()[None].movedim(-1, 1))
@@ -139,8 +139,8 @@ def test_a_small_hole_in_a_large_picture_is_painted_in_a_window(kandinsky: Kandi
     hole[100:130, 200:240] = 1
     request = kandinsky.resolved(inpaint("a ring", image=large, mask_image=hole, **FEW))
     assert (request.height, request.width) == (320, 480)
-    frame = kandinsky.frame(request)
-    assert frame.height * frame.width <= 1.2 * 64 * 64
+    canvas = kandinsky.canvas(request)
+    assert canvas.height * canvas.width <= 1.2 * 64 * 64
     picture = painted(kandinsky, request)
     assert (pixels(picture)[hole == 0] == pixels(large)[hole == 0]).all()
     assert np.abs(pixels(picture) - pixels(large))[hole == 1].mean() > 5
@@ -156,9 +156,9 @@ def test_a_start_lies_where_the_window_is_and_where_room_was_added(kandinsky: Ka
     ):
         assert request.mask is not None
         resolved = kandinsky.resolved(replace(request, start=Start(request.mask.image, 0.7)))
-        frame = kandinsky.frame(resolved)
-        assert frame.known is not None and resolved.start is not None
-        assert np.abs(frame.started(resolved.start.image.rgb) - frame.known[0]).max() < 1e-6
+        canvas = kandinsky.canvas(resolved)
+        assert canvas.inpaint_input is not None and resolved.start is not None
+        assert np.abs(canvas.place_start(resolved.start.image.rgb) - canvas.inpaint_input[0]).max() < 1e-6
 
 
 def test_one_pixel_is_enough_to_be_repainted(kandinsky: Kandinsky) -> None:
@@ -194,7 +194,7 @@ def test_controlnet_from_a_picture_starts_prior_and_decoder_from_it(kandinsky: K
     assert painted(kandinsky, request).image.size == (96, 64)
     free = replace(request, condition=Text("a ring"), start=None)
     assert float((kandinsky.embed(request).image - kandinsky.embed(free).image).abs().max()) > 1e-3
-    assert len(kandinsky.begin(request).timesteps) == 3
+    assert len(kandinsky.start_state(request).timesteps) == 3
 
 
 @pytest.mark.parametrize(
@@ -255,14 +255,14 @@ def test_a_known_text_does_not_run_the_prior_again(kandinsky: Kandinsky, monkeyp
 
 
 def test_variation_turns_one_seeds_noise_to_anothers(kandinsky: Kandinsky) -> None:
-    def begun(**how: Any) -> torch.Tensor:
-        return kandinsky.begin(kandinsky.resolved(text2img("a ring", **{**FEW, **how}))).x
+    def start(**how: Any) -> torch.Tensor:
+        return kandinsky.start_state(kandinsky.resolved(text2img("a ring", **{**FEW, **how}))).x
 
-    first, second = begun(seed=3), begun(seed=4)
-    assert torch.allclose(begun(seed=3, variation_seed=4, variation_strength=1.0), second, atol=1e-6)
-    assert torch.allclose(begun(seed=3, variation_seed=4, variation_strength=0.0), first)
-    assert torch.allclose(begun(seed=3, variation_seed=4, variation_strength=4.0), first, atol=1e-5)
-    half = begun(seed=3, variation_seed=4, variation_strength=0.5)
+    first, second = start(seed=3), start(seed=4)
+    assert torch.allclose(start(seed=3, variation_seed=4, variation_strength=1.0), second, atol=1e-6)
+    assert torch.allclose(start(seed=3, variation_seed=4, variation_strength=0.0), first)
+    assert torch.allclose(start(seed=3, variation_seed=4, variation_strength=4.0), first, atol=1e-5)
+    half = start(seed=3, variation_seed=4, variation_strength=0.5)
     assert torch.allclose(half, (first + second) / 2**0.5, atol=1e-5)
 
 

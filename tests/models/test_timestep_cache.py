@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, sample_many
-from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.timestep_cache import MAX_TIMESTEPS, TimestepCache
 from kandinsky22.models.unet import Conditioned, UNet
@@ -162,7 +162,7 @@ def test_no_sampler_asks_for_what_was_not_foreseen(sampler: str) -> None:
         seen.clear()
         noise = Noise([1, 2], "decoder")
         x = randn(2, 4, 8, 8)
-        guided = {0: Guided.by(given[:2], given[1:], torch.tensor([3.0, 1.0]))}
+        guided = {0: Guidance.of(given[:2], given[1:], torch.tensor([3.0, 1.0]))}
         job = Job(SAMPLERS[sampler](DECODER, x, timesteps, noise))
         *_, (_, last) = sample_many({0: job}, Denoiser(network, DECODER, guided, torch.float64))
         return last.x

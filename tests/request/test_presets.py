@@ -61,9 +61,9 @@ def test_what_is_computed_of_a_picture(
     unet = kandinsky.decoder(DECODER).unet
     rows: list[int] = []
     deep: list[int] = []
-    forward_cached, below = unet.forward_cached, unet._below
+    forward_cached, below = unet.forward_cached, unet._deeper_levels
     monkeypatch.setattr(unet, "forward_cached", lambda *a, **how: rows.append(len(a[2])) or forward_cached(*a, **how))
-    monkeypatch.setattr(unet, "_below", lambda *a: deep.append(len(a[0])) or below(*a))
+    monkeypatch.setattr(unet, "_deeper_levels", lambda *a: deep.append(len(a[0])) or below(*a))
     how = FEW | {"sampler": sampler}
     painted(kandinsky, text2img("a ring", **how))
     assert rows == deep == [2] * calls
@@ -215,7 +215,7 @@ def test_numbers_of_an_interval_may_be_numpys() -> None:
 def test_dials_are_remarked_on_where_nobody_has_tried_them(kandinsky: Kandinsky) -> None:
     def notices(**dials: Any) -> list[str]:
         events = kandinsky.stream(text2img("a ring", **FEW | dials))
-        return [event.text for event in events if isinstance(event, Notice) and "untried" in event.text]
+        return [event.text for event in events if isinstance(event, Notice) and "untested" in event.text]
 
     assert len(notices(reuse=2)) == len(notices(guidance_interval=(0, 0.5))) == len(notices(speed="turbo")) == 1
     assert notices() == notices(speed="exact") == notices(reuse=1, guidance_interval=(0, 1)) == []

@@ -79,6 +79,12 @@ class Now:
 class ReplayedUNet(Replayed, UNet):
     """A U-Net whose steps are played."""
 
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        if not concern(x):
+            return super().forward(x, *others, **named)
+        answer: Tensor = self.step(UNet.forward, x, *others, **named)
+        return answer
+
     def forward_cached(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
         if not concern(x):
             return super().forward_cached(x, *others, **named)

@@ -82,7 +82,8 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     from kandinsky22.checkpoints import full_size, hub
     from kandinsky22.engine import cost, memory
     from kandinsky22.engine.device import LARGE, fitting_dtype
-    from kandinsky22.engine.kandinsky import Kandinsky, parts_of
+    from kandinsky22.engine.kandinsky import Kandinsky
+    from kandinsky22.engine.requirements import model_parts
     from kandinsky22.models.clip import CLIPText
     from kandinsky22.models.movq import MoVQ
     from kandinsky22.models.prior import PriorTransformer
@@ -90,7 +91,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
 
     networks: tuple[Any, ...] = (CLIPText, PriorTransformer, UNet, MoVQ)
     here = None
-    if catalog.is_remote(model) and (plan := hub.planned(model, parts_of(model, text2img("")))).missing:
+    if catalog.is_remote(model) and (plan := hub.planned(model, model_parts(model, text2img("")))).missing:
         yield f"{model}: not here yet; {plan}"
         configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
         steps = tuple(catalog.PUBLISHED_STEPS[part] for part in (catalog.PRIOR, catalog.DECODER))

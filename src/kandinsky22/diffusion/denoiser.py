@@ -1,12 +1,13 @@
-"""A network with its schedule as the denoiser that samplers ask, for any number of requests at once.
+"""The denoiser that samplers call: a network, its noise schedule and classifier-free guidance, for any number of
+requests.
 
-Guidance needs a second answer for a picture whose weight is not 1; all rows of all requests go through the network in
-one call, `network(x, t, rows, guided_rows)`: it answers the rows `led` of x once more, before all, and t and rows are
-those of its answers. Knows the two ways a network is told what to paint (rows of a prefix, rows of a condition) only as
-rows.
+One call answers all rows of all requests. A guided picture (weight other than 1) needs two rows: its unconditional and
+its conditional one. The network is called as `network(x, t, condition, guided_rows)` with each state once; it repeats
+the rows `guided_rows` of x, so that t, the condition and the output have the unconditional rows first and then all
+conditional ones. The condition is a prior's prefix or a U-Net's condition; here it is only rows.
 
-Two things may be left out, request by request: guidance outside an interval of timesteps, and a network's deeper levels
-in all but every n-th call. Both change the picture; a request that leaves out neither is answered exactly.
+Two approximations can be chosen per request: guidance only within an interval of timesteps, and reuse of the network's
+deeper levels in all but every n-th call. A request that chooses neither is computed exactly.
 """
 
 import math
@@ -21,7 +22,7 @@ from kandinsky22.diffusion import NoiseSchedule, Prediction, guide, interpret, s
 
 
 class Rows(Protocol):
-    """What a network is conditioned on: rows that concatenate."""
+    """What a network is conditioned on: rows that can be selected and concatenated."""
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self: ...
@@ -32,78 +33,82 @@ class Rows(Protocol):
 
 
 R = TypeVar("R", bound=Rows)
-ALWAYS = (0.0, math.inf)  # the interval of timesteps that is all of them
+ALL_TIMESTEPS = (0.0, math.inf)
 
 
 def guided_indices(weight: Tensor) -> Tensor:
-    """The rows [B] that guidance moves: those whose weight is not 1."""
+    """The rows [B] that guidance changes: those whose weight is not 1."""
     return (weight != 1).nonzero()[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
-class Guided(Generic[R]):
-    """What a request's pictures are guided by: a condition for each row, and for the rows whose weight is not 1, in
-    order, one to lead away from. `weight` is float32 [rows], on the network's device. `interval`: the first and last
-    timestep at which guidance acts; beyond them every weight is 1 (Kynkaanniemi et al. 2024, arXiv:2404.07724)."""
+class Guidance(Generic[R]):
+    """The conditions of one request's pictures.
+
+    cond: one row per picture. uncond: one row per picture whose weight is not 1, in order; None if there is none.
+    weight: float32 [rows] on the network's device. interval: the first and the last timestep with guidance; outside,
+    every weight counts as 1 (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+    """
 
     cond: R
     uncond: R | None
     weight: Tensor
-    interval: tuple[float, float] = ALWAYS
+    interval: tuple[float, float] = ALL_TIMESTEPS
 
     @classmethod
-    def by(cls, cond: R, uncond: R, weight: Tensor, interval: tuple[float, float] = ALWAYS) -> "Guided[R]":
-        """Rows to lead to and, for each, one to lead away from; those whose weight is 1 are led by nothing."""
+    def of(cls, cond: R, uncond: R, weight: Tensor, interval: tuple[float, float] = ALL_TIMESTEPS) -> "Guidance[R]":
+        """From a conditional and an unconditional row for every picture; the latter is dropped where the weight is
+        1."""
         guided_rows = guided_indices(weight)
         return cls(cond, uncond[guided_rows] if len(guided_rows) else None, weight, interval)
 
-    def acts(self, t: int) -> bool:
-        """Whether any row is led at a timestep."""
+    def applies(self, t: int) -> bool:
+        """Whether any row is guided at a timestep."""
         return self.uncond is not None and self.interval[0] <= t <= self.interval[1]
 
-    def unled(self) -> "Guided[R]":
-        """The same rows, led by nothing."""
+    def without(self) -> "Guidance[R]":
+        """The same conditions without guidance."""
         return replace(self, uncond=None, weight=torch.ones_like(self.weight))
 
 
-class Held(NamedTuple):
-    """The deep features [rows, C, h, w] that a request's rows were last answered with, and how many calls they
-    served."""
+class CachedFeatures(NamedTuple):
+    """The deeper levels' features [rows, C, h, w] of a request's last computed call, and how many calls have used
+    them."""
 
     deep: Tensor
     calls: int
 
 
 class Denoiser(Generic[R]):
-    """Answers for a whole group of requests: `denoiser(keys, x, t)` with x [rows, ...] and t [rows], row after row of
-    the requests named by `keys`. The state x stays float32; the network works in its own dtype.
+    """Predicts for a group of requests: `denoiser(keys, x, t)` with x [rows, ...] and t [rows], the rows of the
+    requests named by `keys` one after the other. x stays float32; the network is given `dtype`.
 
-    reuse: by request, at every how many calls the network's deeper levels are computed; 1 for those that are not named.
-    Above 1 the network needs `forward_cached`, as `UNet` has it.
+    reuse: per request, in every how many calls the network's deeper levels are computed; 1 for requests that are not
+    named. For values above 1 the network needs `forward_cached`, as `UNet` has it.
     """
 
     def __init__(
         self,
         network: Callable[[Tensor, Tensor, R, Tensor], Tensor],
         schedule: NoiseSchedule,
-        guided: Mapping[Any, Guided[R]],
+        guidance: Mapping[Any, Guidance[R]],
         dtype: torch.dtype,
         reuse: Mapping[Any, int] | None = None,
     ) -> None:
-        self.network, self.schedule, self.guided, self.dtype = network, schedule, guided, dtype
+        self.network, self.schedule, self.guidance, self.dtype = network, schedule, guidance, dtype
         self.reuse = reuse or {}
-        self._acting: dict[Hashable, bool] = {}
-        self._held: dict[Hashable, Held] = {}
+        self._guided: dict[Hashable, bool] = {}
+        self._cached: dict[Hashable, CachedFeatures] = {}
 
     def __call__(self, keys: Sequence[Hashable], x: Tensor, t: Tensor) -> Prediction:
-        acting, row = {}, 0
-        for key in keys:  # a request is at one timestep
-            acting[key] = self.guided[key].acts(int(t[row]))
-            row += len(self.guided[key].cond)
-        if list(acting.items()) != list(self._acting.items()):
-            self._lay_out(acting)
+        guided, row = {}, 0
+        for key in keys:  # all rows of a request are at one timestep
+            guided[key] = self.guidance[key].applies(int(t[row]))
+            row += len(self.guidance[key].cond)
+        if list(guided.items()) != list(self._guided.items()):
+            self._lay_out(guided)
         guided_rows = self._guided_rows
-        output = self._output(x.to(self.dtype), t[self._asked]).to(x.dtype)
+        output = self._output(x.to(self.dtype), t[self._x_rows]).to(x.dtype)
         prediction, variance = split_variance(output, x)
         uncond, cond = prediction[: len(guided_rows)], prediction[len(guided_rows) :]
         if len(guided_rows):
@@ -111,38 +116,43 @@ class Denoiser(Generic[R]):
         t = to_device(t, x.device)
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(guided_rows) :])
 
-    def _lay_out(self, acting: dict[Hashable, bool]) -> None:
-        """The rows of a call, anew where the company changed or guidance came or went: those to lead away from, then
-        all that are asked about. `_asked` are the rows of x they are about, on the CPU; `_where` are each request's."""
-        parts = {key: self.guided[key] if acts else self.guided[key].unled() for key, acts in acting.items()}
+    def _lay_out(self, guided: dict[Hashable, bool]) -> None:
+        """Lay out the rows of a call, when requests joined or left or guidance began or ended: unconditional rows
+        first.
+
+        `_x_rows`: for each row of the call its row of x, on the CPU. `_rows_of`: each request's rows of the call.
+        """
+        parts = {key: self.guidance[key] if on else self.guidance[key].without() for key, on in guided.items()}
         conds, unconds = [part.cond for part in parts.values()], [part.uncond for part in parts.values()]
-        away = [rows for rows in unconds if rows is not None]
-        self._acting, self._rows = acting, type(conds[0]).cat([*away, *conds])
+        negative = [rows for rows in unconds if rows is not None]
+        self._guided, self._condition = guided, type(conds[0]).cat([*negative, *conds])
         self._weight = torch.cat([part.weight for part in parts.values()])
         self._guided_rows = guided_indices(self._weight)
-        self._asked = torch.cat([self._guided_rows.cpu(), torch.arange(len(self._weight))])
-        at = torch.arange(len(self._rows), device=self._guided_rows.device).split(
+        self._x_rows = torch.cat([self._guided_rows.cpu(), torch.arange(len(self._weight))])
+        indices = torch.arange(len(self._condition), device=self._guided_rows.device).split(
             [*(0 if rows is None else len(rows) for rows in unconds), *map(len, conds)]
         )
-        self._where = {key: torch.cat(pair) for key, *pair in zip(parts, at, at[len(parts) :], strict=False)}
+        self._rows_of = {
+            key: torch.cat(pair) for key, *pair in zip(parts, indices, indices[len(parts) :], strict=False)
+        }
 
     def _output(self, x: Tensor, t: Tensor) -> Tensor:
-        """The network's, its deeper levels computed for the requests that are due."""
-        if all(self.reuse.get(key, 1) == 1 for key in self._where):
-            return self.network(x, t, self._rows, self._guided_rows)
-        kept = {key: self._held[key] for key, where in self._where.items() if not self._due(key, len(where))}
-        due, deep = [where for key, where in self._where.items() if key not in kept], None
-        for key, held in kept.items():  # once guidance is gone, without the rows that were led away from
-            where, deep = self._where[key], held.deep.new_empty(len(t), *held.deep.shape[1:]) if deep is None else deep
-            deep[where] = held.deep[-len(where) :]
+        """The network's output, with the deeper levels computed for the requests that are due."""
+        if all(self.reuse.get(key, 1) == 1 for key in self._rows_of):
+            return self.network(x, t, self._condition, self._guided_rows)
+        reused = {key: self._cached[key] for key, rows in self._rows_of.items() if not self._is_due(key, len(rows))}
+        due, deep = [rows for key, rows in self._rows_of.items() if key not in reused], None
+        for key, cached in reused.items():  # after guidance has ended, only the conditional rows are still needed
+            rows = self._rows_of[key]
+            deep = cached.deep.new_empty(len(t), *cached.deep.shape[1:]) if deep is None else deep
+            deep[rows] = cached.deep[-len(rows) :]
         forward_cached: Any = self.network.forward_cached  # type: ignore[attr-defined]
-        output, deep = forward_cached(x, t, self._rows, deep, torch.cat(due) if due else None, self._guided_rows)
-        for key, where in self._where.items():
-            self._held[key] = Held(deep[where], kept[key].calls + 1 if key in kept else 1)
+        output, deep = forward_cached(x, t, self._condition, deep, torch.cat(due) if due else None, self._guided_rows)
+        for key, rows in self._rows_of.items():
+            self._cached[key] = CachedFeatures(deep[rows], reused[key].calls + 1 if key in reused else 1)
         return output
 
-    def _due(self, key: Hashable, rows: int) -> bool:
-        """Whether a request's deep features are to be computed: they served their calls, or guidance came and has
-        none."""
-        held = self._held.get(key)
-        return held is None or held.calls >= self.reuse.get(key, 1) or len(held.deep) < rows
+    def _is_due(self, key: Hashable, rows: int) -> bool:
+        """Whether a request's deep features must be computed: none yet, used often enough, or too few rows."""
+        cached = self._cached.get(key)
+        return cached is None or cached.calls >= self.reuse.get(key, 1) or len(cached.deep) < rows

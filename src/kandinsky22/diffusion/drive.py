@@ -1,4 +1,4 @@
-"""Drivers: they run samplers, by answering what those ask and handing on where they are.
+"""Drivers: they run samplers by answering their questions and passing on their states.
 
 `sample` runs one request. `sample_many` runs many at once, with one network call a round for all that want one. Both
 are lazy: nothing is computed before the next state is asked for, and closing the iterator closes the samplers.
@@ -19,12 +19,12 @@ Constrain: TypeAlias = Callable[[Tensor, int], Tensor]
 
 
 def keep(x: Tensor, t: int) -> Tensor:
-    """The constraint that there is none."""
+    """No constraint."""
     return x
 
 
 class Job(NamedTuple):
-    """One request of many: its sampler, and what holds its state in place (`constrain(x, t)`, as in inpainting)."""
+    """One request of many: its sampler, and a constraint on its state (`constrain(x, t)`, as in inpainting)."""
 
     sampler: Sampler
     constrain: Constrain = keep
@@ -48,7 +48,7 @@ def sample(
 def sample_many(
     jobs: Mapping[K, Job], denoise_rows: Callable[[list[K], Tensor, Tensor], Prediction]
 ) -> Generator[tuple[K, Now], None, None]:
-    """Runs many requests together: yields (key, state) as each of them gets on; a job's last state has t = -1.
+    """Runs many requests together: yields (key, state) as each of them advances; a job's last state has t = -1.
 
     Every round answers every open Ask, with one `denoise_rows(keys, x, t)` for all those whose x agree in shape[1:],
     dtype and device. x holds the rows of the named jobs one after the other (a job may have several), t [rows] the

@@ -1,4 +1,4 @@
-"""Where randomness comes from: values that draw standard normal noise; torch's global seed only where asked for.
+"""Sources of randomness: values that draw standard normal noise. Torch's global generator is used only on request.
 
 `Noise` gives every image its own stream; `SharedNoise` draws in the order of diffusers' `randn_tensor`. Both are what
 samplers call `noise`: `noise(x)` is like x. `draw` makes noise for a shape, such as the state a run starts from.
@@ -15,7 +15,7 @@ from kandinsky22.diffusion.schedule import to_device
 
 
 class Noise:
-    """One stream of noise per image, known by the image's seed and the stage that draws ("prior", "decoder", ...).
+    """One stream of noise per image, identified by the image's seed and the stage that draws ("prior", "decoder", ...).
 
     Row k is what seed k would draw alone, whatever else is in the batch, and no stage moves another one's stream. Drawn
     in float32 on the CPU and then cast and moved, so that a seed means the same on every device.

@@ -1,4 +1,4 @@
-"""What a network's answer means: an estimate of x0 and of eps, whichever of them (or v) the network was trained on.
+"""What a network's output means: an estimate of x0 and of eps, whether it predicts x0, eps or v.
 
 Knows the schedule, but no network, no loop and no randomness.
 """
@@ -12,7 +12,7 @@ from kandinsky22.diffusion.schedule import NoiseSchedule, per_row
 
 
 class Prediction(NamedTuple):
-    """What the network says of x at t: tensors shaped like x, [B, ...].
+    """A network's prediction for x at t: tensors shaped like x, [B, ...].
 
     `x0` is clipped to the schedule's range, `eps` is not recomputed from it. `variance` is the learned variance, in
     [-1, 1] between the smallest and the largest log variance (Nichol and Dhariwal 2021, equation 15), or None.
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 def interpret(
     output: Tensor, x: Tensor, t: int | Tensor, schedule: NoiseSchedule, variance: Tensor | None = None
 ) -> Prediction:
-    """Reads a network's output for x [B, ...] at t, by the schedule's `prediction_type`.
+    """Convert a network's output for x [B, ...] at t to x0 and eps, by the schedule's `prediction_type`.
 
     `output` and the learned `variance`, which is passed on, are shaped like x (`split_variance` parts a network's
     doubled channels); t is an int, or whole numbers [B]. eps and x0 are related by equation 4 of Ho et al. 2020, v as

@@ -1,9 +1,9 @@
-"""Samplers: coroutines that walk x from noise to a picture and ask for predictions on the way.
+"""Samplers: coroutines that take x from noise to a picture and ask for predictions on the way.
 
 A sampler is `name(schedule, x, timesteps, noise)`: x [B, ...] is the state at `timesteps[0]`, the timesteps fall, and
 `noise(x)` is fresh standard normal noise like x. It yields `Ask(x, t)` and is sent a `Prediction`; it yields
-`Now(x, t)` and is sent the x to go on from; its last word is a `Now` at t = -1. It knows no network, guidance, mask or
-progress bar: those belong to whoever answers (drive.py). A new sampler is one function under `@sampler`.
+`Now(x, t)` and is sent the x to go on from; the last `Now` is at t = -1. It knows no network, guidance, mask or
+progress bar: the driver that answers does (drive.py). A new sampler is one function under `@sampler`.
 
 Letters: the step goes from timestep t to timestep s, the next of the run, -1 after the last.
 """
@@ -21,14 +21,14 @@ from kandinsky22.diffusion.schedule import NoiseSchedule
 
 
 class Ask(NamedTuple):
-    """What do you predict for x at t? Answered with a Prediction."""
+    """Asks for the prediction for x at t. Answered with a Prediction."""
 
     x: Tensor
     t: int
 
 
 class Now(NamedTuple):
-    """x is the state at t now. Answered with the x to go on from, usually this one; t = -1 says finished."""
+    """Reports that x is the state at t. Answered with the x to continue from, usually this one; t = -1: finished."""
 
     x: Tensor
     t: int
@@ -106,7 +106,7 @@ def euler(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: D
 
 @sampler
 def dpmpp_2m(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
-    """Deterministic, second order, one network call a step: it remembers the last answer.
+    """Deterministic, second order, one network call a step: it uses the previous prediction too.
 
     DPM-Solver++(2M): Lu et al. 2022, algorithm 2. First order on the first step, and on the last, which lands on x0.
     """
@@ -119,27 +119,27 @@ def dpmpp_2m(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise
 
 @sampler
 def unipc(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
-    """Deterministic, third order, one network call a step: each answer corrects the step that led to it.
+    """Deterministic, third order, one network call a step: each prediction corrects the step before it.
 
     UniPC-2 with B2(h) on x0: Zhao et al. 2023, section 3. The predictor is `dpmpp_2m`, its first and last step
     included; the corrector takes the last step again, now with the answer at its end, and does not ask anew. Where x
     was changed after that step, as by a constraint, it is not corrected: there this is `dpmpp_2m`.
     """
     answers: list[_Answer] = []
-    before, ahead, step = x, x, (-1, -1)
+    before, predicted, step = x, x, (-1, -1)
     for t, s in pairwise((*timesteps, -1)):
         p: Prediction = yield Ask(x, t)
         answers = [*answers[-2:], (_half_log_snr(schedule, t), p.x0)]
         if len(answers) > 1:
-            x = torch.where(x == ahead, _towards(schedule, before, _interpolated(answers), step), x)
+            x = torch.where(x == predicted, _towards(schedule, before, _interpolated(answers), step), x)
         before, step = x, (t, s)
-        ahead = _towards(schedule, x, _extrapolated(answers[-2:], _half_log_snr(schedule, s)), step)
-        x = yield Now(ahead.clone(), s)  # a copy, since it may be changed in place
+        predicted = _towards(schedule, x, _extrapolated(answers[-2:], _half_log_snr(schedule, s)), step)
+        x = yield Now(predicted.clone(), s)  # a copy, as the caller may change it in place
 
 
 @sampler
 def heun(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Draw) -> Sampler:
-    """Deterministic, second order, two network calls a step: it looks ahead and corrects.
+    """Deterministic, second order, two network calls a step: a prediction and its correction.
 
     Heun's method, as in Karras et al. 2022, algorithm 1 without churn, but in the angle of Salimans and Ho 2022,
     appendix D: x = cos(phi) x0 + sin(phi) eps turns with velocity v = cos(phi) eps - sin(phi) x0. Steps stay finite
@@ -149,13 +149,13 @@ def heun(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: Dr
         p: Prediction = yield Ask(x, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(schedule, t), _levels(schedule, s)
         eps = (x - alpha_t * p.x0) / sigma_t  # not p.eps: x0 may have been clipped
-        ahead = alpha_s * p.x0 + sigma_s * eps
+        predicted = alpha_s * p.x0 + sigma_s * eps
         if s >= 0:
-            q: Prediction = yield Ask(ahead, s)
-            x0, eps = (p.x0 + q.x0) / 2, (eps + (ahead - alpha_s * q.x0) / sigma_s) / 2
+            q: Prediction = yield Ask(predicted, s)
+            x0, eps = (p.x0 + q.x0) / 2, (eps + (predicted - alpha_s * q.x0) / sigma_s) / 2
             cos, sin = alpha_t * alpha_s + sigma_t * sigma_s, sigma_t * alpha_s - alpha_t * sigma_s
-            ahead = cos * x - sin * (alpha_t * eps - sigma_t * x0)
-        x = yield Now(ahead, s)
+            predicted = cos * x - sin * (alpha_t * eps - sigma_t * x0)
+        x = yield Now(predicted, s)
 
 
 def _posterior(

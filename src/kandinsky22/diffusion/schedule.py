@@ -119,7 +119,7 @@ class NoiseSchedule:
     @cached_property
     def betas(self) -> Tensor:
         """float32 [T] on the CPU: the variance that step t adds (Ho et al. 2020, equation 2)."""
-        # These are cached: made under inference_mode they could never again meet a tensor that needs a gradient.
+        # Cached tensors made under inference_mode could not be used with gradients later.
         with torch.inference_mode(False), torch.device("cpu"):
             total, start, end = self.num_train_timesteps, self.beta_start, self.beta_end
             if start is None or end is None or self.beta_schedule == "squaredcos_cap_v2":
@@ -136,7 +136,7 @@ class NoiseSchedule:
 
     @cached_property
     def _tables(self) -> dict[torch.device, Tensor]:
-        """alphas_cumprod by device; to bring it there at every step would be to wait for the device at every step."""
+        """alphas_cumprod by device: copying it at every step would wait for the device at every step."""
         return {}
 
     def alpha_bar(self, t: int | Tensor) -> Tensor:
@@ -187,17 +187,20 @@ class NoiseSchedule:
         a = per_row(self.alpha_bar(t).to(x.dtype), x)
         return a**0.5, (1 - a) ** 0.5
 
-    def stretch(self, low: float, high: float) -> tuple[float, float]:
-        """The timesteps at two shares of the schedule, in [0, 1]: 0 is its first, with little noise, and 1 its last."""
+    def timestep_interval(self, low: float, high: float) -> tuple[float, float]:
+        """The timesteps at two fractions of the schedule, in [0, 1]: 0 is its first, with little noise, and 1 its
+        last."""
         last = self.num_train_timesteps - 1
         return low * last, high * last
 
-    def timesteps(self, steps: int) -> tuple[int, ...]:
-        """The timesteps of a run of `steps` network steps, falling.
+    def timesteps(self, steps: int, strength: float | None = None) -> tuple[int, ...]:
+        """The timesteps of a run of `steps` network steps, falling. With a `strength`, those that `start_at` leaves of
+        them.
 
         The spacings are those of Lin et al. 2024, table 2. `leading` counts down from less than T, to `steps_offset`;
         `linspace` runs from T-1 to 0, both included, and is T-1 alone for one step; `trailing` starts at T-1. Raises
-        ValueError for steps outside 1 .. T, and where the offset pushes the first timestep past T-1.
+        ValueError for steps outside 1 .. T, where the offset pushes the first timestep past T-1, and as `start_at`
+        does.
         """
         total, offset = self.num_train_timesteps, self.steps_offset
         if steps not in range(1, total + 1):
@@ -216,13 +219,13 @@ class NoiseSchedule:
                 f"{steps} steps with steps_offset {offset} would start at t={chosen[0]}, past the last timestep"
                 f" {total - 1}; ask for fewer steps"
             )
-        return tuple(chosen)
+        return tuple(chosen) if strength is None else start_at(chosen, strength)
 
 
 def start_at(timesteps: Sequence[int], strength: float) -> tuple[int, ...]:
-    """The part of a run that remains when it starts from a picture: the last `int(len(timesteps) * strength)` steps.
+    """The timesteps of a run that starts from a noised picture: the last `int(len(timesteps) * strength)` of all.
 
-    strength 1 keeps all of them. Raises ValueError for strength outside (0, 1] and where no step would remain.
+    strength 1 keeps all of them. Raises ValueError for strength outside (0, 1] and if no step would remain.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength}; try 0.3")
@@ -233,7 +236,7 @@ def start_at(timesteps: Sequence[int], strength: float) -> tuple[int, ...]:
 
 
 def to_device(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device, which is not waited for: it takes x from memory that stays where it is, when it gets there."""
+    """x on a device, without waiting for it: a CUDA device copies x from pinned memory when it reaches the copy."""
     if x.device.type == "cpu" and torch.device(device).type == "cuda":
         x = x.pin_memory()
     return x.to(device, dtype, non_blocking=torch.device(device).type != "cpu")

@@ -1,5 +1,4 @@
-"""What was computed and may be wanted again: in memory, and for what is dear also in a folder. Knows only keys and
-tensors."""
+"""A cache of tensors in memory, and for expensive ones also in a folder. Knows only keys and tensors."""
 
 import contextlib
 import hashlib
@@ -13,15 +12,15 @@ from torch import Tensor
 
 from kandinsky22.files import atomic_write
 
-IN_MEMORY, ON_DISK = 256, 10_000  # values at most; the oldest go
+IN_MEMORY, ON_DISK = 256, 10_000  # how many values; the oldest are removed
 VALUE = "value"
 
 
-class Kept:
-    """Tensors by key, the latest `IN_MEMORY` of them; with a folder, in files there too, named after the key's hash.
+class EmbeddingCache:
+    """Tensors by key: the `IN_MEMORY` last used ones in memory and, with a folder, all of them in files named after the key's
+    hash.
 
-    A key must be told from others by its `repr`, in every process. A folder that cannot be read or written costs time
-    only.
+    A key's `repr` must identify it, in every process. A folder that cannot be read or written only costs time.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -29,7 +28,7 @@ class Kept:
         self._latest: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def get(self, key: Hashable) -> Tensor | None:
-        """The value, if it is kept."""
+        """The value, or None."""
         if key not in self._latest and self.folder is not None:
             with contextlib.suppress(OSError, SafetensorError, KeyError):
                 self._remember(key, load_file(self._path(key))[VALUE])
@@ -38,7 +37,7 @@ class Kept:
         return self._latest.get(key)
 
     def put(self, key: Hashable, value: Tensor) -> None:
-        """Keep a value."""
+        """Store a value."""
         self._remember(key, value)
         if self.folder is not None:
             with contextlib.suppress(OSError):

@@ -1,13 +1,13 @@
-"""Kandinsky: the model whole. Four stages in order, each callable by itself: embed, begin, sample, decode.
+"""Kandinsky: the whole model. Four stages in order, each callable by itself: embed, start_state, sample, decode.
 
-`stream_many` carries out any number of requests together, one network call a step for all of them; `stream` is one
-request of it, and calling the model is `stream` without the events.
+`stream_many` carries out any number of requests together, with one network call per step for all of them; `stream` is the
+same for one request, and calling the model is `stream` without the events.
 """
 
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,37 +19,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kandinsky22
-from kandinsky22.checkpoints import catalog, hub, zero_image
+from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine import memory
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
 from kandinsky22.engine.embedder import ImageEmbedder
 from kandinsky22.engine.placement import Networks, Placement
-from kandinsky22.engine.stages import (
-    DecoderStage,
-    Embeds,
-    InpaintCondition,
-    PriorStage,
-    StartState,
-    begin,
-    finish,
-    to_image,
-    to_pixels,
-)
+from kandinsky22.engine.requirements import decoder_kind, model_parts
+from kandinsky22.engine.runs import InpaintCondition, StartState
+from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
+from kandinsky22.generators import Returning, drain
 from kandinsky22.imaging import masks
-from kandinsky22.imaging.canvas import Frame
+from kandinsky22.imaging.canvas import Canvas
 from kandinsky22.imaging.images import Painting
-from kandinsky22.request import Defaults, Embedding, Picture, Request, Sampling, Text
+from kandinsky22.imaging.pixels import to_image, to_pixels
+from kandinsky22.request import Defaults, Embedding, Request, Sampling
 from kandinsky22.request.events import Event, Notice, Progress, Result, Started
-from kandinsky22.request.parts import EVERYWHERE, OPEN, parts
+from kandinsky22.request.parts import EVERYWHERE, OPEN
 from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import unknown_words
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
-Stage = Generator[tuple[K, Event], None, dict[K, T]]
-"""A stage for many requests: tells of its progress, returns what it made for each."""
 
 SAMPLER_OF = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UnCLIPScheduler": "unclip"}
 
@@ -61,9 +53,8 @@ def _to_stderr(line: str) -> None:
 class Kandinsky:
     """A model, loaded from folders in the published layout: a prior, and a decoder for each kind of task.
 
-    Every file is checked before anything runs; a network is read when it is first needed, and `placement` says whether
-    it stays. Text-to-image never reads the image encoder: the one constant it is needed for is kept (see
-    `checkpoints/zero_image.py`).
+    Every file is checked before anything runs. A network is loaded when it is first needed; `placement` says whether it stays.
+    Text-to-image never loads the image encoder: the one embedding it is needed for is stored (see `checkpoints/zero_image.py`).
     """
 
     def __init__(
@@ -80,20 +71,15 @@ class Kandinsky:
         self.stored = StoredModel(folders)
         self.name = name
         first = self.stored.first
-        all_of_it = [*self.stored.prior.networks.values(), *first.networks.values()]
+        elements = sum(n.elements for n in (*self.stored.prior.networks.values(), *first.networks.values()))
         dtype = dtype or fitting_dtype(first.unet.elements, device)
-        self.networks = Networks(
-            device,
-            dtype,
-            placement or fitting_placement(first.unet.elements, sum(n.elements for n in all_of_it), device, dtype),
-            accelerated=accelerated,
-            compiled=compiled,
-        )
-        self._compiled: set[tuple[int, ...]] = set()  # the shapes that have been painted in
+        placement = placement or fitting_placement(first.unet.elements, elements, device, dtype)
+        self.networks = Networks(device, dtype, placement, accelerated=accelerated, compiled=compiled)
+        self._compiled: set[tuple[int, ...]] = set()  # the shapes that have been compiled
         self.prior = PriorStage(self.stored.prior, self.networks)
         self.embedder = ImageEmbedder(self.prior)
         self._decoders: dict[str, DecoderStage] = {}
-        self.decoder(self.stored.first.kind)  # what cannot be loaded is told of now
+        self.decoder(self.stored.first.kind)  # raises now if it cannot be loaded
         self.defaults = self._defaults()
 
     @classmethod
@@ -111,26 +97,25 @@ class Kandinsky:
     ) -> Self:
         """The model in the box, a published one, or the one in a folder.
 
-        Of a published model, what is not on this machine is fetched, with no more than `request` needs (None: text to
-        image), and `say` is told first what that is, how much, and how much room there is.
+        Of a published model, what is missing on this machine is downloaded: no more than `request` needs (None: text to
+        image). Before that, `say` is called with what will be downloaded, how much, and how much room there is.
 
-        device: "auto" (as None) is cuda where there is one, else mps, else cpu. dtype: "auto" (as None) is float16 on
-        cuda and mps; on a CPU it is bfloat16 for large models where the processor has instructions for it, else
-        float32, in which a seed's picture is most exact. Half precision on a CPU without instructions for it is what
-        weights are held in alone: everything is computed in float32, at half the memory. placement: "keep" networks,
-        "offload" each when its stage is done, or move them "sequential"ly, weight by weight; None offloads a large
-        model on a CPU, where reading it again costs little beside painting, and where an accelerator has no room for
-        all of it. accelerated: False computes by plain torch alone; the same numbers but for rounding, on a CPU at less
-        than half the speed. compiled: on cuda, has torch compile each step too; the first picture of a size then takes
-        minutes, and what was compiled is kept in the user's cache. Raises `ValueError` where the folder, the device or
-        the dtype will not do.
+        device: "auto" (or None) is cuda if there is one, else mps, else cpu. dtype: "auto" (or None) is float16 on cuda and
+        mps; on a CPU it is bfloat16 for large models if the processor has instructions for it, else float32, in which a seed
+        reproduces its picture most exactly. Half precision on a CPU without such instructions applies to the weights alone:
+        everything is computed in float32, with half the memory. placement: "keep" networks, "offload" each when its stage is
+        done, or move them "sequential"ly, weight by weight; None offloads a large model on a CPU, where loading it again
+        takes little time compared with painting, and on an accelerator without room for all of it. accelerated: False
+        computes by plain torch alone: the same numbers up to rounding, on a CPU at less than half the speed. compiled: on
+        cuda, torch also compiles each step; the first picture of a size then takes minutes, and the compiled code is stored
+        in the user's cache. Raises `ValueError` if the folder, the device or the dtype cannot be used.
         """
-        said, place = str(model), device_of(device)
-        if catalog.is_remote(said):
-            folders = hub.fetch(said, parts_of(said, request or text2img("")), say=say)
+        text, place = str(model), device_of(device)
+        if catalog.is_remote(text):
+            folders = hub.fetch(text, model_parts(text, request or text2img("")), say=say)
         else:
-            folders = catalog.parts(said)
-        name = said if said in (catalog.BOX, *catalog.published()) else Path(said).expanduser().resolve().name
+            folders = catalog.parts(text)
+        name = text if text in (catalog.BOX, *catalog.published()) else Path(text).expanduser().resolve().name
         return cls(
             folders,
             name=name,
@@ -143,26 +128,26 @@ class Kandinsky:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self.networks.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its weights are held in. It computes in `networks.dtype`, and states between steps are float32."""
+        """The dtype of its weights. It computes in `networks.dtype`; states between steps are float32."""
         return self.networks.weight_dtype
 
     def decoder(self, kind: str) -> DecoderStage:
-        """The decoder of a kind of task (see `catalog`). Raises `CheckpointError` where the model has none."""
+        """The decoder of a kind of task (a name of `catalog`). Raises `CheckpointError` if the model has none."""
         if kind not in self._decoders:
             self._decoders[kind] = DecoderStage(self.stored.decoder(kind), self.networks)
         return self._decoders[kind]
 
     def made_by(self, request: Request) -> dict[str, Any]:
-        """What decides a request's pixels besides the request."""
+        """What decides a request's pixels besides the request: weights, versions, device, dtype, threads."""
         cuda = self.device.type == "cuda"
         linear = {"linear_prior": self.stored.prior.linear_prior.fingerprint} if request.prior.linear else {}
         return {
-            "weights": self.stored.fingerprints(kind_of(request)) | linear,
+            "weights": self.stored.fingerprints(decoder_kind(request)) | linear,
             "kandinsky22": kandinsky22.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
@@ -192,143 +177,135 @@ class Kandinsky:
 
     @torch.inference_mode()
     def stream_many(self, requests: Mapping[K, Request]) -> Iterator[tuple[K, Event]]:
-        """Carry out many requests together, one network call a step for all; yields (key, event).
+        """Carry out many requests together, with one network call per step for all of them; yields (key, event).
 
-        Everything is checked before anything runs. Each gets what it would get alone, to rounding.
+        Everything is checked before anything runs. Each request gets the picture it would get alone, up to rounding.
         """
-        began = time.perf_counter()
+        started = time.perf_counter()
         requests = {key: self.resolved(request) for key, request in requests.items()}
-        frames = {key: self.frame(request) for key, request in requests.items()}
-        self._check_memory(requests, frames)
+        canvases = {key: self.canvas(request) for key, request in requests.items()}
+        self._check_memory(requests, canvases)
         for key, request in requests.items():
             yield key, Started(request)
-            for text in self._notices(request, frames[key]):
+            for text in self._notices(request, canvases[key]):
                 yield key, Notice(text)
-        embeds = yield from self.embedder.stage(requests)
-        noises = {key: _noise(r) for key, r in requests.items()}
-        begun = {key: self._begin(request, frames[key], noises[key]) for key, request in requests.items()}
+        embeds = yield from self.embedder.embed(requests)
+        noises = {key: _decoder_noise(request) for key, request in requests.items()}
+        starts = {key: self._start_state(request, canvases[key], noises[key]) for key, request in requests.items()}
         latents: dict[K, Tensor] = {}
-        for kind in dict.fromkeys(map(kind_of, requests.values())):
-            company = {key: request for key, request in requests.items() if kind_of(request) == kind}
-            latents |= yield from self._sample(kind, company, frames, embeds, begun, noises)
+        for kind in dict.fromkeys(map(decoder_kind, requests.values())):
+            group = {key: request for key, request in requests.items() if decoder_kind(request) == kind}
+            latents |= yield from self._sample(kind, group, canvases, embeds, starts, noises)
         for key, request in requests.items():
-            images = self._decode(request, latents[key], frames[key])
+            images = self._decode(request, latents[key], canvases[key])
             made_by = self.made_by(request)
-            pictures = [  # the batch is told because company changes how sums are rounded
+            pictures = [  # the batch is recorded because its size changes how sums are rounded
                 Painting(image, request.single(k), {**made_by, "batch": {"index": k, "of": len(images)}})
                 for k, image in enumerate(images)
             ]
-            yield key, Result(pictures, request, time.perf_counter() - began)
+            yield key, Result(pictures, request, time.perf_counter() - started)
 
     def resolved(self, request: Request) -> Request:
-        """The request with nothing left open. Raises `ValueError` for what this model cannot do."""
+        """The request with every open field filled in. Raises `ValueError` for what this model cannot do."""
         if Path(request.model).expanduser().resolve().name not in (catalog.BOX, self.name):
             raise ValueError(f"the request is for {request.model!r}, and this model is {self.name!r}; load that one")
-        request = replace(request.resolved(self.defaults), model=self.name)  # a name: paths are nobody's business
-        decoder = self.decoder(kind_of(request))
-        begin_check = request.start.strength if request.start else None
+        request = replace(request.resolved(self.defaults), model=self.name)  # a name, so that no path is saved
+        schedule = self.decoder(decoder_kind(request)).schedule
         self.embedder.check(request)
-        _check_steps(decoder, request.decoder, begin_check)
+        schedule.timesteps(_set(request.decoder.steps), request.start.strength if request.start else None)  # raises
         return request
 
-    def frame(self, request: Request) -> Frame:
-        """How a resolved request's picture lies on what is computed. Raises `ValueError` for a mask that repaints
-        nothing."""
+    def canvas(self, request: Request) -> Canvas:
+        """The canvas of a resolved request. Raises `ValueError` for a mask that repaints nothing, or missing pixels."""
         for picture in request.pictures.values():
-            _ = picture.image  # raises where only the reference is known
-        return Frame.of(request, (self.defaults.height, self.defaults.width))
+            _ = picture.image  # raises if only the reference is known
+        return Canvas.of(request, (self.defaults.height, self.defaults.width))
 
     @torch.inference_mode()
     def embed(self, request: Request) -> Embeds:
-        """Stage 1: the embeddings that a request asks for. Each stage by itself needs the request's seed: resolve an
-        open one first."""
-        return finish(self.embedder.stage({0: self._seeded(request)}))[0]
+        """Stage 1: the image embeddings of a request. A stage called by itself needs a request with a seed: resolve it."""
+        return drain(self.embedder.embed({0: self._seeded(request)}))[0]
 
     def embedding(self, request: Request) -> Embedding:
-        """What the request's first picture is painted from, as a value to keep."""
+        """The image embedding of the request's first picture, as a value that can be saved."""
         request = self._seeded(request)
         vector = self.embed(request).image[0].cpu().numpy()
         made_by = {"weights": {"prior": self.stored.prior.prior.fingerprint, "clip": self.stored.prior.space}}
         return Embedding.of(vector, self.stored.prior.space, {"request": request.to_json(), **made_by})
 
     @torch.inference_mode()
-    def begin(self, request: Request) -> StartState:
-        """Stage 2: the latents [n, 4, h, w], float32, that a request starts from."""
+    def start_state(self, request: Request) -> StartState:
+        """Stage 2: the latents [n, 4, h, w], float32, that sampling starts from."""
         request = self._seeded(request)
-        return self._begin(request, self.frame(request), _noise(request))
+        return self._start_state(request, self.canvas(request), _decoder_noise(request))
 
     @torch.inference_mode()
-    def sample(self, request: Request, embeds: Embeds, begun: StartState) -> Tensor:
-        """Stage 3: finished latents [n, 4, h, w] from what `begin` gave, led by `embeds`."""
+    def sample(self, request: Request, embeds: Embeds, start: StartState) -> Tensor:
+        """Stage 3: finished latents [n, 4, h, w], from what `embed` and `start_state` returned."""
         request = self._seeded(request)
-        noise = _noise(request)
-        noise(begun.x)  # the draw that `begin` made
-        kind, frame = kind_of(request), {0: self.frame(request)}
-        return finish(self._sample(kind, {0: request}, frame, {0: embeds}, {0: begun}, {0: noise}))[0]
+        noise = _decoder_noise(request)
+        noise(start.x)  # skips the draw that `start_state` made
+        kind, canvases = decoder_kind(request), {0: self.canvas(request)}
+        return drain(self._sample(kind, {0: request}, canvases, {0: embeds}, {0: start}, {0: noise}))[0]
 
     @torch.inference_mode()
     def decode(self, request: Request, latents: Tensor) -> list[Image.Image]:
         """Stage 4: the pictures of latents [n, 4, h, w]."""
         request = self._seeded(request)
-        return self._decode(request, latents, self.frame(request))
+        return self._decode(request, latents, self.canvas(request))
 
-    def _begin(self, request: Request, frame: Frame, noise: Noise) -> StartState:
-        decoder, n, steps = self.decoder(kind_of(request)), request.num_images, _set(request.decoder.steps)
+    def _start_state(self, request: Request, canvas: Canvas, noise: Noise) -> StartState:
+        decoder, n, steps = self.decoder(decoder_kind(request)), request.num_images, _set(request.decoder.steps)
         if request.start is None:
-            x = noise.draw(decoder.shape(n, *frame.canvas), device=self.device)
-            return begin(decoder.schedule, steps, noise, x=x)
-        z = decoder.encode(to_pixels(frame.started(request.start.image.rgb)))
-        return begin(decoder.schedule, steps, noise, start=(z.expand(n, -1, -1, -1), request.start.strength))
+            x = noise.draw(decoder.shape(n, *canvas.size), device=self.device)
+            return StartState.from_noise(decoder.schedule, steps, x)
+        z = decoder.encode(to_pixels(canvas.place_start(request.start.image.rgb))).expand(n, -1, -1, -1)
+        return StartState.from_clean(decoder.schedule, steps, z, request.start.strength, noise)
 
     def _sample(
         self,
         kind: str,
         requests: Mapping[K, Request],
-        frames: Mapping[K, Frame],
+        canvases: Mapping[K, Canvas],
         embeds: Mapping[K, Embeds],
-        begun: Mapping[K, StartState],
+        starts: Mapping[K, StartState],
         noises: Mapping[K, Noise],
-    ) -> Stage[K, Tensor]:
-        """The decoder of one kind for many requests."""
+    ) -> Generator[tuple[K, Event], None, dict[K, Tensor]]:
+        """Run the decoder of one kind for many requests; returns their latents."""
         decoder = self.decoder(kind)
-        runs = {}
-        for key, request in requests.items():
-            hint = None if request.hint is None else _hint(frames[key], request.hint.rgb)
-            chosen = request.decoder
-            runs[key] = decoder.prepare_run(
+        runs = {
+            key: decoder.prepare_run(
                 embeds[key],
-                chosen.weight,
-                _set(chosen.sampler),
-                begun[key],
+                request.decoder.weight,
+                _set(request.decoder.sampler),
+                starts[key],
                 noises[key],
-                hint=hint,
-                known=self._known(decoder, frames[key]),
-                interval=_set(chosen.guidance_interval),
-                reuse=_set(chosen.reuse),
+                hint=None if request.hint is None else to_pixels(canvases[key].place(request.hint.rgb)) * 0.5 + 0.5,
+                inpaint=self._inpaint_condition(decoder, canvases[key]),
+                interval=_set(request.decoder.guidance_interval),
+                reuse=_set(request.decoder.reuse),
             )
-        stage = decoder.sample(runs)
-        while True:
-            try:
-                key, (i, n, x) = next(stage)
-            except StopIteration as end:
-                latents: dict[K, Tensor] = end.value
-                return latents
+            for key, request in requests.items()
+        }
+        steps = Returning(decoder.sample(runs))
+        for key, (i, n, x) in steps:
             yield key, Progress("decoder", i, n, partial(_preview, decoder, x))
+        return steps.value
 
-    def _known(self, decoder: DecoderStage, frame: Frame) -> InpaintCondition | None:
-        if frame.known is None:
+    def _inpaint_condition(self, decoder: DecoderStage, canvas: Canvas) -> InpaintCondition | None:
+        if canvas.inpaint_input is None:
             return None
-        whole, area = frame.known
-        factor = decoder.stored.movq.config.factor  # a cell of the latents is repainted if any of its pixels is
+        whole, area = canvas.inpaint_input
+        factor = decoder.stored.movq.config.factor  # a latent cell is repainted if any of its pixels is
         cells = F.max_pool2d(torch.from_numpy(area)[None, None], factor)
         return decoder.inpaint_condition(to_pixels(whole), F.interpolate(cells, scale_factor=factor))
 
-    def _decode(self, request: Request, latents: Tensor, frame: Frame) -> list[Image.Image]:
-        pixels = self.decoder(kind_of(request)).decode(latents)
-        return [frame.finished(to_image(picture)) for picture in pixels]
+    def _decode(self, request: Request, latents: Tensor, canvas: Canvas) -> list[Image.Image]:
+        pixels = self.decoder(decoder_kind(request)).decode(latents)
+        return [canvas.cut(to_image(picture)) for picture in pixels]
 
     def _defaults(self) -> Defaults:
-        """What the folder says, else what the published pipelines do."""
+        """The defaults of the model's folder, else those of the published pipelines."""
         first = self.stored.first
         side = first.unet.config.sample_size * first.movq.config.factor
         stages = {}
@@ -344,94 +321,59 @@ class Kandinsky:
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request) -> Request:
-        """The request resolved, for a stage by itself."""
+        """The request resolved, for a stage called by itself."""
         if request.seed is None:
             raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolved(request)")
         return self.resolved(request)
 
-    def _check_memory(self, requests: Mapping[K, Request], frames: Mapping[K, Frame]) -> None:
-        """Raises `ValueError` for requests that, together and with the weights still to be read, memory cannot hold."""
+    def _check_memory(self, requests: Mapping[K, Request], canvases: Mapping[K, Canvas]) -> None:
+        """Raises `ValueError` for requests that do not fit into memory together with the weights still to be loaded."""
         first = self.stored.first
         needed = [*self.stored.prior.networks.values(), *first.networks.values()]
         unread = self.networks.bytes_to_load(needed)
-        sizes = [(request.num_images, *frames[key].canvas) for key, request in requests.items()]
+        sizes = [(request.num_images, *canvases[key].size) for key, request in requests.items()]
         memory.check(first.unet.config, first.movq.config, sizes, unread, self.networks.dtype.itemsize, self.device)
 
-    def _notices(self, request: Request, frame: Frame) -> Iterator[str]:
-        """What the asker should know before it starts."""
+    def _notices(self, request: Request, canvas: Canvas) -> Iterator[str]:
+        """What the user should know before the request starts."""
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
         if unknown := unknown_words(request.texts, self.stored.about.words):
             yield unknown
-        if frame.inpainting is not None and request.mask is not None and not any(request.mask.pad):
-            reminder = masks.reminder(masks.share(frame.inpainting.area), request.mask.repaint)
+        if canvas.inpainting is not None and request.mask is not None and not any(request.mask.pad):
+            reminder = masks.reminder(masks.share(canvas.inpainting.area), request.mask.repaint)
             if reminder:
                 yield reminder
         if not request.decoder.exact and self.name != catalog.BOX:
             yield (
-                "guidance_interval and reuse were judged by what they do to the model in the box; on this one they are untried"
+                "guidance_interval and reuse were only evaluated with the model in the box; on this one they are untested"
             )
-        shape = (request.num_images, *frame.canvas)
+        shape = (request.num_images, *canvas.size)
         if self.networks.compiled and shape not in self._compiled:
             self._compiled.add(shape)
-            height, width = frame.canvas
+            height, width = canvas.size
             yield f"compiling for {request.num_images} of {height}x{width}, once; it may take minutes"
         if self.networks.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU without acceleration; use float32 there"
 
 
-def parts_of(model: str, request: Request) -> list[str]:
-    """The parts of a published model that a request needs (see `catalog`); the image encoder only where a picture is
-    looked at, or for the constant that guidance without a negative prompt leads away from, if that is not kept yet.
-
-    Raises `ValueError` for a linear prior: none is published.
-    """
-    if request.prior.linear:
-        raise ValueError(f"no linear prior of {model} is published; fit one with: kandinsky22 train linear-prior")
-    conditions = [condition for condition in (request.condition, request.negative) if condition is not None]
-    embedded = [part for condition in conditions for part in parts(condition)]
-    looks = any(isinstance(part, Picture) or (isinstance(part, Text) and part.image) for part in embedded)
-    scale = request.decoder.guidance_scale
-    led_from_nothing = request.negative is None and (scale is None or scale > 1)
-    needed = looks or (led_from_nothing and not zero_image.is_kept(catalog.encoder_of(model)))
-    return [catalog.PRIOR, kind_of(request), *([catalog.IMAGE_ENCODER] if needed else [])]
-
-
-def kind_of(request: Request) -> str:
-    """Which decoder a request needs (see `catalog`)."""
-    if request.mask is not None:
-        return catalog.INPAINT
-    return catalog.DECODER if request.hint is None else catalog.DEPTH
-
-
 @torch.inference_mode()
 def _preview(decoder: DecoderStage, x: Tensor) -> Image.Image:
-    """The first picture as it is."""
+    """The first picture in its current state."""
     return to_image(decoder.decode(x[:1])[0])
 
 
-def _hint(frame: Frame, hint: Image.Image) -> Tensor:
-    """A hint on the canvas, [1, 3, H, W] in [0, 1]."""
-    return to_pixels(frame.laid(hint)) * 0.5 + 0.5
-
-
-def _noise(request: Request) -> Noise:
-    """The decoder's stream for each picture."""
+def _decoder_noise(request: Request) -> Noise:
+    """The decoder's stream of noise for each picture."""
     seeds = [_set(request.seed) + k for k in range(request.num_images)]
     if request.variation_seed is None:
         return Noise(seeds, "decoder")
-    varied: Sequence[int] = [request.variation_seed + k for k in range(request.num_images)]
-    return Noise(seeds, "decoder", towards=varied, strength=request.variation_strength)
-
-
-def _check_steps(decoder: DecoderStage, sampling: Sampling, strength: float | None) -> None:
-    """Raises `ValueError` for steps that the schedule has not, or a strength that leaves none."""
-    start = None if strength is None else (torch.zeros(1, 1), strength)
-    begin(decoder.schedule, _set(sampling.steps), torch.zeros_like, shape=(1, 1), start=start)
+    towards = [request.variation_seed + k for k in range(request.num_images)]
+    return Noise(seeds, "decoder", towards=towards, strength=request.variation_strength)
 
 
 def _set(value: T | None) -> T:
-    """A field of a resolved request."""
+    """A field of a resolved request, which is never None."""
     assert value is not None
     return value

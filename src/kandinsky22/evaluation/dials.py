@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kandinsky22.checkpoints import catalog, full_size
 from kandinsky22.diffusion import SAMPLERS, Job, NoiseSchedule, sample_many
-from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.engine.cost import UNetStep
 from kandinsky22.engine.kandinsky import Kandinsky
 from kandinsky22.evaluation import plots, suite, sweep
@@ -88,8 +88,8 @@ class Work(NamedTuple):
         """Counted, with the sampler and the denoiser that paint, for a resolved sampling from noise."""
         assert sampling.sampler and sampling.steps and sampling.guidance_interval and sampling.reuse
         network, nothing = _Counting(), Conditioned(torch.empty(1, 0), (), None)
-        interval = schedule.stretch(*sampling.guidance_interval)
-        guided = {0: Guided.by(nothing, nothing, torch.tensor([sampling.weight]), interval)}
+        interval = schedule.timestep_interval(*sampling.guidance_interval)
+        guided = {0: Guidance.of(nothing, nothing, torch.tensor([sampling.weight]), interval)}
         denoiser: Denoiser[Conditioned] = Denoiser(network, schedule, guided, torch.float32, {0: sampling.reuse})
         x, timesteps = torch.zeros(1, 4, 1, 1), schedule.timesteps(sampling.steps)
         for _ in sample_many({0: Job(SAMPLERS[sampling.sampler](schedule, x, timesteps, torch.zeros_like))}, denoiser):

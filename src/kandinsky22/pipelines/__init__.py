@@ -19,7 +19,9 @@ from torch import Tensor
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.components import PREFIX, DecoderParts, PriorParts
 from kandinsky22.checkpoints.schedulers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
-from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage, only_draw, rows, to_image, weighted
+from kandinsky22.engine.runs import draw_noise_only, repeat_rows, weighted_sum
+from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
+from kandinsky22.imaging.pixels import to_image
 from kandinsky22.pipelines import pixels
 from kandinsky22.pipelines.arguments import canvas, dealt, joined, mixture, texts, to_start_from
 from kandinsky22.pipelines.pipeline import (
@@ -177,12 +179,12 @@ class KandinskyV22PriorPipeline(_Pipeline):
 
         avoided = asked(negative_prompt)
         parts = [asked(one) if isinstance(one, str) else one for one in images_and_prompts]
-        mixed = weighted([self.embedding(part, avoided.each) for part in parts], weights)
+        mixed = weighted_sum([self.embedding(part, avoided.each) for part in parts], weights)
         if negative_prompt != "":
             return self.out(Embeds(mixed, self.embeds(avoided).image))
         if avoided.negatives:
             return self.out(Embeds(mixed, self.embeds(avoided).negative))
-        only_draw(prior_run(self.stage, avoided))
+        draw_noise_only(prior_run(self.stage, avoided))
         self.stage.networks.release(self.stage.stored.prior)
         return self.out(Embeds(mixed, None))
 
@@ -205,7 +207,7 @@ class KandinskyV22PriorPipeline(_Pipeline):
         """Of a text, a picture, or pixels, `each` times."""
         if isinstance(part, Words):
             return self.embeds(part).image
-        return rows(
+        return repeat_rows(
             self.stage.encode_pixels(part) if isinstance(part, Tensor) else self.stage.encode_images([part]), each
         )
 

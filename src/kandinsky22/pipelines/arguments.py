@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.engine.stages import rows
-from kandinsky22.imaging.canvas import Frame
+from kandinsky22.engine.runs import repeat_rows
+from kandinsky22.imaging.canvas import Canvas
 
 
 def canvas(height: Any, width: Any) -> tuple[int, int]:
     """The sides that are computed, multiples of 64. Raises `ValueError`."""
-    return Frame(whole("height", height, 512), whole("width", width, 512)).canvas
+    return Canvas(whole("height", height, 512), whole("width", width, 512)).size
 
 
 def whole(name: str, value: Any, example: int) -> int:
@@ -74,7 +74,7 @@ def joined(name: str, given: Any) -> Tensor:
         parts = [torch.as_tensor(part) for part in listed]
         if not parts or not all(part.ndim >= 2 and part.shape[1:] == parts[0].shape[1:] for part in parts):
             raise ValueError(f"got shapes {[list(part.shape) for part in parts]}")
-        made = rows(parts)
+        made = repeat_rows(parts)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a tensor [B, ...] or a list of such tensors: {error}") from error
     check_finite(name, made)

@@ -14,17 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep, start_at
-from kandinsky22.engine.stages import (
-    Constrain,
-    DecoderStage,
-    Embeds,
-    InpaintCondition,
-    PriorStage,
-    Run,
-    StartState,
-    begin,
-    rows,
-)
+from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState, repeat_rows
+from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
 from kandinsky22.models.prior import Prefix
 from kandinsky22.models.unet import Conditioned
 from kandinsky22.pipelines.arguments import check_finite, number, whole
@@ -189,19 +180,21 @@ def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
         return [words.index(text) for text in texts for _ in range(a.each)]
 
     if a.start is None:
-        begun = begin(stage.schedule, a.steps, noise, x=a.initial((a.total, stage.dim), noise, device))
+        start = StartState.from_noise(stage.schedule, a.steps, a.initial((a.total, stage.dim), noise, device))
     else:  # one after the other, again and again; as published, not normalised (spec 1.3)
         clean = _embeddings(stage, a.start).to(device)
         shared = [row // a.each % len(clean) for row in range(a.total)]
-        begun = begin(stage.schedule, a.steps, noise, start=(clean[shared], a.strength))
+        start = StartState.from_clean(stage.schedule, a.steps, clean[shared], a.strength, noise)
 
     def tensors() -> dict[str, Tensor]:
-        embed, hidden, mask = (rows(part, a.each) for part in stage.encode_text([*away, *sampled] if led else sampled))
+        embed, hidden, mask = (
+            repeat_rows(part, a.each) for part in stage.encode_text([*away, *sampled] if led else sampled)
+        )
         return {"prompt_embeds": embed, "text_encoder_hidden_states": hidden, "text_mask": mask}
 
-    told = a.told.through(begun.timesteps, tensors)
+    told = a.told.through(start.timesteps, tensors)
     weight = torch.tensor(weights, device=device)
-    return stage.prepare_run(read, places(sampled), places(away), weight, a.sampler, begun, noise, told)
+    return stage.prepare_run(read, places(sampled), places(away), weight, a.sampler, start, noise, told)
 
 
 def _embeddings(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Tensor:
@@ -266,23 +259,23 @@ class Canvas(How):
 def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Conditioned], Constrain]:
     """A run led by `embeds`, one for `each` rows; and what to do with its end, which has t = -1."""
     device, dtype = stage.networks.device, stage.networks.weight_dtype
-    image = rows(embeds.image.to(device), a.each)
-    negative = None if embeds.negative is None else rows(embeds.negative.to(device), a.each)
+    image = repeat_rows(embeds.image.to(device), a.each)
+    negative = None if embeds.negative is None else repeat_rows(embeds.negative.to(device), a.each)
     noise = a.noise(dtype)
     known: InpaintCondition | None = None
     held: Constrain = keep
     if a.start is not None:
-        begun = _begun_from(stage, a, a.start.to(device))
+        start = _start_from(stage, a, a.start.to(device))
     else:
-        begun = begin(
-            stage.schedule, a.steps, noise, x=a.initial(stage.shape(a.total, a.height, a.width), noise, device)
+        start = StartState.from_noise(
+            stage.schedule, a.steps, a.initial(stage.shape(a.total, a.height, a.width), noise, device)
         )
     if a.known is not None:
         many = max(map(len, a.known))
         known = stage.inpaint_condition(*(part.expand(many, -1, -1, -1).to(device) for part in a.known))
-        known = InpaintCondition(*(rows(part, a.each) if many > 1 else part for part in known))
-        held = known.constraint(begun, stage.schedule)
-    hint = a.hint if a.hint is None or len(a.hint) == 1 else rows(a.hint, a.each)
+        known = InpaintCondition(*(repeat_rows(part, a.each) if many > 1 else part for part in known))
+        held = known.constraint(start, stage.schedule)
+    hint = a.hint if a.hint is None or len(a.hint) == 1 else repeat_rows(a.hint, a.each)
 
     def tensors() -> dict[str, Tensor]:
         led = a.weight != 1 and negative is not None
@@ -290,26 +283,27 @@ def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Con
         if negative is not None:
             shown["negative_image_embeds"] = negative
         if known is not None:
-            where = known.where.expand(a.total, -1, -1, -1)
-            masked = (known.z * known.where).expand(a.total, -1, -1, -1)
-            shown |= {"masked_image": rows([masked] * (1 + led)), "mask_image": rows([where] * (1 + led))}
+            where = known.mask.expand(a.total, -1, -1, -1)
+            masked = (known.z * known.mask).expand(a.total, -1, -1, -1)
+            shown |= {"masked_image": repeat_rows([masked] * (1 + led)), "mask_image": repeat_rows([where] * (1 + led))}
         return shown
 
-    told = a.told.through(begun.timesteps, tensors)
+    told = a.told.through(start.timesteps, tensors)
     run = stage.prepare_run(
-        Embeds(image, negative), a.weight, a.sampler, begun, noise, hint=hint, known=known, constrain=told
+        Embeds(image, negative), a.weight, a.sampler, start, noise, hint=hint, inpaint=known, constrain=told
     )
     return run, held
 
 
-def _begun_from(stage: DecoderStage, a: Canvas, start: Tensor) -> StartState:
+def _start_from(stage: DecoderStage, a: Canvas, start: Tensor) -> StartState:
     """From pixels or latents (spec 7, row 6)."""
     z = start if start.shape[1] == stage.stored.movq.config.latent_channels else stage.encode(start)
-    z = rows(z, a.each)
+    z = repeat_rows(z, a.each)
     if (a.apart or a.each > 1) and len(z) != a.total:
         z = z[:1].expand(a.total, -1, -1, -1)
-    begun = begin(stage.schedule, a.steps, a.noise(stage.networks.weight_dtype, len(z)), start=(z, a.strength))
-    return begun._replace(x=begun.x.expand(a.total, -1, -1, -1))
+    noise = a.noise(stage.networks.weight_dtype, len(z))
+    state = StartState.from_clean(stage.schedule, a.steps, z, a.strength, noise)
+    return state._replace(x=state.x.expand(a.total, -1, -1, -1))
 
 
 def _check_number(name: str, part: Tensor, many: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
-from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import Conditioned, UNet
 from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
@@ -155,7 +155,7 @@ def paint(
     n = len(embeds)
     noise = Noise(range(seed, seed + n), "decoder")
     cond, uncond = unet.condition(embeds, **beside), unet.condition(zero.expand(n, -1), **beside)
-    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
+    guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
     denoiser: Denoiser[Conditioned] = Denoiser(unet, schedule, guided, torch.float32)
     *_, (_, last) = sample_many({0: Job(run)}, denoiser)

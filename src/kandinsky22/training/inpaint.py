@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kandinsky22.engine.stages import InpaintCondition
+from kandinsky22.engine.runs import InpaintCondition
 from kandinsky22.training.decoder import Bucket
 
 BOXES, SURROUNDINGS = 0.45, 0.25  # shares of the holes; the rest are strokes
@@ -21,7 +21,7 @@ BRUSH = 0.06, 0.2  # radius over the picture's shorter side
 def masked(bucket: Bucket, rows: Tensor, x0: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
     """`Beside` of the inpainting decoder: latents [B, 4, h, w] without those in a hole, and where they are known."""
     n, _, height, width = x0.shape
-    return {"masked": InpaintCondition(x0, 1 - holes(n, height, width, draw)).masked}
+    return {"masked": InpaintCondition(x0, 1 - holes(n, height, width, draw)).channels}
 
 
 def holes(n: int, height: int, width: int, draw: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
-from kandinsky22.diffusion.denoiser import Denoiser, Guided
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ def embed(
     noise = Noise(range(seed, seed + n), "prior")
     cond = prefill(prior, text, tokenizer, captions)
     uncond = prefill(prior, text, tokenizer, [""])[torch.zeros(n, dtype=torch.long, device=device)]
-    guided = {0: Guided.by(cond, uncond, torch.full((n,), guidance_scale, device=device))}
+    guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=device))}
     x = noise.draw((n, prior.config.embedding_dim), device=device)
     sampler = SAMPLERS["unclip"](schedule, x, schedule.timesteps(steps), noise)
     denoiser: Denoiser[Prefix] = Denoiser(prior, schedule, guided, torch.float32)

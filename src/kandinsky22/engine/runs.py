@@ -1,0 +1,131 @@
+"""Runs of samplers over tensors: where a run starts, what inpainting constrains, and many runs with shared network
+calls."""
+
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from kandinsky22.diffusion import Draw, Job, NoiseSchedule, Prediction, sample, sample_many
+from kandinsky22.diffusion.denoiser import Denoiser, Guidance
+from kandinsky22.models.prior import Prefix
+from kandinsky22.models.unet import Conditioned
+
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R", Prefix, Conditioned)
+Constrain = Callable[[Tensor, int], Tensor]
+"""(x, t) -> the state to continue from"""
+
+
+class StartState(NamedTuple):
+    """What a run starts from: the state x [n, ...], the timesteps it visits, and the noise in x."""
+
+    x: Tensor
+    timesteps: tuple[int, ...]
+    noise: Tensor
+
+    @classmethod
+    def from_noise(cls, schedule: NoiseSchedule, steps: int, x: Tensor) -> Self:
+        """Start from pure noise x. Raises `ValueError` for a number of steps that the schedule does not have."""
+        return cls(x, schedule.timesteps(steps), x)
+
+    @classmethod
+    def from_clean(cls, schedule: NoiseSchedule, steps: int, clean: Tensor, strength: float, draw: Draw) -> Self:
+        """Start from a clean state noised to `strength` in (0, 1]. Raises `ValueError` if no step would remain."""
+        timesteps = schedule.timesteps(steps, strength)
+        noise = draw(clean)
+        return cls(schedule.add_noise(clean, noise, timesteps[0]), timesteps, noise)
+
+
+class InpaintCondition(NamedTuple):
+    """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and a mask [1 or n, 1, h, w] (1:
+    known)."""
+
+    z: Tensor
+    mask: Tensor
+
+    @property
+    def channels(self) -> Tensor:
+        """The channels that an inpainting U-Net gets beside its state, [1 or n, 5, h, w]: masked latents, mask."""
+        return torch.cat([self.z * self.mask, self.mask], dim=1)
+
+    def constraint(self, start: StartState, schedule: NoiseSchedule) -> Constrain:
+        """Keeps the known latents: at timestep t noised with the noise of the start, at the end (t < 0) clean."""
+
+        def constrain(x: Tensor, t: int) -> Tensor:
+            z = self.z.expand_as(x)
+            reference = z if t < 0 else schedule.add_noise(z, start.noise, t)
+            return self.mask * reference + (1 - self.mask) * x
+
+        return constrain
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Generic[R]):
+    """A sampler ready to run: its number of steps, its guidance, and in every how many calls the network's deeper
+    levels are computed (`reuse`)."""
+
+    job: Job
+    steps: int
+    guidance: Guidance[R]
+    reuse: int = 1
+
+
+class Step(NamedTuple):
+    """Step i of n is done; the state is x."""
+
+    i: int
+    n: int
+    x: Tensor
+
+
+def run_samplers(
+    stage: str,
+    runs: Mapping[K, Run[R]],
+    network: Callable[[Tensor, Tensor, R, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    dtype: torch.dtype,
+) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
+    """Run many samplers to their end with one network call per round; returns the final states.
+
+    Raises `FloatingPointError` if one is not finite.
+    """
+    guidance = {key: run.guidance for key, run in runs.items()}
+    reuse = {key: run.reuse for key, run in runs.items()}
+    denoiser: Denoiser[R] = Denoiser(network, schedule, guidance, dtype, reuse)
+    done = dict.fromkeys(runs, 0)
+    finished = {}
+    for key, now in sample_many({key: run.job for key, run in runs.items()}, denoiser):
+        done[key] += 1
+        finished[key] = now.x
+        yield key, Step(done[key], runs[key].steps, now.x)
+    for x in finished.values():
+        if not bool(x.isfinite().all()):
+            raise FloatingPointError(
+                f"the {stage}'s result is not finite in {str(dtype).removeprefix('torch.')}, so nothing was saved; "
+                "use --dtype float32, or a lower guidance scale"
+            )
+    return finished
+
+
+def draw_noise_only(run: Run[R]) -> None:
+    """Run a sampler without its network, so that the caller's generator ends in the state in which the run leaves
+    it."""
+
+    def zeros(x: Tensor, t: int) -> Prediction:
+        return Prediction(*(torch.zeros_like(x) for _ in range(3)))
+
+    for _ in sample(run.job.sampler, zeros):
+        pass
+
+
+def repeat_rows(values: Tensor | Sequence[Tensor], times: int = 1) -> Tensor:
+    """The rows of a tensor [B, ...], or of several concatenated, each repeated `times` times in a row."""
+    return (values if isinstance(values, Tensor) else torch.cat(list(values))).repeat_interleave(times, dim=0)
+
+
+def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted sum of vectors of one shape; weights are not normalised."""
+    return torch.stack([vector * weight for vector, weight in zip(vectors, weights, strict=True)]).sum(dim=0)
