@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kandinsky22
+
 ROOT = Path(__file__).parents[1]
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
@@ -110,3 +112,10 @@ def test_glossary_names_exist_in_the_code() -> None:
     names = {name for term in terms for name in re.findall(r"`(\w+)`", term)}
     assert len(names) > 30
     assert sorted(name for name in names if not re.search(rf"\b{name}\b", source)) == []
+
+
+def test_api_reference_has_every_public_name_and_room() -> None:
+    listed = re.findall(r"^::: kandinsky22\.(\w+)", (ROOT / "docs/api/public.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(kandinsky22.__all__)
+    rooms = {path.parent.name for path in (ROOT / "src" / "kandinsky22").glob("*/__init__.py")} - {"cli"}
+    assert {path.stem for path in (ROOT / "docs" / "api").glob("*.md")} == rooms | {"public"}
