@@ -1,4 +1,4 @@
-"""Every example runs on the small random model, and the bare one paints what the engine paints."""
+"""All examples run on the small random model; the minimal one paints what the engine paints."""
 
 import runpy
 import subprocess
@@ -16,13 +16,13 @@ PROMPT = "two green stars to the left of a black ring"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_and_prints_where_its_pictures_are(example: Path, tiny_model: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
+def test_example_runs_and_prints_the_paths_of_its_pictures(example: Path, tiny_model: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
         [sys.executable, example, "a red circle", tiny_model], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    written = done.stdout.split()
-    assert written and all((tmp_path / name).is_file() for name in written)
+    assert result.returncode == 0, result.stderr
+    paths = result.stdout.split()
+    assert paths and all((tmp_path / path).is_file() for path in paths)
 
 
 @pytest.mark.parametrize(("prior_sampler", "sampler"), [("unclip", "ddpm"), ("ddim", "unipc")])

@@ -1,6 +1,6 @@
-"""The Makefile: prompts pass unchanged, a suitable Python is chosen, an interrupted install continues.
+"""The Makefile: prompts are passed on unchanged, a suitable Python is found, and an interrupted install is resumed.
 
-Nothing is installed here: the command, or Python itself, is replaced by a script that records its arguments.
+Nothing is installed: the command, or Python itself, is replaced by a script that records its arguments.
 """
 
 import json
@@ -26,10 +26,18 @@ PROMPTS = [
     "три красных круга над синим треугольником, 画",
     "two  spaces,\ta tab",
 ]
-OUTER_MAKE = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PROMPT", "ARGS", "PYTHON", "TORCH"}  # set by `make test`
+OUTER_MAKE_VARIABLES = {
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "PROMPT",
+    "ARGS",
+    "PYTHON",
+    "TORCH",
+}  # of the make that runs these tests
 RECORD = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['PROMPT']]))"
 PYTHON = """#!/bin/sh
-# a fake Python: creates an environment by copying itself, installs torch by creating a file
+# a fake Python: creates an environment by copying itself, and installs torch by creating a file
 name=${0##*/}
 echo "$name $*" >> calls
 case "$*" in
@@ -43,53 +51,53 @@ esac
 
 
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE} | environment
+    env = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE_VARIABLES} | environment
     program = shutil.which("make") or "make"
     return subprocess.run([program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
-def recorded_run(tmp_path: Path) -> Any:
-    """Runs `make run`; returns (arguments of the command, PROMPT in its environment)."""
+def make_run(tmp_path: Path) -> Any:
+    """Runs `make run`, and returns the arguments of the command and PROMPT in its environment."""
     script = tmp_path / "record.py"
     script.write_text(RECORD)
-    stand_in = f"KANDINSKY22='{sys.executable}' '{script}'"
+    command = f"KANDINSKY22='{sys.executable}' '{script}'"
 
     def run(*arguments: str, **environment: str) -> Any:
-        done = make("run", "-o", ".venv/.installed", stand_in, *arguments, **environment)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        result = make("run", "-o", ".venv/.installed", command, *arguments, **environment)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
 
     return run
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_run_passes_a_prompt_unchanged_as_argument_and_as_variable(recorded_run: Any, prompt: str) -> None:
-    assert recorded_run(f"PROMPT={prompt}") == [["--", prompt], prompt]
-    assert recorded_run(PROMPT=prompt) == [["--", prompt], prompt]
+def test_prompt_is_passed_on_unchanged_by_argument_and_environment(make_run: Any, prompt: str) -> None:
+    assert make_run(f"PROMPT={prompt}") == [["--", prompt], prompt]
+    assert make_run(PROMPT=prompt) == [["--", prompt], prompt]
     assert not (ROOT / "pwned").exists()
 
 
-def test_run_without_a_prompt_passes_no_argument(recorded_run: Any) -> None:
-    assert recorded_run() == recorded_run("PROMPT=") == [[], ""]
-    assert recorded_run("ARGS=--seed 7") == [["--seed", "7"], ""]
+def test_empty_prompt_gives_no_argument(make_run: Any) -> None:
+    assert make_run() == make_run("PROMPT=") == [[], ""]
+    assert make_run("ARGS=--seed 7") == [["--seed", "7"], ""]
 
 
-def test_run_passes_options_before_the_prompt(recorded_run: Any) -> None:
-    assert recorded_run("PROMPT=a b", "ARGS=--seed 7 --output 'my pictures'")[0] == [
+def test_options_precede_the_prompt(make_run: Any) -> None:
+    assert make_run("PROMPT=a b", "ARGS=--seed 7 --output 'my pictures'")[0] == [
         *["--seed", "7", "--output", "my pictures"],
         *["--", "a b"],
     ]
 
 
-def test_make_without_a_target_lists_the_targets() -> None:
+def test_make_without_target_lists_the_targets() -> None:
     listed = [line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")]
     assert listed == ["help", "run", "test", "check", "docs", "bench", "train-box"]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with the Makefile, and a fake for every Python that it may look for."""
+    """A folder with the Makefile, and fakes of all Pythons that it looks for."""
     (tmp_path / "bin").mkdir()
     for name in ("python3.11", "python3.12", "python3.13", "python3.14", "python3", "python"):
         (tmp_path / "bin" / name).write_text(PYTHON)
@@ -100,12 +108,12 @@ def project(tmp_path: Path) -> Path:
 
 
 def install(project: Path, *arguments: str, unfit: str = "", fails_at: str = "nothing") -> tuple[list[str], str]:
-    """Makes the stamp file; returns the calls of the fake Pythons, and stderr."""
+    """Runs the install target, and returns the calls of the fake Pythons and the text on stderr."""
     path = f"{project / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = make(".venv/.installed", *arguments, cwd=project, PATH=path, UNFIT=unfit, BREAK=fails_at)
-    assert (done.returncode == 0) == (project / ".venv/.installed").exists(), done.stderr
+    result = make(".venv/.installed", *arguments, cwd=project, PATH=path, UNFIT=unfit, BREAK=fails_at)
+    assert (result.returncode == 0) == (project / ".venv/.installed").exists(), result.stderr
     calls = project / "calls"
-    return calls.read_text().splitlines() if calls.exists() else [], done.stderr
+    return calls.read_text().splitlines() if calls.exists() else [], result.stderr
 
 
 @pytest.mark.parametrize(
@@ -116,50 +124,50 @@ def install(project: Path, *arguments: str, unfit: str = "", fails_at: str = "no
         ("python3.11 python3.12 python3.13 python3.14", "python3"),
     ],
 )
-def test_install_chooses_the_first_suitable_python(project: Path, unfit: str, chosen: str) -> None:
+def test_first_suitable_python_is_used(project: Path, unfit: str, chosen: str) -> None:
     calls, _ = install(project, unfit=unfit)
     assert [call for call in calls if "-m venv" in call] == [f"{chosen} -m venv --clear .venv"]
 
 
-def test_install_uses_the_python_that_is_named(project: Path) -> None:
+def test_python_given_by_name_is_used(project: Path) -> None:
     calls, _ = install(project, "PYTHON=python3.14")
     assert "python3.14 -m venv --clear .venv" in calls
 
 
-def test_install_without_a_suitable_python_prints_one_sentence(project: Path) -> None:
-    calls, message = install(project, unfit="python3.11 python3.12 python3.13 python3.14 python3 python")
-    assert "kandinsky22 needs Python 3.11 to 3.14 with venv: install one" in message.splitlines()[0]
+def test_missing_python_is_reported_in_one_sentence(project: Path) -> None:
+    calls, stderr = install(project, unfit="python3.11 python3.12 python3.13 python3.14 python3 python")
+    assert "kandinsky22 needs Python 3.11 to 3.14 with venv: install one" in stderr.splitlines()[0]
     assert len(calls) == 6 and not (project / ".venv").exists()
 
 
-def test_install_names_an_unsuitable_python_in_its_message(project: Path) -> None:
-    calls, message = install(project, "PYTHON=/no/such/python")
-    assert ", which /no/such/python is not: install one" in message.splitlines()[0]
+def test_unsuitable_python_given_by_name_is_reported(project: Path) -> None:
+    calls, stderr = install(project, "PYTHON=/no/such/python")
+    assert ", which /no/such/python is not: install one" in stderr.splitlines()[0]
     assert calls == []
 
 
-def test_install_installs_torch_first_at_a_fixed_version(project: Path) -> None:
+def test_torch_is_installed_first_and_pinned(project: Path) -> None:
     calls, _ = install(project)
     installs = [call.partition("install ")[2] for call in calls if "install " in call]
     assert installs == ["--quiet torch==2.13.0", "--quiet --editable ."]
 
 
-def test_install_continues_after_an_interruption(project: Path) -> None:
+def test_interrupted_install_is_resumed(project: Path) -> None:
     before, _ = install(project, fails_at="--editable")
     after, _ = install(project)
-    second_run = after[len(before) :]
-    assert not any("-m venv" in call or "torch==" in call for call in second_run)
-    assert second_run[-1].endswith("--editable .")
+    resumed = after[len(before) :]
+    assert not any("-m venv" in call or "torch==" in call for call in resumed)
+    assert resumed[-1].endswith("--editable .")
     assert install(project)[0] == after
 
 
-def test_environment_imports_the_torch_of_the_chosen_python(project: Path) -> None:
-    """With a real Python: its environment can import its torch, but no torch of an unsupported version."""
-    lender = project / "some where"
-    (lender / "torch").mkdir(parents=True)
+def test_environment_uses_an_installed_torch_of_the_right_version(project: Path) -> None:
+    """With a real Python: its environment can import the torch of that Python if the version fits, and no other."""
+    site = project / "some where"
+    (site / "torch").mkdir(parents=True)
     for version, imported in (("2.13.0+vendor", 0), ("2.8.1", 1)):
-        (lender / "torch" / "__init__.py").write_text(f"__version__ = {version!r}")
-        done = make(".venv/bin/python", "-B", f"PYTHON={sys.executable}", cwd=project, PYTHONPATH=str(lender))
-        assert done.returncode == 0, done.stderr
+        (site / "torch" / "__init__.py").write_text(f"__version__ = {version!r}")
+        result = make(".venv/bin/python", "-B", f"PYTHON={sys.executable}", cwd=project, PYTHONPATH=str(site))
+        assert result.returncode == 0, result.stderr
         command = [str(project / ".venv/bin/python"), "-c", "import torch"]
         assert subprocess.run(command, cwd="/", capture_output=True).returncode == imported
