@@ -222,8 +222,8 @@ def fast(a: argparse.Namespace, turns: Turns) -> None:
         for weight in network.parameters():
             weight.sum()
     chosen = SPEEDS["fast"]
-    steps = {"num_inference_steps": a.steps} if chosen.decoder.steps is None else {}
-    if chosen.prior.steps is None:
+    steps = {"num_inference_steps": a.steps} if chosen.decoder.steps_fraction is None else {}
+    if chosen.prior.steps_fraction is None:
         steps["prior_num_inference_steps"] = a.prior_steps
     request = text2img(PROMPT, speed="fast", seed=0, height=a.side, width=a.side, **steps)
     while True:

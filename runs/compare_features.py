@@ -21,7 +21,7 @@ from PIL import Image
 
 from kandinsky22.evaluation.features import InceptionFeatures
 from kandinsky22.evaluation.inception import Inception
-from kandinsky22.evaluation.resize import WAYS
+from kandinsky22.evaluation.resize import RESIZINGS
 
 SIZES = ((768, 768), (256, 256), (480, 640), (299, 299), (64, 64), (613, 407))  # height, width
 OURS = {"clean": "clean", "legacy": "legacy_pytorch"}
@@ -33,7 +33,7 @@ def main() -> None:
     for ours, theirs in OURS.items():
         resize = resizing.build_resizer(theirs)
         apart = [
-            np.abs(WAYS[ours].resize(Image.fromarray(pixels), 299).permute(1, 2, 0).numpy() - resize(pixels)).max()
+            np.abs(RESIZINGS[ours].resize(Image.fromarray(pixels), 299).permute(1, 2, 0).numpy() - resize(pixels)).max()
             for pixels in map(noise, SIZES)
         ]
         print(f"{ours} against clean-fid's {theirs}, {len(SIZES)} sizes: at most {max(apart):g} of 255 apart")

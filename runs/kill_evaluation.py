@@ -21,8 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from kandinsky22.evaluation.generate import is_whole, logged
 from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run
+from kandinsky22.evaluation.run_state import is_complete_png, logged
 
 
 def main() -> None:
@@ -98,15 +98,15 @@ def kill(process: subprocess.Popen[str], who: str) -> None:
 
 def painted(folder: Path) -> int:
     """How many pictures are complete."""
-    return sum(map(is_whole, (folder / "pictures").glob("*.png")))
+    return sum(map(is_complete_png, (folder / "pictures").glob("*.png")))
 
 
 def state(folder: Path) -> dict[str, str | dict[str, str]]:
     """What has to be equal in two runs."""
-    run = Run.opened(folder)
+    run = Run.open(folder)
     pictures = {path.name: digest(path) for path in sorted(run.pictures.iterdir())}
     log = {f"{name}.png": str(record["sha256"]) for name, record in sorted(logged(run).items())}
-    about = {name: value for name, value in run.about.items() if name != "command"}  # it names the folder
+    about = {name: value for name, value in run.settings.items() if name != "command"}  # it names the folder
     return {
         "pictures": pictures,
         "log": log,

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from kandinsky22.compositions import STYLES, judge, read, render, sample, wilson
 from kandinsky22.compositions.segments import at_reading_size, segment
-from kandinsky22.compositions.style_classifier import LUMA, measures
+from kandinsky22.compositions.style_classifier import LUMA, patch_features
 
 Degrade = Callable[[np.ndarray], np.ndarray]
 FIT_SEED, FIT_STEPS = 7, 3000
@@ -83,9 +83,9 @@ def fitted(count: int) -> str:
         pixels = at_reading_size(pixels)
         ground, patches = segment(pixels)
         for patch in patches:
-            measured[patch.color == "black"].append((measures(pixels @ LUMA, ground, patch), i % len(STYLES)))
+            measured[patch.color == "black"].append((patch_features(pixels @ LUMA, ground, patch), i % len(STYLES)))
     tables = {"COLORED": regressed(measured[False]), "BLACK": regressed(measured[True])}
-    lines = ['"""How much each measure of a patch speaks for each style; the last row is what none speaks for.', ""]
+    lines = ['"""The weights of each feature of a patch for each style; the last row is the bias.', ""]
     lines += [f"Fitted by `python runs/score_oracle.py --fit-styles {count}`.", '"""', ""]
     for name, table in tables.items():
         lines += [f"{name} = (", *(f"    ({', '.join(f'{value:.2f}' for value in row)})," for row in table), ")"]
@@ -93,7 +93,7 @@ def fitted(count: int) -> str:
 
 
 def regressed(measured: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Weights [measures + 1, styles] for measures that are not standardised."""
+    """Weights [features + 1, styles] for features that are not standardised."""
     x, y = np.array([values for values, _ in measured]), np.array([style for _, style in measured])
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     design = np.concatenate(((x - mean) / deviation, np.ones((len(x), 1))), axis=1)

@@ -1,4 +1,7 @@
-"""Kandinsky 2.2, whole: one engine for all its tasks. Names are resolved lazily, so importing this imports no torch."""
+"""Kandinsky 2.2: one engine for all its tasks.
+
+Names are resolved lazily, so that importing the package imports no torch.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

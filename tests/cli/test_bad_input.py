@@ -1,4 +1,4 @@
-"""Bad input on a real model: one clear sentence, status 2, and not a file more than before."""
+"""Bad input on a real model: one clear sentence, exit status 2, and no file is written."""
 
 import shutil
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kandinsky22.cli.app import run
-from tests.cli.fake import files
+from tests.cli.fake_backend import files
 
 UNET = Path("decoder/unet/diffusion_pytorch_model.safetensors")
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
-def refused(capsys: Said, *arguments: str) -> str:
-    """The one sentence that a command line is refused with."""
+def error_of(capsys: Capture, *arguments: str) -> str:
+    """The one line on stderr of a command line that fails."""
     assert run(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("kandinsky22: "), lines
@@ -46,17 +46,19 @@ def refused(capsys: Said, *arguments: str) -> str:
         (["--output", "file"], "cannot write into file"),
     ],
 )
-def test_what_cannot_be_painted(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said, typed: list[str], sentence: str
+def test_impossible_options_are_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, typed: list[str], sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    assert sentence in refused(capsys, "a red circle", "--model", str(tiny_model), *typed)
+    assert sentence in error_of(capsys, "a red circle", "--model", str(tiny_model), *typed)
     assert files(tmp_path) == ["file"] and not Path("out").exists()
 
 
-def test_published_weights_where_no_hub_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
-    """First what would be fetched, and how much; then what to do instead."""
+def test_published_weights_without_a_hub_explain_what_to_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """First what would be downloaded and its size, then what to do instead."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
@@ -69,17 +71,17 @@ def test_published_weights_where_no_hub_answers(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_told_of_before_painting(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+def test_full_disk_is_reported_before_painting(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
-    assert "No space left on device" in refused(capsys, "a red circle", "--model", str(tiny_model))
+    assert "No space left on device" in error_of(capsys, "a red circle", "--model", str(tiny_model))
     assert files(tmp_path) == []
 
 
-def poison(path: Path) -> None:
+def make_infinite(path: Path) -> None:
     tensors = load_file(path)
     tensors["conv_out.bias"][0] = torch.inf
     save_file(tensors, path, metadata={"format": "pt"})
@@ -95,15 +97,15 @@ def poison(path: Path) -> None:
         (lambda path: (path.parent / "config.json").unlink(), "config.json is missing"),
         (lambda path: (path.parent / "config.json").write_text("{"), "cannot be read"),
         (lambda path: shutil.rmtree(path.parents[1]), "it lacks the folder decoder/"),
-        (poison, "the decoder's result is not finite in float32; nothing was saved"),
+        (make_infinite, "the decoder's result is not finite in float32; nothing was saved"),
     ],
     ids=["missing", "truncated", "stub", "empty", "no config", "broken config", "no decoder", "not finite"],
 )
-def test_weights_that_will_not_do(
+def test_damaged_weights_are_refused(
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: Said,
+    capsys: Capture,
     damage: Callable[[Path], object],
     sentence: str,
 ) -> None:
@@ -111,12 +113,12 @@ def test_weights_that_will_not_do(
     model = shutil.copytree(tiny_model, tmp_path / "model")
     damage(model / UNET)
     before = files(tmp_path)
-    assert sentence in refused(capsys, "a red circle", "--model", str(model), "--seed", "1")
+    assert sentence in error_of(capsys, "a red circle", "--model", str(model), "--seed", "1")
     assert files(tmp_path) == before and not Path("out").exists()
 
 
-def test_an_over_long_prompt_is_a_warning_that_names_what_is_dropped(
-    tiny_model: Path, tmp_path: Path, capsys: Said
+def test_too_long_prompt_gives_a_notice_with_the_dropped_words(
+    tiny_model: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     prompt = " ".join(["a red circle over"] * 20 + ["a blue triangle"])
     assert run([prompt, "--model", str(tiny_model), "-o", str(tmp_path), "-q"]) == 0
@@ -125,8 +127,8 @@ def test_an_over_long_prompt_is_a_warning_that_names_what_is_dropped(
     assert "the prompt is too long for this model; it does not see:" in err and err.endswith("a blue triangle\n")
 
 
-def test_words_that_were_never_learnt_are_one_line(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+def test_unknown_words_of_a_prompt_give_one_notice(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run(["a purple elephant", "--model", str(tiny_model), "-o", str(tmp_path), "-q"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert len(err.splitlines()) == 1 and "never learnt elephant" in err and "--model FOLDER" in err
+    assert len(err.splitlines()) == 1 and "was not trained on elephant" in err and "--model FOLDER" in err

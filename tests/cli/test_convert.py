@@ -1,4 +1,4 @@
-"""`kandinsky22 convert`: what it says, and that it says it without torch where it can."""
+"""`kandinsky22 convert`: the files it writes, its messages, and that torch is imported only if needed."""
 
 import subprocess
 import sys
@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from kandinsky22.cli import convert
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
-def test_there_and_back(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+def test_convert_to_one_file_and_back_to_folders(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
     one, folder = tmp_path / "one.safetensors", tmp_path / "folder"
     convert.main([str(tiny_model), str(one), "--dtype", "float16"])
     convert.main([str(one), str(folder)])
@@ -21,23 +21,23 @@ def test_there_and_back(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
     assert {str(value.dtype) for value in half.values()} == {"torch.float16"}
 
 
-def test_what_was_left_out_is_said_unless_quiet(tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+def test_files_left_out_are_listed_unless_quiet(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "decoder").symlink_to(tiny_model / "decoder")
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior" / "notes.doc").write_text("")
     convert.main([str(tmp_path), str(tmp_path / "one.safetensors")])
-    assert "left out, as no part of the model: prior/notes.doc" in capsys.readouterr().err
+    assert "left out, since they are not part of the model: prior/notes.doc" in capsys.readouterr().err
     convert.main([str(tmp_path), str(tmp_path / "two.safetensors"), "--quiet"])
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("words", [[], ["box"]])
-def test_a_name_too_few_is_told(words: list[str]) -> None:
-    with pytest.raises(ValueError, match="`convert` takes a model and where to write it"):
+def test_missing_target_is_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="`convert` takes a model and a target"):
         convert.main(words)
 
 
-def test_help_and_a_copy_import_no_torch(tiny_model: Path, tmp_path: Path) -> None:
+def test_help_and_conversion_without_dtype_import_no_torch(tiny_model: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from kandinsky22.cli import convert\n"
         "try: convert.main(sys_argv)\n"
@@ -52,26 +52,26 @@ def test_help_and_a_copy_import_no_torch(tiny_model: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_progress_is_told_from_the_third_second_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: Said, terminal: bool
+def test_progress_is_printed_after_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, terminal: bool
 ) -> None:
-    """Every quarter of a second in a terminal, in one line; else every ten; and at the end."""
+    """Every quarter of a second in a terminal, on one line; elsewhere every ten seconds; and at the end."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     now = 0.0
-    tell = convert.progress(lambda: now)
+    report = convert.progress(lambda: now)
     for now in (1.0, 1.9, 3.0, 3.1, 11.0, 12.0, 14.0):
-        tell(int(now * 10**9), 15 * 10**9)
+        report(int(now * 10**9), 15 * 10**9)
     now = 15.0
-    tell(15 * 10**9, 15 * 10**9)
-    said = capsys.readouterr().err
+    report(15 * 10**9, 15 * 10**9)
+    printed = capsys.readouterr().err
     expected = ["3.0", "11.0", "12.0", "14.0", "15.0"] if terminal else ["11.0", "15.0"]
-    assert [line.split()[1] for line in said.replace("\r", "\n").splitlines() if line.strip()] == expected
-    assert "about 4 s left" in said and said.count("\n") == (1 if terminal else 2)
+    assert [line.split()[1] for line in printed.replace("\r", "\n").splitlines() if line.strip()] == expected
+    assert "about 4 s left" in printed and printed.count("\n") == (1 if terminal else 2)
 
 
-def test_a_quick_conversion_says_nothing(capsys: Said) -> None:
+def test_fast_conversion_prints_no_progress(capsys: Capture) -> None:
     now = 0.0
-    tell = convert.progress(lambda: now)
+    report = convert.progress(lambda: now)
     now = 1.5
-    tell(5, 5)
+    report(5, 5)
     assert capsys.readouterr().err == ""

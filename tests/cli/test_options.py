@@ -1,6 +1,7 @@
-"""What is typed, and what is understood: options from signatures, prompts, commands, and mistakes."""
+"""Parsing of the command line: options from signatures, prompts, commands, and mistakes."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,11 @@ import pytest
 from kandinsky22.checkpoints.catalog import BOX
 from kandinsky22.cli import options
 from kandinsky22.cli.app import COMMANDS, run
-from kandinsky22.cli.prompt import random_prompt
+from kandinsky22.cli.paint import random_prompt
 from kandinsky22.compositions import WORDS
 from kandinsky22.request import Request, task_schema, tasks
 from kandinsky22.request.tasks import text2img
-from tests.cli.fake import Painter, files
-
-
-@pytest.fixture
-def painter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Painter:
-    return Painter().hired(monkeypatch, tmp_path)
+from tests.cli.fake_backend import FakeBackend, files
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,20 +28,21 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("task", task_schema.all_tasks().values(), ids=task_schema.all_tasks())
-def test_a_task_and_its_options_agree(task: task_schema.Task) -> None:
+def test_parser_has_an_option_for_each_parameter_of_a_task(task: task_schema.Task) -> None:
     parameters = task_schema.parameters(task)
-    known = {action.dest for action in options.task_parser(task, "x", usage="x")._actions}
-    assert known == parameters.keys() - set(options.AS_WORDS) | {"size", "help", "version", *options.EDGE}
-    assert tasks.How.__annotations__.keys() <= parameters.keys() <= tasks.MEANINGS.keys()
+    help_lines = re.findall(r"^  (-.*?)(?:  |$)", options.task_parser(task, "x", usage="x").format_help(), re.MULTILINE)
+    names = {re.findall(r"--([\w-]+)", line)[-1].replace("-", "_") for line in help_lines}
+    assert names == parameters.keys() - set(options.POSITIONALS) | {"size", "help", "version", *options.EDGE}
+    assert tasks.CommonOptions.__annotations__.keys() <= parameters.keys() <= tasks.HELP.keys()
 
 
-def test_every_meaning_is_of_something() -> None:
+def test_every_help_text_belongs_to_a_parameter() -> None:
     assert {
         name for task in task_schema.all_tasks().values() for name in task_schema.parameters(task)
-    } == tasks.MEANINGS.keys()
+    } == tasks.HELP.keys()
 
 
-def test_every_option_reaches_the_request(painter: Painter) -> None:
+def test_every_option_reaches_the_request(backend: FakeBackend) -> None:
     values: dict[str, Any] = {
         "negative_prompt": "red",
         "height": 70,
@@ -71,31 +68,31 @@ def test_every_option_reaches_the_request(painter: Painter) -> None:
     assert values.keys() == task_schema.parameters(text2img).keys() - {"prompt"}
     typed = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert run(["a red circle", *typed, "--device", "cpu", "--dtype", "float32"]) == 0
-    assert painter.asked == [text2img("a red circle", **values | {"guidance_interval": (0.25, 0.5)})]
-    assert (painter.options["device"], painter.options["dtype"]) == ("cpu", "float32")
+    assert backend.requests == [text2img("a red circle", **values | {"guidance_interval": (0.25, 0.5)})]
+    assert (backend.options["device"], backend.options["dtype"]) == ("cpu", "float32")
 
 
-def test_shorter_ways_to_say_it(painter: Painter) -> None:
+def test_short_options_and_size(backend: FakeBackend) -> None:
     assert run(["-n", "2", "--steps=4", "--size", "64x128", "a red circle"]) == 0
     assert run(["a red circle", "--size", "96"]) == 0
-    wide, square = painter.asked
+    wide, square = backend.requests
     assert wide == text2img("a red circle", num_images=2, num_inference_steps=4, height=64, width=128)
     assert square == text2img("a red circle", height=96, width=96)
 
 
-def test_a_task_becomes_a_command_by_being_a_function(monkeypatch: pytest.MonkeyPatch, painter: Painter) -> None:
+def test_new_task_function_becomes_a_command(monkeypatch: pytest.MonkeyPatch, backend: FakeBackend) -> None:
     def tinted(prompt: str, *, strength: float = 0.3) -> Request:
         """Tinted pictures."""
         return text2img(f"{prompt} tinted {strength}")
 
     tinted.__module__ = tasks.__name__
     monkeypatch.setattr(tasks, "tinted", tinted, raising=False)
-    monkeypatch.setitem(tasks.MEANINGS, "strength", "how much")
+    monkeypatch.setitem(tasks.HELP, "strength", "how much")
     assert run(["tinted", "a star", "--strength", "0.5"]) == 0
-    assert painter.asked == [text2img("a star tinted 0.5")]
+    assert backend.requests == [text2img("a star tinted 0.5")]
 
 
-def test_help_imports_little() -> None:
+def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys; sys.argv = ['kandinsky22', '--help']\n"
         "from kandinsky22.cli import main\n"
@@ -107,7 +104,7 @@ def test_help_imports_little() -> None:
     assert all(word in done.stdout for word in ("--prior-guidance-scale", *COMMANDS))
 
 
-def test_version_and_help_of_each_command() -> None:
+def test_version_and_help_exit_with_status_zero() -> None:
     for arguments in (
         ["--version"],
         ["show", "--help"],
@@ -115,9 +112,9 @@ def test_version_and_help_of_each_command() -> None:
         ["words", "--help"],
         ["text2img", "--help"],
     ):
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run(arguments)
-        assert stopped.value.code == 0
+        assert exit_info.value.code == 0
 
 
 @pytest.mark.parametrize(
@@ -135,15 +132,15 @@ def test_version_and_help_of_each_command() -> None:
         (["text2img", "--", "-"], "-"),
     ],
 )
-def test_prompts_are_painted(painter: Painter, typed: list[str], prompt: str) -> None:
+def test_prompt_reaches_the_request_unchanged(backend: FakeBackend, typed: list[str], prompt: str) -> None:
     assert run(typed) == 0
-    assert [request.condition.prompt for request in painter.asked] == [prompt]
+    assert [request.condition.prompt for request in backend.requests] == [prompt]
 
 
 @pytest.mark.parametrize("typed", [[], [""], ["--", ""], [" "]])
-def test_no_prompt_paints_a_random_one_of_the_language(painter: Painter, typed: list[str]) -> None:
+def test_missing_prompt_is_replaced_by_a_random_one_of_known_words(backend: FakeBackend, typed: list[str]) -> None:
     assert run(["--seed", "7", *typed]) == run(["--seed", "7", *typed]) == run(typed) == 0
-    first, same, other = painter.asked
+    first, same, other = backend.requests
     assert first == same
     assert first.condition.prompt == random_prompt(7, BOX)
     assert other.condition.prompt == random_prompt(other.seed or 0, BOX)
@@ -163,31 +160,31 @@ def test_no_prompt_paints_a_random_one_of_the_language(painter: Painter, typed: 
         (["--seed", "3", "show", "out.png"], "the command goes first"),
         (["three", "red", "circles"], 'needs quotes: kandinsky22 "three red circles"'),
         (["--", "three", "red"], "needs quotes"),
-        (["there.png"], "did you mean kandinsky22 show there.png"),
+        (["cat.png"], "did you mean kandinsky22 show cat.png"),
         (["a star", "--sed", "7"], "did you mean --seed?"),
         (["-x"], "put a prompt that begins with a dash after --"),
         (["a star", "--seed"], "--seed: expected one argument"),
-        (["a star", "--seed", "x"], "--seed: 'x' is no whole number"),
-        (["a star", "--guidance-scale", "x"], "--guidance-scale: 'x' is no number"),
-        (["a star", "--size", "1x2x3"], "--size: '1x2x3' is no size"),
+        (["a star", "--seed", "x"], "--seed: 'x' is not a whole number"),
+        (["a star", "--guidance-scale", "x"], "--guidance-scale: 'x' is not a number"),
+        (["a star", "--size", "1x2x3"], "--size: '1x2x3' is not a size"),
         (["a star", "--size", "64", "--width", "64"], "leave those out"),
         (["show"], "`show` takes one picture, got 0"),
         (["replay", "a.png", "b.png"], "`replay` takes one picture, got 2"),
-        (["words", "red"], "`words` takes no words"),
+        (["words", "red"], "`words` takes only options"),
     ],
 )
-def test_mistakes_are_refused_in_a_sentence_that_helps(
-    painter: Painter, tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], sentence: str
+def test_mistakes_are_refused_with_a_suggestion(
+    backend: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], sentence: str
 ) -> None:
-    (tmp_path / "there.png").touch()
+    (tmp_path / "cat.png").touch()
     assert run(typed) == 2
     out, err = capsys.readouterr()
     assert out == "" and sentence in err and len(err.splitlines()) == 1
-    assert painter.asked == [] and files(tmp_path) == ["there.png"]
+    assert backend.requests == [] and files(tmp_path) == ["cat.png"]
 
 
-def test_a_word_of_the_models_language_is_no_mistyped_command(painter: Painter, tiny_model: Path) -> None:
-    """ "cross" and "square" are near no command today; should one come near, the language goes before."""
+def test_known_word_of_the_model_is_not_taken_for_a_mistyped_command(backend: FakeBackend, tiny_model: Path) -> None:
+    """No word of the box resembles a command today; if one ever does, the vocabulary takes precedence."""
     assert run(["wards", "--model", str(tiny_model)]) == 2
     language = (tiny_model / "decoder" / "kandinsky22.json").read_text()
     model = Path.cwd() / "model"
@@ -196,7 +193,7 @@ def test_a_word_of_the_models_language_is_no_mistyped_command(painter: Painter, 
     assert run(["wards", "--model", str(model)]) == 0
 
 
-def test_words_prints_the_language_by_kind(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_prints_the_vocabulary_by_kind(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["words", "--model", str(tiny_model)]) == 0
     out = capsys.readouterr().out
     assert "shapes:      circle, square, triangle" in out
@@ -204,26 +201,26 @@ def test_words_prints_the_language_by_kind(tiny_model: Path, capsys: pytest.Capt
     assert "\x1b" not in out
 
 
-def test_words_needs_no_torch(tiny_model: Path) -> None:
+def test_words_imports_no_torch(tiny_model: Path) -> None:
     code = "from kandinsky22.cli.app import run; import sys; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     arguments = ["words", "--model", str(tiny_model)]
     assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=60).returncode == 0
 
 
-def test_a_model_without_a_language_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_of_a_model_without_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "decoder").mkdir()
     assert run(["words", "--model", str(tmp_path)]) == 0
-    assert "write what you like" in capsys.readouterr().out
+    assert "use any prompt" in capsys.readouterr().out
 
 
-def test_letters_that_the_output_lacks_do_no_harm(tiny_model: Path) -> None:
-    done = command("words", "--model", str(tiny_model), PYTHONIOENCODING="ascii")
-    assert done.returncode == 0
-    refused = command("show", "три.png", PYTHONIOENCODING="ascii")
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+def test_letters_missing_in_the_output_encoding_are_escaped(tiny_model: Path) -> None:
+    words = command("words", "--model", str(tiny_model), PYTHONIOENCODING="ascii")
+    assert words.returncode == 0
+    show = command("show", "три.png", PYTHONIOENCODING="ascii")
+    assert show.returncode == 2 and "Traceback" not in show.stderr
 
 
-def test_a_reader_who_goes_away_is_no_error(tiny_model: Path) -> None:
+def test_closed_pipe_is_not_an_error(tiny_model: Path) -> None:
     code = "from kandinsky22.cli.app import run; import sys; sys.exit(run(sys.argv[1:]))"
     read, write = os.pipe()
     os.close(read)

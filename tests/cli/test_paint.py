@@ -1,4 +1,4 @@
-"""What is said and what is written while a request is carried out, on a backend that is quick to please."""
+"""What a task prints and writes, on a fake backend: lines, previews, file names, and errors."""
 
 import errno
 import io
@@ -11,25 +11,20 @@ from rich.console import Console
 
 from kandinsky22.cli import terminal
 from kandinsky22.cli.app import run
-from kandinsky22.cli.terminal import Blocks, Pace, Terminal
+from kandinsky22.cli.terminal import HalfBlocks, PreviewRate, Terminal
 from kandinsky22.imaging.images import read_recipe, sheet
 from kandinsky22.request.events import Progress
 from kandinsky22.request.tasks import text2img
-from tests.cli.fake import DEFAULTS, Painter, files
+from tests.cli.fake_backend import DEFAULTS, FakeBackend, files
 
 ARGUMENTS = ["three red circles", "--seed", "7", "-n", "2"]
 PATHS = ["out/three-red-circles-7.png", "out/three-red-circles-8.png", "out/three-red-circles-7-sheet.png"]
 
 
-@pytest.fixture
-def painter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Painter:
-    return Painter().hired(monkeypatch, tmp_path)
-
-
-def test_without_a_terminal_there_are_plain_short_lines(
+def test_plain_lines_are_printed_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Painter(notices=("mind this",)).hired(monkeypatch, tmp_path)
+    FakeBackend(notices=("a notice",)).install(monkeypatch, tmp_path)
     assert run(ARGUMENTS) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
@@ -39,30 +34,30 @@ def test_without_a_terminal_there_are_plain_short_lines(
         "painted in 1.5 s",
         *PATHS,
     ]
-    assert err == "mind this\n"
+    assert err == "a notice\n"
     assert files(tmp_path) == sorted(PATHS)
 
 
-def test_quiet_says_only_where_the_pictures_are(painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_only_the_paths(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*ARGUMENTS, "--quiet"]) == 0
     assert capsys.readouterr().out.splitlines() == PATHS
 
 
-def test_pictures_carry_their_requests(painter: Painter) -> None:
+def test_saved_pictures_contain_their_requests(backend: FakeBackend) -> None:
     assert run(ARGUMENTS) == 0
-    asked = text2img("three red circles", seed=7, num_images=2).resolved(DEFAULTS)
+    request = text2img("three red circles", seed=7, num_images=2).resolved(DEFAULTS)
     for k in range(2):
-        assert read_recipe(PATHS[k]).request == asked.single(k)
+        assert read_recipe(PATHS[k]).request == request.for_image(k)
 
 
-def test_another_picture_is_never_written_over(painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_pictures_are_never_overwritten(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a star!", "--seed", "7", "-q"]) == run(["a star!", "--seed", "7", "-q"]) == 0
-    same = ["out/a-star-7.png", "out/a-star-7-sheet.png"]
-    assert capsys.readouterr().out.splitlines() == same * 2
-    before = Path(same[0]).read_bytes()
+    paths = ["out/a-star-7.png", "out/a-star-7-sheet.png"]
+    assert capsys.readouterr().out.splitlines() == paths * 2
+    before = Path(paths[0]).read_bytes()
     assert run(["a star?", "--seed", "7", "-q"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["out/a-star-7-2.png", same[1]]
-    assert Path(same[0]).read_bytes() == before
+    assert capsys.readouterr().out.splitlines() == ["out/a-star-7-2.png", paths[1]]
+    assert Path(paths[0]).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -77,27 +72,27 @@ def test_another_picture_is_never_written_over(painter: Painter, capsys: pytest.
         (["画" * 300], [f"out/{'画' * 40}-7.png", f"out/{'画' * 40}-7-sheet.png"]),
     ],
 )
-def test_names_say_what_is_in_them(
-    painter: Painter, capsys: pytest.CaptureFixture[str], typed: list[str], written: list[str]
+def test_file_names_contain_prompt_and_seed(
+    backend: FakeBackend, capsys: pytest.CaptureFixture[str], typed: list[str], written: list[str]
 ) -> None:
     assert run([*typed, "--seed", "7", "-q"]) == 0
     assert capsys.readouterr().out.splitlines() == written
 
 
-def test_a_sheet_shows_the_pictures_enlarged_side_by_side() -> None:
+def test_contact_sheet_shows_pictures_enlarged_side_by_side() -> None:
     page = sheet([Image.new("RGB", (64, 64), color) for color in ("red", "blue")], ["seed 1", "seed 2"])
     assert page.width == 2 * 512 + 3 * 24
     assert (page.getpixel((24 + 256, 200)), page.getpixel((2 * 24 + 512 + 256, 200))) == ((255, 0, 0), (0, 0, 255))
-    assert sum(page.crop((0, 24 + 512, page.width, page.height)).convert("L").histogram()[:200]) > 100  # ink
+    assert sum(page.crop((0, 24 + 512, page.width, page.height)).convert("L").histogram()[:200]) > 100  # the labels
     assert sheet([Image.new("RGB", (1024, 512))] * 9, ["a"] * 9).width < 2200
 
 
-def test_stopping_is_one_line_and_leaves_nothing(
+def test_interrupt_prints_one_line_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Painter(error=KeyboardInterrupt()).hired(monkeypatch, tmp_path)
+    FakeBackend(error=KeyboardInterrupt()).install(monkeypatch, tmp_path)
     assert run(ARGUMENTS) == 130
-    assert capsys.readouterr().err == "kandinsky22: stopped; what was written is whole\n"
+    assert capsys.readouterr().err == "kandinsky22: stopped; the files written so far are complete\n"
     assert files(tmp_path) == []
 
 
@@ -109,10 +104,10 @@ def test_stopping_is_one_line_and_leaves_nothing(
         RuntimeError("CUDA out of memory."),
     ],
 )
-def test_running_out_of_memory_names_what_helps(
+def test_out_of_memory_error_names_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    Painter(error=error).hired(monkeypatch, tmp_path)
+    FakeBackend(error=error).install(monkeypatch, tmp_path)
     assert run(ARGUMENTS) == 2
     assert "ask for fewer or smaller pictures" in capsys.readouterr().err
 
@@ -120,14 +115,14 @@ def test_running_out_of_memory_names_what_helps(
 @pytest.mark.parametrize(
     "bug", [KeyError("x"), RuntimeError("shapes do not match"), TypeError("x"), ZeroDivisionError()]
 )
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bug: Exception) -> None:
-    Painter(error=bug).hired(monkeypatch, tmp_path)
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bug: Exception) -> None:
+    FakeBackend(error=bug).install(monkeypatch, tmp_path)
     with pytest.raises(type(bug)):
         run(ARGUMENTS)
 
 
-def test_a_full_disk_keeps_what_is_whole(
-    painter: Painter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_full_disk_leaves_existing_files_unchanged(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["three red circles", "--seed", "7"]) == 0
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
@@ -144,14 +139,14 @@ def test_a_full_disk_keeps_what_is_whole(
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
-def test_a_long_run_says_now_and_then_how_long(
+def test_long_run_prints_the_remaining_time_every_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = iter(range(0, 10_000, 4))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    shown = terminal.display()
+    view = terminal.display()
     for i in range(1, 11):
-        shown.show(Progress("decoder", i, 10))
+        view.show(Progress("decoder", i, 10))
     assert capsys.readouterr().out.splitlines() == [
         "decoder: step 4 of 10, about 24 s left",
         "decoder: step 7 of 10, about 12 s left",
@@ -160,28 +155,28 @@ def test_a_long_run_says_now_and_then_how_long(
 
 
 @pytest.mark.parametrize(("cost", "most"), [(0.01, 400), (1.0, 10), (5.0, 2)])
-def test_looking_costs_little(cost: float, most: int) -> None:
-    """In 100 seconds: four times each where a look is cheap; else a tenth of the time at most."""
-    now, looks = 0.0, 0
+def test_previews_take_a_small_share_of_the_time(cost: float, most: int) -> None:
+    """In 100 seconds: four previews a second if they are cheap, else a tenth of the time at most."""
+    now, previews = 0.0, 0
 
     def preview() -> Image.Image:
-        nonlocal now, looks
-        now, looks = now + cost, looks + 1
+        nonlocal now, previews
+        now, previews = now + cost, previews + 1
         return Image.new("RGB", (1, 1))
 
-    pace = Pace(lambda: now)
+    rate = PreviewRate(lambda: now)
     while now < 100:
-        pace.look(preview)
+        rate.decode(preview)
         now += 0.05
-    assert most * 0.6 <= looks <= most
-    assert pace.look(None) is None
+    assert most * 0.6 <= previews <= most
+    assert rate.decode(None) is None
 
 
 def console(color: Literal["standard", "truecolor"] = "truecolor") -> Console:
     return Console(file=io.StringIO(), force_terminal=True, color_system=color, width=80, height=40, _environ={})
 
 
-def said(console: Console) -> str:
+def printed(console: Console) -> str:
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -192,9 +187,9 @@ def test_half_blocks_have_the_colours_of_the_pixels() -> None:
     pixels = [(10, 20, 30), (40, 50, 60), (70, 80, 90), (100, 110, 120), (130, 140, 150), (160, 170, 180)]
     for i, pixel in enumerate(pixels):
         image.putpixel((i % 2, i // 2), pixel)
-    on = console()
-    on.print(Blocks([image]))
-    rows = said(on).splitlines()
+    output = console()
+    output.print(HalfBlocks([image]))
+    rows = printed(output).splitlines()
     assert rows[0].count("▀") == rows[1].count("▀") == 2 and len(rows) == 2
     assert "38;2;10;20;30;48;2;70;80;90" in rows[0] and "38;2;40;50;60;48;2;100;110;120" in rows[0]
     assert "38;2;130;140;150m" in rows[1] and "48;2" not in rows[1]
@@ -202,28 +197,28 @@ def test_half_blocks_have_the_colours_of_the_pixels() -> None:
 
 def test_half_blocks_fit_the_terminal_and_are_never_enlarged() -> None:
     for count, size in ((1, (64, 64)), (1, (512, 512)), (3, (512, 256)), (9, (64, 640))):
-        on = console()
-        on.print(Blocks([Image.new("RGB", size)] * count))
-        rows = [line.count("▀") + line.count("  ") for line in said(on).splitlines()]
+        output = console()
+        output.print(HalfBlocks([Image.new("RGB", size)] * count))
+        rows = [line.count("▀") + line.count("  ") for line in printed(output).splitlines()]
         assert max(rows) <= 80 and len(rows) <= 32
-    assert said(on).splitlines()[0].count("▀") < 64
+    assert printed(output).splitlines()[0].count("▀") < 64
 
 
-def test_in_a_terminal_the_picture_appears() -> None:
-    on = console()
-    with Terminal(on) as shown:
-        for event in Painter(notices=("mind \x1b[2Jthis",)).stream(text2img("a \x1b[31mstar", seed=7, num_images=2)):
-            shown.show(event)
-    text = said(on)
-    assert 'painting "a \\x1b[31mstar", 64x64, seeds 7 to 8' in text  # whatever the prompt holds
-    assert "mind \\x1b[2Jthis" in text
-    assert "38;2;7;100;200" in text and "38;2;8;100;200" in text  # both pictures stay
+def test_terminal_shows_previews_and_pictures_and_escapes_control_characters() -> None:
+    output = console()
+    with Terminal(output) as view:
+        for event in FakeBackend(notices=("a \x1b[2Jnotice",)).stream(text2img("a \x1b[31mstar", seed=7, num_images=2)):
+            view.show(event)
+    text = printed(output)
+    assert 'painting "a \\x1b[31mstar", 64x64, seeds 7 to 8' in text  # control characters of the prompt are escaped
+    assert "a \\x1b[2Jnotice" in text
+    assert "38;2;7;100;200" in text and "38;2;8;100;200" in text  # both pictures remain
     assert text.rindex("▀") > text.rindex("decoder")
 
 
-def test_a_terminal_without_colours_gets_bars_alone() -> None:
-    on = console("standard")
-    with Terminal(on) as shown:
-        for event in Painter().stream(text2img("a star", seed=7)):
-            shown.show(event)
-    assert "▀" not in said(on) and "decoder" in said(on)
+def test_terminal_without_colours_shows_only_bars() -> None:
+    output = console("standard")
+    with Terminal(output) as view:
+        for event in FakeBackend().stream(text2img("a star", seed=7)):
+            view.show(event)
+    assert "▀" not in printed(output) and "decoder" in printed(output)

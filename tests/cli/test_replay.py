@@ -1,4 +1,4 @@
-"""`show` and `replay` on a real model: what made a picture, the same pixels again, and what differs if they do not."""
+"""`kandinsky22 show` and `replay` on a real model: recipes, identical pixels, and explained differences."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ from kandinsky22.cli.app import run
 from kandinsky22.imaging.images import RECIPE, read_recipe
 from kandinsky22.request.tasks import text2img
 
-Said = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def painted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three pictures that were painted together, through the command."""
+    """Three pictures painted in one batch by the command line."""
     folder = tmp_path_factory.mktemp("painted")
     model = shutil.copytree(tiny_model, folder / "model")
     assert run(["a red circle", "--model", str(model), "-n", "3", "--seed", "5", "-o", str(folder / "out"), "-q"]) == 0
@@ -27,11 +27,11 @@ def painted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def model_of(painted: list[Path]) -> str:
-    """The folder of the model that painted them."""
+    """The folder of the model that painted the pictures."""
     return str(painted[0].parents[1] / "model")
 
 
-def test_show_prints_the_request_and_what_made_it(painted: list[Path], capsys: Said) -> None:
+def test_show_prints_the_request_and_its_circumstances(painted: list[Path], capsys: Capture) -> None:
     assert run(["show", str(painted[1])]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert (lines["prompt:"], lines["seed:"], lines["size:"]) == ("a red circle", "6", "64x64")
@@ -39,30 +39,30 @@ def test_show_prints_the_request_and_what_made_it(painted: list[Path], capsys: S
     assert lines["dtype:"] == "float32" and lines["weights:"].startswith("unet ")
 
 
-def test_show_as_json_is_the_recipe(painted: list[Path], capsys: Said) -> None:
+def test_show_prints_the_recipe_as_json(painted: list[Path], capsys: Capture) -> None:
     assert run(["show", "--json", str(painted[1])]) == 0
     recipe = json.loads(capsys.readouterr().out)
     assert recipe["request"]["seed"] == 6
     assert recipe["made_by"]["batch"] == {"index": 1, "of": 3}
 
 
-def test_replay_paints_the_same_pixels(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
-    """Each in the company it was painted in, which decides the last bit."""
+def test_replay_paints_the_same_pixels(painted: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    """Each in a batch of the same size, which influences the last bit."""
     for path in painted:
         assert run(["replay", str(path), "--model", model_of(painted), "-o", str(tmp_path), "-q"]) == 0
-        again, verdict = capsys.readouterr().out.splitlines()
+        path_again, verdict = capsys.readouterr().out.splitlines()
         assert verdict == f"the pixels are those of {path}"
-        assert Image.open(again).tobytes() == Image.open(path).tobytes()
-        assert read_recipe(again) == read_recipe(path)
+        assert Image.open(path_again).tobytes() == Image.open(path).tobytes()
+        assert read_recipe(path_again) == read_recipe(path)
 
 
-def test_a_model_that_cannot_be_found_by_its_name_is_asked_for(painted: list[Path], capsys: Said) -> None:
+def test_replay_asks_for_a_model_that_it_does_not_find(painted: list[Path], capsys: Capture) -> None:
     assert run(["replay", str(painted[0])]) == 2
     err = capsys.readouterr().err
     assert "painted by a model called 'model'; pass its folder with --model" in err and len(err.splitlines()) == 1
 
 
-def test_replay_says_which_weights_differ(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+def test_replay_says_which_weights_differ(painted: list[Path], tmp_path: Path, capsys: Capture) -> None:
     model = shutil.copytree(painted[0].parents[1] / "model", tmp_path / "model")
     weights = model / "decoder" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -74,7 +74,7 @@ def test_replay_says_which_weights_differ(painted: list[Path], tmp_path: Path, c
     assert verdict.startswith("the pixels differ from ")
 
 
-def test_replay_says_that_the_dtype_differs(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
+def test_replay_says_that_the_dtype_differs(painted: list[Path], tmp_path: Path, capsys: Capture) -> None:
     assert (
         run(["replay", str(painted[0]), "--model", model_of(painted), "--dtype", "bfloat16", "-o", str(tmp_path), "-q"])
         == 0
@@ -82,18 +82,18 @@ def test_replay_says_that_the_dtype_differs(painted: list[Path], tmp_path: Path,
     assert "dtype: float32 then, bfloat16 now" in capsys.readouterr().out.splitlines()
 
 
-def retold(path: Path, to: Path, **made_by: Any) -> Path:
-    """The picture with another account of what made it."""
+def with_made_by(path: Path, to: Path, **made_by: Any) -> Path:
+    """A copy of a picture with other `made_by` values in its recipe."""
     recipe = read_recipe(path)
     info = PngImagePlugin.PngInfo()
-    told = {"request": json.loads(recipe.request.to_json()), "made_by": {**recipe.made_by, **made_by}}
-    info.add_itxt(RECIPE, json.dumps(told))
+    values = {"request": json.loads(recipe.request.to_json()), "made_by": {**recipe.made_by, **made_by}}
+    info.add_itxt(RECIPE, json.dumps(values))
     Image.open(path).save(to, pnginfo=info)
     return to
 
 
-def test_replay_says_which_versions_differ(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
-    old = retold(painted[0], tmp_path / "old.png", torch="1.0", kandinsky22="0.0.1", threads=4096, device="tpu")
+def test_replay_says_which_versions_differ(painted: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    old = with_made_by(painted[0], tmp_path / "old.png", torch="1.0", kandinsky22="0.0.1", threads=4096, device="tpu")
     assert run(["replay", str(old), "--model", model_of(painted), "-o", str(tmp_path / "out"), "-q"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert f"torch: 1.0 then, {torch.__version__} now" in out
@@ -102,8 +102,8 @@ def test_replay_says_which_versions_differ(painted: list[Path], tmp_path: Path, 
     assert "device: tpu then, cpu now" in out or "device: tpu then, cuda now" in out
 
 
-def test_an_edited_picture_is_found_out(painted: list[Path], tmp_path: Path, capsys: Said) -> None:
-    edited = retold(painted[0], tmp_path / "edited.png")
+def test_replay_detects_an_edited_picture(painted: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    edited = with_made_by(painted[0], tmp_path / "edited.png")
     with Image.open(edited) as image:
         image.load()
     image.putpixel((3, 3), (255, 0, 255))
@@ -117,31 +117,31 @@ def test_an_edited_picture_is_found_out(painted: list[Path], tmp_path: Path, cap
 @pytest.mark.parametrize(
     "batch", [{"index": 9, "of": 3}, {"index": 0, "of": "3"}, {"index": 6, "of": 9}, [], "x", {"of": 2}]
 )
-def test_a_strange_account_does_no_harm(painted: list[Path], tmp_path: Path, batch: Any) -> None:
-    strange = retold(painted[0], tmp_path / "strange.png", batch=batch, threads="many", dtype=None)
+def test_replay_tolerates_malformed_made_by_values(painted: list[Path], tmp_path: Path, batch: Any) -> None:
+    strange = with_made_by(painted[0], tmp_path / "strange.png", batch=batch, threads="many", dtype=None)
     assert run(["replay", str(strange), "--model", model_of(painted), "-o", str(tmp_path / "out"), "-q"]) == 0
 
 
 @pytest.mark.parametrize("command", ["show", "replay"])
-def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Said, command: str) -> None:
+def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Capture, command: str) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
     (tmp_path / "text.png").write_text("no picture")
     hostile = PngImagePlugin.PngInfo()
     hostile.add_itxt(RECIPE, json.dumps({"request": {"condition": {"prompt": "x"}}, "made_by": [1]}))
     Image.new("RGB", (8, 8)).save(tmp_path / "hostile.png", pnginfo=hostile)
-    said = {
+    messages = {
         "bare.png": "does not carry a request",
         "text.png": "it is not a PNG picture",
         "none.png": "No such file or directory",
         "hostile.png": "carries a request that cannot be read",
     }
-    for name, sentence in said.items():
+    for name, sentence in messages.items():
         assert run([command, str(tmp_path / name)]) == 2
         err = capsys.readouterr().err
         assert sentence in err and len(err.splitlines()) == 1
 
 
-def test_a_hostile_prompt_does_not_steer_the_terminal(tmp_path: Path, capsys: Said) -> None:
+def test_show_escapes_control_characters(tmp_path: Path, capsys: Capture) -> None:
     info = PngImagePlugin.PngInfo()
     request = json.loads(text2img("\x1b[2J\x1b]0;owned\x07\n fake: line", seed=1).to_json())
     info.add_itxt(RECIPE, json.dumps({"request": request, "made_by": {"torch": "\x1b[31m"}}))

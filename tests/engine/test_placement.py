@@ -155,7 +155,7 @@ def test_a_visit_changes_no_number_and_is_made_at_every_use(
     )
     x, t, embed = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 24)
     plain, visited = (stored["unet"].load(torch.float32, CPU) for _ in range(2))
-    placement.visit(visited, CPU)
+    placement.stream_weights(visited, CPU)
     expected = plain(x, t, plain.condition(embed))
     for _ in range(2):
         visitors.clear()

@@ -28,9 +28,9 @@ from kandinsky22 import (
     variations,
 )
 from kandinsky22.models.prior import PriorTransformer
-from kandinsky22.request.tasks import How
+from kandinsky22.request.tasks import CommonOptions
 
-FEW: How = {"num_inference_steps": 6, "prior_num_inference_steps": 4, "seed": 3, "guidance_scale": 2.0}
+FEW: CommonOptions = {"num_inference_steps": 6, "prior_num_inference_steps": 4, "seed": 3, "guidance_scale": 2.0}
 RNG = np.random.default_rng(2)
 PHOTO = Image.fromarray(RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8))
 HOLE = np.zeros((64, 96), np.float32)

@@ -1,4 +1,4 @@
-"""A request is a value: it goes to JSON and back, and what no model could paint is refused in one sentence."""
+"""Requests as values: JSON round trips, resolving defaults and sizes, and validation messages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,13 +28,13 @@ DEFAULTS = Defaults(
         text2img("", sampler="heun", guidance_scale=1, prior_num_inference_steps=7, model="elsewhere"),
     ],
 )
-def test_json_goes_both_ways(request_: Request) -> None:
+def test_request_survives_a_json_round_trip(request_: Request) -> None:
     assert Request.from_json(request_.to_json()) == request_
     resolved = request_.resolved(DEFAULTS)
     assert Request.from_json(resolved.to_json()) == resolved
 
 
-def test_resolving_fills_only_what_is_open() -> None:
+def test_resolving_fills_only_missing_fields() -> None:
     resolved = text2img("a ring", width=64, num_inference_steps=9).resolved(DEFAULTS)
     assert (resolved.height, resolved.width) == (64, 64)
     assert resolved.decoder == Sampling(sampler="ddpm", steps=9, guidance_scale=3.0)
@@ -43,7 +43,7 @@ def test_resolving_fills_only_what_is_open() -> None:
     assert text2img("a ring").resolved(DEFAULTS).seed != text2img("a ring").resolved(DEFAULTS).seed
 
 
-def test_an_empty_negative_prompt_is_none_at_all_but_an_empty_text_is_literal() -> None:
+def test_empty_negative_prompt_counts_as_none_but_an_empty_text_does_not() -> None:
     assert text2img("a ring", negative_prompt="").negative is None
     assert Text("").prompt == ""
 
@@ -64,7 +64,7 @@ def test_an_empty_negative_prompt_is_none_at_all_but_an_empty_text_is_literal() 
         ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more"),
     ],
 )
-def test_what_no_model_could_paint_is_refused(options: dict[str, Any], sentence: str) -> None:
+def test_out_of_range_options_are_refused_in_one_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as refused:
         text2img("a ring", **options)
     assert "\n" not in str(refused.value)
@@ -78,15 +78,15 @@ def test_prompts_must_be_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"condition": 3}', '{"condition": {"prompt": "a"}, "lora": 1}'])
-def test_other_json_is_no_request(text: str) -> None:
+def test_other_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="request"):
         Request.from_json(text)
 
 
-def test_one_picture_of_many_is_the_next_seed() -> None:
+def test_request_for_one_image_of_a_batch_has_the_next_seed() -> None:
     request = text2img("a ring", seed=5, num_images=3)
-    assert [request.single(k).seed for k in range(3)] == [5, 6, 7]
-    assert request.single(2).num_images == 1
+    assert [request.for_image(k).seed for k in range(3)] == [5, 6, 7]
+    assert request.for_image(2).num_images == 1
 
 
 RNG = np.random.default_rng(1)
@@ -101,7 +101,7 @@ VALUE = Embedding.of([1.0, 2.5, -3.0], "clip")
     ids=["emb2emb", "picture", "embedding", "mix"],
 )
 @pytest.mark.parametrize(
-    "columns",
+    "parts",
     [
         {"start": Start(WIDE, 0.3)},
         {"hint": WIDE, "start": Start(WIDE, 1)},
@@ -110,20 +110,20 @@ VALUE = Embedding.of([1.0, 2.5, -3.0], "clip")
     ],
     ids=["start", "hint", "mask", "pad"],
 )
-def test_every_column_goes_to_json_and_back_without_pixels(condition: Condition, columns: dict[str, Any]) -> None:
+def test_every_part_survives_a_json_round_trip_without_pixels(condition: Condition, parts: dict[str, Any]) -> None:
     request = Request(
-        condition=condition, negative=condition, seed=1, variation_seed=2, variation_strength=0.5, **columns
+        condition=condition, negative=condition, seed=1, variation_seed=2, variation_strength=0.5, **parts
     )
     text = request.to_json()
-    again = Request.from_json(text)
-    assert again == request
+    restored = Request.from_json(text)
+    assert restored == request
     assert len(text) < 4000
-    found = again.with_pictures(request.pictures)
-    assert all(picture.pixels is not None for picture in found.pictures.values())
+    with_pixels = restored.with_pictures(request.pictures)
+    assert all(picture.pixels is not None for picture in with_pixels.pictures.values())
 
 
 @pytest.mark.parametrize(
-    ("asked", "size"),
+    ("options", "size"),
     [
         ({}, (64, 128)),
         ({"aspect": "16:9", "height": 768, "width": 768}, (576, 1024)),
@@ -138,8 +138,8 @@ def test_every_column_goes_to_json_and_back_without_pixels(condition: Condition,
         ({"mask": Mask(image=Picture.of(np.zeros((100, 200))), area=HOLE), "height": 200}, (200, 400)),
     ],
 )
-def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: tuple[int, int]) -> None:
-    resolved = Request(condition=Text(""), **asked).resolved(DEFAULTS)
+def test_size_follows_from_sides_aspect_and_input_pictures(options: dict[str, Any], size: tuple[int, int]) -> None:
+    resolved = Request(condition=Text(""), **options).resolved(DEFAULTS)
     assert (resolved.height, resolved.width) == size
     assert resolved.resolved(DEFAULTS) == resolved
 
@@ -151,7 +151,7 @@ def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: 
         (lambda: Start(WIDE, 1.5), "at most 1, got 1.5; try 0.3"),
         (lambda: Text("a", WIDE), "give both or neither"),
         (lambda: Mix((), ()), "as many weights"),
-        (lambda: Mix((VALUE,), (float("nan"),)), "weights must be numbers"),
+        (lambda: Mix((VALUE,), (float("nan"),)), "weights must be finite numbers"),
         (lambda: Mask(image=WIDE), "nothing would be painted"),
         (lambda: Mask(image=WIDE, area=HOLE, repaint="grey"), "mask_mode must be white or black"),  # type: ignore[arg-type]
         (lambda: Mask(image=WIDE, pad=(0, -1, 0, 0)), "from 0 up"),
@@ -166,12 +166,12 @@ def test_sizes_follow_from_what_is_asked_and_shown(asked: dict[str, Any], size: 
         ),
     ],
 )
-def test_columns_that_cannot_be_are_refused(wrong: Callable[[], object], sentence: str) -> None:
+def test_invalid_parts_are_refused(wrong: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         wrong()
 
 
-def test_numbers_may_be_numpys() -> None:
+def test_numpy_numbers_are_converted_to_python_numbers() -> None:
     request = text2img("a", seed=np.int64(5), height=np.int32(64), guidance_scale=np.float32(2), aspect="1:1")  # type: ignore[typeddict-item]
     assert request == text2img("a", seed=5, height=64, guidance_scale=2.0, aspect="1:1")
     assert Mix((VALUE, WIDE), np.array([0.5, 1], np.float32)).weights == (0.5, 1.0)  # type: ignore[arg-type]
@@ -191,25 +191,25 @@ def test_numbers_may_be_numpys() -> None:
             lambda: Request(condition=Text("a"), mask=Mask(image=WIDE, area=HOLE), aspect="1:1"),
             "keeps the picture's own ratio",
         ),
-        (lambda: text2img("a", bogus=5), "there is no option bogus; there are negative_prompt"),
+        (lambda: text2img("a", bogus=5), "there is no option bogus; the options are negative_prompt"),
         (lambda: text2img("a", negative_prompt=["x"]), "the prompt must be text, got list"),
         (lambda: interpolate("a cat"), "takes a list"),
         (lambda: interpolate([]), "at least one"),
-        (lambda: interpolate(["a"], weights=1.0), "weights are a list"),
-        (lambda: controlnet("a", hint=WIDE, strength=0.5), "of the image to begin with"),
+        (lambda: interpolate(["a"], weights=1.0), "weights must be a list"),
+        (lambda: controlnet("a", hint=WIDE, strength=0.5), "apply to the image to start from"),
         (lambda: text2img("a", aspect="-1:-1"), "width:height, such as 16:9"),
     ],
 )
-def test_what_is_of_another_kind_is_refused_at_once(wrong: Callable[[], object], sentence: str) -> None:
+def test_values_of_the_wrong_type_are_refused(wrong: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         wrong()
 
 
-def test_a_mix_of_one_thing_whole_is_that_thing() -> None:
+def test_mix_of_one_part_with_weight_one_is_that_part() -> None:
     assert interpolate(["a"]) == text2img("a")
     assert Request(condition=WIDE, negative=Mix((Text("b"),), (1,))).negative == Text("b")
 
 
-def test_a_picture_of_a_batch_knows_its_company() -> None:
-    whole = text2img("a", seed=4, num_images=3, variation_seed=9, variation_strength=0.5)
-    assert all(whole.single(k).batch_of(k, 3) == whole for k in range(3))
+def test_batch_request_is_restored_from_each_of_its_images() -> None:
+    batch = text2img("a", seed=4, num_images=3, variation_seed=9, variation_strength=0.5)
+    assert all(batch.for_image(k).batch_from(k, 3) == batch for k in range(3))

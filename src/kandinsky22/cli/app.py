@@ -1,5 +1,9 @@
-"""Which command is meant, and what becomes of errors: bad input is one sentence and status 2, a bug keeps its traceback."""
+"""The entry point: runs the command of a command line, and turns errors into one sentence and an exit status.
 
+Bad input is status 2; a bug keeps its traceback.
+"""
+
+import gc
 import io
 import os
 import re
@@ -11,28 +15,31 @@ from kandinsky22.cli.terminal import printable
 from kandinsky22.request.task_schema import Task, all_tasks
 
 DEFAULT_TASK = "text2img"
-BAD_INPUT, STOPPED, BROKEN_PIPE = 2, 130, 141  # statuses; the last two as a shell reports the signals
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last two as a shell reports the signals
+GC_THRESHOLD = 100_000  # new objects between two runs of the garbage collector
 COMMANDS = {
-    "show": ("print the request that a picture carries", "kandinsky22.cli.show"),
-    "replay": ("paint a picture again, to the same pixels", "kandinsky22.cli.replay"),
-    "words": ("print the small model's language, with examples", "kandinsky22.cli.words"),
-    "embed": ("save the embedding of texts and pictures", "kandinsky22.cli.blend:embed"),
-    "mix": ("blend texts, pictures and saved embeddings", "kandinsky22.cli.blend:blend"),
-    "strip": ("paint the way between them, side by side", "kandinsky22.cli.blend:strip"),
-    "film": ("paint the way between them, as a film", "kandinsky22.cli.blend:film"),
-    "depth": ("estimate a picture's depth, to follow as a hint", "kandinsky22.cli.depth"),
+    "show": ("print the request stored in a picture", "kandinsky22.cli.show"),
+    "replay": ("paint a picture again, with the same pixels", "kandinsky22.cli.replay"),
+    "words": ("print the words that the small model knows, with examples", "kandinsky22.cli.words"),
+    "embed": ("save the image embeddings of texts and pictures", "kandinsky22.cli.embed:embed"),
+    "mix": ("blend texts, pictures and saved embeddings into one embedding", "kandinsky22.cli.embed:mix"),
+    "strip": ("paint an interpolation between them, side by side", "kandinsky22.cli.film:strip"),
+    "film": ("paint an interpolation between them, as a film", "kandinsky22.cli.film:film"),
+    "depth": ("estimate the depth of a picture, as a hint for controlnet", "kandinsky22.cli.depth"),
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
-    "doctor": ("say what fits this machine and how long it takes", "kandinsky22.cli.doctor"),
+    "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
-    "evaluate": ("measure a model: FID and more, or what an oracle reads", "kandinsky22.cli.evaluate"),
+    "evaluate": (
+        "measure a model: FID and more, or what an oracle reads from its pictures",
+        "kandinsky22.cli.evaluate",
+    ),
 }
-"""What each does, and the module whose `main(arguments)` (or the function after the colon) does it."""
+"""The commands beside the tasks: a summary, and the module whose `main` or the function after the colon runs it."""
 
-USAGE = """kandinsky22 [options] "PROMPT"     without a prompt, one at random
+USAGE = """kandinsky22 [options] "PROMPT"     without a prompt: a random one
        kandinsky22 COMMAND ..."""
-PROMPT = '"PROMPT"'
-WORDS = {"interpolate": "WORD-OR-FILE ...", "variations": "FILE"}
-"""What stands beside a task's options, where it is not a prompt."""
+POSITIONALS = {"interpolate": '"TEXT"|FILE ...', "variations": "FILE"}
+"""The positional arguments of a task, for its usage, if they are not a prompt."""
 EXAMPLES = {
     task: f"example:\n  kandinsky22 {example}"
     for task, example in {
@@ -48,30 +55,41 @@ EXAMPLES = {
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{0,20}memory", re.IGNORECASE)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line; returns the exit status."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may have letters that the terminal has not
+def main() -> None:
+    """The `kandinsky22` command: `run` with the arguments of the process, and fewer garbage collections."""
+    gc.set_threshold(GC_THRESHOLD)  # importing torch creates many long-lived objects: saves 1/20 of a short command
     try:
-        status = _route(arguments) or 0
+        sys.exit(run(sys.argv[1:]))
+    finally:
+        gc.freeze()  # skips a last collection at exit: saves another 1/6
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the encoding of the terminal may lack letters of a prompt
+    try:
+        status = _dispatch(arguments) or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read has gone; Python would complain once more as it flushes at exit
+    except (
+        BrokenPipeError
+    ):  # the reader has closed the pipe; without this Python prints an error when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
-        _complain("stopped; what was written is whole")
-        return STOPPED
+        _print_error("stopped; the files written so far are complete")
+        return INTERRUPTED
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
-        sentence = _sentence(error)
-        if sentence is None:
+        message = _user_message(error)
+        if message is None:
             raise
-        _complain(sentence)
+        _print_error(message)
         return BAD_INPUT
 
 
-def _route(arguments: Sequence[str]) -> int | None:
-    """Hand over to a command, or to a task: what is no command is text to paint."""
+def _dispatch(arguments: Sequence[str]) -> int | None:
+    """Run the command or the task that the first argument names, or else the default task, for which it is a prompt."""
     first = arguments[0] if arguments else ""
     if first in COMMANDS:
         module, _, function = COMMANDS[first][1].partition(":")
@@ -82,25 +100,27 @@ def _route(arguments: Sequence[str]) -> int | None:
     tasks = all_tasks()
     if first in tasks:
         name = f"kandinsky22 {first}"
-        usage = f"{name} [options] {WORDS.get(first, PROMPT)}"
+        positionals = POSITIONALS.get(first, '"PROMPT"')
+        usage = f"{name} [options] {positionals}"
         paint.main(tasks[first], arguments[1:], name=name, usage=usage, epilog=EXAMPLES.get(first, ""))
         return None
-    epilog = EXAMPLES[DEFAULT_TASK]
-    known = {name: summary for name, (summary, _) in COMMANDS.items()}
-    known = {name: _summary(task) for name, task in tasks.items()} | known
-    epilog = "\n".join(["commands:", *(f"  {name:11} {summary}" for name, summary in known.items()), "", epilog])
+    summaries = {name: _summary(task) for name, task in tasks.items()}
+    summaries |= {name: summary for name, (summary, _) in COMMANDS.items()}
+    lines = [f"  {name:11} {summary}" for name, summary in summaries.items()]
+    epilog = "\n".join(["commands:", *lines, "", EXAMPLES[DEFAULT_TASK]])
     names = [*COMMANDS, *tasks]
     paint.main(tasks[DEFAULT_TASK], arguments, name="kandinsky22", commands=names, usage=USAGE, epilog=epilog)
     return None
 
 
 def _summary(task: Task) -> str:
-    """What a task does, as its docstring begins."""
-    return (task.__doc__ or "").strip().partition("\n")[0].partition(":")[0].rstrip(".").lower()
+    """What a task does: the first line of its docstring."""
+    summary = (task.__doc__ or "").strip().partition("\n")[0].partition(":")[0].rstrip(".")
+    return summary[:1].lower() + summary[1:]
 
 
-def _sentence(error: Exception) -> str | None:
-    """What a person should know of an error; None for a bug."""
+def _user_message(error: Exception) -> str | None:
+    """The message for an error that the user can fix; None for a bug."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "there is not enough memory; ask for fewer or smaller pictures with --num-images or --size"
     if isinstance(error, OSError):
@@ -108,5 +128,5 @@ def _sentence(error: Exception) -> str | None:
     return str(error) if isinstance(error, ValueError | FloatingPointError) else None
 
 
-def _complain(sentence: str) -> None:
-    print(f"kandinsky22: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+def _print_error(message: str) -> None:
+    print(f"kandinsky22: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`kandinsky22 convert`: a model in one file or in folders, each from the other, and in another dtype. Help without torch."""
+"""`kandinsky22 convert`: converts a model between one file and folders, or to another dtype. --help needs no torch."""
 
 import sys
 import time
@@ -8,8 +8,8 @@ from pathlib import Path
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import LINE_EVERY, printable
 
-QUIET_FOR = 2.0  # seconds
-EVERY = 0.25  # seconds, in a terminal
+DELAY = 2.0  # seconds before progress is displayed
+UPDATE_EVERY = 0.25  # seconds, in a terminal
 EXAMPLES = """examples:
   kandinsky22 convert kandinsky-2.2 kandinsky.safetensors --dtype float16
   kandinsky22 convert kandinsky.safetensors my-folder
@@ -17,47 +17,54 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Convert a model, telling how far it is."""
+    """Convert a model and display the progress."""
     parser = Parser(
         "kandinsky22 convert",
-        "Write a model as one file, if TARGET ends in .safetensors, or else as folders in the published layout.",
+        "Write a model as one file if TARGET ends in .safetensors, or else as folders in the published layout.",
         usage="kandinsky22 convert [options] SOURCE ... TARGET",
         epilog=EXAMPLES,
     )
-    parser.option("dtype", metavar="NAME", help="float32, bfloat16 or float16 for all weights (default: as they are)")
-    parser.option("quiet", short="-q", action="store_true", help="say nothing but where the model is")
+    parser.option(
+        "dtype", metavar="NAME", help="convert all weights to float32, bfloat16 or float16 (default: unchanged)"
+    )
+    parser.option("quiet", short="-q", action="store_true", help="print nothing but the path of the model")
     options, words, _ = parser.parse(arguments)
     if len(words) < 2:
         raise ValueError(
-            f"`convert` takes a model and where to write it, got {len(words)} names; see {parser.prog} --help"
+            f"`convert` takes a model and a target to write, got {len(words)} names; see {parser.prog} --help"
         )
 
     from kandinsky22.checkpoints import single
 
     quiet = options.get("quiet", False)
     *sources, target = words
-    told = (lambda done, total: None) if quiet else progress()
-    model = single.convert(sources, Path(target).expanduser(), options.get("dtype"), told)
+    report = (lambda done, total: None) if quiet else progress()
+    model = single.convert(sources, Path(target).expanduser(), options.get("dtype"), report)
     if model.left_out and not quiet:
-        print(f"left out, as no part of the model: {printable(', '.join(model.left_out))}", file=sys.stderr)
+        print(
+            f"left out, since they are not part of the model: {printable(', '.join(model.left_out))}", file=sys.stderr
+        )
     print(target)
 
 
 def progress(clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
-    """Tells stderr of bytes written, from the third second on: one line that changes in a terminal, else a line at times."""
-    began = said = clock()
-    moves = sys.stderr.isatty()
+    """A callback (bytes done, bytes in total) that prints progress on stderr after `DELAY` seconds.
 
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        now = clock()
-        late, over = now - began > QUIET_FOR, done == total
-        if late and (over or now - said >= (EVERY if moves else LINE_EVERY)):
-            said = now
-            left = (now - began) / max(done, 1) * (total - done)
-            line = f"converted {done / 1e9:.1f} of {total / 1e9:.1f} GB" + (f", about {left:.0f} s left" * (not over))
-            print(
-                f"\r{line:60}" if moves else line, end="" if moves and not over else "\n", file=sys.stderr, flush=True
-            )
+    In a terminal it updates one line, elsewhere it prints a line every `LINE_EVERY` seconds.
+    """
+    start = last = clock()
+    terminal = sys.stderr.isatty()
 
-    return tell
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now, finished = clock(), done == total
+        if now - start <= DELAY or not (finished or now - last >= (UPDATE_EVERY if terminal else LINE_EVERY)):
+            return
+        last = now
+        left = (now - start) / max(done, 1) * (total - done)
+        line = f"converted {done / 1e9:.1f} of {total / 1e9:.1f} GB"
+        line += "" if finished else f", about {left:.0f} s left"
+        end = "" if terminal and not finished else "\n"
+        print(f"\r{line:60}" if terminal else line, end=end, file=sys.stderr, flush=True)
+
+    return report

@@ -1,4 +1,4 @@
-"""`kandinsky22 depth`: a photograph's depth picture, to follow as a hint. Needs the extra `depth`."""
+"""`kandinsky22 depth`: estimates the depth of a picture, for controlnet. Needs the extra `depth`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,22 @@ from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
 from kandinsky22.request import Picture
 
+EXAMPLE = """example:
+  kandinsky22 depth cat.png -o depth.png
+  kandinsky22 controlnet "a robot" --hint depth.png"""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Estimate the depth of a picture and write it."""
     parser = Parser(
         "kandinsky22 depth",
-        "Estimate the depth of a picture, near is bright, for controlnet's --hint.",
+        "Estimate the depth of a picture, in which near is bright, for --hint of controlnet.",
         usage="kandinsky22 depth [options] FILE",
-        epilog='example:\n  kandinsky22 depth cat.png -o depth.png\n  kandinsky22 controlnet "a robot" --hint depth.png',
+        epilog=EXAMPLE,
     )
     parser.option("estimator", metavar="NAME", help="a depth-estimation checkpoint or its folder (default: DPT-large)")
     parser.add_edge("device")
-    parser.option("output", short="-o", metavar="FILE", help="where to, a .png (default: out/FILE-depth.png)")
+    parser.option("output", short="-o", metavar="FILE", help="the .png file to write (default: out/FILE-depth.png)")
     options, words, _ = parser.parse(arguments)
     file = one_file(words, "depth")
     picture = Picture.of(file)
@@ -28,6 +32,6 @@ def main(arguments: Sequence[str]) -> None:
     from kandinsky22.imaging.depth import depth
     from kandinsky22.imaging.images import save_png
 
-    place = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
+    output = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
     device = str(device_of(options.get("device")))
-    print(save_png(depth(picture, model=options.get("estimator"), device=device).image, place))
+    print(save_png(depth(picture, model=options.get("estimator"), device=device).image, output))

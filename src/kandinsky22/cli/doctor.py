@@ -1,4 +1,4 @@
-"""`kandinsky22 doctor`: what fits this machine, what will be used, and about how long a picture takes; fetches nothing."""
+"""`kandinsky22 doctor`: prints what fits this machine, what is used, and how long a picture takes. No downloads."""
 
 import os
 import platform
@@ -10,35 +10,35 @@ from typing import Any
 
 from kandinsky22 import __version__
 from kandinsky22.checkpoints import catalog
-from kandinsky22.cli.options import EDGE, Parser, size_of
+from kandinsky22.cli.options import Parser, size_of
 from kandinsky22.request.tasks import text2img
 
 EXTRAS = {
-    "huggingface_hub": "fetches published weights: pip install 'kandinsky22[hub]'",
-    "transformers": "makes depth pictures of photographs: pip install 'kandinsky22[depth]'",
+    "huggingface_hub": "downloads published weights: pip install 'kandinsky22[hub]'",
+    "transformers": "estimates the depth of pictures: pip install 'kandinsky22[depth]'",
 }
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Look, measure for a few seconds, and say."""
+    """Print the report; this measures for a few seconds."""
     parser = Parser(
         "kandinsky22 doctor",
-        "Say what fits this machine, what will be used, and about how long a picture takes.",
+        "Print what fits this machine, what is used, and about how long a picture takes.",
         usage="kandinsky22 doctor [options]",
     )
-    parser.option("size", type=size_of, metavar="HxW", help="of the picture (default: the model's own)")
-    parser.option("model", metavar="NAME", help="one model alone (default: the box and the published one)")
-    parser.add_edge(*(name for name in EDGE if name in ("device", "dtype")))
+    parser.option("size", type=size_of, metavar="HxW", help="size of the picture (default: the model's own)")
+    parser.option("model", metavar="NAME", help="a single model (default: the box and the published one)")
+    parser.add_edge("device", "dtype")
     options, words, _ = parser.parse(arguments)
     if words:
-        raise ValueError("doctor takes no words")
+        raise ValueError(f"`doctor` takes only options, got {words[0]!r}; see {parser.prog} --help")
     if "size" in options:
-        text2img("", height=options["size"][0], width=options["size"][1])  # raises for what cannot be
-    for line in _findings(options):
+        text2img("", height=options["size"][0], width=options["size"][1])  # raises for an invalid size
+    for line in _report(options):
         print(line, flush=True)
 
 
-def _findings(options: dict[str, Any]) -> Iterator[str]:
+def _report(options: dict[str, Any]) -> Iterator[str]:
     import torch
 
     from kandinsky22.engine import memory
@@ -63,21 +63,21 @@ def _findings(options: dict[str, Any]) -> Iterator[str]:
 
 
 def _kernels(device: Any) -> str:
-    """Whether they are used, and if not, why."""
+    """Whether the kernels are used, and if not, why."""
     from kandinsky22 import acceleration
     from kandinsky22.acceleration.flags import PARTS, uses
 
     if not acceleration.wanted(device):
         return f"not used, since {acceleration.SWITCH} is off"
-    left_out = [part for part in PARTS if not uses(part)]
-    recorded = "; steps are recorded and played" if device.type == "cuda" and uses("recording") else ""
-    why = acceleration.missing(device)
-    used = "used" if why is None else f"not used, plain torch computes the same more slowly; {why}"
-    return used + recorded + (f"; {acceleration.SWITCH} leaves out {', '.join(left_out)}" if left_out else "")
+    disabled = [part for part in PARTS if not uses(part)]
+    recorded = "; steps run as CUDA graphs" if device.type == "cuda" and uses("recording") else ""
+    reason = acceleration.missing(device)
+    used = "used" if reason is None else f"not used, plain torch computes the same more slowly; {reason}"
+    return used + recorded + (f"; {acceleration.SWITCH} leaves out {', '.join(disabled)}" if disabled else "")
 
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
-    """A model: whether it is here, what it needs, how long it takes."""
+    """Lines on a model: whether it is on this machine, the memory it needs, and the time of a picture."""
     from kandinsky22 import acceleration
     from kandinsky22.checkpoints import full_size, hub
     from kandinsky22.engine import cost, memory
@@ -90,7 +90,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     from kandinsky22.models.unet import UNet
 
     networks: tuple[Any, ...] = (CLIPText, PriorTransformer, UNet, MoVQ)
-    here = None
+    kandinsky = None
     if catalog.is_remote(model) and (plan := hub.planned(model, model_parts(model, text2img("")))).missing:
         yield f"{model}: not here yet; {plan}"
         configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
@@ -99,15 +99,17 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         height, width = size or (side, side)
         dtype = dtype or fitting_dtype(full_size.elements(UNet, full_size.UNET), device)
     else:
-        here = Kandinsky.load(model, device=str(device), dtype=dtype)
-        prior, decoder = here.stored.prior, here.stored.first
+        kandinsky = Kandinsky.load(model, device=str(device), dtype=dtype)
+        prior, decoder = kandinsky.stored.prior, kandinsky.stored.first
         configs = prior.text_encoder.config, prior.prior.config, decoder.unet.config, decoder.movq.config
-        steps = _given(here.defaults.prior.steps), _given(here.defaults.decoder.steps)
-        height, width = size or (here.defaults.height, here.defaults.width)
-        dtype = here.dtype
-        yield f"{model}: here, with weights for {', '.join(here.stored.folders)}"
+        defaults = kandinsky.defaults
+        assert defaults.prior.steps is not None and defaults.decoder.steps is not None
+        steps = defaults.prior.steps, defaults.decoder.steps
+        height, width = size or (defaults.height, defaults.width)
+        dtype = kandinsky.dtype
+        yield f"{model}: here, with weights for {', '.join(kandinsky.stored.folders)}"
     computed = acceleration.computed(dtype, device) if acceleration.wanted(device) else dtype
-    named = ", computed in ".join(str(one).removeprefix("torch.") for one in dict.fromkeys((dtype, computed)))
+    dtypes = ", computed in ".join(str(item).removeprefix("torch.") for item in dict.fromkeys((dtype, computed)))
     counts = [
         full_size.elements(*pair) * dtype.itemsize + _more(*pair, device, dtype)
         for pair in zip(networks, configs, strict=True)
@@ -118,16 +120,16 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     }
     free = memory.free(device)
     fits = next((placement for placement, need in needs.items() if need < free), None)
-    said = ", ".join(f"{_gigabytes(need)} with --placement {placement}" for placement, need in needs.items())
-    yield f"  a picture of {height}x{width} in {named} needs about {said}: " + (
+    needed = ", ".join(f"{_gigabytes(need)} with --placement {placement}" for placement, need in needs.items())
+    yield f"  a picture of {height}x{width} in {dtypes} needs about {needed}: " + (
         f"{fits} fits" if fits else "neither fits; try --placement sequential on a GPU, or a smaller --size"
     )
-    if (
-        full_size.elements(UNet, configs[2]) < LARGE and here is not None
-    ):  # a small network's time is not in its arithmetic; paint one
-        began = time.perf_counter()
-        here(here.stored.about.examples[0] if here.stored.about.examples else "", height=height, width=width, seed=0)
-        yield f"  and took {_duration(time.perf_counter() - began)} just now, reading the weights included"
+    if kandinsky is not None and full_size.elements(UNet, configs[2]) < LARGE:
+        # The time of a small network does not follow from its number of operations, so measure a picture.
+        examples = kandinsky.stored.about.examples
+        start = time.perf_counter()
+        kandinsky(examples[0] if examples else "", height=height, width=width, seed=0)
+        yield f"  and took {_duration(time.perf_counter() - start)} just now, including reading the weights"
         return
     work = cost.work(*configs, height=height, width=width).of_a_picture(*steps)
     seconds = work / cost.rate(device, computed)
@@ -135,7 +137,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
 
 
 def _more(network: Any, config: Any, device: Any, dtype: Any) -> int:
-    """Bytes that a network holds in other forms beside its weights."""
+    """Bytes of memory that acceleration adds to the weights of a network."""
     import torch
 
     from kandinsky22 import acceleration
@@ -151,8 +153,3 @@ def _gigabytes(count: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _given(value: int | None) -> int:
-    assert value is not None
-    return value

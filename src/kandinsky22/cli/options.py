@@ -1,7 +1,7 @@
-"""Options on the command line: a task's come from its signature (see `forms`).
+"""Command line options: those of a task come from its signature (see `task_schema`).
 
-argparse, because it starts in 50 ms, is always there, and leaves to us how a mistake is told: typer 0.29 takes 150 ms and
-pydantic with it, its errors are boxes of several lines, and a command that needs no name goes against its grain.
+This uses argparse because it starts in 50 ms, needs no dependency and lets us word the errors. typer 0.29 takes 150 ms
+and needs pydantic, prints errors as boxes of several lines, and does not support a command without a name.
 """
 
 import argparse
@@ -16,34 +16,37 @@ from kandinsky22.request import Request
 from kandinsky22.request.task_schema import Kind, Parameter, Task, parameters
 
 NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
-AS_WORDS = ("prompt", "images_and_prompts")
-SHORTER = {"num_images": "-n", "num_inference_steps": "--steps"}
+POSITIONALS = ("prompt", "images_and_prompts")
+SHORT_OPTIONS = {"num_images": "-n", "num_inference_steps": "--steps"}
 EDGE: Mapping[str, Mapping[str, Any]] = {
-    "device": {"metavar": "NAME", "help": "where to compute: auto, cuda, mps, cpu (default: auto, the first there is)"},
+    "device": {
+        "metavar": "NAME",
+        "help": "where to compute: auto, cuda, mps, cpu (default: auto, the first one available)",
+    },
     "dtype": {
         "metavar": "NAME",
         "help": "float32, bfloat16, float16 (default: auto: float16 on a GPU, on a CPU bfloat16 for large models)",
     },
     "placement": {
         "choices": ("keep", "offload", "sequential"),
-        "help": "networks stay, leave when their stage is done, or come weight by weight (default: what fits)",
+        "help": "keep all networks loaded, offload each after its stage, or load weight by weight (default: what fits)",
     },
     "compile": {
         "action": "store_true",
-        "help": "on cuda, compile each step: the first picture of a size takes minutes, the next less time",
+        "help": "on cuda, compile each step: the first picture of a size takes minutes, later ones less time",
     },
     "output": {
         "short": "-o",
         "metavar": "PLACE",
-        "help": "folder for the pictures, or a file ending in .png (default: out)",
+        "help": "a folder for the pictures, or a file ending in .png (default: out)",
     },
-    "quiet": {"short": "-q", "action": "store_true", "help": "say nothing but where the pictures are"},
+    "quiet": {"short": "-q", "action": "store_true", "help": "print nothing but the paths of the pictures"},
 }
-"""Options that are no part of a request: where it is carried out, and what becomes of the pictures."""
+"""Options that are not part of a request: where it is computed, and where the pictures go."""
 
 
 class Parsed(NamedTuple):
-    """What was typed: the options that were given, the words beside them, and whether these followed a `--`."""
+    """A parsed command line: the given options, the positional words, and whether a `--` preceded the last of these."""
 
     options: dict[str, Any]
     words: list[str]
@@ -51,7 +54,7 @@ class Parsed(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """Options only; words are left to the command. A mistake is a `ValueError`, one sentence, like any other bad input."""
+    """Parses options; positional words are left to the command. Errors are one-sentence `ValueError`s."""
 
     def __init__(self, name: str, description: str, *, usage: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -65,84 +68,85 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--version", action="version", version=f"kandinsky22 {__version__}")
 
-    def option(self, name: str, *, short: str = "", **how: Any) -> None:
-        """Add `--some-name` for `some_name`, and a shorter way to say it."""
+    def option(self, name: str, *, short: str = "", **settings: Any) -> None:
+        """Add the option `--some-name` for the name `some_name`, and a short one; `settings` go to `add_argument`."""
         flags = filter(None, (short, f"--{name.replace('_', '-')}"))
-        self.add_argument(*sorted(flags, key=len), dest=name, **how)
+        self.add_argument(*sorted(flags, key=len), dest=name, **settings)
 
     def add_edge(self, *names: str) -> None:
-        """Add options that are no part of a request."""
+        """Add some of the `EDGE` options, or all of them."""
         for name in names or EDGE:
             self.option(name, **EDGE[name])
 
     def parse(self, arguments: Sequence[str]) -> Parsed:
-        """What was typed. Everything after a `--` is words, whatever it begins with."""
+        """Parse a command line; everything after a `--` is positional. Raises `ValueError` for an unknown option."""
         literal = "--" in arguments
         cut = list(arguments).index("--") if literal else len(arguments)
         options, words = self.parse_known_args(_joined(arguments[:cut]))
         for word in words:
             if word.startswith("-") and " " not in word and word != "-":
-                self._no_such(word.partition("=")[0])
+                self._unknown_option(word.partition("=")[0])
         return Parsed(vars(options), [*words, *arguments[cut + 1 :]], literal)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
-    def _no_such(self, option: str) -> NoReturn:
+    def _unknown_option(self, option: str) -> NoReturn:
         close = get_close_matches(option, self._option_string_actions, 1)
-        dashed = f"see {self.prog} --help, or put a prompt that begins with a dash after --"
-        raise ValueError(f"there is no option {option}; {f'did you mean {close[0]}?' if close else dashed}")
+        see_help = f"see {self.prog} --help, or put a prompt that begins with a dash after --"
+        raise ValueError(f"there is no option {option}; {f'did you mean {close[0]}?' if close else see_help}")
 
 
 def task_parser(task: Task, name: str, *, usage: str, epilog: str | None = None) -> Parser:
-    """The options of a task and of the edge; what a task takes as words is no option."""
+    """A parser for the options of a task and all `EDGE` options."""
     summary = (inspect.getdoc(task) or "").splitlines()[0]
-    parser = Parser(name, f"{summary} What is not said is the model's own choice.", usage=usage, epilog=epilog)
-    add_parameters(parser, task, leave_out=AS_WORDS)
+    parser = Parser(name, f"{summary} Options left out are the model's own choice.", usage=usage, epilog=epilog)
+    add_parameters(parser, task, leave_out=POSITIONALS)
     parser.add_edge()
     return parser
 
 
 def add_parameters(parser: Parser, task: Task, names: Sequence[str] = (), *, leave_out: Sequence[str] = ()) -> None:
-    """Add options for what a task can be told: all of it, or `names` alone, but not what is left out."""
+    """Add options for the parameters of a task: all or only `names`, without those in `leave_out`."""
     for parameter in parameters(task).values():
         if parameter.name in leave_out or (names and parameter.name not in names):
             continue
-        parser.option(parameter.name, short=SHORTER.get(parameter.name, ""), **_how_read(parameter))
+        parser.option(parameter.name, short=SHORT_OPTIONS.get(parameter.name, ""), **_argparse_settings(parameter))
         if parameter.name == "width":
-            parser.option("size", type=size_of, metavar="HxW", help="both at once, such as 64x128; 64 is 64x64")
+            parser.option("size", type=size_of, metavar="HxW", help="height and width, such as 64x128; 64 is 64x64")
 
 
 def request_of(task: Task, words: Mapping[str, Any], options: Mapping[str, Any]) -> Request:
-    """The request that a task makes of `words` (the values of what it takes as words) and of what was typed.
+    """The request of a task for its positional parameters, `words`, and the given options.
 
-    Raises `ValueError` for values out of range, and for options that the task cannot do without.
+    Raises `ValueError` for values out of range and for a missing option that the task requires.
     """
     known = parameters(task)
     values = {name: value for name, value in options.items() if name in known} | {**words}
     if "size" in options:
         if "height" in values or "width" in values:
-            raise ValueError("--size says both --height and --width; leave those out")
+            raise ValueError("--size sets both --height and --width; leave those out")
         values["height"], values["width"] = options["size"]
     for parameter in known.values():
         if parameter.required and parameter.name not in values:
-            raise ValueError(f"{task.__name__} needs --{parameter.name.replace('_', '-')}: {parameter.meaning}")
+            raise ValueError(f"{task.__name__} needs --{parameter.name.replace('_', '-')}: {parameter.help}")
     return task(**values)
 
 
-def _how_read(parameter: Parameter) -> dict[str, Any]:
-    """How argparse is to read a parameter."""
-    read, metavar = READ[parameter.kind]
-    shown = parameter.default if isinstance(parameter.default, str | int | float) else None
-    said = {True: "yes", False: "no"}[shown] if isinstance(shown, bool) else shown
-    how = {"type": read, "metavar": metavar, "help": parameter.meaning + (f" (default: {said})" if said else "")}
+def _argparse_settings(parameter: Parameter) -> dict[str, Any]:
+    """The arguments of `add_argument` for a parameter."""
+    parse, metavar = PARSERS[parameter.kind]
+    default = parameter.default if isinstance(parameter.default, str | int | float) else None
+    default = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
+    help_text = parameter.help + (f" (default: {default})" if default else "")
+    settings = {"type": parse, "metavar": metavar, "help": help_text}
     if parameter.choices:
-        how |= {"choices": parameter.choices, "metavar": "|".join(parameter.choices)}
-    return how
+        settings |= {"choices": parameter.choices, "metavar": "|".join(parameter.choices)}
+    return settings
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """With `--option=-1,2` for `--option -1,2`, which argparse would take for an option of that name."""
+    """The arguments with `--option -1,2` joined to `--option=-1,2`, since argparse would read `-1,2` as an option."""
     joined: list[str] = []
     for word in arguments:
         if NUMBERS.fullmatch(word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -152,9 +156,9 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     if not re.fullmatch(r"[+-]?\d{1,20}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -162,34 +166,34 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _numbers(text: str) -> list[float]:
     return [_number(part) for part in text.replace(",", " ").split()]
 
 
-def _yes(text: str) -> bool:
+def _boolean(text: str) -> bool:
     if text.lower() not in ("yes", "no"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
     return text.lower() == "yes"
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """Height and width of "64x128"."""
+    """Height and width of a size such as "64x128" or "64". Raises `argparse.ArgumentTypeError` for anything else."""
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write height x width, such as 64x128")
-    return _whole(sides[0]), _whole(sides[-1])
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, such as 64x128")
+    return _integer(sides[0]), _integer(sides[-1])
 
 
-READ: Mapping[Kind, tuple[Callable[[str], Any], str]] = {
+PARSERS: Mapping[Kind, tuple[Callable[[str], Any], str]] = {
     "text": (str, "TEXT"),
-    "name": (str, "NAME"),
-    "whole": (_whole, "N"),
+    "string": (str, "NAME"),
+    "integer": (_integer, "N"),
     "number": (_number, "X"),
     "numbers": (_numbers, "X,X,..."),
-    "yes": (_yes, "yes|no"),
+    "boolean": (_boolean, "yes|no"),
     "picture": (str, "FILE"),
 }
-"""How each kind of parameter is read, and what stands for it in the help."""
+"""For each kind of parameter, the function that parses it and its placeholder in the help."""

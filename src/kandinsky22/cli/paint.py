@@ -1,74 +1,54 @@
-"""Painting from the command line: a task's options to a request, the request to pictures in files."""
+"""The command of a task: from its arguments to a request, and from the request to pictures in files."""
 
 import secrets
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints.about import read_about
 from kandinsky22.cli.options import request_of, task_parser
-from kandinsky22.cli.prompt import random_prompt, typed_prompt
 from kandinsky22.cli.terminal import Display, display
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend, Result, Started
-from kandinsky22.request.task_schema import Task, parameters, part
+from kandinsky22.request.task_schema import Task, parameters, parse_part
 from kandinsky22.request.tasks import text2img
+from kandinsky22.request.vocabulary import known_words
 
 if TYPE_CHECKING:
-    from kandinsky22.cli.files import Place
+    from kandinsky22.cli.output import Destination
     from kandinsky22.engine.kandinsky import Kandinsky
 
 OUTPUT = "out"
+OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
 
 
 def main(
     task: Task, arguments: Sequence[str], *, name: str, commands: Iterable[str] = (), usage: str, epilog: str
 ) -> None:
-    """Paint what was typed, or something at random; `commands` are what a mistyped word may have meant."""
+    """Run a task's command; `commands` are the names that a mistyped word is compared with."""
     parser = task_parser(task, name, usage=usage, epilog=epilog)
     options, words, literal = parser.parse(arguments)
-    request = request_of(task, _understood(task, words, options, literal, commands), options)
+    request = request_of(task, _positionals(task, words, options, literal, commands), options)
 
-    from kandinsky22.cli import files  # Pillow is slow to start, and --help does without
+    from kandinsky22.cli import output  # imports Pillow, which is slow and not needed for --help
 
-    place = files.Place.of(options.get("output", OUTPUT))
-    backend = load(request.model, options, request)  # before there are bars of ours: fetching has its own
-    with display(options.get("quiet", False)) as shown:
-        result = carry_out(request, backend, shown, place)
-    written = []
+    destination = output.Destination.of(options.get("output", OUTPUT))
+    backend = load(request.model, options, request)  # before the display, since fetching shows its own progress bars
+    with display(options.get("quiet", False)) as view:
+        result = run_request(request, backend, view, destination)
+    paths = []
     try:
-        for path in files.save(result, place):
-            written.append(path)
-    finally:  # printed last: whoever reads may have gone
-        for path in written:
+        for path in output.save(result, destination):
+            paths.append(path)
+    finally:  # printed last, since the reader may have closed the pipe
+        for path in paths:
             print(path)
 
 
-def _understood(
-    task: Task, words: list[str], options: dict[str, Any], literal: bool, commands: Iterable[str]
-) -> dict[str, Any]:
-    """What the words are to a task: a prompt, parts of a blend, or a picture. May draw a seed for a prompt at random."""
-    known = parameters(task)
-    if "images_and_prompts" in known:
-        if not words:
-            raise ValueError(f'{task.__name__} needs texts or files to blend; such as "a red circle" star.png')
-        return {"images_and_prompts": [part(word) for word in words]}
-    if "prompt" not in known:
-        if len(words) > 1 or ("image" in options and words):
-            raise ValueError(f"{task.__name__} takes one picture")
-        return {"image": words[0]} if words else {}
-    if literal and len(words) > 1:
-        raise ValueError("a prompt of several words needs quotes, after a -- too")
-    prompt = "".join(words) if literal else typed_prompt(words, commands, options.get("model", catalog.BOX))
-    if prompt.strip():
-        return {"prompt": prompt}
-    if task is not text2img:
-        raise ValueError(f"{task.__name__} needs a prompt, in quotes: what to paint")
-    options.setdefault("seed", secrets.randbelow(2**32))
-    return {"prompt": random_prompt(abs(options["seed"]), options.get("model", catalog.BOX))}
-
-
 def load(model: str, options: dict[str, Any], request: Request | None = None) -> "Kandinsky":
-    """The model, fetched if it is a published one and not here; of that, what `request` needs. torch arrives here."""
+    """Load a model; a published one is fetched first, as far as `request` needs it. This imports torch."""
     from kandinsky22.engine.kandinsky import Kandinsky
 
     return Kandinsky.load(
@@ -81,14 +61,88 @@ def load(model: str, options: dict[str, Any], request: Request | None = None) ->
     )
 
 
-def carry_out(request: Request, backend: Backend, shown: Display, place: "Place") -> Result:
-    """Paint, telling what happens. Raises `ValueError` before anything is painted if it could not be written."""
-    from kandinsky22.cli.files import check_room
+def run_request(request: Request, backend: Backend, view: Display, destination: "Destination") -> Result:
+    """Run a request and display its events. Raises `ValueError` before painting if the result could not be saved."""
+    from kandinsky22.cli.output import check_space
 
     for event in backend.stream(request):
         if isinstance(event, Started):
-            check_room(place, event.request)
-        shown.show(event)
+            check_space(destination, event.request)
+        view.show(event)
         if isinstance(event, Result):
             return event
-    raise AssertionError("a stream ends with its result")
+    raise AssertionError("the last event of a stream is its result")
+
+
+def random_prompt(seed: int, model: str) -> str:
+    """A random caption of the picture world in words that a model knows; the same for the same seed."""
+    import numpy as np
+
+    from kandinsky22.compositions import caption, sample
+
+    known = _known_words(model)
+    rng = np.random.default_rng(seed)
+    captions = (caption(sample(rng)) for _ in range(1000))  # the world has more words than some models were trained on
+    return next((text for text in captions if known >= set(text.replace(",", "").split())), caption(sample(rng)))
+
+
+def _positionals(
+    task: Task, words: list[str], options: dict[str, Any], literal: bool, commands: Iterable[str]
+) -> dict[str, Any]:
+    """The parameters that a task takes as positional arguments: a prompt, the parts of a blend, or a picture.
+
+    literal: the words followed a `--`. Without a prompt, text2img gets a random one, for which a seed is drawn if none
+    was given.
+    """
+    known = parameters(task)
+    if "images_and_prompts" in known:
+        if not words:
+            raise ValueError(f'{task.__name__} needs texts or files to blend, such as "a red circle" star.png')
+        return {"images_and_prompts": [parse_part(word) for word in words]}
+    if "prompt" not in known:
+        if len(words) > 1 or ("image" in options and words):
+            raise ValueError(f"{task.__name__} takes one picture; name a single file")
+        return {"image": words[0]} if words else {}
+    if literal and len(words) > 1:
+        raise ValueError("a prompt of several words needs quotes, after a -- too")
+    prompt = "".join(words) if literal else _typed_prompt(words, commands, options.get("model", catalog.BOX))
+    if prompt.strip():
+        return {"prompt": prompt}
+    if task is not text2img:
+        raise ValueError(f"{task.__name__} needs a prompt in quotes: what to paint")
+    options.setdefault("seed", secrets.randbelow(2**32))
+    return {"prompt": random_prompt(abs(options["seed"]), options.get("model", catalog.BOX))}
+
+
+def _typed_prompt(words: Sequence[str], commands: Iterable[str], model: str) -> str:
+    """The prompt in words without a `--` before them, "" if there is none.
+
+    Raises `ValueError` if they look like a mistyped command, an unquoted prompt or the file of a picture.
+    """
+    if not words:
+        return ""
+    first = words[0]
+    command = _similar_command(first, [*commands, *OPTIONS_AS_WORDS])
+    mistake = "the command goes first" if command == first else f'no command "{first}"; did you mean {command}?'
+    if len(words) > 1:
+        unquoted = f'a prompt of several words needs quotes: kandinsky22 "{" ".join(words)}"'
+        raise ValueError(mistake if command else unquoted)
+    if command and first.lower() not in _known_words(model):
+        raise ValueError(f"{mistake} (to paint that word: kandinsky22 -- {first})")
+    if first.lower().endswith(".png") and Path(first).is_file():
+        raise ValueError(f"{first} is a picture; did you mean kandinsky22 show {first}, or replay?")
+    return first
+
+
+def _similar_command(word: str, commands: Sequence[str]) -> str:
+    """The command that a word resembles, or ""."""
+    close = get_close_matches(word.lower(), commands, 1, 0.7)
+    return OPTIONS_AS_WORDS.get(close[0], close[0]) if close else ""
+
+
+def _known_words(model: str) -> set[str]:
+    """The vocabulary of a small model; empty for other models."""
+    try:
+        return known_words(read_about(catalog.parts(model).get(catalog.DECODER)).words)
+    except ValueError:  # loading the model reports what is wrong with it
+        return set()

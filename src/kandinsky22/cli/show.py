@@ -1,4 +1,7 @@
-"""`kandinsky22 show`: the request that a picture carries, and what made it. Imports no torch."""
+"""`kandinsky22 show`: prints the request stored in a picture, and the versions and device that made it.
+
+Imports no torch.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,13 +11,13 @@ from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import printable
 from kandinsky22.imaging.images import Recipe, read_recipe
 from kandinsky22.request import Sampling, Text
-from kandinsky22.request.parts import EVERYWHERE, said
+from kandinsky22.request.parts import EVERYWHERE, describe
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the request stored in a picture."""
     parser = Parser(
-        "kandinsky22 show", "Print the request that a picture carries.", usage="kandinsky22 show [--json] FILE"
+        "kandinsky22 show", "Print the request stored in a picture.", usage="kandinsky22 show [--json] FILE"
     )
     parser.option("json", action="store_true", help="as JSON, for programs")
     options, words, _ = parser.parse(arguments)
@@ -22,24 +25,24 @@ def main(arguments: Sequence[str]) -> None:
     if "json" in options:
         print(json.dumps({"request": json.loads(recipe.request.to_json()), "made_by": recipe.made_by}, indent=2))
         return
-    for name, value in described(recipe).items():
+    for name, value in summary(recipe).items():
         print(f"{name + ':':10} {printable(value)}")
 
 
 def one_file(words: Sequence[str], command: str) -> str:
-    """The one file that a command was given. Raises `ValueError`."""
+    """The only file among the arguments of a command. Raises `ValueError` unless there is exactly one."""
     if len(words) != 1:
-        raise ValueError(f"`{command}` takes one picture, got {len(words)}; such as kandinsky22 {command} picture.png")
+        raise ValueError(f"`{command}` takes one picture, got {len(words)}; write kandinsky22 {command} picture.png")
     return words[0]
 
 
-def described(recipe: Recipe) -> dict[str, str]:
-    """A recipe in words."""
+def summary(recipe: Recipe) -> dict[str, str]:
+    """The values of a recipe as text, by label."""
     request = recipe.request
-    lines = {"prompt" if isinstance(request.condition, Text) else "of": said(request.condition)}
+    lines = {"prompt" if isinstance(request.condition, Text) else "of": describe(request.condition)}
     if request.negative is not None:
-        lines["without"] = said(request.negative)
-    lines |= {place: said(picture) for place, picture in request.pictures.items() if not place.startswith("condition")}
+        lines["without"] = describe(request.negative)
+    lines |= {path: describe(picture) for path, picture in request.pictures.items() if not path.startswith("condition")}
     lines |= {
         "size": f"{request.height}x{request.width}",
         "seed": str(request.seed),
@@ -51,10 +54,10 @@ def described(recipe: Recipe) -> dict[str, str]:
 
 
 def _sampling(sampling: Sampling) -> str:
-    said = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale}"
+    text = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale}"
     if sampling.guidance_interval not in (None, EVERYWHERE):
-        said += " from {:g} to {:g}".format(*sampling.guidance_interval)
-    return said if sampling.reuse in (None, 1) else f"{said}, deeper levels at every {sampling.reuse} calls"
+        text += " from {:g} to {:g}".format(*sampling.guidance_interval)
+    return text if sampling.reuse in (None, 1) else f"{text}, deeper levels at every {sampling.reuse} calls"
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is said while a request is carried out: in a terminal the picture itself as it is denoised, elsewhere plain lines."""
+"""Displays the events of a request: in a terminal progress bars and previews of the picture, elsewhere plain lines."""
 
 import os
 import sys
@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Progress, Result, Started
-from kandinsky22.request.parts import said
+from kandinsky22.request.parts import describe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.segment import Segment
 
-PREVIEW_EVERY = 0.25  # seconds, where decoding is cheap
+PREVIEW_EVERY = 0.25  # seconds between previews, if decoding one is cheap
 PREVIEW_CHEAP = 0.15  # seconds
-PREVIEW_SHARE = 0.1  # of the time, where it is not
-LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
-WIDEST = 96  # columns of a picture
+PREVIEW_SHARE = 0.1  # of the time is spent on previews at most, if decoding one is not cheap
+LINE_EVERY = 10.0  # seconds between lines of progress outside a terminal
+MAX_COLUMNS = 96  # of the terminal, for pictures
 
 
 class Display(Protocol):
-    """Whoever tells a person of events, from before the model is loaded (`with`) to the result."""
+    """Displays events; a context manager that is entered before the first event."""
 
     def __enter__(self) -> Self: ...
 
@@ -33,90 +33,90 @@ class Display(Protocol):
     ) -> None: ...
 
     def show(self, event: Event) -> None:
-        """Tell of what happened."""
+        """Display an event."""
         ...
 
 
 def display(quiet: bool = False) -> Display:
-    """The display that fits where the output goes."""
+    """The display for stdout: `Terminal` if it is one, or else `Plain`."""
     return Terminal() if is_terminal() and not quiet else Plain(quiet)
 
 
 def is_terminal() -> bool:
-    """Whether the output is a terminal that moves its cursor."""
+    """Whether stdout is a terminal that can move its cursor."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
-    """Text of unknown origin without what would steer the terminal."""
+    """Untrusted text with its control characters escaped, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def describe(request: Request) -> str:
+def summary(request: Request) -> str:
     """A resolved request in one line."""
     first, n = request.seed or 0, request.num_images
     seeds = f"seed {first}" if n == 1 else f"seeds {first} to {first + n - 1}"
-    return f'painting "{printable(said(request.condition))}", {request.height}x{request.width}, {seeds}'
+    return f'painting "{printable(describe(request.condition))}", {request.height}x{request.width}, {seeds}'
 
 
 class Plain:
-    """Short lines; warnings go to stderr. Quiet, there is nothing else."""
+    """Prints short lines; notices go to stderr. If quiet, prints the notices only."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.stage, self.began, self.said = "", 0.0, 0.0
+        self.stage, self.start, self.last = "", 0.0, 0.0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *of: object) -> None:
-        """Nothing is left open."""
+        """Does nothing."""
 
     def show(self, event: Event) -> None:
-        """Print a line for what is worth one."""
+        """Print a line for an event, if it needs one."""
         match event:
             case Notice(text):
                 print(printable(text), file=sys.stderr, flush=True)
             case Started(request):
-                self._say(describe(request))
+                self._print(summary(request))
             case Progress(stage, i, n):
                 self._progress(stage, i, n, time.monotonic())
             case Result(_, _, seconds):
-                self._say(f"painted in {seconds:.1f} s")
+                self._print(f"painted in {seconds:.1f} s")
 
     def _progress(self, stage: str, i: int, n: int, now: float) -> None:
         if stage != self.stage:
-            self.stage, self.began, self.said = stage, now, now
+            self.stage, self.start, self.last = stage, now, now
         if i == n:
-            self._say(f"{stage}: {n} steps")
-        elif now - self.said >= LINE_EVERY:
-            self.said = now
-            self._say(f"{stage}: step {i} of {n}, about {(now - self.began) / max(i - 1, 1) * (n - i):.0f} s left")
+            self._print(f"{stage}: {n} steps")
+        elif now - self.last >= LINE_EVERY:
+            self.last = now
+            self._print(f"{stage}: step {i} of {n}, about {(now - self.start) / max(i - 1, 1) * (n - i):.0f} s left")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if not self.quiet:
             print(line, flush=True)
 
 
-class Pace:
-    """When to look at an unfinished picture: a few times a second where that is cheap, else seldom enough to be."""
+class PreviewRate:
+    """Limits how often a preview is decoded: every `PREVIEW_EVERY` seconds or for `PREVIEW_SHARE` of the time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.next = clock, 0.0
 
-    def look(self, preview: "Callable[[], Image] | None") -> "Image | None":
-        """The picture, if there is one and it is time."""
-        began = self.clock()
-        if preview is None or began < self.next:
+    def decode(self, preview: "Callable[[], Image] | None") -> "Image | None":
+        """The decoded preview, or None if there is none or it is too early for one."""
+        start = self.clock()
+        if preview is None or start < self.next:
             return None
         image = preview()
-        cost = self.clock() - began
-        self.next = began + cost + (PREVIEW_EVERY if cost <= PREVIEW_CHEAP else cost / PREVIEW_SHARE)
+        cost = self.clock() - start
+        self.next = start + cost + (PREVIEW_EVERY if cost <= PREVIEW_CHEAP else cost / PREVIEW_SHARE)
         return image
 
 
-class Blocks:
-    """Pictures side by side as half-blocks, two pixels a character, as large as the terminal and their pixels allow."""
+class HalfBlocks:
+    """Pictures side by side as half-block characters, two pixels each; scaled down to fit, never enlarged."""
 
     def __init__(self, images: "Sequence[Image]") -> None:
         self.images = images
@@ -124,7 +124,7 @@ class Blocks:
         self._segments: list[Segment] = []
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        size = min(options.max_width, WIDEST), max(2, 2 * (console.height - 8))
+        size = min(options.max_width, MAX_COLUMNS), max(2, 2 * (console.height - 8))
         if size != self._size:
             self._size, self._segments = size, list(self._draw(*size))
         yield from self._segments
@@ -143,14 +143,14 @@ class Blocks:
             for k, image in enumerate(small):
                 yield Segment("  " if k else "")
                 for x in range(size[0]):
-                    upper = Color.from_rgb(*image.getpixel((x, y)))  # type: ignore[misc]  # RGB, so three of them
+                    upper = Color.from_rgb(*image.getpixel((x, y)))  # type: ignore[misc]  # an RGB pixel is a tuple of three
                     lower = Color.from_rgb(*image.getpixel((x, y + 1))) if y + 1 < size[1] else None  # type: ignore[misc]
                     yield Segment("▀", Style(color=upper, bgcolor=lower))
             yield Segment.line()
 
 
 class Terminal:
-    """Bars with the time left, and above them the first picture as it is denoised; at the end all of them stay."""
+    """Shows progress bars and above them a preview of the first picture; at the end all pictures remain."""
 
     def __init__(self, console: "Console | None" = None) -> None:
         from rich.console import Console
@@ -159,13 +159,13 @@ class Terminal:
         from rich.progress import Progress as Bars
 
         self.console = console or Console(highlight=False)
-        capable = self.console.color_system in ("256", "truecolor") and not self.console.no_color
-        self.in_colour = capable and self.console.encoding.startswith("utf")
+        has_colours = self.console.color_system in ("256", "truecolor") and not self.console.no_color
+        self.in_colour = has_colours and self.console.encoding.startswith("utf")
         columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bars = Bars(SpinnerColumn(), *columns, console=self.console)
         self.tasks = {"loading": self.bars.add_task("loading", total=None)}
-        self.blocks: Blocks | None = None
-        self.pace = Pace()
+        self.blocks: HalfBlocks | None = None
+        self.previews = PreviewRate()
         self.live = Live(console=self.console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -173,30 +173,30 @@ class Terminal:
         return self
 
     def __exit__(self, *of: object) -> None:
-        self._bars({})
+        self._set_bars({})
         self.live.stop()
 
     def show(self, event: Event) -> None:
-        """Bring the display up to date."""
+        """Update the display for an event."""
         from rich.text import Text
 
         match event:
             case Notice(text):
                 self.console.print(Text(printable(text), "yellow"))
             case Started(request):
-                self.console.print(Text(describe(request), "bold"))
-                self._bars({"prior": request.prior.steps, "decoder": request.decoder.steps})
+                self.console.print(Text(summary(request), "bold"))
+                self._set_bars({"prior": request.prior.steps, "decoder": request.decoder.steps})
             case Progress(stage, i, n, preview):
                 if stage not in self.tasks:
                     self.tasks[stage] = self.bars.add_task(stage)
                 self.bars.update(self.tasks[stage], completed=i, total=n)
-                if self.in_colour and (image := self.pace.look(preview)) is not None:
-                    self.blocks = Blocks([image])
+                if self.in_colour and (image := self.previews.decode(preview)) is not None:
+                    self.blocks = HalfBlocks([image])
             case Result(pictures, _, seconds):
-                self.blocks = Blocks([picture.image for picture in pictures]) if self.in_colour else None
+                self.blocks = HalfBlocks([picture.image for picture in pictures]) if self.in_colour else None
                 self.console.print(f"painted in {seconds:.1f} s")
 
-    def _bars(self, stages: dict[str, int | None]) -> None:
+    def _set_bars(self, stages: dict[str, int | None]) -> None:
         for task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks = {stage: self.bars.add_task(stage, total=steps) for stage, steps in stages.items()}

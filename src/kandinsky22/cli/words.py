@@ -1,4 +1,4 @@
-"""`kandinsky22 words`: the language that a small model was trained in. Reads JSON only, no torch."""
+"""`kandinsky22 words`: prints the vocabulary that a small model was trained on. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,31 +9,33 @@ from kandinsky22.cli.terminal import is_terminal, printable
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a model's language, by kind, and examples."""
+    """Print a model's words by kind, and example prompts."""
     usage = "kandinsky22 words [--model FOLDER]"
-    parser = Parser("kandinsky22 words", "The words a small model was trained in, with examples.", usage=usage)
-    parser.option("model", metavar="FOLDER", help="whose words (default: the model in the box)")
+    parser = Parser(
+        "kandinsky22 words", "Print the words that a small model was trained on, with examples.", usage=usage
+    )
+    parser.option("model", metavar="FOLDER", help="a model (default: the model in the box)")
     options, words, _ = parser.parse(arguments)
     if words:
-        raise ValueError(f"`words` takes no words of yours; see {parser.prog} --help")
+        raise ValueError(f"`words` takes only options, got {words[0]!r}; see {parser.prog} --help")
     language = read_about(catalog.parts(options.get("model", catalog.BOX)).get(catalog.DECODER))
     if not language.words:
-        print("this model was not trained in a small language: write what you like")
+        print("this model has no limited vocabulary: use any prompt")
         return
-    say = _in_colour if is_terminal() else _plainly
-    say({kind: [printable(phrase) for phrase in phrases] for kind, phrases in language.words.items()})
+    print_words = _print_in_colour if is_terminal() else _print_plain
+    print_words({kind: [printable(phrase) for phrase in phrases] for kind, phrases in language.words.items()})
     for example in language.examples:
         print(f'kandinsky22 "{printable(example)}"')
 
 
-def _plainly(words: Mapping[str, Sequence[str]]) -> None:
+def _print_plain(words: Mapping[str, Sequence[str]]) -> None:
     for kind, phrases in words.items():
         print(f"{kind + ':':12} {', '.join(phrases)}")
     print()
 
 
-def _in_colour(words: Mapping[str, Sequence[str]]) -> None:
-    """With a swatch before the name of every colour."""
+def _print_in_colour(words: Mapping[str, Sequence[str]]) -> None:
+    """Print them as a table, with a swatch of the colour before its name."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table

@@ -1,7 +1,7 @@
-"""The oracle: reads a picture of this world back and says which parts of a description came true.
+"""The oracle: recognises the scene in a picture from its pixels, and checks it against a description.
 
-It sees pixels only, so that a model's pictures can be judged as the renderer's are. It knows the palette, the outlines
-and how far they lean; not where anything should be.
+It uses nothing but pixels, so that pictures of a model are judged in the same way as rendered ones. It knows the
+palette, the outlines and how far they lean, but not where anything should be.
 """
 
 import math
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from kandinsky22.compositions.outlines import fit
 from kandinsky22.compositions.segments import SIDE, Patch, at_reading_size, numbered, segment
-from kandinsky22.compositions.style_classifier import tell
+from kandinsky22.compositions.style_classifier import classify_style
 from kandinsky22.compositions.world import STYLES, Group, Scene
 
-AROUND = 24  # pixels beyond a patch in which its outline may go on beneath another
-PLAIN = 0.05  # by how much group centres must differ for a relation, in units of the shorter side
+MARGIN = 24  # pixels around a patch in which its outline may continue beneath another patch
+MIN_OFFSET = 0.05  # between the centres of two groups for a relation to hold, in units of the shorter side
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One shape in a picture: centre (x, y) and area in units of the shorter side, y down.
 
-    `overlap` in [0, 1] is how well the outline fits the named shape (intersection over union): a true one has over .75.
+    `overlap` in [0, 1] is the intersection over union of its outline with the named shape; correct ones have over 0.75.
     """
 
     color: str
@@ -36,7 +36,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a picture shows: the name of its ground, its shapes from the top down, and the style it is made in."""
+    """The scene recognised in a picture: the name of its ground, its shapes from top to bottom, and its style."""
 
     ground: str
     pieces: tuple[Seen, ...]
@@ -44,30 +44,31 @@ class Reading:
 
 
 def read(pixels: NDArray[np.uint8]) -> Reading:
-    """Read a picture, uint8 [H, W, 3], of any size. Raises ValueError for other arrays."""
+    """Recognise the scene of a picture, uint8 [H, W, 3], of any size. Raises `ValueError` for other arrays."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a picture is uint8 [height, width, 3], got {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(f"a picture must be uint8 [height, width, 3], got {pixels.dtype} {list(pixels.shape)}")
     picture = at_reading_size(pixels)
     ground, patches = segment(picture)
     numbers = numbered(patches, picture.shape[:2])
-    pieces = tuple(_look(patch, numbers, number) for number, patch in enumerate(patches, start=1))
-    return Reading(ground, pieces, tell(picture, ground, patches))
+    pieces = tuple(_recognise(patch, numbers, number) for number, patch in enumerate(patches, start=1))
+    return Reading(ground, pieces, classify_style(picture, ground, patches))
 
 
 def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
-    """Which parts of the scene's description hold in a reading; the scene's pieces are not looked at.
+    """Which parts of a scene's description a reading matches; the positions of the scene's pieces are not compared.
 
-    `ground`; `style`; `present`: all asked colours are there; `colors`: exactly those; `shape`: every piece of an asked colour
-    has the asked shape; `count`; `relation` (only if the scene has one): told from the centres; `whole`: all of these.
+    `ground`; `style`; `present`: every described colour occurs; `colors`: no other does; `shape`: every piece of a
+    described colour has its shape; `count`; `relation` (if the scene has one): by the centres of the groups; `whole`:
+    all of these.
     """
     seen = [[piece for piece in reading.pieces if piece.color == group.color] for group in scene.groups]
-    asked = {group.color for group in scene.groups}
+    described = {group.color for group in scene.groups}
     pairs: list[tuple[Group, list[Seen]]] = list(zip(scene.groups, seen, strict=True))
     verdict = {
         "ground": reading.ground == scene.ground,
         "style": reading.style == scene.style,
         "present": all(seen),
-        "colors": {piece.color for piece in reading.pieces} == asked,
+        "colors": {piece.color for piece in reading.pieces} == described,
         "shape": all(pieces and all(piece.shape == group.shape for piece in pieces) for group, pieces in pairs),
         "count": all(len(pieces) == group.count for group, pieces in pairs),
     }
@@ -77,32 +78,37 @@ def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval (low, high) of a rate, by default at 95%; ValueError unless 0 <= successes <= n > 0."""
+    """Wilson's score interval (low, high) of a rate, by default at 95%.
+
+    Raises `ValueError` unless 0 <= successes <= n > 0.
+    """
     if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"needs 0 <= successes <= n and n > 0, got {successes} of {n}")
-    rate, slack = successes / n, z * z / n
-    middle = (rate + slack / 2) / (1 + slack)
-    half = math.sqrt(rate * (1 - rate) * slack + slack * slack / 4) / (1 + slack)
-    return max(0.0, middle - half), min(1.0, middle + half)
+        raise ValueError(f"wilson needs 0 <= successes <= n and n > 0, got {successes} of {n}")
+    rate, term = successes / n, z * z / n
+    centre = (rate + term / 2) / (1 + term)
+    half_width = math.sqrt(rate * (1 - rate) * term + term * term / 4) / (1 + term)
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def _holds(relation: str, first: list[Seen], second: list[Seen]) -> bool:
+    """Whether the mean centres of two groups are in this relation."""
     right = sum(piece.x for piece in second) / len(second) - sum(piece.x for piece in first) / len(first)
     down = sum(piece.y for piece in second) / len(second) - sum(piece.y for piece in first) / len(first)
-    return {"above": down, "below": -down, "left of": right, "right of": -right}[relation] > PLAIN
+    return {"above": down, "below": -down, "left of": right, "right of": -right}[relation] > MIN_OFFSET
 
 
-def _look(patch: Patch, numbers: NDArray[np.int16], number: int) -> Seen:
-    mask = np.pad(patch.mask, AROUND)
-    top, left = patch.top - AROUND, patch.left - AROUND
-    beyond = np.pad(numbers, 2 * AROUND)[top + 2 * AROUND :, left + 2 * AROUND :]
-    near = beyond[: mask.shape[0], : mask.shape[1]]
-    found = fit(mask, (near != number) & (near > 0) & ~mask)
+def _recognise(patch: Patch, numbers: NDArray[np.int16], number: int) -> Seen:
+    """The shape, centre and area of one patch; `numbers` [H, W] has the number of the patch at each pixel."""
+    mask = np.pad(patch.mask, MARGIN)
+    top, left = patch.top - MARGIN, patch.left - MARGIN
+    window = np.pad(numbers, 2 * MARGIN)[top + 2 * MARGIN :, left + 2 * MARGIN :]
+    near = window[: mask.shape[0], : mask.shape[1]]
+    outline = fit(mask, (near != number) & (near > 0) & ~mask)
     return Seen(
         patch.color,
-        found.shape,
-        x=(left + found.x + 0.5) / SIDE,
-        y=(top + found.y + 0.5) / SIDE,
+        outline.shape,
+        x=(left + outline.x + 0.5) / SIDE,
+        y=(top + outline.y + 0.5) / SIDE,
         area=int(mask.sum()) / SIDE**2,
-        overlap=found.overlap,
+        overlap=outline.overlap,
     )

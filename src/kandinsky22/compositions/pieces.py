@@ -1,6 +1,6 @@
-"""One shape in its place, how much of it is seen, and how two groups slide together until they overlap a little.
+"""Placed shapes: how much of each is visible, and how two groups are moved together until they overlap.
 
-Measures on a grid of points as dense as the oracle's. Knows outlines; nothing of colours, words or pixels.
+Areas are measured on a grid of points as dense as that of the oracle. Independent of words and pixels.
 """
 
 import math
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from kandinsky22.compositions.shapes import distance
 
 POINTS = 128  # per unit
-SEEN = 0.72  # of a piece at least, when others lie upon it
-HIDDEN = 0.03  # of some piece at least, or nobody would notice
+SEEN = 0.72  # minimum visible share of a piece that others overlap
+MIN_HIDDEN = 0.03  # minimum hidden share of the most hidden piece, for an overlap to be noticeable
 CLOSENESS = (0.6, 0.9)  # of two pieces that overlap: the distance of their centres over the sum of their radii
-APART = 0.06  # of any two centres in different groups along the relation's direction
-SHY = 0.03  # between a piece and the picture's edge
+MIN_DISTANCE = 0.06  # between any two centres of different groups, along the direction of the relation
+EDGE_DISTANCE = 0.03  # between a piece and the edge of the picture
 ATTEMPTS = 14
 
 Mask = NDArray[np.bool_]
@@ -26,9 +26,9 @@ Offset = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One shape in its place: centre (x, y) and enclosing radius r in units of the picture's shorter side, y down.
+    """One placed shape: centre (x, y) and enclosing radius r in units of the picture's shorter side, y down.
 
-    `group` indexes the scene's groups, `angle` is in radians clockwise, z in (.35, 1] is the nearness (1 is nearest).
+    `group` indexes the scene's groups, `angle` is in radians clockwise, z in (0.35, 1] is the nearness (1 is nearest).
     """
 
     group: int
@@ -42,27 +42,27 @@ class Piece:
 
 
 def visible(pieces: Sequence[Piece]) -> tuple[float, ...]:
-    """The share of each piece, in (0, 1], that no later one covers."""
-    return tuple(float(seen.sum() / whole.sum()) for whole, seen in _masks(pieces))
+    """The share of each piece, in (0, 1], that no later piece covers."""
+    return tuple(float(shown.sum() / full.sum()) for full, shown in _masks(pieces))
 
 
 def slide_together(
     pieces: Sequence[Piece], along: Offset, height: float, width: float, rng: np.random.Generator
 ) -> tuple[Piece, ...] | None:
-    """The pieces with both groups moved as they are, until some overlap; None if no place was found.
+    """The pieces after moving each group as a unit until some overlap; None if no position was found.
 
-    `pieces` come far first. `along` is the unit vector from the first group to the second: the order of all centres
-    along it stays plain. At least 72% of every piece stays visible, in one part.
+    `pieces` are sorted from far to near. `along` is the unit vector from the first group to the second; along it, the
+    centres of the groups remain separated. At least 72% of each piece remains visible, in one connected part.
     """
     pairs = [(one, other) for one in pieces for other in pieces if (one.group, other.group) == (0, 1)]
     pairs.sort(key=lambda pair: math.hypot(pair[1].x - pair[0].x, pair[1].y - pair[0].y))
     for attempt in range(ATTEMPTS):
         one, other = pairs[(attempt // 4) % min(3, len(pairs))]
-        apart = math.hypot(other.x - one.x, other.y - one.y)
-        part = (1 - rng.uniform(*CLOSENESS) * (one.r + other.r) / apart) / 2
+        distance_apart = math.hypot(other.x - one.x, other.y - one.y)
+        part = (1 - rng.uniform(*CLOSENESS) * (one.r + other.r) / distance_apart) / 2
         shift = (part * (other.x - one.x), part * (other.y - one.y))
         moved = [_moved(piece, shift, 1 - 2 * piece.group) for piece in pieces]
-        if part > 0 and _is_plain(moved, along, height, width) and _shows(moved):
+        if part > 0 and _is_unambiguous(moved, along, height, width) and _is_recognisable(moved):
             return tuple(moved)
     return None
 
@@ -71,38 +71,42 @@ def _moved(piece: Piece, shift: Offset, times: int) -> Piece:
     return replace(piece, x=piece.x + times * shift[0], y=piece.y + times * shift[1])
 
 
-def _is_plain(pieces: Sequence[Piece], along: Offset, height: float, width: float) -> bool:
-    """Whether every piece is inside the picture, each centre on its group's side, and the groups more along than across."""
+def _is_unambiguous(pieces: Sequence[Piece], along: Offset, height: float, width: float) -> bool:
+    """Whether all pieces are inside, and the groups are separated along `along` and offset mostly in that direction."""
     inside = all(
-        piece.r + SHY < piece.x < width - piece.r - SHY and piece.r + SHY < piece.y < height - piece.r - SHY
+        piece.r + EDGE_DISTANCE < piece.x < width - piece.r - EDGE_DISTANCE
+        and piece.r + EDGE_DISTANCE < piece.y < height - piece.r - EDGE_DISTANCE
         for piece in pieces
     )
     places = [[(piece.x, piece.y) for piece in pieces if piece.group == group] for group in (0, 1)]
     first, second = (np.array(group) @ np.array(along) for group in places)
     step = np.mean(places[1], axis=0) - np.mean(places[0], axis=0)
     forward = float(step @ np.array(along))
-    return bool(inside and second.min() - first.max() > APART and forward > abs(step[0]) + abs(step[1]) - forward)
+    return bool(
+        inside and second.min() - first.max() > MIN_DISTANCE and forward > abs(step[0]) + abs(step[1]) - forward
+    )
 
 
-def _shows(pieces: Sequence[Piece]) -> bool:
+def _is_recognisable(pieces: Sequence[Piece]) -> bool:
+    """Whether some piece is noticeably hidden, and enough of each is visible in one part."""
     masks = _masks(pieces)
-    shares = [seen.sum() / whole.sum() for whole, seen in masks]
-    if not (min(shares) >= SEEN and min(shares) <= 1 - HIDDEN):
+    shares = [shown.sum() / full.sum() for full, shown in masks]
+    if not (min(shares) >= SEEN and min(shares) <= 1 - MIN_HIDDEN):
         return False
-    return all(_is_one(seen) for (_, seen), share in zip(masks, shares, strict=True) if share < 1)
+    return all(_is_connected(shown) for (_, shown), share in zip(masks, shares, strict=True) if share < 1)
 
 
 def _masks(pieces: Sequence[Piece]) -> list[tuple[Mask, Mask]]:
-    """The points inside each piece and those of them that are seen, in a window about the piece."""
+    """For each piece, masks of all its points and of its visible points, in a window around it."""
     masks = []
     for number, piece in enumerate(pieces):
         axis = np.arange(-math.ceil(piece.r * POINTS), math.ceil(piece.r * POINTS) + 1) / POINTS
         x, y = axis[None, :] + piece.x, axis[:, None] + piece.y
-        whole, covered = _inside(piece, x, y), np.zeros((axis.size, axis.size), np.bool_)
+        full, covered = _inside(piece, x, y), np.zeros((axis.size, axis.size), np.bool_)
         for other in pieces[number + 1 :]:
             if math.hypot(other.x - piece.x, other.y - piece.y) < other.r + piece.r:
                 covered |= _inside(other, x, y)
-        masks.append((whole, whole & ~covered))
+        masks.append((full, full & ~covered))
     return masks
 
 
@@ -110,8 +114,8 @@ def _inside(piece: Piece, x: NDArray[np.float64], y: NDArray[np.float64]) -> Mas
     return np.asarray(distance(piece.shape, x - piece.x, y - piece.y, piece.r, piece.angle) < 0)
 
 
-def _is_one(mask: Mask) -> bool:
-    """Whether the mask, without its rim, is one part: a narrow bridge would not survive a blur."""
+def _is_connected(mask: Mask) -> bool:
+    """Whether a mask without its rim is one part; the rim is left out since a narrow bridge does not survive a blur."""
     thick = np.pad(mask, 1)
     for axis in (0, 1):
         thick = thick & np.roll(thick, 1, axis) & np.roll(thick, -1, axis)

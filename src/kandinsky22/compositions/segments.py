@@ -1,7 +1,7 @@
-"""From pixels to patches: which palette colour every pixel shows, and the connected patches of one colour.
+"""Segmentation of a picture: the palette colour of each pixel, and the connected patches of one colour.
 
-Works at one size (the shorter side is 128 pixels), where ink lines are thinner than three pixels and pieces are not.
-Knows palettes; nothing of scenes, shapes or how pictures were made.
+Works at one size (a shorter side of 128 pixels), at which ink lines are thinner than three pixels and pieces are not.
+Uses the palettes only; independent of scenes, shapes and the renderer.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ Floats = NDArray[np.float32]
 Core = tuple[NDArray[np.bool_], int, int]  # a mask, with the row and column of its corner
 T = TypeVar("T", np.int8, np.bool_)
 SIDE = 128  # pixels of the shorter side
-LEAST = 60  # pixels: anything smaller is a crossing of lines or a speck
-TIP = 4  # pixels: how far a point too narrow for the core of a patch reaches beyond it
-EDGE = 2  # pixels: how far a rim does
-MARGIN, WITHIN = 4, 0.75  # what has this share of one other colour in so many pixels about it lies within a patch
+MIN_AREA = 60  # pixels: a smaller patch is a crossing of lines or a speck
+TIP = 4  # pixels: how far a tip that is too narrow for the core of a patch extends beyond it
+EDGE = 2  # pixels: how far a rim of mixed colour does
+MARGIN, INSIDE = 4, 0.75  # a core is inside another patch if this share of the pixels around it has one other colour
 INK = np.array((33, 31, 38), np.float32)
-LIGHTNESS = 0.55  # weight of Lab's L beside a and b: light and shadow change it, paper does not
-COLOR_LIGHTS = (0.65, 0.8, 1.0, 1.15)  # how lit a piece may be
-PIGMENTS = (0.58, 0.75)  # how thin a wash of its paint may be
-GROUND_LIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6)  # how deep in shadow the ground may be
-INK_SHARES = (0.2, 0.35, 0.5)  # how much ink a pixel of a thin line may hold
+LIGHTNESS = 0.55  # weight of Lab's L relative to a and b, since light and shadow change L most
+COLOR_LIGHTS = (0.65, 0.8, 1.0, 1.15)  # brightness factors of a piece
+PIGMENTS = (0.58, 0.75)  # thickness of a wash of paint
+GROUND_LIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6)  # brightness factors of the ground in shadow
+INK_SHARES = (0.2, 0.35, 0.5)  # share of ink in a pixel of a thin line
 
 _LINEAR = np.array(
     [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.arange(256) / 255], np.float32
@@ -37,7 +37,9 @@ _XYZ_OVER_WHITE = _XYZ / np.array(((0.95047,), (1.0,), (1.08883,)), np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Connected pixels of one colour: its name, and the mask [h, w] with the row and column of its corner."""
+    """Connected pixels of one colour: its name, their mask [h, w], and the row and column of the mask's top left
+    corner.
+    """
 
     color: str
     mask: NDArray[np.bool_]
@@ -52,7 +54,7 @@ def lab(pixels: NDArray[np.uint8]) -> Floats:
 
 
 def at_reading_size(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture with a shorter side of 128 pixels, resized bicubically if it has another."""
+    """The picture with a shorter side of 128 pixels, resized bicubically if necessary."""
     height, width = pixels.shape[:2]
     scale = SIDE / min(height, width)
     if scale == 1:
@@ -63,14 +65,14 @@ def at_reading_size(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def segment(pixels: NDArray[np.uint8]) -> tuple[str, list[Patch]]:
     """The ground's name and the coloured patches of a picture at reading size, uint8 [H, W, 3]."""
-    seen = lab(pixels) * np.array((LIGHTNESS, 1, 1), np.float32)
-    ground, sheet = _find_ground(pixels, seen)
+    colors_lab = lab(pixels) * np.array((LIGHTNESS, 1, 1), np.float32)
+    ground, ground_color = _find_ground(pixels, colors_lab)
     names = list(COLORS)
     colors = [np.concatenate((_lit(rgb, COLOR_LIGHTS), _washed(rgb))) for rgb in COLORS.values()]
-    blends = np.array([sheet * (1 - share) + INK * share for share in INK_SHARES])
-    classes = _nearest(seen, [np.concatenate((_lit(sheet, GROUND_LIGHTS), blends)), *colors])
+    blends = np.array([ground_color * (1 - share) + INK * share for share in INK_SHARES])
+    classes = _nearest(colors_lab, [np.concatenate((_lit(ground_color, GROUND_LIGHTS), blends)), *colors])
     cores = _components(_opened(classes))
-    if _without_gleams(classes, cores):
+    if _fill_highlights(classes, cores):
         cores = _components(_opened(classes))
     patches = [Patch(names[kind - 1], *core) for kind, core in cores]
     owners = numbered(patches, classes.shape)
@@ -82,7 +84,7 @@ def segment(pixels: NDArray[np.uint8]) -> tuple[str, list[Patch]]:
 
 
 def numbered(patches: list[Patch], shape: tuple[int, ...]) -> NDArray[np.int16]:
-    """A map [H, W] of which patch has each pixel, counted from one; 0 is the ground."""
+    """A map [H, W] of the number of the patch at each pixel, counted from 1; 0 is the ground."""
     owners = np.zeros(shape, np.int16)
     for number, patch in enumerate(patches, start=1):
         y, x = np.nonzero(patch.mask)
@@ -93,17 +95,18 @@ def numbered(patches: list[Patch], shape: tuple[int, ...]) -> NDArray[np.int16]:
 
 
 def foreground(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where a picture, uint8 [H, W, 3], shows shapes: bool, at reading size."""
+    """Where a picture, uint8 [H, W, 3], has shapes: a bool mask at reading size."""
     picture = at_reading_size(pixels)
     return np.asarray(numbered(segment(picture)[1], picture.shape[:2]) > 0)
 
 
-def _without_gleams(classes: NDArray[np.int8], cores: list[tuple[int, Core]]) -> bool:
-    """Give whatever lies within a patch of one colour that patch's class, in place; whether there was any.
+def _fill_highlights(classes: NDArray[np.int8], cores: list[tuple[int, Core]]) -> bool:
+    """Give each core that is inside a patch of one colour the class of that patch, in place; returns whether there was
+    one.
 
-    No shape lies within another in this world: such a spot is light on a round surface.
+    No shape is inside another in this world, so that such a core is a highlight on a round surface.
     """
-    found = False
+    changed = False
     for kind, (mask, top, left) in cores:
         core = np.pad(mask, MARGIN)
         near = core.copy()
@@ -111,61 +114,64 @@ def _without_gleams(classes: NDArray[np.int8], cores: list[tuple[int, Core]]) ->
             near[1:-1, 1:-1] |= _extreme(near, np.maximum)
         rows, columns = (axis - MARGIN + start for axis, start in zip(np.nonzero(near), (top, left), strict=True))
         inside = (rows >= 0) & (rows < classes.shape[0]) & (columns >= 0) & (columns < classes.shape[1])
-        rows, columns, own = rows[inside], columns[inside], core[near][inside]
-        kinds = np.bincount(classes[rows[~own], columns[~own]], minlength=1)
+        rows, columns, in_core = rows[inside], columns[inside], core[near][inside]
+        kinds = np.bincount(classes[rows[~in_core], columns[~in_core]], minlength=1)
         host = int(kinds.argmax())
-        if host not in (0, kind) and kinds[host] > WITHIN * (kinds.sum() - kinds[kind : kind + 1].sum()):
+        if host not in (0, kind) and kinds[host] > INSIDE * (kinds.sum() - kinds[kind : kind + 1].sum()):
             classes[rows, columns] = host
-            found = True
-    return found
+            changed = True
+    return changed
 
 
-def _grown(patch: Patch, own: NDArray[np.bool_], filled: NDArray[np.bool_]) -> Patch:
-    """A core with what opening took off: narrow tips of its `own` colour, then any filled pixels, rims of mixed colour."""
+def _grown(patch: Patch, same_class: NDArray[np.bool_], free: NDArray[np.bool_]) -> Patch:
+    """A core with what opening removed: narrow tips of the same class, then rims of mixed colour, which are any free
+    pixels.
+    """
     reach = TIP + EDGE
     height, width = patch.mask.shape
     mask = np.pad(patch.mask, reach)
-    for steps, ground in ((TIP, own), (EDGE, filled)):
-        around = np.pad(ground, reach)[patch.top : patch.top + height + 2 * reach, :]
+    for steps, allowed in ((TIP, same_class), (EDGE, free)):
+        around = np.pad(allowed, reach)[patch.top : patch.top + height + 2 * reach, :]
         around = around[:, patch.left : patch.left + width + 2 * reach]
         for _ in range(steps):
             mask[1:-1, 1:-1] |= _extreme(mask, np.maximum) & around[1:-1, 1:-1]
     return Patch(patch.color, mask, patch.top - reach, patch.left - reach)
 
 
-def _find_ground(pixels: NDArray[np.uint8], seen: Floats) -> tuple[str, Floats]:
-    """The ground that most pixels are nearest to, and the median colour of those pixels."""
+def _find_ground(pixels: NDArray[np.uint8], colors_lab: Floats) -> tuple[str, Floats]:
+    """The ground that is nearest for most pixels, and the median colour of those pixels."""
     palette = [_lit(rgb, COLOR_LIGHTS[:2] + COLOR_LIGHTS[3:]) for rgb in COLORS.values()]
-    classes = _nearest(seen, [_lit(rgb, GROUND_LIGHTS[:2]) for rgb in GROUNDS.values()] + palette)
+    classes = _nearest(colors_lab, [_lit(rgb, GROUND_LIGHTS[:2]) for rgb in GROUNDS.values()] + palette)
     best = int(np.bincount(classes.ravel(), minlength=len(GROUNDS))[: len(GROUNDS)].argmax())
     mask = classes == best
     name = tuple(GROUNDS)[best]
-    sheet = np.median(pixels[mask], axis=0) if mask.any() else np.array(GROUNDS[name])
-    return name, sheet.astype(np.float32)
+    color = np.median(pixels[mask], axis=0) if mask.any() else np.array(GROUNDS[name])
+    return name, color.astype(np.float32)
 
 
 def _lit(rgb: tuple[int, int, int] | Floats, lights: tuple[float, ...]) -> Floats:
+    """A colour at each of these brightnesses, [n, 3]."""
     return np.asarray(lights, np.float32)[:, None] * np.asarray(rgb, np.float32)
 
 
 def _washed(rgb: tuple[int, int, int]) -> Floats:
-    """Thinner layers of a paint on white: light passes each layer by the same share."""
+    """A paint on white in thinner layers, [n, 3]: each layer transmits the same share of the light."""
     shares = np.asarray(rgb, np.float32) / 255
     return np.asarray(255 * shares ** np.array(PIGMENTS, np.float32)[:, None])
 
 
-def _nearest(seen: Floats, choices: list[Floats]) -> NDArray[np.int8]:
-    """For every pixel the index of the choice that has the prototype (RGB rows) nearest to it."""
+def _nearest(colors_lab: Floats, choices: list[Floats]) -> NDArray[np.int8]:
+    """For each pixel the index of the choice (rows of RGB prototypes) that has the nearest prototype."""
     prototypes = lab(np.clip(np.concatenate(choices), 0, 255).astype(np.uint8)) * np.array(
         (LIGHTNESS, 1, 1), np.float32
     )
     owners = np.repeat(np.arange(len(choices), dtype=np.int8), [len(choice) for choice in choices])
-    scores = seen @ (2 * prototypes.T) - (prototypes**2).sum(axis=1)  # |p|^2 - 2 p.x orders as the distance does
+    scores = colors_lab @ (2 * prototypes.T) - (prototypes**2).sum(axis=1)  # the nearest maximises 2 p.x - |p|^2
     return np.asarray(owners[scores.argmax(axis=-1)])
 
 
 def _opened(classes: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Keep the pixels that lie in some 3 x 3 block of their own class; the others become ground (0)."""
+    """Morphological opening: pixels in no 3 x 3 block of a single class become ground (0)."""
     core = np.zeros_like(classes)
     low, high = _extreme(classes, np.minimum), _extreme(classes, np.maximum)
     core[1:-1, 1:-1] = np.where(low == high, high, 0)
@@ -180,24 +186,24 @@ def _extreme(values: NDArray[T], pick: np.ufunc) -> NDArray[T]:
 
 
 def _components(classes: NDArray[np.int8]) -> list[tuple[int, Core]]:
-    """The 4-connected components of equal class other than 0, as (class, (mask, top, left)), specks left out."""
-    width = classes.shape[1] + 1  # one column of ground at the end of each row keeps rows apart
+    """The 4-connected components of equal class other than 0, as (class, (mask, top, left)), without small ones."""
+    width = classes.shape[1] + 1  # a column of ground at the end separates the rows
     flat = np.pad(classes, ((0, 0), (0, 1))).ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=0))
     ends = np.append(starts[1:], flat.size)
     full = flat[starts] != 0
     starts, ends = starts[full], ends[full]
     kinds, roots = flat[starts], _joined(starts, ends, flat[starts], width)
-    found = []
+    components = []
     for root in np.unique(roots):
         runs = np.flatnonzero(roots == root)
-        if (ends[runs] - starts[runs]).sum() >= LEAST:
-            found.append((int(kinds[root]), _cut(starts[runs], ends[runs], width)))
-    return found
+        if (ends[runs] - starts[runs]).sum() >= MIN_AREA:
+            components.append((int(kinds[root]), _cut(starts[runs], ends[runs], width)))
+    return components
 
 
 def _joined(starts: NDArray[np.intp], ends: NDArray[np.intp], kinds: NDArray[np.int8], width: int) -> NDArray[np.intp]:
-    """The representative of every run, once runs of one kind that overlap in neighbouring rows are joined."""
+    """The representative of each run, after joining runs of one class that overlap in adjacent rows (union-find)."""
     firsts = np.searchsorted(ends, starts + width, side="right").tolist()
     lasts = np.searchsorted(starts, ends + width, side="left").tolist()
     parents = list(range(len(starts)))
@@ -216,7 +222,7 @@ def _joined(starts: NDArray[np.intp], ends: NDArray[np.intp], kinds: NDArray[np.
 
 
 def _cut(starts: NDArray[np.intp], ends: NDArray[np.intp], width: int) -> Core:
-    """Runs as a mask within their bounding box."""
+    """Runs as a mask of their bounding box, with its top and left."""
     rows, lefts = np.divmod(starts, width)
     rights = lefts + ends - starts
     top, left = int(rows.min()), int(lefts.min())

@@ -1,7 +1,7 @@
 """The seven outlines, as signed distance functions of a unit shape.
 
-Every shape fits the disc of radius 1 about the origin, and its centre of mass is (almost) there: a layout that keeps
-discs apart keeps shapes apart. Knows nothing of colours, scenes or pixels.
+Every shape fits into the disc of radius 1 around the origin, and its centre of mass is (almost) the origin, so that
+shapes do not overlap if their discs do not. Independent of colours, scenes and pixels.
 """
 
 import math
@@ -16,8 +16,8 @@ FloatArray = NDArray[np.floating[Any]]
 RING_MIDDLE, RING_HALF_WIDTH = 0.77, 0.23
 SQUARE_HALF_SIDE = math.sqrt(0.5)
 CROSS_HALF_WIDTH, CROSS_REACH = 0.3, 0.953
-STAR_WAIST = 0.46  # radius of the inner corners: slim enough for a star, stout enough to survive 64 pixels
-MOON_RADIUS, MOON_LIFT = 0.92, 0.37  # half a disc, lifted so that its centre of mass is the origin
+STAR_WAIST = 0.46  # radius of the inner corners: small enough for a star, large enough to be visible in 64 pixels
+MOON_RADIUS, MOON_SHIFT = 0.92, 0.37  # half a disc, shifted so that its centre of mass is the origin
 
 
 def _circle(x: FloatArray, y: FloatArray) -> FloatArray:
@@ -56,8 +56,8 @@ def _star(x: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def _half_moon(x: FloatArray, y: FloatArray) -> FloatArray:
-    lifted = y + MOON_LIFT
-    return np.asarray(np.maximum(np.hypot(x, lifted) - MOON_RADIUS, -lifted))
+    shifted = y + MOON_SHIFT
+    return np.asarray(np.maximum(np.hypot(x, shifted) - MOON_RADIUS, -shifted))
 
 
 OUTLINES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
@@ -74,8 +74,8 @@ OUTLINES: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
 def distance(shape: str, x: FloatArray, y: FloatArray, radius: float = 1.0, angle: float = 0.0) -> FloatArray:
     """Signed distance from the points (x, y) to the outline: negative inside, in the units of `radius`.
 
-    x and y are offsets from the shape's centre (y down) and only need to broadcast together; `angle` turns the shape
-    clockwise, in radians. Exact inside and near the outline; beyond a corner it is a lower bound.
+    x and y are offsets from the shape's centre (y down), of shapes that broadcast together; `angle` rotates the shape
+    clockwise, in radians. Exact inside and near the outline; outside a corner it is a lower bound.
     """
     cosine, sine = math.cos(angle) / radius, math.sin(angle) / radius
     return OUTLINES[shape](cosine * x + sine * y, cosine * y - sine * x) * np.float32(radius)

@@ -1,7 +1,7 @@
-"""Which style a picture is in, told from how light runs across the edges of its patches.
+"""Classifies the style of a picture, from the brightness across the edges of its patches.
 
-Every patch votes: fifteen measures of brightness, weighed for the five styles (`manner_weights`), once for black patches
-and once for others. Knows patches; nothing of scenes or of how pictures were made.
+Each patch votes by a linear classifier on fifteen features, with weights for the five styles in `style_weights`, one
+set for black patches and one for all others. Independent of scenes and of the renderer.
 """
 
 import math
@@ -16,29 +16,29 @@ from kandinsky22.compositions.world import COLORS, GROUNDS, STYLES
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 LUMA = np.array((0.299, 0.587, 0.114), np.float32) / 255
-RINGS = 6  # one pixel wide each, on both sides of a patch's edge
-LIGHT = (-0.6, -0.8)  # where light comes from, in a style that has any
-SIDE = 0.25  # of a patch's spread: how far off its middle line a point must be to be on the bright or the dark side
+RINGS = 6  # one pixel wide each, on both sides of the edge of a patch
+LIGHT = (-0.6, -0.8)  # the direction (x, y) from which the light comes, in styles with a light
+SIDE = 0.25  # of a patch's spread: the distance from its middle line of points on its bright or dark side
 STREAK = 2  # pixels, down and across, between points that are compared
 
 
-def tell(pixels: NDArray[np.uint8], ground: str, patches: list[Patch]) -> str:
-    """The style of a picture at reading size, uint8 [H, W, 3]; "paper" if it shows nothing."""
+def classify_style(pixels: NDArray[np.uint8], ground: str, patches: list[Patch]) -> str:
+    """The style of a picture at reading size, uint8 [H, W, 3]; "paper" if it has no patches."""
     votes = np.zeros(len(STYLES), np.float32)
     light = (pixels @ LUMA).astype(np.float32)
     for patch in patches:
         weights = np.array(BLACK if patch.color == "black" else COLORED, np.float32)
-        scores = np.append(measures(light, ground, patch), 1) @ weights
+        scores = np.append(patch_features(light, ground, patch), 1) @ weights
         votes += scores - scores.max() - math.log(np.exp(scores - scores.max()).sum())
     return STYLES[int(votes.argmax())]
 
 
-def measures(light: Floats, ground: str, patch: Patch) -> Floats:
-    """Fifteen measures of one patch, from the brightness of a picture, [H, W] in [0, 1].
+def patch_features(light: Floats, ground: str, patch: Patch) -> Floats:
+    """Fifteen features [15] of one patch, from the brightness of its picture, [H, W] in [0, 1].
 
-    A dark line on the edge; a rim inside it (three); what the bright side has over the dark one, in the shadow's place, on
-    both sides of the edge, and within (five); a halo; streaks (two); unevenness; how much lighter the middle is than the
-    palette's colour; how fast the edge falls off.
+    A dark line on the edge; a rim inside it (three); the brightness of the bright side minus the dark side, at the
+    place of a shadow, on both sides of the edge, and inside (five); a halo; streaks (two); unevenness; how much lighter
+    the middle is than the palette's colour; the slope of the edge.
     """
     mask = np.pad(patch.mask, RINGS + 1)
     rows = np.clip(np.arange(mask.shape[0]) + patch.top - RINGS - 1, 0, light.shape[0] - 1)
@@ -47,23 +47,25 @@ def measures(light: Floats, ground: str, patch: Patch) -> Floats:
     depth = _depths(mask)
     bright, dark = _sides(mask)
     rings = _rings(near, depth, bright, dark)
-    mean, lead = rings.mean(axis=1), rings[:, 0] - rings[:, 1]
+    mean, contrast = rings.mean(axis=1), rings[:, 0] - rings[:, 1]
     middle = mean[-3:].mean()
-    sheet, paint = (float(np.array(rgb, np.float32) @ LUMA) for rgb in (GROUNDS[ground], COLORS[patch.color]))
+    ground_light, color_light = (
+        float(np.array(rgb, np.float32) @ LUMA) for rgb in (GROUNDS[ground], COLORS[patch.color])
+    )
     along, across = _streaks(near, depth >= 2)
     inner = near[depth >= 3] if (depth >= 3).any() else near[mask]
     return np.array(
         (
             mean[5] - (mean[2] + mean[8]) / 2,
             *(mean[6:9] - middle),
-            lead[1:4].mean(),
-            *lead[[5, 6, 8]],
-            lead[10:].mean(),
-            mean[1:4].mean() - sheet,
+            contrast[1:4].mean(),
+            *contrast[[5, 6, 8]],
+            contrast[10:].mean(),
+            mean[1:4].mean() - ground_light,
             along - across,
             across,
             inner.std(),
-            middle - paint,
+            middle - color_light,
             mean[4] - mean[2],
         ),
         np.float32,
@@ -71,25 +73,28 @@ def measures(light: Floats, ground: str, patch: Patch) -> Floats:
 
 
 def _depths(mask: Mask) -> NDArray[np.int8]:
-    """How many pixels inside the edge each point is (1 is on it, 99 in the middle), or outside (-1 is beside it, 0 far)."""
+    """How many pixels each point is inside the edge (1 is on it, 99 in the middle) or outside (-1 is next to it, 0 far
+    away).
+    """
     depth = np.where(mask, np.int8(99), np.int8(0))
     inside, outside = mask, mask
     for ring in range(1, RINGS + 1):
-        smaller, larger = ~_spread(~inside), _spread(outside)
+        smaller, larger = ~_dilated(~inside), _dilated(outside)
         depth[inside & ~smaller] = ring
         depth[larger & ~outside] = -ring
         inside, outside = smaller, larger
     return depth
 
 
-def _spread(mask: Mask) -> Mask:
-    """The mask and its four neighbours; the rim of the window stays as it is."""
+def _dilated(mask: Mask) -> Mask:
+    """The mask and the four neighbours of its points; the rim of the window is unchanged."""
     out = mask.copy()
     out[1:-1, 1:-1] |= mask[:-2, 1:-1] | mask[2:, 1:-1] | mask[1:-1, :-2] | mask[1:-1, 2:]
     return out
 
 
 def _sides(mask: Mask) -> tuple[Mask, Mask]:
+    """The points of the window that face the light, and those that face away from it, by the centre of the mask."""
     y, x = np.nonzero(mask)
     spread = math.sqrt(y.var() + x.var())
     rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
@@ -98,7 +103,10 @@ def _sides(mask: Mask) -> tuple[Mask, Mask]:
 
 
 def _rings(near: Floats, depth: NDArray[np.int8], bright: Mask, dark: Mask) -> Floats:
-    """Mean brightness of every ring from outside in, and of the middle, [13, 2]; an empty one repeats the one before."""
+    """Mean brightness of each ring from outside to inside and of the middle, on the bright and the dark side, [13, 2].
+
+    An empty ring repeats the one before.
+    """
     rings = np.zeros((2 * RINGS + 1, 2), np.float32)
     for column, side in enumerate((bright, dark)):
         where = depth[side].astype(np.int64) + RINGS
@@ -113,10 +121,10 @@ def _rings(near: Floats, depth: NDArray[np.int8], bright: Mask, dark: Mask) -> F
 
 
 def _streaks(near: Floats, inside: Mask) -> tuple[float, float]:
-    """How much brightness changes along and across the slant of a right hand's strokes, within the mask."""
-    ahead, behind = slice(STREAK, None), slice(None, -STREAK)
+    """The mean change of brightness along and across the diagonal of right-handed strokes, inside a mask."""
+    late, early = slice(STREAK, None), slice(None, -STREAK)
     changes = []
-    for first, second in (((ahead, behind), (behind, ahead)), ((ahead, ahead), (behind, behind))):
+    for first, second in (((late, early), (early, late)), ((late, late), (early, early))):
         both = inside[first] & inside[second]
         changes.append(float(np.abs(near[first] - near[second])[both].mean()) if both.any() else 0.0)
     return changes[0], changes[1]

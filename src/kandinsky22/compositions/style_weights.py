@@ -1,4 +1,4 @@
-"""How much each measure of a patch speaks for each style; the last row is what none speaks for.
+"""The weights of each feature of a patch for each style; the last row is the bias.
 
 Fitted by `python runs/score_oracle.py --fit-styles 3000`.
 """

@@ -1,8 +1,8 @@
 """The image embeddings that requests ask for: of texts by the prior, of pictures by CLIP, saved ones, and their mixes.
 
-What the prior computes for a text is cached under everything that decides it (words, seeds, sampling), so painting the same
-embedding again, at another size or with another decoder seed, does not run the prior. For a large prior the cache is also on
-disk, so the next command does not even load the prior.
+What the prior computes for a text is cached under everything that decides it (words, seeds, sampling), so painting the
+same embedding again, at another size or with another decoder seed, does not run the prior. For a large prior the cache
+is also on disk, so the next command does not even load the prior.
 """
 
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping

@@ -17,8 +17,8 @@ VALUE = "value"
 
 
 class EmbeddingCache:
-    """Tensors by key: the `IN_MEMORY` last used ones in memory and, with a folder, all of them in files named after the key's
-    hash.
+    """Tensors by key: the `IN_MEMORY` last used ones in memory and, with a folder, all of them in files named after the
+    key's hash.
 
     A key's `repr` must identify it, in every process. A folder that cannot be read or written only costs time.
     """

@@ -1,7 +1,7 @@
 """Kandinsky: the whole model. Four stages in order, each callable by itself: embed, start_state, sample, decode.
 
-`stream_many` carries out any number of requests together, with one network call per step for all of them; `stream` is the
-same for one request, and calling the model is `stream` without the events.
+`stream_many` carries out any number of requests together, with one network call per step for all of them; `stream` is
+the same for one request, and calling the model is `stream` without the events.
 """
 
 import sys
@@ -36,9 +36,9 @@ from kandinsky22.imaging.images import Painting
 from kandinsky22.imaging.pixels import to_image, to_pixels
 from kandinsky22.request import Defaults, Embedding, Request, Sampling
 from kandinsky22.request.events import Event, Notice, Progress, Result, Started
-from kandinsky22.request.parts import EVERYWHERE, OPEN
+from kandinsky22.request.parts import EVERYWHERE, UNSPECIFIED
 from kandinsky22.request.tasks import text2img
-from kandinsky22.request.vocabulary import unknown_words
+from kandinsky22.request.vocabulary import unknown_words_notice
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -53,8 +53,9 @@ def _to_stderr(line: str) -> None:
 class Kandinsky:
     """A model, loaded from folders in the published layout: a prior, and a decoder for each kind of task.
 
-    Every file is checked before anything runs. A network is loaded when it is first needed; `placement` says whether it stays.
-    Text-to-image never loads the image encoder: the one embedding it is needed for is stored (see `checkpoints/zero_image.py`).
+    Every file is checked before anything runs. A network is loaded when it is first needed; `placement` says whether it
+    stays. Text-to-image never loads the image encoder: the one embedding it is needed for is stored (see
+    `checkpoints/zero_image.py`).
     """
 
     def __init__(
@@ -100,15 +101,16 @@ class Kandinsky:
         Of a published model, what is missing on this machine is downloaded: no more than `request` needs (None: text to
         image). Before that, `say` is called with what will be downloaded, how much, and how much room there is.
 
-        device: "auto" (or None) is cuda if there is one, else mps, else cpu. dtype: "auto" (or None) is float16 on cuda and
-        mps; on a CPU it is bfloat16 for large models if the processor has instructions for it, else float32, in which a seed
-        reproduces its picture most exactly. Half precision on a CPU without such instructions applies to the weights alone:
-        everything is computed in float32, with half the memory. placement: "keep" networks, "offload" each when its stage is
-        done, or move them "sequential"ly, weight by weight; None offloads a large model on a CPU, where loading it again
-        takes little time compared with painting, and on an accelerator without room for all of it. accelerated: False
-        computes by plain torch alone: the same numbers up to rounding, on a CPU at less than half the speed. compiled: on
-        cuda, torch also compiles each step; the first picture of a size then takes minutes, and the compiled code is stored
-        in the user's cache. Raises `ValueError` if the folder, the device or the dtype cannot be used.
+        device: "auto" (or None) is cuda if there is one, else mps, else cpu. dtype: "auto" (or None) is float16 on cuda
+        and mps; on a CPU it is bfloat16 for large models if the processor has instructions for it, else float32, in
+        which a seed reproduces its picture most exactly. Half precision on a CPU without such instructions applies to
+        the weights alone: everything is computed in float32, with half the memory. placement: "keep" networks,
+        "offload" each when its stage is done, or move them "sequential"ly, weight by weight; None offloads a large
+        model on a CPU, where loading it again takes little time compared with painting, and on an accelerator without
+        room for all of it. accelerated: False computes by plain torch alone: the same numbers up to rounding, on a CPU
+        at less than half the speed. compiled: on cuda, torch also compiles each step; the first picture of a size then
+        takes minutes, and the compiled code is stored in the user's cache. Raises `ValueError` if the folder, the
+        device or the dtype cannot be used.
         """
         text, place = str(model), device_of(device)
         if catalog.is_remote(text):
@@ -200,7 +202,7 @@ class Kandinsky:
             images = self._decode(request, latents[key], canvases[key])
             made_by = self.made_by(request)
             pictures = [  # the batch is recorded because its size changes how sums are rounded
-                Painting(image, request.single(k), {**made_by, "batch": {"index": k, "of": len(images)}})
+                Painting(image, request.for_image(k), {**made_by, "batch": {"index": k, "of": len(images)}})
                 for k, image in enumerate(images)
             ]
             yield key, Result(pictures, request, time.perf_counter() - started)
@@ -223,7 +225,8 @@ class Kandinsky:
 
     @torch.inference_mode()
     def embed(self, request: Request) -> Embeds:
-        """Stage 1: the image embeddings of a request. A stage called by itself needs a request with a seed: resolve it."""
+        """Stage 1: the image embeddings of a request. A stage called by itself needs a request with a seed: resolve
+        it."""
         return drain(self.embedder.embed({0: self._seeded(request)}))[0]
 
     def embedding(self, request: Request) -> Embedding:
@@ -317,7 +320,7 @@ class Kandinsky:
             )
             if part == catalog.DECODER:
                 published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
-            stages[part] = self.stored.about.defaults.get(part, OPEN).filled(published)
+            stages[part] = self.stored.about.defaults.get(part, UNSPECIFIED).with_defaults(published)
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request) -> Request:
@@ -339,7 +342,7 @@ class Kandinsky:
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
-        if unknown := unknown_words(request.texts, self.stored.about.words):
+        if unknown := unknown_words_notice(request.texts, self.stored.about.words):
             yield unknown
         if canvas.inpainting is not None and request.mask is not None and not any(request.mask.pad):
             reminder = masks.reminder(masks.share(canvas.inpainting.area), request.mask.repaint)
@@ -347,7 +350,8 @@ class Kandinsky:
                 yield reminder
         if not request.decoder.exact and self.name != catalog.BOX:
             yield (
-                "guidance_interval and reuse were only evaluated with the model in the box; on this one they are untested"
+                "guidance_interval and reuse were only evaluated with the model in the box; with this one they are "
+                "untested"
             )
         shape = (request.num_images, *canvas.size)
         if self.networks.compiled and shape not in self._compiled:

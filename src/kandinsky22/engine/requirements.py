@@ -15,8 +15,9 @@ def decoder_kind(request: Request) -> str:
 def model_parts(model: str, request: Request) -> list[str]:
     """The parts of a published model that a request needs (names of `catalog`).
 
-    The image encoder is only among them if a picture is encoded, or for the zero-image embedding, which guidance without a
-    negative prompt needs, if that is not cached yet. Raises `ValueError` for a linear prior: none is published.
+    The image encoder is only among them if a picture is encoded, or for the zero-image embedding, which guidance
+    without a negative prompt needs, if that is not cached yet. Raises `ValueError` for a linear prior: none is
+    published.
     """
     if request.prior.linear:
         raise ValueError(f"no linear prior of {model} is published; fit one with: kandinsky22 train linear-prior")

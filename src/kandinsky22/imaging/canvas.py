@@ -1,8 +1,8 @@
 """The canvas that networks compute, and how a request's picture is placed on it and cut from it.
 
-Networks compute sides that are multiples of 64. A picture is the middle of such a canvas; a given picture is placed there, its
-edges repeated around it. Inpainting may compute only a window around the repainted area, which is then put back into the whole
-picture. Knows PIL and numpy, no network.
+Networks compute sides that are multiples of 64. A picture is the middle of such a canvas; a given picture is placed
+there, its edges repeated around it. Inpainting may compute only a window around the repainted area, which is then put
+back into the whole picture. Knows PIL and numpy, no network.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from PIL import Image
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.masks import Box
 from kandinsky22.request import Mask, Request
-from kandinsky22.request.sizes import SMALLEST
+from kandinsky22.request.sizes import MIN_SIDE
 
 WINDOW_FROM = 1.5  # times the model's own area: in larger pictures a small mask gets a window
 RESAMPLING = Image.Resampling.BICUBIC
@@ -45,7 +45,7 @@ class Canvas:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width that are computed: the picture's, rounded up to multiples of 64."""
-        return -(-self.height // SMALLEST) * SMALLEST, -(-self.width // SMALLEST) * SMALLEST
+        return -(-self.height // MIN_SIDE) * MIN_SIDE, -(-self.width // MIN_SIDE) * MIN_SIDE
 
     @property
     def offset(self) -> tuple[int, int]:
@@ -97,8 +97,9 @@ class Canvas:
 class Inpainting:
     """The geometry of inpainting.
 
-    whole: the picture at its final size. area: where it is repainted, float32 [H, W] in [0, 1]. weight: how much of the new
-    picture shows, [H, W] in [0, 1] (None: only the new picture). window: the part that is computed (None: everything).
+    whole: the picture at its final size. area: where it is repainted, float32 [H, W] in [0, 1]. weight: how much of the
+    new picture shows, [H, W] in [0, 1] (None: only the new picture). window: the part that is computed (None:
+    everything).
     """
 
     whole: Image.Image
@@ -143,7 +144,7 @@ def window_size(window: Box, model_size: tuple[int, int]) -> tuple[int, int]:
     """Height and width at which a window is computed: the model's own area in the window's aspect ratio."""
     height, width = window.bottom - window.top, window.right - window.left
     scale = (model_size[0] * model_size[1] / (height * width)) ** 0.5
-    return max(SMALLEST, round(height * scale)), max(SMALLEST, round(width * scale))
+    return max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale))
 
 
 def _wants_window(mask: Mask, size: tuple[int, int], model_size: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""What is asked, as values: requests and their parts, pictures, embeddings, tasks, events. Imports no torch."""
+"""Requests as values: their parts, pictures, embeddings, tasks and events. Imports no torch."""
 
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import Condition, Mask, Mix, Part, Sampling, Start, Text

@@ -1,4 +1,4 @@
-"""What happens while a request is carried out, and the protocol of whoever carries it out. Imports no torch."""
+"""The events of a running request, and the protocol of what runs requests. Imports no torch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,21 +14,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request as it will be carried out, nothing left open."""
+    """The resolved request, sent before the first network runs."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the asker should know, in one sentence; the request goes on."""
+    """A warning for the user, in one sentence; the request continues."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Step `i` of `n` of a stage ("prior" or "decoder") is done. `preview`, if any, decodes the first picture as it is."""
+    """Step `i` of `n` of a stage ("prior" or "decoder") is done.
+
+    `preview`, if set, decodes the first unfinished picture.
+    """
 
     stage: str
     i: int
@@ -38,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The finished pictures, the request they answer, and the seconds it took."""
+    """The finished pictures, the resolved request, and the seconds it took."""
 
     pictures: "list[Painting]"
     request: Request
@@ -49,8 +52,8 @@ Event = Started | Notice | Progress | Result
 
 
 class Backend(Protocol):
-    """Whoever carries out requests. Closing the iterator cancels."""
+    """Runs requests: a `Kandinsky` in this process, or one of the classes in `kandinsky22.backends`."""
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Carry out a request, telling what happens; the last event is the `Result`."""
+        """Run a request and yield its events; the last is the `Result`. Closing the iterator cancels it."""
         ...

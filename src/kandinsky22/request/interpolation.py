@@ -1,4 +1,4 @@
-"""From one embedding to the next: the requests whose pictures make a strip or a film. Imports no torch."""
+"""Requests for the frames of an interpolation between embeddings, for a strip or a film. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,57 +7,60 @@ from typing import Literal
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.request import Request
 
-FULL_TURN = 4.0  # a variation strength of 1 is a quarter of a circle; four of them come back to where they began
+FULL_ROTATION = 4.0  # a variation strength of 1 rotates the noise by a quarter circle; 4 is back at the first noise
 Path = Literal["slerp", "line"]
 
 
-def embeddings(stops: Sequence[Embedding], frames: int, *, loop: bool = False, path: Path = "slerp") -> list[Embedding]:
-    """`frames` embeddings, evenly along the way through all `stops`, each stop among them if the numbers allow.
+def embeddings(
+    keyframes: Sequence[Embedding], frames: int, *, loop: bool = False, path: Path = "slerp"
+) -> list[Embedding]:
+    """`frames` embeddings, evenly spaced along the path through all `keyframes`.
 
-    loop: the way goes back to the first stop, whose frame is not repeated at the end, so that played again and again it is
-    seamless. Raises `ValueError` for fewer than two stops or frames.
+    A frame that falls on a keyframe is that keyframe. loop: the path returns to the first keyframe, whose frame is not
+    repeated at the end, so that the frames can be played in a loop. Raises `ValueError` for fewer than two keyframes or
+    frames.
     """
-    if len(stops) < 2:
-        raise ValueError(f"a journey goes between two embeddings or more, got {len(stops)}")
+    if len(keyframes) < 2:
+        raise ValueError(f"an interpolation needs at least two embeddings, got {len(keyframes)}")
     if frames < 2:
-        raise ValueError(f"a journey has two frames or more, got {frames}")
-    way = [*stops, stops[0]] if loop else [*stops]
-    legs = len(way) - 1
-    found = []
+        raise ValueError(f"an interpolation needs at least two frames, got {frames}")
+    stops = [*keyframes, keyframes[0]] if loop else [*keyframes]
+    segments = len(stops) - 1
+    result = []
     for k in range(frames):
-        place = k * legs / (frames if loop else frames - 1)
-        leg = min(int(place), legs - 1)
-        found.append(_between(way[leg], way[leg + 1], place - leg, path))
-    return found
+        position = k * segments / (frames if loop else frames - 1)
+        segment = min(int(position), segments - 1)
+        result.append(_interpolate(stops[segment], stops[segment + 1], position - segment, path))
+    return result
 
 
 def requests(
-    stops: Sequence[Embedding],
+    keyframes: Sequence[Embedding],
     frames: int,
-    like: Request,
+    template: Request,
     *,
     loop: bool = False,
     path: Path = "slerp",
-    noise: Literal["held", "turned"] = "held",
+    noise: Literal["fixed", "rotating"] = "fixed",
 ) -> list[Request]:
-    """A request for each frame, `like` another one with a seed in all but the embedding.
+    """One request per frame: `template`, which must have a seed, with the frame's embedding as its condition.
 
-    noise: "held" paints every frame from the same noise; "turned" turns it to that of the next seed (with `loop` all the way
-    round and back), which lets the composition drift, too.
+    noise: "fixed" uses the same initial noise for every frame; "rotating" rotates it towards the noise of the next
+    seed, with `loop` through a full circle, so that the composition changes too.
     """
-    if like.seed is None:
-        raise ValueError("the frames of a journey share a seed; give one")
-    along = embeddings(stops, frames, loop=loop, path=path)
-    if noise == "held":
-        return [replace(like, condition=embedding) for embedding in along]
-    turned = FULL_TURN / frames if loop else 1 / (frames - 1)
+    if template.seed is None:
+        raise ValueError("all frames share one seed; set the seed of the template request")
+    frame_embeddings = embeddings(keyframes, frames, loop=loop, path=path)
+    if noise == "fixed":
+        return [replace(template, condition=embedding) for embedding in frame_embeddings]
+    step = FULL_ROTATION / frames if loop else 1 / (frames - 1)
     return [
-        replace(like, condition=embedding, variation_seed=like.seed + 1, variation_strength=k * turned)
-        for k, embedding in enumerate(along)
+        replace(template, condition=embedding, variation_seed=template.seed + 1, variation_strength=k * step)
+        for k, embedding in enumerate(frame_embeddings)
     ]
 
 
-def _between(first: Embedding, second: Embedding, t: float, path: Path) -> Embedding:
+def _interpolate(first: Embedding, second: Embedding, t: float, path: Path) -> Embedding:
     if t == 0:
         return first
     if t == 1:

@@ -1,42 +1,51 @@
-"""Speeds by name: what each gives up of a picture to be sooner done. Imports no torch."""
+"""Speed presets: named trade-offs between the exactness of a picture and its time. Imports no torch."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from kandinsky22.request.parts import OPEN, Sampling
+from kandinsky22.request.parts import UNSPECIFIED, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dials:
-    """What a speed says of a stage. steps: a share of the model's own steps, in (0, 1], as models need more or fewer; what
-    `sampling` leaves open is the model's own choice."""
+class StagePreset:
+    """What a speed preset sets for one stage.
 
-    steps: float = 1.0
-    sampling: Sampling = OPEN
+    steps_fraction: the fraction of the model's own number of steps, in (0, 1], since models need different numbers.
+    sampling: the other options; what it leaves unspecified is the model's default.
+    """
 
-    def of(self, own: Sampling) -> Sampling:
-        """The dials for a model of which this is the stage's own sampling; steps are rounded up."""
-        if self.steps == 1 or own.steps is None:
+    steps_fraction: float = 1.0
+    sampling: Sampling = UNSPECIFIED
+
+    def for_model(self, defaults: Sampling) -> Sampling:
+        """This preset for a stage with these model defaults; the number of steps is rounded up."""
+        if self.steps_fraction == 1 or defaults.steps is None:
             return self.sampling
-        return replace(self.sampling, steps=math.ceil(self.steps * own.steps))
+        return replace(self.sampling, steps=math.ceil(self.steps_fraction * defaults.steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """What a speed says of both stages; what is asked for goes before it."""
+class SpeedPreset:
+    """What a speed sets for both stages; options given in a request take precedence."""
 
-    prior: Dials = Dials()
-    decoder: Dials = Dials()
+    prior: StagePreset = StagePreset()
+    decoder: StagePreset = StagePreset()
 
 
 EXACT = "exact"
-SPEEDS: Mapping[str, Speed] = MappingProxyType(
+SPEEDS: Mapping[str, SpeedPreset] = MappingProxyType(
     {
-        EXACT: Speed(),
-        "fast": Speed(prior=Dials(steps=0.4), decoder=Dials(steps=0.5, sampling=Sampling(reuse=2))),
-        "turbo": Speed(prior=Dials(steps=0.4), decoder=Dials(steps=0.5, sampling=Sampling(reuse=3))),
+        EXACT: SpeedPreset(),
+        "fast": SpeedPreset(
+            prior=StagePreset(steps_fraction=0.4),
+            decoder=StagePreset(steps_fraction=0.5, sampling=Sampling(reuse=2)),
+        ),
+        "turbo": SpeedPreset(
+            prior=StagePreset(steps_fraction=0.4),
+            decoder=StagePreset(steps_fraction=0.5, sampling=Sampling(reuse=3)),
+        ),
     }
 )
-"""By name, the exact one first. docs/dials.md has the table that they are chosen from, and the rule."""
+"""The presets by name, the exact one first. docs/dials.md has the measurements and the rule that they are chosen by."""

@@ -1,14 +1,14 @@
-"""What is asked, as a value: a frozen `Request` that goes to JSON and back, and all validation of it. Imports no torch.
+"""A request for pictures, as a frozen value that is validated and serialised to JSON. Imports no torch.
 
-A request leaves open what it does not care about (None); `resolved` fills that from a model's own defaults, and a resolved
-request paints the same picture wherever the weights are the same. Its four columns are where the image embedding comes from
-(`condition`), what painting starts from (`start`), a depth picture to follow (`hint`) and a region to repaint (`mask`); the
-first two and the last are values of their own (`columns.py`).
+Fields that are None take the model's defaults, which `resolved` fills in; a resolved request produces the same picture
+wherever the weights are the same. The tasks differ in four fields: where the image embedding comes from (`condition`),
+what sampling starts from (`start`), a depth picture to follow (`hint`) and a region to repaint (`mask`). Their types
+are in `parts.py`.
 """
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Self
@@ -17,8 +17,8 @@ from kandinsky22.request import sizes
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import (
     CONDITIONS,
-    OPEN,
     SAMPLERS,
+    UNSPECIFIED,
     Condition,
     Mask,
     Mix,
@@ -26,39 +26,21 @@ from kandinsky22.request.parts import (
     Sampling,
     Start,
     Text,
-    check_kind,
+    check_type,
+    convert_scalars,
     is_int,
     parts,
-    plain_numbers,
-    said,
 )
 from kandinsky22.request.picture import Picture
 from kandinsky22.request.presets import EXACT, SPEEDS
-from kandinsky22.request.sizes import SMALLEST
-
-__all__ = [
-    "MAX_SEED",
-    "SAMPLERS",
-    "SMALLEST",
-    "Condition",
-    "Defaults",
-    "Mask",
-    "Mix",
-    "Part",
-    "Request",
-    "Sampling",
-    "Start",
-    "Text",
-    "parts",
-    "said",
-]
+from kandinsky22.request.sizes import MIN_SIDE
 
 MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What a model's own folder says of a request that leaves things open."""
+    """A model's defaults for the fields that a request leaves at None."""
 
     height: int
     width: int
@@ -68,16 +50,20 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A wish for `num_images` pictures. Picture k of seed s is the picture of seed s + k alone.
+    """A request for `num_images` pictures. Picture k of seed s equals the single picture of seed s + k.
 
-    condition: what to paint. negative: what to keep away from; None is the embedding of the empty picture, as is usual;
-    `Text("")` is the empty text, literally, which tints. start, hint, mask: see the module. height, width: in pixels, from
-    64 up; aspect: a ratio such as "16:9", at the area that the sides or the model's own say, or for the one side given.
-    prior_seed: the prior's chance, the same for all pictures; None is each picture's own. variation_seed,
-    variation_strength: another seed's noise is turned to: at 1 it is that noise, at 4 it has come round to the first again.
-    speed: a name of `SPEEDS`, for what the samplings leave open; None is the exact one. A resolved request has the dials that
-    it stands for in its place.
-    Raises `ValueError`, one sentence that names the fix, for what no model could paint.
+    condition: what to paint.
+    negative: what to avoid. None is the usual embedding of an empty picture; `Text("")` is the empty text, which tints.
+    start, hint, mask: a start image, a depth picture to follow, a region to repaint.
+    height, width: in pixels, from 64 up.
+    aspect: a ratio such as "16:9", at the area of the given or default size, or for the one side that is given.
+    prior_seed: the seed of the prior for all pictures; None: each picture's own seed.
+    variation_seed, variation_strength: rotate the noise towards another seed's; 1 is that noise, 4 a full circle.
+    speed: a name in `SPEEDS`, for what `prior` and `decoder` leave at None; None is exact. `resolved` replaces it by
+        its settings.
+    model: "box", the name of a published model, or a folder.
+
+    Raises `ValueError`, one sentence that names the fix, for a request that no model can run.
     """
 
     condition: Condition
@@ -93,30 +79,30 @@ class Request:
     prior_seed: int | None = None
     variation_seed: int | None = None
     variation_strength: float = 0.0
-    prior: Sampling = OPEN
-    decoder: Sampling = OPEN
+    prior: Sampling = UNSPECIFIED
+    decoder: Sampling = UNSPECIFIED
     speed: str | None = None
     model: str = "box"
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
-        check_kind("condition", self.condition, CONDITIONS, "a Text, Picture, Embedding or Mix")
-        check_kind("negative", self.negative, (*CONDITIONS, NoneType), "a Text, Picture, Embedding or Mix, or None")
-        check_kind("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
-        check_kind("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
-        check_kind("mask", self.mask, (Mask, NoneType), "a Mask(...)")
-        check_kind("prior", self.prior, (Sampling,), "a Sampling(...)")
-        check_kind("decoder", self.decoder, (Sampling,), "a Sampling(...)")
+        convert_scalars(self)
+        check_type("condition", self.condition, CONDITIONS, "a Text, Picture, Embedding or Mix")
+        check_type("negative", self.negative, (*CONDITIONS, NoneType), "a Text, Picture, Embedding or Mix, or None")
+        check_type("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
+        check_type("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
+        check_type("mask", self.mask, (Mask, NoneType), "a Mask(...)")
+        check_type("prior", self.prior, (Sampling,), "a Sampling(...)")
+        check_type("decoder", self.decoder, (Sampling,), "a Sampling(...)")
         for name in ("condition", "negative"):
-            given = getattr(self, name)
-            if isinstance(given, Mix) and given.weights == (1,):  # one thing, whole, is that thing
-                object.__setattr__(self, name, given.parts[0])
+            condition = getattr(self, name)
+            if isinstance(condition, Mix) and condition.weights == (1,):  # equals its only part
+                object.__setattr__(self, name, condition.parts[0])
         for name in ("height", "width"):
             side = getattr(self, name)
-            if side is not None and not (is_int(side) and side >= SMALLEST):
-                raise ValueError(f"{name} must be a whole number from {SMALLEST} up, got {side!r}; try {SMALLEST}")
+            if side is not None and not (is_int(side) and side >= MIN_SIDE):
+                raise ValueError(f"{name} must be a whole number from {MIN_SIDE} up, got {side!r}; try {MIN_SIDE}")
         if self.aspect is not None:
-            sizes.ratio(self.aspect)
+            sizes.parse_aspect(self.aspect)  # raises for a bad ratio
         if not (is_int(self.num_images) and self.num_images >= 1):
             raise ValueError(f"num_images must be a whole number from 1 up, got {self.num_images!r}")
         for name in ("seed", "prior_seed", "variation_seed"):
@@ -126,157 +112,165 @@ class Request:
         if not (isinstance(self.variation_strength, int | float) and 0 <= self.variation_strength <= 4):
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
         if self.variation_strength and self.variation_seed is None:
-            raise ValueError("variation_strength needs a variation_seed, the seed to turn to")
+            raise ValueError("variation_strength needs a variation_seed, the seed of the other noise")
         if self.aspect is not None and self.mask is not None:
             raise ValueError(
                 "inpainting keeps the picture's own ratio; leave aspect out, or extend the picture with outpaint"
             )
         if self.decoder.linear:
             raise ValueError(
-                f"the decoder's sampler must be one of {', '.join(SAMPLERS)}; the prior alone can be linear"
+                f"the decoder's sampler must be one of {', '.join(SAMPLERS)}; only the prior can be linear"
             )
         if self.prior.guidance_interval is not None or self.prior.reuse is not None:
-            raise ValueError("guidance_interval and reuse are the decoder's; leave them out of the prior")
+            raise ValueError("guidance_interval and reuse apply to the decoder; leave them out of the prior")
         if self.speed == EXACT:
             object.__setattr__(self, "speed", None)
         if self.speed is not None and self.speed not in SPEEDS:
             raise ValueError(f"speed must be one of {', '.join(SPEEDS)}, got {self.speed!r}")
-        started = any(isinstance(part, Text) and part.image for part in parts(self.condition))
-        if self.prior.linear and started:
-            raise ValueError("the linear prior cannot begin with a picture; leave out the image, or prior='linear'")
+        starts_from_picture = any(isinstance(part, Text) and part.image for part in parts(self.condition))
+        if self.prior.linear and starts_from_picture:
+            raise ValueError("the linear prior cannot start from a picture; leave out the image, or prior='linear'")
         if self.hint is not None and self.mask is not None:
-            raise ValueError("a hint and a mask do not go together: no weights take both; leave one out")
+            raise ValueError("no weights take both a hint and a mask; leave one out")
 
     @property
     def pictures(self) -> dict[str, Picture]:
-        """Every picture it is about, by the place it has."""
+        """Every input picture by its path in the request, such as "start" or "condition.0"."""
         return dict(_pictures(self))
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every prompt in it, the negative ones last."""
+        """Every prompt of the request, the negative ones last."""
         conditions = [self.condition, *([self.negative] if self.negative is not None else [])]
         return tuple(part.prompt for condition in conditions for part in parts(condition) if isinstance(part, Text))
 
     def resolved(self, defaults: Defaults) -> Self:
-        """This request with nothing left open; a seed that was not given is drawn."""
+        """A copy in which the model's defaults fill everything that is None; a missing seed is drawn."""
         height, width = self._size(defaults)
-        said = self.spelt(defaults)
+        expanded = self.expand_speed(defaults)
         return replace(
-            said,
+            expanded,
             height=height,
             width=width,
             aspect=None,
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
-            prior=said.prior.filled(defaults.prior),
-            decoder=said.decoder.filled(defaults.decoder),
+            prior=expanded.prior.with_defaults(defaults.prior),
+            decoder=expanded.decoder.with_defaults(defaults.decoder),
         )
 
-    def spelt(self, defaults: Defaults) -> Self:
-        """This request with its speed in dials, for a model of these defaults; what it says of them itself goes before."""
-        speed = SPEEDS[self.speed or EXACT]
-        prior, decoder = speed.prior.of(defaults.prior), speed.decoder.of(defaults.decoder)
-        return replace(self, speed=None, prior=self.prior.filled(prior), decoder=self.decoder.filled(decoder))
+    def expand_speed(self, defaults: Defaults) -> Self:
+        """A copy with the speed replaced by its settings for a model with these defaults; given options win."""
+        preset = SPEEDS[self.speed or EXACT]
+        prior, decoder = preset.prior.for_model(defaults.prior), preset.decoder.for_model(defaults.decoder)
+        return replace(
+            self, speed=None, prior=self.prior.with_defaults(prior), decoder=self.decoder.with_defaults(decoder)
+        )
 
-    def single(self, k: int) -> Self:
+    def for_image(self, k: int) -> Self:
         """The request for picture `k` alone."""
-        seed, varied = (s if s is None else s + k for s in (self.seed, self.variation_seed))
-        return replace(self, num_images=1, seed=seed, variation_seed=varied)
+        seed, variation_seed = (s if s is None else s + k for s in (self.seed, self.variation_seed))
+        return replace(self, num_images=1, seed=seed, variation_seed=variation_seed)
 
-    def batch_of(self, index: int, of: int) -> Self:
-        """The request for `of` pictures of which this one is picture `index`: what `single` came from. Raises `ValueError`
-        where there is none."""
-        seed, varied = (s if s is None else s - index for s in (self.seed, self.variation_seed))
-        return replace(self, num_images=of, seed=seed, variation_seed=varied)
+    def batch_from(self, k: int, num_images: int) -> Self:
+        """The request for `num_images` pictures whose `for_image(k)` this is.
 
-    def with_pictures(self, found: Mapping[str, Picture]) -> Self:
-        """This request with pixels for the pictures named by their place in `pictures`."""
-        replaced: Self = _replaced(self, "", found)
-        return replaced
+        Raises `ValueError` if its seeds would be out of range.
+        """
+        seed, variation_seed = (s if s is None else s - k for s in (self.seed, self.variation_seed))
+        return replace(self, num_images=num_images, seed=seed, variation_seed=variation_seed)
+
+    def with_pictures(self, pictures: Mapping[str, Picture]) -> Self:
+        """A copy with these pictures, by their path as in `pictures`; it adds pixels to references."""
+        changed: Self = _with_pictures(self, "", pictures)
+        return changed
 
     def to_json(self) -> str:
-        """The request as JSON; what is None is left out."""
-        return json.dumps(_plain(self), ensure_ascii=False)
+        """The request as JSON, without the fields that are None."""
+        return json.dumps(_to_plain(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The request that `to_json` wrote. Raises `ValueError` for anything else."""
+        """Restore from what `to_json` returned. Raises `ValueError` for anything else."""
         try:
             values = dict(json.loads(text))
             if unknown := set(values) - {f.name for f in fields(cls)}:
-                raise TypeError(f"it has {', '.join(sorted(unknown))}, which this version does not know")
-            return cls(**{name: _READERS.get(name, _as_it_is)(value) for name, value in values.items()})
+                raise TypeError(f"it has {', '.join(sorted(unknown))}, which this version does not support")
+            return cls(**{name: _READERS[name](value) if name in _READERS else value for name, value in values.items()})
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is no request of kandinsky22: {error}") from error
+            raise ValueError(f"this is not a request of kandinsky22: {error}") from error
 
     def _size(self, defaults: Defaults) -> tuple[int, int]:
-        """Height and width: those asked for; else a mask's picture's own; else the model's area in the ratio asked for, or
-        of the picture that is started from or followed."""
-        own = self.mask.size if self.mask else (defaults.height, defaults.width)
-        if self.mask and min(own) < SMALLEST and not (self.height or self.width):
+        """Height and width of the pictures.
+
+        In this order: those given; the size of the mask's picture; the model's default area in the ratio given, or in
+        that of the start image or the hint.
+        """
+        default = self.mask.size if self.mask else (defaults.height, defaults.width)
+        if self.mask and min(default) < MIN_SIDE and not (self.height or self.width):
             raise ValueError(
-                f"the picture has {own[0]}x{own[1]} pixels, and the smallest side is {SMALLEST}; enlarge it"
+                f"the picture has {default[0]}x{default[1]} pixels, and the smallest side is {MIN_SIDE}; enlarge it"
             )
-        shown = self.start.image if self.start else self.hint
-        size = self.mask.size if self.mask else (shown.height, shown.width) if shown else None
-        ratio = sizes.ratio(self.aspect) if self.aspect else sizes.ratio_of(*size) if size else None
+        picture = self.start.image if self.start else self.hint
+        size = self.mask.size if self.mask else (picture.height, picture.width) if picture else None
+        ratio = sizes.parse_aspect(self.aspect) if self.aspect else sizes.clamped_ratio(*size) if size else None
         if self.height and self.width:
-            return (
-                sizes.of_area(self.height * self.width, ratio) if self.aspect and ratio else (self.height, self.width)
-            )
+            if self.aspect and ratio:
+                return sizes.size_from_area(self.height * self.width, ratio)
+            return self.height, self.width
         if ratio is None or (self.mask and not (self.height or self.width)):
-            return self.height or own[0], self.width or own[1]
+            return self.height or default[0], self.width or default[1]
         if self.height:
-            return self.height, sizes.grained(self.height * ratio)
+            return self.height, sizes.round_side(self.height * ratio)
         if self.width:
-            return sizes.grained(self.width / ratio), self.width
-        return sizes.of_area(own[0] * own[1], ratio)
+            return sizes.round_side(self.width / ratio), self.width
+        return sizes.size_from_area(default[0] * default[1], ratio)
 
 
-def _pictures(value: Any, place: str = "") -> Iterator[tuple[str, Picture]]:
-    """Every picture in a request, with where it is: "start", "mask.area", "condition.0"."""
+def _pictures(value: Any, path: str = "") -> Iterator[tuple[str, Picture]]:
+    """Every picture in a request with its path: "start", "mask.area", "condition.0"."""
     if isinstance(value, Picture):
-        yield place, value
+        yield path, value
     elif isinstance(value, tuple):
         for k, item in enumerate(value):
-            yield from _pictures(item, f"{place}.{k}")
+            yield from _pictures(item, f"{path}.{k}")
     elif is_dataclass(value) and not isinstance(value, Embedding):
         for f in fields(value):
-            name = "" if f.name in ("image", "parts") and not isinstance(value, Mask) else f.name
-            yield from _pictures(getattr(value, f.name), ".".join(filter(None, (place, name))))
+            yield from _pictures(getattr(value, f.name), _field_path(value, f.name, path))
 
 
-def _replaced(value: Any, place: str, found: Mapping[str, Picture]) -> Any:
-    """A copy with other pictures, walked as `_pictures` walks."""
+def _with_pictures(value: Any, path: str, pictures: Mapping[str, Picture]) -> Any:
+    """A copy of a request or a part of it, with other pictures by path."""
     if isinstance(value, Picture):
-        return found.get(place, value)
+        return pictures.get(path, value)
     if isinstance(value, tuple):
-        return tuple(_replaced(item, f"{place}.{k}", found) for k, item in enumerate(value))
+        return tuple(_with_pictures(item, f"{path}.{k}", pictures) for k, item in enumerate(value))
     if not is_dataclass(value) or isinstance(value, Embedding):
         return value
-    changed = {}
-    for f in fields(value):
-        name = "" if f.name in ("image", "parts") and not isinstance(value, Mask) else f.name
-        changed[f.name] = _replaced(getattr(value, f.name), ".".join(filter(None, (place, name))), found)
+    changed = {
+        f.name: _with_pictures(getattr(value, f.name), _field_path(value, f.name, path), pictures)
+        for f in fields(value)
+    }
     return replace(value, **changed)  # type: ignore[type-var]
 
 
-def _plain(value: Any) -> Any:
-    """For JSON. A condition says what it is by its first key."""
+def _field_path(value: Any, name: str, path: str) -> str:
+    """The path of a field; fields that are the only picture or list of their part add nothing to it."""
+    own = "" if name in ("image", "parts") and not isinstance(value, Mask) else name
+    return ".".join(filter(None, (path, own)))
+
+
+def _to_plain(value: Any) -> Any:
+    """As values for JSON. The first key of a condition identifies its type."""
     match value:
         case Picture():
             return {"picture": value.to_dict()}
         case Embedding():
             return {"embedding": value.to_dict()}
         case tuple():
-            return [_plain(item) for item in value]
+            return [_to_plain(item) for item in value]
         case _ if is_dataclass(value):
-            plain = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+            plain = {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
             return {name: item for name, item in plain.items() if item is not None}
-    return value
-
-
-def _as_it_is(value: Any) -> Any:
     return value
 
 
@@ -304,7 +298,7 @@ def _mask(values: Any) -> Mask:
     return Mask(**{**values, **pictures, "pad": tuple(values["pad"])})
 
 
-_READERS = {
+_READERS: Mapping[str, Callable[[Any], Any]] = {
     "condition": _condition,
     "negative": _condition,
     "start": lambda values: Start(**{**values, "image": _picture(values["image"])}),
@@ -313,4 +307,4 @@ _READERS = {
     "prior": lambda values: Sampling(**values),
     "decoder": lambda values: Sampling(**values),
 }
-"""How a field's value is read back; every other one is what it is."""
+"""How to read the fields that are not plain JSON values."""

@@ -1,33 +1,35 @@
-"""Heights and widths that follow from a ratio. Imports nothing."""
+"""Heights and widths of pictures that follow from an aspect ratio. Imports nothing."""
 
-SMALLEST = 64  # pixels of a side; also what computed sides are multiples of
-GRAIN = 8  # pixels: what sides that follow from a ratio are multiples of
-LONGEST = 8.0  # of a ratio's longer side over the shorter one
+MIN_SIDE = 64  # pixels: the shortest side; the computed canvas is a multiple of it
+MULTIPLE = 8  # pixels: sides that follow from a ratio are multiples of this
+MAX_RATIO = 8.0  # of the longer side over the shorter one
 
 
-def ratio(aspect: str) -> float:
-    """Width over height of "16:9". Raises `ValueError`."""
+def parse_aspect(aspect: str) -> float:
+    """Width over height of a ratio such as "16:9". Raises `ValueError` for anything else."""
     try:
-        across, _, down = str(aspect).partition(":")
-        found = float(across) / float(down or 1) if float(across) > 0 else 0.0
+        width, _, height = str(aspect).partition(":")
+        ratio = float(width) / float(height or 1) if float(width) > 0 else 0.0
     except (ValueError, ZeroDivisionError):
-        found = 0.0
-    if not 1 / LONGEST <= found <= LONGEST:
-        raise ValueError(f"aspect is width:height, such as 16:9, and at most {LONGEST:g}:1 either way; got {aspect!r}")
-    return found
+        ratio = 0.0
+    if not 1 / MAX_RATIO <= ratio <= MAX_RATIO:
+        raise ValueError(
+            f"aspect must be width:height, such as 16:9, and at most {MAX_RATIO:g}:1 either way; got {aspect!r}"
+        )
+    return ratio
 
 
-def ratio_of(height: int, width: int) -> float:
-    """Width over height of a picture, kept within what is painted."""
-    return min(LONGEST, max(1 / LONGEST, width / height))
+def clamped_ratio(height: int, width: int) -> float:
+    """Width over height, at most `MAX_RATIO` and at least its inverse."""
+    return min(MAX_RATIO, max(1 / MAX_RATIO, width / height))
 
 
-def of_area(area: int, ratio: float) -> tuple[int, int]:
-    """Height and width of about an area and a ratio; a small area grows until the shorter side is the smallest allowed."""
-    height = max((area / ratio) ** 0.5, SMALLEST, SMALLEST / ratio)
-    return grained(height), grained(height * ratio)
+def size_from_area(area: int, ratio: float) -> tuple[int, int]:
+    """Height and width of about `area` pixels and `ratio`, enlarged if the shorter side would be below `MIN_SIDE`."""
+    height = max((area / ratio) ** 0.5, MIN_SIDE, MIN_SIDE / ratio)
+    return round_side(height), round_side(height * ratio)
 
 
-def grained(side: float) -> int:
-    """The side that is painted for one that was computed."""
-    return max(SMALLEST, round(side / GRAIN) * GRAIN)
+def round_side(side: float) -> int:
+    """A computed side rounded to a multiple of `MULTIPLE`, at least `MIN_SIDE`."""
+    return max(MIN_SIDE, round(side / MULTIPLE) * MULTIPLE)

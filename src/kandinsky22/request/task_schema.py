@@ -1,4 +1,7 @@
-"""What a task can be told, as data: from its signature, for whoever makes a command, a route or a form of it. No torch."""
+"""The parameters of the tasks as data, read from their signatures, to build commands, routes and forms.
+
+Imports no torch.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -14,17 +17,20 @@ from kandinsky22.request.picture import Picture, Source
 from kandinsky22.request.request import Request
 
 Task: TypeAlias = Callable[..., Request]
-Kind = Literal["text", "name", "whole", "number", "numbers", "yes", "picture", "parts"]
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+Kind = Literal["text", "string", "integer", "number", "numbers", "boolean", "picture", "parts"]
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One thing a task can be told. default: None is the model's own choice."""
+    """One parameter of a task.
+
+    A default of None is the model's own choice; `choices` is empty if any value is possible.
+    """
 
     name: str
     kind: Kind
-    meaning: str
+    help: str
     required: bool = False
     default: Any = None
     choices: tuple[str, ...] = ()
@@ -32,51 +38,54 @@ class Parameter:
 
 def all_tasks() -> dict[str, Task]:
     """The tasks by name: every public function of `tasks`."""
-    found = {name: value for name, value in vars(tasks).items() if inspect.isfunction(value) and name[0] != "_"}
-    return {name: value for name, value in found.items() if value.__module__ == tasks.__name__}
+    functions = {name: value for name, value in vars(tasks).items() if inspect.isfunction(value) and name[0] != "_"}
+    return {name: value for name, value in functions.items() if value.__module__ == tasks.__name__}
 
 
 def parameters(task: Task) -> dict[str, Parameter]:
-    """What a task can be told, by name, in order; `**how` stands for the fields of its typed dictionary."""
-    found = {}
+    """The parameters of a task by name, in order; `**options` is expanded to the fields of its typed dictionary."""
+    result = {}
     for parameter in inspect.signature(task).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            (how,) = get_args(parameter.annotation)
-            for name, annotation in how.__annotations__.items():
-                found[name] = _parameter(name, annotation, _REQUEST_DEFAULTS.get(name))
+            (options,) = get_args(parameter.annotation)
+            for name, annotation in options.__annotations__.items():
+                result[name] = _parameter(name, annotation, _REQUEST_DEFAULTS.get(name))
         else:
-            found[parameter.name] = _parameter(parameter.name, parameter.annotation, parameter.default)
-    return found
+            result[parameter.name] = _parameter(parameter.name, parameter.annotation, parameter.default)
+    return result
 
 
-def part(word: str) -> Part:
-    """What a word is: a saved embedding's file, a picture's file, or else a text. Raises `ValueError` for a bad file."""
-    ending = Path(word).suffix.lower()
-    if ending == ".safetensors":
-        return Embedding.load(Path(word).expanduser())
-    return Picture.of(word) if ending in PICTURES else Text(word)
+def parse_part(argument: str) -> Part:
+    """An argument as an embedding or a picture, by its file suffix, or else as a text.
+
+    Raises `ValueError` for a bad file.
+    """
+    suffix = Path(argument).suffix.lower()
+    if suffix == ".safetensors":
+        return Embedding.load(Path(argument).expanduser())
+    return Picture.of(argument) if suffix in PICTURE_SUFFIXES else Text(argument)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
-    kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
+    types = set(get_args(annotation) or (annotation,)) - {NoneType}
     required = default is inspect.Parameter.empty
     choices: tuple[str, ...] = ()
     kind: Kind
     if get_origin(annotation) is Literal:
-        kind, choices = "name", get_args(annotation)
-    elif kinds >= set(get_args(Source)):
+        kind, choices = "string", get_args(annotation)
+    elif types >= set(get_args(Source)):
         kind = "picture"
     elif name == "images_and_prompts":
         kind = "parts"
     elif name == "weights":
         kind = "numbers"
-    elif kinds == {str}:
-        kind = "text" if "prompt" in name else "name"
+    elif types == {str}:
+        kind = "text" if "prompt" in name else "string"
     else:
-        (only,) = kinds
-        kind = _KINDS[only]
-    return Parameter(name, kind, tasks.MEANINGS[name], required, None if required else default, choices)
+        (only_type,) = types
+        kind = _KINDS[only_type]
+    return Parameter(name, kind, tasks.HELP[name], required, None if required else default, choices)
 
 
-_KINDS: dict[Any, Kind] = {int: "whole", float: "number", bool: "yes", tuple[float, float]: "numbers"}
+_KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "boolean", tuple[float, float]: "numbers"}
 _REQUEST_DEFAULTS = {f.name: f.default for f in fields(Request) if f.default is not MISSING}

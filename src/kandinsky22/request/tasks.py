@@ -1,7 +1,7 @@
-"""The tasks, as pure functions from what a user says to a `Request`. Imports no torch.
+"""The tasks, as pure functions that turn a user's options into a `Request`. Imports no torch.
 
-Every public function here is a task: the edges make a command, a route or a form of it from its signature, in which `**how`
-stands for the options of `How`, and take what each parameter means from `MEANINGS`. The names are the model card's.
+Every public function here is a task. `task_schema` reads its parameters from the signature, in which `**options` stands
+for `CommonOptions`, and their help texts from `HELP`. Parameter names are those of the model card.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,54 +12,54 @@ from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import LINEAR, SAMPLERS, Condition, Mask, Mix, Part, Sampling, Start, Text
 from kandinsky22.request.picture import Picture, Source
 from kandinsky22.request.request import Request
-from kandinsky22.request.sizes import SMALLEST
+from kandinsky22.request.sizes import MIN_SIDE
 
-FROM_PICTURE, FROM_PRIOR = 0.5, 0.85  # controlnet's strengths with an image, as on the model card
+START_STRENGTH, PRIOR_STRENGTH = 0.5, 0.85  # defaults of controlnet with an image, as on the model card
 PRIORS = ("diffusion", LINEAR)
 _SAMPLERS = ", ".join(SAMPLERS)
-MEANINGS = {
+HELP = {
     "prompt": "what to paint, in words",
-    "negative_prompt": "what to keep away from",
-    "image": "the picture to begin with",
-    "strength": "how much of the image is painted anew, above 0 up to 1",
+    "negative_prompt": "what to avoid, in words",
+    "image": "the picture to start from",
+    "strength": "how much of the image is changed, above 0 up to 1",
     "images_and_prompts": "texts, pictures and saved embeddings to blend",
-    "weights": "how much of each; the same of all if not said",
-    "mask_image": "which part of the picture to repaint: where it is white",
-    "mask_mode": "the colour that is repainted: white or black",
-    "feather": "pixels over which new and old blend",
-    "paste_back": "keep the pixels of the picture that are not repainted, exactly",
-    "crop": "paint an enlarged window around the mask: yes or no (default: where the mask is small)",
-    "left": "pixels to add at the left",
-    "right": "pixels to add at the right",
+    "weights": "the weight of each (default: all equal)",
+    "mask_image": "a mask of the part to repaint: where it is white",
+    "mask_mode": "the colour of the mask that is repainted: white or black",
+    "feather": "width in pixels of the blend between new and old",
+    "paste_back": "copy the pixels that are not repainted from the picture, exactly",
+    "crop": "paint an enlarged window around the mask: yes or no (default: if the mask is small)",
+    "left": "pixels to add on the left",
+    "right": "pixels to add on the right",
     "top": "pixels to add at the top",
     "bottom": "pixels to add at the bottom",
-    "hint": "a depth picture to follow, near is bright",
-    "prior_strength": "how far the prior goes from the image's own embedding, above 0 up to 1",
-    "height": f"height in pixels, from {SMALLEST} up",
-    "width": f"width in pixels, from {SMALLEST} up",
-    "aspect": "width:height such as 16:9, at the area of the size",
-    "num_images": "how many pictures; each has the next seed",
-    "seed": "where chance starts; a seed paints the same picture again",
-    "prior_seed": "a seed for the prior alone, the same for all pictures",
-    "variation_seed": "another seed, whose noise is turned to",
-    "variation_strength": "how far it is turned to: 0 not at all, 1 wholly",
-    "num_inference_steps": "steps of the decoder",
-    "guidance_scale": "how closely the decoder follows the prior, 1 is off",
+    "hint": "a depth picture to follow, in which near is bright",
+    "prior_strength": "how much the prior changes the image's embedding, above 0 up to 1",
+    "height": f"height in pixels, from {MIN_SIDE} up",
+    "width": f"width in pixels, from {MIN_SIDE} up",
+    "aspect": "width:height, such as 16:9, at the area of the size",
+    "num_images": "number of pictures; each uses the next seed",
+    "seed": "seed of the random numbers; the same seed gives the same picture",
+    "prior_seed": "a seed for the prior only, the same for all pictures",
+    "variation_seed": "another seed, towards whose noise the noise is rotated",
+    "variation_strength": "how far the noise is rotated: 0 not at all, 1 fully",
+    "num_inference_steps": "number of steps of the decoder",
+    "guidance_scale": "guidance scale of the decoder, 1 is off",
     "sampler": f"sampler of the decoder: {_SAMPLERS}",
-    "prior": "what makes an embedding of a text: the diffusion prior, or a linear one, in no time",
-    "prior_num_inference_steps": "steps of the prior",
-    "prior_guidance_scale": "how closely the prior follows the prompt, 1 is off",
+    "prior": "what turns a text into an image embedding: the diffusion prior, or a much faster linear map",
+    "prior_num_inference_steps": "number of steps of the prior",
+    "prior_guidance_scale": "guidance scale of the prior, 1 is off",
     "prior_sampler": f"sampler of the prior: {_SAMPLERS}",
-    "speed": "how much of a picture's exactness may go for time; what is said beside it goes before",
-    "guidance_interval": "where the decoder is guided, from 0 (the picture) to 1 (noise), such as 0.2,0.8",
-    "reuse": "compute the U-Net's deeper levels at every how many calls; 1 is at each",
+    "speed": "trade exactness of the picture for time; other options given take precedence",
+    "guidance_interval": "noise levels with decoder guidance, from 0 (the picture) to 1 (noise), such as 0.2,0.8",
+    "reuse": "compute the U-Net's deeper levels only at every N-th call; 1 is each call",
     "model": "the model in the box, a published one, or a folder",
 }
-"""What each parameter means, in one line."""
+"""One line of help for each parameter."""
 
 
-class How(TypedDict, total=False):
-    """What every task can be told; what is left out, or None, is the model's own choice."""
+class CommonOptions(TypedDict, total=False):
+    """The options of every task; what is left out or None is the model's own choice."""
 
     negative_prompt: str | None
     height: int | None
@@ -83,44 +83,44 @@ class How(TypedDict, total=False):
     model: str
 
 
-def text2img(prompt: str, **how: Unpack[How]) -> Request:
+def text2img(prompt: str, **options: Unpack[CommonOptions]) -> Request:
     """Pictures of a prompt."""
-    return _request(Text(prompt), how)
+    return _request(Text(prompt), options)
 
 
-def img2img(prompt: str, *, image: Source, strength: float = 0.3, **how: Unpack[How]) -> Request:
-    """A picture painted anew after a prompt.
+def img2img(prompt: str, *, image: Source, strength: float = 0.3, **options: Unpack[CommonOptions]) -> Request:
+    """A picture repainted to follow a prompt.
 
-    The higher the strength, the less of the picture stays.
+    The higher the strength, the less of the picture is preserved.
     """
-    return _request(Text(prompt), how, start=Start(Picture.of(image), strength))
+    return _request(Text(prompt), options, start=Start(Picture.of(image), strength))
 
 
 def interpolate(
     images_and_prompts: Sequence[Source | Text | Embedding],
     *,
     weights: Sequence[float] | None = None,
-    **how: Unpack[How],
+    **options: Unpack[CommonOptions],
 ) -> Request:
     """A blend of texts, pictures and saved embeddings.
 
-    A string is a text; a picture's file is a `Path`. The weights are taken as they are, and are equal if not given.
+    A string is a text; the file of a picture is a `Path`. The weights are not normalised; without them all are 1 / n.
     """
     if isinstance(images_and_prompts, str | bytes | PathLike) or not isinstance(images_and_prompts, Iterable):
-        raise ValueError("interpolate takes a list of texts and pictures; put even one into a list")
-    mixed = tuple(_part(part) for part in images_and_prompts)
-    if not mixed:
+        raise ValueError("interpolate takes a list of texts and pictures; put a single one into a list too")
+    parts = tuple(_part(part) for part in images_and_prompts)
+    if not parts:
         raise ValueError("interpolate needs at least one text, picture or embedding")
     if weights is not None and not isinstance(weights, Iterable):
-        raise ValueError(f"weights are a list, one for each part, got {weights!r}")
+        raise ValueError(f"weights must be a list with one number for each part, got {weights!r}")
     if weights is None:
-        weights = [1 / len(mixed)] * len(mixed)
-    return _request(Mix(mixed, tuple(weights)), how)
+        weights = [1 / len(parts)] * len(parts)
+    return _request(Mix(parts, tuple(weights)), options)
 
 
-def variations(*, image: Source, **how: Unpack[How]) -> Request:
-    """Pictures like a picture, painted from its own embedding."""
-    return _request(Picture.of(image), how)
+def variations(*, image: Source, **options: Unpack[CommonOptions]) -> Request:
+    """Pictures similar to a picture, painted from its CLIP embedding."""
+    return _request(Picture.of(image), options)
 
 
 def inpaint(
@@ -132,9 +132,9 @@ def inpaint(
     feather: int = 0,
     paste_back: bool = True,
     crop: bool | None = None,
-    **how: Unpack[How],
+    **options: Unpack[CommonOptions],
 ) -> Request:
-    """A part of a picture painted anew; the rest keeps its pixels."""
+    """A part of a picture repainted; the rest keeps its pixels."""
     mask = Mask(
         image=Picture.of(image),
         area=Picture.of(mask_image, mask=True),
@@ -143,7 +143,7 @@ def inpaint(
         paste_back=paste_back,
         crop=crop,
     )
-    return _request(Text(prompt), how, mask=mask)
+    return _request(Text(prompt), options, mask=mask)
 
 
 def outpaint(
@@ -156,18 +156,18 @@ def outpaint(
     bottom: int = 0,
     feather: int = 0,
     paste_back: bool = True,
-    **how: Unpack[How],
+    **options: Unpack[CommonOptions],
 ) -> Request:
     """A picture extended beyond its edges.
 
-    Without sides, by a quarter of its longer side all around.
+    If no side is given, it is extended by a quarter of its longer side on all four.
     """
     picture = Picture.of(image)
     pad = (top, right, bottom, left)
     if not any(pad):
         pad = (max(picture.height, picture.width) // 4 or 1,) * 4
     mask = Mask(image=picture, pad=pad, feather=feather, paste_back=paste_back, crop=False)
-    return _request(Text(prompt), how, mask=mask)
+    return _request(Text(prompt), options, mask=mask)
 
 
 def controlnet(
@@ -177,52 +177,54 @@ def controlnet(
     image: Source | None = None,
     strength: float | None = None,
     prior_strength: float | None = None,
-    **how: Unpack[How],
+    **options: Unpack[CommonOptions],
 ) -> Request:
     """A picture that follows a depth picture.
 
-    With an image it keeps more of that: the prior starts from its embedding, and the decoder from its latents.
+    With an image, the prior starts from its embedding and the decoder from its latents, which preserves more of it.
     """
     if image is None:
         if strength is not None or prior_strength is not None:
             raise ValueError(
-                "strength and prior_strength are of the image to begin with; give an image, or leave them out"
+                "strength and prior_strength apply to the image to start from; give an image, or leave them out"
             )
-        return _request(Text(prompt), how, hint=Picture.of(hint))
+        return _request(Text(prompt), options, hint=Picture.of(hint))
     picture = Picture.of(image)
-    text = Text(prompt, picture, FROM_PRIOR if prior_strength is None else prior_strength)
-    start = Start(picture, FROM_PICTURE if strength is None else strength)
-    return _request(text, how, start=start, hint=Picture.of(hint))
+    text = Text(prompt, picture, PRIOR_STRENGTH if prior_strength is None else prior_strength)
+    start = Start(picture, START_STRENGTH if strength is None else strength)
+    return _request(text, options, start=start, hint=Picture.of(hint))
 
 
-def _request(condition: Condition, how: How, **columns: Any) -> Request:
-    """A request of what to paint and how.
+def _request(condition: Condition, options: CommonOptions, **request_fields: Any) -> Request:
+    """A request with this condition, these options, and other fields of `Request`.
 
-    An empty negative prompt is none at all: it stands for the empty picture, not for the empty text, whose embedding tints.
+    An empty negative prompt counts as none, which is the embedding of an empty picture; that of the empty text tints.
     """
-    said = {name: value for name, value in how.items() if value is not None}
-    if unknown := said.keys() - How.__annotations__.keys():
-        raise ValueError(f"there is no option {sorted(unknown)[0]}; there are {', '.join(How.__annotations__)}")
-    prior = said.pop("prior", PRIORS[0])
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := given.keys() - CommonOptions.__annotations__.keys():
+        raise ValueError(
+            f"there is no option {sorted(unknown)[0]}; the options are {', '.join(CommonOptions.__annotations__)}"
+        )
+    prior = given.pop("prior", PRIORS[0])
     if prior not in PRIORS:
         raise ValueError(f"prior must be {' or '.join(PRIORS)}, got {prior!r}")
     if prior == LINEAR:
-        if "prior_sampler" in said:
-            raise ValueError("the linear prior is not sampled; leave out prior_sampler, or prior='linear'")
-        said["prior_sampler"] = LINEAR
-    negative = Text(said.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text refuses what is no text
+        if "prior_sampler" in given:
+            raise ValueError("the linear prior has no sampler; leave out prior_sampler, or prior='linear'")
+        given["prior_sampler"] = LINEAR
+    negative = Text(given.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text checks its type
     return Request(
         condition=condition,
         negative=negative if negative.prompt.strip() else None,
-        prior=_sampling(said, "prior_"),
-        decoder=_sampling(said, ""),
-        **columns,
-        **said,  # type: ignore[arg-type]
+        prior=_sampling(given, "prior_"),
+        decoder=_sampling(given, ""),
+        **request_fields,
+        **given,  # type: ignore[arg-type]
     )
 
 
-def _sampling(said: dict[str, Any], stage: str) -> Sampling:
-    """A stage's part of what was said, taken out of it."""
+def _sampling(options: dict[str, Any], prefix: str) -> Sampling:
+    """The sampling of the stage whose options have this prefix; they are removed from `options`."""
     names = {
         "sampler": "sampler",
         "num_inference_steps": "steps",
@@ -230,7 +232,7 @@ def _sampling(said: dict[str, Any], stage: str) -> Sampling:
         "guidance_interval": "guidance_interval",
         "reuse": "reuse",
     }
-    return Sampling(**{field: said.pop(stage + name) for name, field in names.items() if stage + name in said})
+    return Sampling(**{field: options.pop(prefix + name) for name, field in names.items() if prefix + name in options})
 
 
 def _part(part: Source | Text | Embedding) -> Part:

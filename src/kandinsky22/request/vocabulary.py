@@ -1,31 +1,31 @@
-"""A small model's language: which words of a prompt it never learnt. Imports no torch."""
+"""The vocabulary of a small model: which words of a prompt it was not trained on. Imports no torch."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-TOLD = ("shapes", "colors")  # the kinds that say in a line what a language is about
+SUMMARY_KINDS = ("shapes", "colors")  # the kinds of words that a notice lists
 
 
-def unknown_words(prompts: Iterable[str], words: Mapping[str, Any]) -> str | None:
-    """One line naming the words outside a model's language, what it does know, and what paints everything.
+def unknown_words_notice(prompts: Iterable[str], language: Mapping[str, Any]) -> str | None:
+    """One line that names the words outside a model's vocabulary and what to use instead; None if there are none.
 
-    `words` is the model's language by kind, as its `kandinsky22.json` holds it; a model without one knows no bounds.
+    language: the model's words by kind, as in its `kandinsky22.json`; empty for a model without a limited vocabulary.
     """
-    if not words:
+    if not language:
         return None
-    known = vocabulary(words)
-    said = [word for prompt in prompts for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt.lower())]
-    strange = list(dict.fromkeys(word for word in said if word not in known))
-    if not strange:
+    known = known_words(language)
+    words = [word for prompt in prompts for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt.lower())]
+    unknown = list(dict.fromkeys(word for word in words if word not in known))
+    if not unknown:
         return None
-    knows = "; ".join(", ".join(words[kind]) for kind in TOLD if kind in words)
+    summary = "; ".join(", ".join(language[kind]) for kind in SUMMARY_KINDS if kind in language)
     return (
-        f"this small model never learnt {', '.join(strange)}; it knows {knows} (all of it: `kandinsky22 words`); for "
-        "everything else pass the real weights, --model FOLDER"
+        f"this small model was not trained on {', '.join(unknown)}; it knows {summary} (`kandinsky22 words` lists "
+        "everything); for other prompts pass the published weights with --model FOLDER"
     )
 
 
-def vocabulary(words: Mapping[str, Sequence[str]]) -> set[str]:
-    """The single words of a language by kind."""
-    return {word for phrases in words.values() for phrase in phrases for word in phrase.split()}
+def known_words(language: Mapping[str, Sequence[str]]) -> set[str]:
+    """The single words of a language given as phrases by kind."""
+    return {word for phrases in language.values() for phrase in phrases for word in phrase.split()}

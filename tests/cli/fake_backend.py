@@ -1,4 +1,4 @@
-"""A backend that paints flat colours, for tests of what is said and written."""
+"""A backend that paints flat colours, to test what the command line prints and writes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,16 +20,19 @@ DEFAULTS = Defaults(
 )
 
 
-class Painter:
-    """Paints every seed in its own colour. `error`, if any, is raised when the first stage is done."""
+class FakeBackend:
+    """Paints each seed in a colour of its own, and records requests and options.
+
+    notices: texts of `Notice` events. error: raised after the first stage, if given.
+    """
 
     def __init__(self, *, notices: tuple[str, ...] = (), error: BaseException | None = None) -> None:
         self.notices, self.error = notices, error
-        self.asked: list[Request] = []
+        self.requests: list[Request] = []
         self.options: dict[str, Any] = {}
 
     def stream(self, request: Request) -> Iterator[Event]:
-        self.asked.append(request)
+        self.requests.append(request)
         request = request.resolved(DEFAULTS)
         yield Started(request)
         yield from map(Notice, self.notices)
@@ -40,16 +43,16 @@ class Painter:
         size = (request.width or 0, request.height or 0)
         images = [Image.new("RGB", size, (seed % 251, 100, 200)) for seed in seeds]
         yield from (Progress("decoder", i, 3, lambda: images[0]) for i in (1, 2, 3))
-        pictures = [Painting(image, request.single(k), {"threads": 1}) for k, image in enumerate(images)]
+        pictures = [Painting(image, request.for_image(k), {"threads": 1}) for k, image in enumerate(images)]
         yield Result(pictures, request, 1.5)
 
-    def hired(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> "Painter":
-        """Take the place of every model, and work in `folder`."""
+    def install(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> "FakeBackend":
+        """Replace every model by this backend, and change to `folder`."""
         monkeypatch.chdir(folder)
         monkeypatch.setattr(paint, "load", lambda _, options, request=None: self.options.update(options) or self)
         return self
 
 
 def files(folder: Path) -> list[str]:
-    """Every file below a folder."""
+    """The paths of all files below a folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

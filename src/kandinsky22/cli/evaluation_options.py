@@ -1,0 +1,190 @@
+"""What all evaluations that paint share: options, the model, the processes that paint, and a run of captions."""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kandinsky22.checkpoints import catalog
+from kandinsky22.cli.evaluation_progress import describe_estimate, show_progress
+from kandinsky22.cli.options import Parser, add_parameters, request_of
+from kandinsky22.request import Request
+from kandinsky22.request.tasks import text2img
+
+if TYPE_CHECKING:
+    from kandinsky22.backends.pool import Pool
+    from kandinsky22.engine.kandinsky import Kandinsky
+    from kandinsky22.evaluation.captions import Captions
+    from kandinsky22.evaluation.features import ClipFeatures
+    from kandinsky22.evaluation.generate import RunProgress
+    from kandinsky22.evaluation.manifest import Run, Shard
+
+PAINT_OPTIONS = (
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "sampler",
+    "prior",
+    "prior_num_inference_steps",
+    "prior_guidance_scale",
+    "prior_sampler",
+    "negative_prompt",
+    "speed",
+    "guidance_interval",
+    "reuse",
+    "model",
+)
+SMALL = 100_000_000  # parameters of a U-Net, below which each core runs a model of its own
+
+
+def parser_of(name: str, description: str, needs: str = "", without: Sequence[str] = ()) -> Parser:
+    """A parser with the options that all evaluations that paint have."""
+    usage = f"kandinsky22 evaluate {name} {needs}{' ' if needs else ''}--out FOLDER [options]"
+    parser = Parser(f"kandinsky22 evaluate {name}", description, usage=usage)
+    parser.option(
+        "out", type=Path, metavar="FOLDER", help="folder for pictures and report; an existing one is resumed (required)"
+    )
+    parser.option(
+        "processes",
+        type=whole_number,
+        metavar="N",
+        help="processes that paint in parallel (default: what fits the model)",
+    )
+    parser.option("batch", type=whole_number, metavar="N", help="pictures in a batch of each process (default: 8)")
+    parser.option(
+        "threads",
+        type=whole_number,
+        metavar="N",
+        help="threads of each process (default: the cores are divided among them)",
+    )
+    parser.option("retry", action="store_true", help="retry captions that failed before")
+    add_parameters(parser, text2img, [parameter for parameter in PAINT_OPTIONS if parameter not in without])
+    parser.add_edge("device", "dtype")
+    return parser
+
+
+def options_of(parser: Parser, arguments: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Parse options. Raises `ValueError` for positional words, and if `--out` or another required option is missing."""
+    options, words, _ = parser.parse(arguments)
+    if words:
+        raise ValueError(f"{parser.prog} takes options only, got {words[0]!r}")
+    for name in ("out", *required):
+        if name not in options:
+            raise ValueError(f"{parser.prog} needs --{name.replace('_', '-')}; see {parser.prog} --help")
+    return options
+
+
+def template_of(options: Mapping[str, Any]) -> Request:
+    """The request that is painted for every caption, with an empty prompt."""
+    return request_of(text2img, {"prompt": ""}, {name: value for name, value in options.items() if name != "seed"})
+
+
+def model_of(options: Mapping[str, Any]) -> "Kandinsky":
+    """The model, with no weights read yet; a published one is downloaded here, before any process starts."""
+    from kandinsky22.engine.kandinsky import Kandinsky
+
+    model = options.get("model", catalog.BOX)
+    return Kandinsky.load(model, device=options.get("device"), dtype=options.get("dtype"), request=template_of(options))
+
+
+def model_clip(options: Mapping[str, Any]) -> "ClipFeatures":
+    """CLIP features by the model's own image and text encoders."""
+    from kandinsky22.evaluation.features import ClipFeatures
+
+    model = model_of(options)
+    return ClipFeatures.of_model(model.stored.prior, model.device)
+
+
+def device_name(options: Mapping[str, Any]) -> str:
+    """The name of the device to compute on."""
+    from kandinsky22.engine.device import device_of
+
+    return str(device_of(options.get("device")))
+
+
+def start_pool(options: Mapping[str, Any]) -> "Pool":
+    """The processes that paint on this machine: one per core for a small model, else one."""
+    from kandinsky22.backends.pool import Pool, cores
+
+    model = model_of(options)
+    small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
+    processes = options.get("processes", cores() if small else 1)
+    return Pool.of(
+        options.get("model", catalog.BOX),
+        processes=processes,
+        batch=options.get("batch", 8),
+        device=options.get("device"),
+        dtype=options.get("dtype"),
+        threads=options.get("threads"),
+        request=template_of(options),
+    )
+
+
+def local_model(options: Mapping[str, Any]) -> "Kandinsky | None":
+    """The model, if all of it is on this machine, or else None; nothing is downloaded."""
+    import torch
+
+    from kandinsky22.engine.kandinsky import Kandinsky
+
+    model = options.get("model", catalog.BOX)
+    try:
+        folders = catalog.parts(model)
+        if catalog.is_remote(model):
+            return Kandinsky(folders, name=model, device=torch.device("cpu"))
+        return model_of(options)
+    except ValueError:
+        return None
+
+
+def run_notes(options: Mapping[str, Any], *, linear: bool = False) -> Callable[[], dict[str, Any]]:
+    """A function that returns the notes stored in a new run: its command and the hashes of its weight files.
+
+    linear: with the files of the linear prior.
+    """
+
+    @cache
+    def notes() -> dict[str, Any]:
+        from kandinsky22.evaluation import protocol
+
+        hashes = model_of(options).stored.sha256(catalog.DECODER, linear=linear)
+        return {"command": protocol.command(), "weights_sha256": hashes}
+
+    return notes
+
+
+def paint_captions(options: Mapping[str, Any], captions: "Captions", shard: "Shard | None" = None, **how: Any) -> "Run":
+    """Paint a shard of captions, and return its run; prints an estimate first, with the time after the first work unit.
+
+    how: `least` is passed to `generate.generate`, `check` and `seed` to `generate.open_run`.
+    """
+    from kandinsky22.evaluation import generate
+    from kandinsky22.evaluation.estimate import estimate
+    from kandinsky22.evaluation.manifest import UNSHARDED
+
+    shard, retry, least = shard or UNSHARDED, options.get("retry", False), how.pop("least", 1)
+    with start_pool(options) as painter:
+        request = template_of(options)
+        notes = run_notes(options, linear=request.prior.linear)
+        run = generate.open_run(painter, options["out"], captions, request, annotations=notes, **how)
+
+        def paint(max_units: int | None = None) -> "Iterator[tuple[str, RunProgress]]":
+            for progress in generate.generate(painter, run, shard=shard, retry=retry, max_units=max_units, least=least):
+                yield run.folder.name, progress
+
+        needs = estimate(run, shard, processes=painter.processes, retry=retry)
+        if needs.seconds is None:
+            print(f"{describe_estimate(needs)}; the first work unit is timed", flush=True)
+            show_progress(paint(max_units=1))
+            needs = estimate(run, shard, processes=painter.processes, retry=retry)
+        print(describe_estimate(needs), flush=True)
+        show_progress(paint())
+    return run
+
+
+def whole_number(text: str) -> int:
+    """Parse an integer from 1 up. Raises `argparse.ArgumentTypeError` for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
