@@ -21,8 +21,8 @@ from scoring import FRESH_SEED, fresh, image_grid, mean, painted, row
 from kandinsky22 import Kandinsky, Request, text2img, variations
 from kandinsky22.checkpoints import catalog
 from kandinsky22.compositions import Scene, caption, render
-from kandinsky22.imaging.pixels import to_image, to_pixels
 from kandinsky22.evaluation.fidelity import ATTRIBUTES
+from kandinsky22.imaging.pixels import to_image, to_pixels
 
 RATIOS = {"1:2": (2, 1), "2:1": (1, 2), "3:2": (1, 1.5)}  # width:height -> height and width over the shorter side
 
