@@ -1,6 +1,8 @@
-"""What many tests need."""
+"""What many tests need: a small model on disk; and the last line of a run, which says what did not run."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +34,31 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny-model"
     write_tiny_model(folder)
     return folder
+
+
+class SlowTests:
+    """Counts the slow tests that a run leaves out, and prints their number at its end."""
+
+    def __init__(self) -> None:
+        self.deselected = 0
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.deselected += sum(item.get_closest_marker("slow") is not None for item in items)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):  # in a process of pytest-xdist, which sends this to the main one
+            session.config.workeroutput["deselected"] = self.deselected
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Every process of pytest-xdist collects and deselects the same tests; the main process collects none."""
+        self.deselected = max(self.deselected, getattr(node, "workeroutput", {}).get("deselected", 0))
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if self.deselected and not hasattr(config, "workeroutput"):
+            print(f"not run: {self.deselected} slow tests; run them too with: make test ARGS=\"-m ''\"")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register what counts the slow tests."""
+    config.pluginmanager.register(SlowTests())

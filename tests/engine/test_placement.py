@@ -5,15 +5,14 @@ together with other meta tensors.
 """
 
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.utils import parametrize
 
 from kandinsky22.acceleration import gpu
-from kandinsky22.acceleration.cuda_graphs import Replays
-from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.engine import placement
 from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
@@ -184,21 +183,21 @@ def test_an_unknown_placement_is_refused_with_the_known_ones() -> None:
 def test_networks_are_prepared_for_a_gpu_under_every_placement(
     stored: dict[str, Stored], everything_large: None, monkeypatch: pytest.MonkeyPatch, placement_name: Placement
 ) -> None:
-    """Except "sequential", whose weights are copied one by one: its steps cannot be recorded."""
+    """Except "sequential", whose weights are copied one by one: its steps cannot be captured in a graph."""
     monkeypatch.setattr(gpu, "DEVICES", ("meta",))
-    monkeypatch.setattr(gpu, "Replays", lambda: Replays(lambda call, pool: call))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=0))
+    monkeypatch.setattr(gpu, "CudaGraphCache", lambda: CudaGraphCache(lambda call, pool: call))
+    monkeypatch.setattr(gpu, "total_memory", lambda _: 0)
     networks = Networks(META, torch.float32, placement_name)
     for _ in range(2):
         run(networks, stored)
     unet = networks.get(stored["unet"])
-    assert isinstance(unet, gpu.ReplayedUNet) == (placement_name != "sequential")
+    assert isinstance(unet, gpu.GraphedUNet) == (placement_name != "sequential")
     if placement_name != "sequential":
         assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         condition = unet.condition(torch.empty(1, UNET.encoder_hid_dim, device=META))
         with torch.no_grad():
             for _ in range(2):
                 unet(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, dtype=torch.long, device=META), condition)
-        assert len(unet.replays) == 1
+        assert len(unet.graphs) == 1
         networks.release(stored["unet"])
-        assert len(unet.replays) == (placement_name == "keep")  # a released network loses its recordings
+        assert len(unet.graphs) == (placement_name == "keep")  # a released network loses its graphs

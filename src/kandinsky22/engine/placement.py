@@ -18,8 +18,8 @@ from torch.nn.utils import parametrize
 
 from kandinsky22 import acceleration
 from kandinsky22.acceleration import allocator
-from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import NetworkSource
+from kandinsky22.files import cache_dir
 from kandinsky22.models.config import Config
 
 N = TypeVar("N", bound=nn.Module)
@@ -35,7 +35,7 @@ SMALL_WEIGHT = (
 
 
 class Networks:
-    """The loaded networks, by the `Stored` they come from.
+    """The loaded networks, by the `NetworkSource` they come from.
 
     dtype: of the weights (`weight_dtype`). Inputs must be in `self.dtype`, which is wider if the device has no
     instructions for that dtype. accelerated: whether to use the fast implementations of `acceleration`; None: wherever
@@ -54,23 +54,24 @@ class Networks:
     ) -> None:
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
+        acceleration.request_huge_pages()
         self.device, self.weight_dtype, self.placement = device, dtype, placement
-        self.accelerated = acceleration.wanted(device, accelerated)
-        self.dtype = acceleration.computed(dtype, device) if self.accelerated else dtype
+        self.accelerated = acceleration.is_wanted(device, accelerated)
+        self.dtype = acceleration.compute_dtype(dtype, device) if self.accelerated else dtype
         self.compiled = compiled
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
                 raise ValueError(
                     "compiled networks must be accelerated and stay on cuda; use --placement keep, or leave compiled out"
                 )
-            os.environ.setdefault(COMPILED, str(catalog.cache() / "compiled"))
-        self._loaded: dict[Stored[Any, Any], nn.Module] = {}
-        self._cpu_weights: dict[Stored[Any, Any], Mapping[str, Tensor]] = {}  # of networks that are moved whole
-        self._moved: set[Stored[Any, Any]] = set()  # of those, the ones on the device now
-        self._in_use: set[Stored[Any, Any]] = set()  # on a CPU, the ones between `get` and `release`
+            os.environ.setdefault(COMPILED, str(cache_dir() / "compiled"))
+        self._loaded: dict[NetworkSource[Any, Any], nn.Module] = {}
+        self._cpu_weights: dict[NetworkSource[Any, Any], Mapping[str, Tensor]] = {}  # of networks that are moved whole
+        self._moved: set[NetworkSource[Any, Any]] = set()  # of those, the ones on the device now
+        self._in_use: set[NetworkSource[Any, Any]] = set()  # on a CPU, the ones between `get` and `release`
 
     @torch.inference_mode(False)  # its parameters may be trained later
-    def get(self, stored: Stored[N, C]) -> N:
+    def get(self, stored: NetworkSource[N, C]) -> N:
         """The network, ready to compute on the device; it is loaded when it is first needed.
 
         On a CPU, memory that it frees while computing is reused by it until `release`.
@@ -89,27 +90,27 @@ class Networks:
         return network
 
     @torch.inference_mode(False)
-    def release(self, stored: Stored[N, C]) -> None:
+    def release(self, stored: NetworkSource[N, C]) -> None:
         """Declare that a stage is done with a network, which must not be used before the next `get`, unless placement
         is "keep"."""
         self._in_use.discard(stored)
         if not self._in_use:
-            allocator.done(self)
+            allocator.stop_keeping(self)
         if self.placement == "keep":
             return
         if stored in self._moved:
-            acceleration.forget(self._loaded[stored])
+            acceleration.release_graphs(self._loaded[stored])
             self._loaded[stored].load_state_dict(self._cpu_weights[stored], assign=True)
             self._moved.remove(stored)
         if self.device.type == "cpu":
             self._loaded.pop(stored, None)
         free_unused()
 
-    def is_on_device(self, stored: Stored[N, C]) -> bool:
+    def is_on_device(self, stored: NetworkSource[N, C]) -> bool:
         """Whether a network is on the device."""
         return stored in self._loaded and (stored not in self._cpu_weights or stored in self._moved)
 
-    def bytes_to_load(self, needed: Iterable[Stored[Any, Any]]) -> int:
+    def bytes_to_load(self, needed: Iterable[NetworkSource[Any, Any]]) -> int:
         """The bytes that must still be loaded onto the device at the same time, for a run that needs these networks."""
         coming = [self._bytes(stored) for stored in needed if not self.is_on_device(stored)]
         if self.placement == "sequential" and self.device.type != "cpu":
@@ -118,25 +119,25 @@ class Networks:
 
     def described(self) -> str:
         """How the networks are accelerated, which shows in the last bits of results."""
-        return acceleration.described(self.weight_dtype, self.device, compiled=self.compiled)
+        return acceleration.describe(self.weight_dtype, self.device, compiled=self.compiled)
 
-    def _read(self, stored: Stored[N, C]) -> N:
+    def _read(self, stored: NetworkSource[N, C]) -> N:
         on_device = self.placement == "keep" or self.device.type == "cpu"
         network = stored.load(self.weight_dtype, self.device if on_device else CPU)
         if not on_device and self.placement == "sequential" and self._bytes(stored) > SMALL_NETWORK:
             stream_weights(network, self.device)
             return network
         if self.accelerated:
-            room = acceleration.room(self.device)
-            acceleration.prepare(network, room=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
+            room = acceleration.filter_budget(self.device)
+            acceleration.prepare(network, budget=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
         if not on_device:
             self._cpu_weights[stored] = network.state_dict()
         return network
 
-    def _bytes(self, stored: Stored[Any, Any]) -> int:
+    def _bytes(self, stored: NetworkSource[Any, Any]) -> int:
         """The memory of a network: its weights and their transformed copies."""
-        room = acceleration.room(self.device)
-        more = acceleration.more(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
+        room = acceleration.filter_budget(self.device)
+        more = acceleration.extra_bytes(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
         return stored.elements * self.weight_dtype.itemsize + more
 
 
