@@ -1,4 +1,4 @@
-"""Captions: grammar, truth and the words they may use; and what a perturbation changes."""
+"""Captions: their grammar, vocabulary and correctness; and what a perturbation changes."""
 
 import re
 from dataclasses import replace
@@ -30,12 +30,12 @@ THREE_OVER_ONE = Scene.of(
 )
 
 
-def many(number: int = 500) -> list[tuple[Scene, np.random.Generator]]:
+def samples(number: int = 500) -> list[tuple[Scene, np.random.Generator]]:
     generators = [np.random.default_rng((7, index)) for index in range(number)]
     return [(sample(rng), rng) for rng in generators]
 
 
-def test_the_plain_caption_says_everything() -> None:
+def test_the_plain_caption_names_everything() -> None:
     assert caption(THREE_OVER_ONE) == "three red circles above a blue triangle on a cream ground with thin black lines"
     orange = Scene.of((Group(1, "orange", "half moon"),), None, "sky blue", "", np.random.default_rng(0))
     assert caption(orange) == "an orange half moon on a sky blue ground"
@@ -44,21 +44,21 @@ def test_the_plain_caption_says_everything() -> None:
     assert caption(replace(small, style="ink")) == "a small orange star on a grey ground with a grid in ink"
 
 
-def test_a_seed_is_a_caption() -> None:
-    said = [caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in (1, 1)]
-    assert said[0] == said[1]
+def test_a_seed_gives_the_same_caption() -> None:
+    first, second = (caption(THREE_OVER_ONE, np.random.default_rng(1)) for _ in range(2))
+    assert first == second
     assert len({caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in range(60)}) > 30
 
 
-def test_every_word_is_known_and_every_known_word_is_said() -> None:
-    said = {word for scene, rng in many(1500) for word in re.findall(r"\w+", caption(scene, rng))}
-    assert said == WORDS
+def test_captions_use_exactly_the_words_of_the_vocabulary() -> None:
+    words = {word for scene, rng in samples(1500) for word in re.findall(r"\w+", caption(scene, rng))}
+    assert words == WORDS
     assert all(set(re.findall(r"\w+", example)) <= WORDS for example in EXAMPLES)
     assert "three red circles over a blue triangle" in EXAMPLES
     assert set(re.findall(r"\w+", " ".join(" ".join(kind) for kind in language().values()))) == WORDS
 
 
-def test_grammar() -> None:
+def test_captions_follow_the_grammar() -> None:
     kinds = {kind: "|".join(phrases) for kind, phrases in language().items()}
     singular, plural = "|".join(PLURALS), "|".join(PLURALS.values())
     one = rf"(?:an|one) orange|(?:a|one) (?:(?:{kinds['sizes']}) )?(?!orange)(?:{kinds['colors']})"
@@ -66,39 +66,39 @@ def test_grammar() -> None:
     group = rf"(?:{one}|(?:two|three|four) (?:{kinds['colors']}) (?:{plural}))"
     between = r"above|over|on top of|below|under|beneath|(?:(?:to|on) the )?(?:left|right) of"
     after = r"above|below|beneath|(?:to|on) the (?:left|right)"
-    told_after = rf"{group}, {group} (?:{after})"
+    relation_last = rf"{group}, {group} (?:{after})"
     subject = rf"{group}(?: (?:{between}) {group})?"
     ground = rf"(?:(?:on|against) a (?:{kinds['grounds']}) (?:ground|background)|on (?:{kinds['grounds']}))"
     decoration, style = r"with (?:thin black lines|a grid|arcs)", r"in (?:cut paper|watercolou?r|ink|pastel|clay)"
     openings = [say for say in language()["styles"] if not say.startswith("in ")] + [*language()["openings"]]
     rest = rf"(?: {ground})?(?: {decoration})?(?: {style})?"
     sentences = re.compile(
-        rf"(?:(?:{'|'.join(openings)}) )?(?:{subject}{rest}|{told_after}(?:,{rest})?)"
-        rf"|{ground}(?: {decoration})?, (?:{subject}(?: {style})?|{told_after}(?:, {style})?)"
+        rf"(?:(?:{'|'.join(openings)}) )?(?:{subject}{rest}|{relation_last}(?:,{rest})?)"
+        rf"|{ground}(?: {decoration})?, (?:{subject}(?: {style})?|{relation_last}(?:, {style})?)"
     )
-    for scene, rng in many():
-        for said in (caption(scene), caption(scene, rng), caption(scene, rng, whole=True)):
-            assert sentences.fullmatch(said), said
+    for scene, rng in samples():
+        for text in (caption(scene), caption(scene, rng), caption(scene, rng, whole=True)):
+            assert sentences.fullmatch(text), text
 
 
 def test_captions_fit_a_small_text_encoder() -> None:
-    """Words and commas; with a start and an end they stay under the 32 positions of the small model."""
-    said = [caption(scene, rng, whole=True) for scene, rng in many(1500)]
-    assert max(len(re.findall(r"\w+|,", text)) for text in said) <= 28
+    """Words and commas, with a start and an end token, fit into the 32 positions of the small model."""
+    texts = [caption(scene, rng, whole=True) for scene, rng in samples(1500)]
+    assert max(len(re.findall(r"\w+|,", text)) for text in texts) <= 28
 
 
-def test_the_style_is_always_said_but_for_paper() -> None:
+def test_captions_always_name_the_style_and_rarely_paper() -> None:
     words = {"watercolour": "watercolou?r", "ink": "ink", "pastel": "pastel", "clay": "clay", "paper": "paper"}
-    told = []
-    for scene, rng in many(600):
-        said = caption(scene, rng)
-        found = [style for style in STYLES if re.search(rf"\b{words[style]}\b", said)]
+    paper_named = []
+    for scene, rng in samples(600):
+        text = caption(scene, rng)
+        found = [style for style in STYLES if re.search(rf"\b{words[style]}\b", text)]
         assert found == [scene.style] or (not found and scene.style == "paper")
-        told += [bool(found)] if scene.style == "paper" else []
-    assert 0.1 < sum(told) / len(told) < 0.35
+        paper_named += [bool(found)] if scene.style == "paper" else []
+    assert 0.1 < sum(paper_named) / len(paper_named) < 0.35
 
 
-def test_relations_are_told_truly_from_either_side() -> None:
+def test_captions_state_the_relation_correctly_from_either_group() -> None:
     words = {
         "above": "above|over|on top of",
         "below": "below|under|beneath",
@@ -106,30 +106,32 @@ def test_relations_are_told_truly_from_either_side() -> None:
         "right of": r"right( of)?",
     }
     orders = set()
-    for scene, rng in many(300):
+    for scene, rng in samples(300):
         if scene.relation is None:
             continue
-        said = caption(scene, rng)
-        first, second = (re.search(rf"{group.color} {group.shape}", said) for group in scene.groups)
+        text = caption(scene, rng)
+        first, second = (re.search(rf"{group.color} {group.shape}", text) for group in scene.groups)
         assert first
         assert second
         orders.add(first.start() < second.start())
         relation = scene.relation if first.start() < second.start() else OPPOSITES[scene.relation]
         named = "|".join(PLURALS)
         if re.search(
-            rf"({named})(e?s)?, (a|an|one|two|three|four) ", said
-        ):  # "one, another below": it is about the second
+            rf"({named})(e?s)?, (a|an|one|two|three|four) ", text
+        ):  # "one, another below": the relation is that of the second
             relation = OPPOSITES[relation]
-        assert re.search(rf"\b({words[relation]})\b", said), (said, scene.relation)
-        assert not re.search(rf"\b({words[OPPOSITES[relation]]})\b", said), (said, scene.relation)
+        assert re.search(rf"\b({words[relation]})\b", text), (text, scene.relation)
+        assert not re.search(rf"\b({words[OPPOSITES[relation]]})\b", text), (text, scene.relation)
     assert orders == {True, False}
 
 
-def test_grounds_and_decorations_go_unsaid_sometimes_but_not_when_whole() -> None:
-    pairs = [(scene, caption(scene, rng), caption(scene, rng, whole=True)) for scene, rng in many() if scene.decoration]
+def test_grounds_and_decorations_are_omitted_sometimes_unless_whole() -> None:
+    pairs = [
+        (scene, caption(scene, rng), caption(scene, rng, whole=True)) for scene, rng in samples() if scene.decoration
+    ]
     for kind in ("ground", "decoration"):
-        said = sum(f" {getattr(scene, kind)}" in free for scene, free, _ in pairs) / len(pairs)
-        assert 0.65 < said < 0.85
+        share = sum(f" {getattr(scene, kind)}" in free for scene, free, _ in pairs) / len(pairs)
+        assert 0.65 < share < 0.85
         assert all(f" {getattr(scene, kind)}" in whole for scene, _, whole in pairs)
     assert all(
         group.size is None
@@ -140,7 +142,7 @@ def test_grounds_and_decorations_go_unsaid_sometimes_but_not_when_whole() -> Non
 
 
 def changes(before: Scene, after: Scene) -> list[str]:
-    """The names of what differs; a swap of two groups' colours or shapes is one change."""
+    """The names of the differing attributes; a swap of two groups' colours or shapes is one change."""
     found = [
         name for name in ("ground", "decoration", "style", "relation") if getattr(before, name) != getattr(after, name)
     ]
@@ -155,7 +157,7 @@ def changes(before: Scene, after: Scene) -> list[str]:
 
 def test_a_perturbation_changes_exactly_one_thing() -> None:
     seen = []
-    for scene, rng in many(600):
+    for scene, rng in samples(600):
         other = perturb(scene, rng)
         found = changes(scene, other)
         assert len(found) == 1, (scene, other)
@@ -168,6 +170,6 @@ def test_a_perturbation_changes_exactly_one_thing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_perturbed_sized_shape_stays_single(seed: int) -> None:
+def test_a_perturbed_shape_with_a_size_stays_single(seed: int) -> None:
     scene = replace(THREE_OVER_ONE, groups=(Group(1, "red", "ring", "large"),), relation=None)
     assert perturb(scene, np.random.default_rng(seed)).groups[0].count == 1
