@@ -1,7 +1,7 @@
-"""Compiles the kernels beside their source as the package is built, once for each set of instructions.
+"""Compiles the kernels beside their source when the package is built, once for each instruction set.
 
-An ordinary install, editable too, runs this by itself; by hand it is `python hatch_build.py`. Where there is no C compiler, or
-another processor, nothing is built, the install goes on, and plain torch computes the same numbers.
+An ordinary install, also an editable one, runs this; by hand it is `python hatch_build.py`. Without a C compiler, or on
+another processor, nothing is built, the install succeeds, and plain torch computes the same numbers.
 """
 
 import os
@@ -18,47 +18,49 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path(__file__).parent / "src" / "kandinsky22" / "acceleration" / "kernels.c"
-LEVELS = {
+INSTRUCTION_SETS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
 }
-"""By the names that kernels.py looks for; a checksum of the source goes with them, so that none is called that is out of date."""
+"""Compiler options by instruction set, as kernels.py names them in file names, with a checksum of the source."""
 OPTIONS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi"]
 
 
 def compile_kernels(source: Path = SOURCE) -> list[Path]:
-    """Build what can be built, beside `source`; says why where nothing can."""
+    """Build the kernels beside `source`; returns the libraries, and prints why where there are none."""
     for outdated in source.parent.glob("kernels-*.so"):
         outdated.unlink()
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return []
-    found = [command for command in (os.environ.get("CC", ""), "cc", "gcc", "clang") if command and _is_there(command)]
-    if not found:
+    compilers = [
+        command for command in (os.environ.get("CC", ""), "cc", "gcc", "clang") if command and _is_installed(command)
+    ]
+    if not compilers:
         print("kandinsky22: no C compiler was found; plain torch will run, more slowly", file=sys.stderr)
         return []
-    built = []
-    for name, options in LEVELS.items():
+    libraries = []
+    for name, options in INSTRUCTION_SETS.items():
         library = source.with_name(f"kernels-{name}-{zlib.crc32(source.read_bytes()):08x}.so")
-        made = library.with_suffix(f".{os.getpid()}")  # in its place only once it is whole
-        command = [*shlex.split(found[0]), *OPTIONS, *options, str(source), "-o", str(made), "-lm"]
+        partial = library.with_suffix(f".{os.getpid()}")  # renamed only when it is complete
+        command = [*shlex.split(compilers[0]), *OPTIONS, *options, str(source), "-o", str(partial), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
-            built.append(made.replace(library))
+            libraries.append(partial.replace(library))
         else:
-            made.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             print(f"kandinsky22: {library.name} was not built: {done.stderr.strip()}", file=sys.stderr)
-    return built
+    return libraries
 
 
-def _is_there(command: str) -> bool:
+def _is_installed(command: str) -> bool:
     return shutil.which(shlex.split(command)[0]) is not None
 
 
 class CustomBuildHook(BuildHookInterface[Any]):
-    """Hatchling calls it before it gathers the files."""
+    """Called by hatchling before it collects the files."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """A wheel with kernels in it is for this platform."""
+        """Build the kernels; a wheel that contains them is for this platform alone."""
         if self.target_name == "wheel" and compile_kernels() and version != "editable":
             build_data["pure_python"] = False
             build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")

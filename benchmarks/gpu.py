@@ -197,9 +197,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one program, in its process
     a = parser.parse_args()
     if a.model == "box":
-        from kandinsky22.checkpoints import catalog
+        from kandinsky22.checkpoints import locate
 
-        a.model = catalog.locate("box")
+        a.model = locate.model_folder("box")
     if a.device != "cuda":
         a.programs = [program for program in a.programs if not program.endswith("compiled")]
     if a.result is not None:

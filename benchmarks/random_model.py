@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from kandinsky22.checkpoints import catalog, full_size, zero_image
-from kandinsky22.checkpoints.about import write_json
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.json_files import write_json
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQ

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.engine.cost import work
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
 from kandinsky22.models.layers import Conv3x3, UpsampleConv3x3

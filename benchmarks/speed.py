@@ -243,11 +243,12 @@ def about(arguments: Sequence[str]) -> dict[str, Any]:
 
 def prepared(a: argparse.Namespace) -> None:
     """Fill in what the model says: its folder, its size, and for the box how it paints. Fills the folder where it is empty."""
-    from kandinsky22.checkpoints import catalog
-    from kandinsky22.checkpoints.about import read_about, read_json
+    from kandinsky22.checkpoints import catalog, locate
+    from kandinsky22.checkpoints.json_files import read_json
+    from kandinsky22.checkpoints.metadata import read_metadata
 
     if a.model == catalog.BOX:
-        a.model = catalog.locate(a.model)
+        a.model = locate.model_folder(a.model)
     elif not (Path(a.model) / catalog.DECODER / "model_index.json").is_file():
         import random_model
 
@@ -256,7 +257,7 @@ def prepared(a: argparse.Namespace) -> None:
     config = read_json(a.model / "decoder/unet/config.json")
     a.side = a.side or 8 * config["sample_size"]
     a.published_size = config["block_out_channels"] == [384, 768, 1152, 1536]
-    defaults = read_about(a.model / "decoder").defaults
+    defaults = read_metadata(a.model / "decoder").defaults
     prior, decoder = defaults.get("prior"), defaults.get("decoder")
     a.prior_guidance, a.guidance = (part.guidance_scale if part else 4.0 for part in (prior, decoder))
     a.prior_steps = a.prior_steps or (prior.steps if prior else None) or 25

@@ -31,7 +31,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.store import save
+from kandinsky22.checkpoints.network import save
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.engine.device import computes_bfloat16
 from kandinsky22.files import atomic_write

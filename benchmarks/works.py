@@ -126,7 +126,7 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
         theirs, z = VQModel.from_pretrained(folder, dtype=dtype), draw()
         decode = lambda: theirs.decode(z, force_not_quantize=True).sample  # noqa: E731
     else:
-        from kandinsky22.checkpoints.store import Stored
+        from kandinsky22.checkpoints.network import Stored
         from kandinsky22.engine.placement import Networks
         from kandinsky22.models.movq import MoVQ, MoVQConfig
 

@@ -1,4 +1,4 @@
-"""A whole model in a folder, in the published layout, so small that it paints in a blink: random weights, a language."""
+"""A small model of random weights in the published layout, with a language; it paints within a second."""
 
 import shutil
 from dataclasses import replace
@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from kandinsky22.checkpoints import catalog, zero_image
-from kandinsky22.checkpoints.store import Stored, save, write_json
+from kandinsky22.checkpoints.json_files import write_json
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions import EXAMPLES, language
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
@@ -23,7 +24,10 @@ DEFAULTS = {"prior": {"steps": 2, "guidance_scale": 2.0}, "decoder": {"steps": 3
 
 
 def randomise(network: torch.nn.Module, seed: int = 0) -> None:
-    """Fill every parameter: several start at zero, which would hide mistakes. Weights keep the activations' scale."""
+    """Fill every parameter with random numbers: several start at zero, which would hide mistakes.
+
+    The scale of weights preserves that of activations.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -70,10 +74,10 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
         inpaint / "unet": UNet(replace(unet, in_channels=9)),
         depth / "unet": UNet(replace(unet, in_channels=8, addition_embed_type="image_hint")),
     }
-    for place, network in networks.items():
+    for target, network in networks.items():
         randomise(network, seed)
-        name = "model" if place.name.endswith("_encoder") else "diffusion_pytorch_model"
-        save(place, network, dtype=torch.float32, name=name)
+        name = "model" if target.name.endswith("_encoder") else "diffusion_pytorch_model"
+        save(target, network, dtype=torch.float32, name=name)
     save_tokenizer(prior / "tokenizer", tokenizer)
     encoder = Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig)
     zero_image.write(prior / zero_image.SHIPPED, zero_image.compute(encoder), encoder.fingerprint)
@@ -83,14 +87,14 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> None:
     write_json(prior / "model_index.json", catalog.PRIOR_INDEX)
     write_json(decoder / "model_index.json", catalog.DECODER_INDEX)
     write_json(decoder / "kandinsky22.json", {"defaults": DEFAULTS, "words": language(), "examples": EXAMPLES})
-    for folder, kind, scheduler in (  # every published decoder comes with the same MoVQ
+    for folder, kind, scheduler in (  # all published decoders contain the same MoVQ
         (inpaint, "KandinskyV22InpaintPipeline", {**DECODER_CONFIG, "clip_sample": False}),
         (depth, "KandinskyV22ControlnetPipeline", DECODER_CONFIG),
     ):
         shutil.copytree(decoder / "movq", folder / "movq")
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", {**catalog.DECODER_INDEX, "_class_name": kind})
-    for folder in (decoder, inpaint):  # the published model cards: where the prior is, a list in their front matter
+    for folder in (decoder, inpaint):  # as in the published model cards, whose front matter lists the prior
         card = (
             f"---\nlicense: apache-2.0\nprior:\n  - {prior}\ntags:\n  - text-to-image\n---\n\n# A tiny Kandinsky 2.2\n"
         )

@@ -23,8 +23,8 @@ from kandinsky22 import (
     text2img,
     variations,
 )
-from kandinsky22.checkpoints import catalog, zero_image
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints import catalog, locate, zero_image
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.compositions import (
     GROUNDS,
     OPPOSITES,
@@ -42,7 +42,7 @@ from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 from kandinsky22.request.events import Result
 from kandinsky22.training.data import to_bytes
 
-FOLDER = catalog.locate(catalog.BOX)
+FOLDER = locate.model_folder(catalog.BOX)
 FRESH_SEED, PICTURES = 33, 24  # no training and no score draws from this seed
 
 

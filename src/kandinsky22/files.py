@@ -1,4 +1,4 @@
-"""Writing files atomically, and locks between processes. Imports no torch."""
+"""Writing files atomically, locks between processes, and the user's cache folder. Imports no torch."""
 
 import contextlib
 import os
@@ -45,6 +45,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def cache_dir() -> Path:
+    """The user's folder for what is computed once and reused; `KANDINSKY22_CACHE` moves it."""
+    if chosen := os.environ.get("KANDINSKY22_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kandinsky22"
 
 
 def lock(file: IO[Any], timeout: float | None = None) -> bool:

@@ -1,6 +1,6 @@
-"""The normalisation's kernels for a GPU, by Triton's interpreter where Triton is: it needs no GPU.
+"""The normalisation's kernels for a GPU, run by Triton's interpreter, which needs no GPU, where Triton is installed.
 
-torch's CPU builds come without it; `pip install triton` brings it.
+torch's CPU builds come without it; `pip install triton` installs it.
 """
 
 import os
@@ -31,30 +31,30 @@ cases = [  # groups, channels, height, width, the size of scale and shift, silu,
     (4, 24, 5, 7, None, True, torch.float16, 0.0),
     (4, 96, 6, 10, (1, 1), True, torch.bfloat16, 1.0),
     (8, 32, 12, 8, (3, 4), False, torch.float16, 0.0),
-    (8, 64, 72, 64, (1, 1), True, torch.float16, 20.0),  # several parts, and a mean that half precision just bears
+    (8, 64, 72, 64, (1, 1), True, torch.float16, 20.0),  # several parts, and a mean that half precision just resolves
 ]
 for groups, channels, height, width, coarse, silu, dtype, mean in cases:
     norm = Norm(groups, channels, eps=1e-5, silu=silu)
     norm.weight.data, norm.bias.data = noise(channels), noise(channels)
     norm.to(dtype)
     x = (noise(2, channels, height, width) + mean).to(dtype)
-    told = [] if coarse is None else [noise(2, channels, *coarse).to(dtype) for _ in range(2)]
+    scale_shift = [] if coarse is None else [noise(2, channels, *coarse).to(dtype) for _ in range(2)]
     with torch.no_grad():
-        assert fused_norm.fits(x, told[0] if told else None)
-        exact = norm.double()(x.double(), *(value.double() for value in told))
-        plain = norm.to(dtype)(x, *told)
-        y = fused_norm.normalised(
-            x, norm.weight, norm.bias, norm.eps, *(told or (None, None)), groups=groups, silu=silu
+        assert fused_norm.supports(x, scale_shift[0] if scale_shift else None)
+        exact = norm.double()(x.double(), *(value.double() for value in scale_shift))
+        plain = norm.to(dtype)(x, *scale_shift)
+        y = fused_norm.group_norm(
+            x, norm.weight, norm.bias, norm.eps, *(scale_shift or (None, None)), groups=groups, silu=silu
         )
     assert y.dtype == dtype and y.shape == x.shape and y.is_contiguous(memory_format=torch.channels_last)
-    apart, theirs = ((value.double() - exact).norm() / exact.norm() for value in (y, plain))
-    if dtype == torch.bfloat16:  # the interpreter cuts bits off where a GPU rounds, which is twice as far
-        theirs = 2 * theirs
-    assert apart < 1.1 * theirs and apart < 1e-2, (apart, theirs)
+    error, plain_error = ((value.double() - exact).norm() / exact.norm() for value in (y, plain))
+    if dtype == torch.bfloat16:  # the interpreter truncates where a GPU rounds, which doubles the error
+        plain_error = 2 * plain_error
+    assert error < 1.1 * plain_error and error < 1e-2, (error, plain_error)
 """
 
 
-def by_torch(
+def norm_by_torch(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -65,41 +65,41 @@ def by_torch(
     groups: int,
     silu: bool,
 ) -> Tensor:
-    """What the kernels are to compute, in x's own dtype."""
+    """What the kernels must compute, in x's own dtype."""
     norm = Norm(groups, len(weight), eps=eps, silu=silu).to(x.dtype)
     norm.weight.data, norm.bias.data = weight, bias
     return norm(x, scale, shift)
 
 
 @pytest.mark.parametrize("dtype", fused_norm.DTYPES)
-def test_kernels_are_used_where_they_compute_what_torch_does(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fused_norm.agrees.cache_clear()
-    monkeypatch.setattr(fused_norm, "normalised", by_torch)
-    assert fused_norm.agrees(torch.device("cpu"), dtype)
+def test_kernels_that_match_torch_are_used(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused_norm.matches_torch.cache_clear()
+    monkeypatch.setattr(fused_norm, "group_norm", norm_by_torch)
+    assert fused_norm.matches_torch(torch.device("cpu"), dtype)
 
 
 @pytest.mark.parametrize("fault", ["raises", "forgets the shift", "forgets SiLU"])
-def test_kernels_that_fail_are_left_out_with_a_warning(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(x: Tensor, *others: Any, **named: Any) -> Tensor:
+def test_kernels_that_fail_or_differ_are_not_used_and_a_warning_says_so(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if fault == "raises":
             raise OSError("no compiler\nat all")
         if fault == "forgets SiLU":
-            named["silu"] = False
-        elif others[-1] is not None:
-            others = (*others[:-1], torch.zeros_like(others[-1]))
-        return by_torch(x, *others, **named)
+            kwargs["silu"] = False
+        elif args[-1] is not None:
+            args = (*args[:-1], torch.zeros_like(args[-1]))
+        return norm_by_torch(x, *args, **kwargs)
 
-    fused_norm.agrees.cache_clear()
-    monkeypatch.setattr(fused_norm, "normalised", faulty)
+    fused_norm.matches_torch.cache_clear()
+    monkeypatch.setattr(fused_norm, "group_norm", faulty)
     with pytest.warns(UserWarning, match="and torch's does: (no compiler$|another result)"):
-        assert not fused_norm.agrees(torch.device("cpu"), torch.float16)
-    fused_norm.agrees.cache_clear()
+        assert not fused_norm.matches_torch(torch.device("cpu"), torch.float16)
+    fused_norm.matches_torch.cache_clear()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton comes with this build of torch")
-def test_its_kernels_are_no_further_from_the_truth_than_torchs() -> None:
+def test_the_kernels_are_as_exact_as_torchs() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

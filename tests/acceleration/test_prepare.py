@@ -1,4 +1,4 @@
-"""A prepared network is the network: it saves, trains, changes and moves as before; and what is asked is what happens."""
+"""A prepared network trains, changes and compiles like the plain one; each part can be switched off."""
 
 import copy
 import os
@@ -17,192 +17,195 @@ from kandinsky22.acceleration import convolution, kernels
 from kandinsky22.acceleration.flags import HUGE_PAGES
 from kandinsky22.models.layers import Conv3x3, Norm, UpsampleConv3x3
 from kandinsky22.models.unet import UNet
-from tests.acceleration.test_exactness import UNET, apart, made, noise
+from tests.acceleration.comparison import UNET, for_inference, noise, relative_rms
 from tests.models_on_disk import randomise
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
-OFFERED = "/sys/kernel/mm/transparent_hugepage/enabled"
+SUPPORTED_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
-def test_with_gradients_it_is_the_plain_network() -> None:
+def test_training_computes_as_with_the_plain_network() -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 64), UpsampleConv3x3(64, 32))
     x = noise(1, 32, 8, 8)
 
-    def learnt() -> list[torch.Tensor]:
+    def gradients() -> list[torch.Tensor]:
         plain.zero_grad()
         y = plain(x)
         y.square().sum().backward()
         return [y.detach(), *(parameter.grad.clone() for parameter in plain.parameters())]
 
-    before = learnt()
-    acceleration.prepare(plain, room=1 << 30)
-    assert all(torch.equal(a, b) for a, b in zip(learnt(), before, strict=True))
+    before = gradients()
+    acceleration.prepare(plain, budget=1 << 30)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), before, strict=True))
 
 
 @torch.no_grad()
-def test_weights_that_change_are_seen() -> None:
-    """As when an adapter is merged into them, or an average of the weights is put in their place."""
-    conv = made(Conv3x3(32, 32))
-    acceleration.prepare(conv, room=1 << 30)
-    x, other = noise(1, 32, 16, 16), made(Conv3x3(32, 32))
+def test_changed_weights_are_used() -> None:
+    """As when an adapter is merged into them, or they are replaced by an average of weights."""
+    conv = for_inference(Conv3x3(32, 32))
+    acceleration.prepare(conv, budget=1 << 30)
+    x, other = noise(1, 32, 16, 16), for_inference(Conv3x3(32, 32))
     conv(x), conv(x)
-    assert conv._kept[1]
+    assert conv.filter_cache[1]
     conv.load_state_dict(other.state_dict())
-    assert apart(conv(x), other(x)) < 1e-5
+    assert relative_rms(conv(x), other(x)) < 1e-5
     conv.weight.mul_(2)
-    assert apart(conv(x) - conv.bias[:, None, None], 2 * (other(x) - other.bias[:, None, None])) < 1e-5
+    assert relative_rms(conv(x) - conv.bias[:, None, None], 2 * (other(x) - other.bias[:, None, None])) < 1e-5
     assert conv.double()(x.double()).dtype == torch.float64
 
 
 @torch.no_grad()
-def test_weights_that_are_made_at_each_look_are_never_kept() -> None:
-    """As an adapter's may be, in memory that held others before."""
+def test_filters_of_computed_weights_are_never_cached() -> None:
+    """As an adapter's weights may be: they may lie where other weights lay before."""
 
-    class Times(nn.Module):
-        by = 1.0
+    class Scale(nn.Module):
+        factor = 1.0
 
         def forward(self, weight: torch.Tensor) -> torch.Tensor:
-            return weight * self.by
+            return weight * self.factor
 
-    conv, x = made(Conv3x3(32, 32)), noise(1, 32, 16, 16)
+    conv, x = for_inference(Conv3x3(32, 32)), noise(1, 32, 16, 16)
     plain, bias = conv(x), conv.bias[:, None, None]
-    acceleration.prepare(conv, room=1 << 30)
-    register_parametrization(conv, "weight", times := Times())
-    for times.by in (1.0, 1.0, 2.0, -3.0):
-        assert apart(conv(x) - bias, times.by * (plain - bias)) < 1e-5
+    acceleration.prepare(conv, budget=1 << 30)
+    register_parametrization(conv, "weight", scale := Scale())
+    for scale.factor in (1.0, 1.0, 2.0, -3.0):
+        assert relative_rms(conv(x) - bias, scale.factor * (plain - bias)) < 1e-5
 
 
 @torch.no_grad()
-def test_room_goes_to_the_largest_maps_first() -> None:
-    unet = made(UNet(UNET))
+def test_filter_memory_goes_to_the_largest_maps_first() -> None:
+    unet = for_inference(UNet(UNET))
     randomise(unet)
     convs = [module for module in unet.modules() if isinstance(module, Conv3x3)]
-    forms = {conv: convolution.form(conv) for conv in convs}
-    acceleration.prepare(unet, room=sum(forms.values()) // 3)
-    roomy = [conv for conv in convs if conv.roomy]
-    assert 0 < sum(forms[conv] for conv in roomy) <= sum(forms.values()) // 3
-    widest = max(conv.out_channels for conv in roomy)
-    assert all(conv.roomy for conv in convs if conv.out_channels < widest)
-    assert acceleration.more(unet, torch.float32, 1 << 40) == sum(forms.values())
-    assert acceleration.more(unet, torch.float32, 400) == 400
+    sizes = {conv: convolution.filter_bytes(conv) for conv in convs}
+    acceleration.prepare(unet, budget=sum(sizes.values()) // 3)
+    caching = [conv for conv in convs if conv.caches_filter]
+    assert 0 < sum(sizes[conv] for conv in caching) <= sum(sizes.values()) // 3
+    widest = max(conv.out_channels for conv in caching)
+    assert all(conv.caches_filter for conv in convs if conv.out_channels < widest)
+    assert acceleration.extra_bytes(unet, torch.float32, 1 << 40) == sum(sizes.values())
+    assert acceleration.extra_bytes(unet, torch.float32, 400) == 400
 
 
 @torch.no_grad()
-def test_what_is_delicate_is_computed_as_it_is_plainly() -> None:
-    """To the last bit, however it is laid out. Winograd's algorithm, here with room, would round otherwise."""
-    plain = made(Conv3x3(64, 64, keep_exact=True))
+def test_a_convolution_marked_keep_exact_has_the_plain_networks_bits() -> None:
+    """In any memory layout. Winograd's algorithm would round otherwise."""
+    plain = for_inference(Conv3x3(64, 64, keep_exact=True))
     fast, x = copy.deepcopy(plain), noise(2, 64, 20, 20)
-    acceleration.prepare(fast, room=1 << 30)
+    acceleration.prepare(fast, budget=1 << 30)
     assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), plain(x))
     assert torch.equal(fast.forward_strip(x.contiguous(memory_format=torch.channels_last)), plain.forward_strip(x))
-    assert convolution.form(fast) == 0 and acceleration.more(fast, torch.float32, 1 << 30) == 0
-    usual = made(Conv3x3(64, 64))
-    usual.load_state_dict(plain.state_dict())
-    acceleration.prepare(usual, room=1 << 30)
-    assert not torch.equal(usual(x), plain(x))
+    assert convolution.filter_bytes(fast) == 0 and acceleration.extra_bytes(fast, torch.float32, 1 << 30) == 0
+    other = for_inference(Conv3x3(64, 64))
+    other.load_state_dict(plain.state_dict())
+    acceleration.prepare(other, budget=1 << 30)
+    assert not torch.equal(other(x), plain(x))
 
 
 @torch.no_grad()
-def test_what_is_compiled_is_the_plain_network() -> None:
+def test_a_compiled_network_is_the_plain_one() -> None:
     """Kernels that are called by pointer cannot be traced."""
-    conv, x = made(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32))), noise(1, 32, 16, 16)
+    conv, x = for_inference(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32))), noise(1, 32, 16, 16)
     plain = conv(x)
-    acceleration.prepare(conv, room=1 << 30)
+    acceleration.prepare(conv, budget=1 << 30)
     assert torch.equal(torch.compile(conv, backend="eager", fullgraph=True)(x), plain)
 
 
-def test_it_can_be_left_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acceleration_can_be_switched_off(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared(kandinsky: Kandinsky) -> bool:
         return type(kandinsky.decoder("decoder").unet.conv_in) is not Conv3x3
 
     assert prepared(Kandinsky.load(tiny_model))
     assert not prepared(Kandinsky.load(tiny_model, accelerated=False))
-    monkeypatch.setenv(acceleration.SWITCH, "off")
+    monkeypatch.setenv(acceleration.ENV_VARIABLE, "off")
     assert not prepared(Kandinsky.load(tiny_model))
     assert prepared(Kandinsky.load(tiny_model, accelerated=True))
-    assert not acceleration.wanted(torch.device("meta"))
+    assert not acceleration.is_wanted(torch.device("meta"))
 
 
 @torch.no_grad()
-def test_each_part_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, x = made(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32), nn.Linear(16, 8))), noise(1, 32, 16, 16)
+def test_each_part_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = (
+        for_inference(nn.Sequential(Norm(8, 32, eps=1e-5), Conv3x3(32, 32), nn.Linear(16, 8))),
+        noise(1, 32, 16, 16),
+    )
     plain = network(x)
 
-    def prepared(left_out: str) -> list[str]:
-        monkeypatch.setenv(acceleration.SWITCH, left_out)
-        acceleration.prepare(network, room=acceleration.room())
-        assert apart(network(x), plain) < 1e-5
+    def fast_layers(disabled: str) -> list[str]:
+        monkeypatch.setenv(acceleration.ENV_VARIABLE, disabled)
+        acceleration.prepare(network, budget=acceleration.filter_budget())
+        assert relative_rms(network(x), plain) < 1e-5
         return [
             name
             for name, module in zip(("normalisations", "convolutions", "linear"), network, strict=True)
             if "Fast" in repr(type(module))
         ]
 
-    everything = prepared("")
+    everything = fast_layers("")
     assert everything == ["normalisations", "convolutions", "linear"]
     for part in everything:
-        assert part not in prepared(part) and len(prepared(part)) == 2
-    assert prepared("kernels, filters") == everything
-    assert kernels.library() is None and acceleration.room() == 0
-    assert acceleration.described() == "torch"
+        assert part not in fast_layers(part) and len(fast_layers(part)) == 2
+    assert fast_layers("kernels, filters") == everything
+    assert kernels.library() is None and acceleration.filter_budget() == 0
+    assert acceleration.describe() == "torch"
     with pytest.raises(
         ValueError, match=r"KANDINSKY22_ACCELERATION must be off, or some of convolutions, .* got 'winograd'"
     ):
-        prepared("winograd")
+        fast_layers("winograd")
 
 
-@pytest.mark.parametrize("left_out", ["", "pages", "off"])
-def test_huge_pages(left_out: str) -> None:
-    """Asked for where nothing else was said. Whether there are any is Linux's to say."""
+@pytest.mark.parametrize("disabled", ["", "pages", "off"])
+def test_huge_pages_are_requested_unless_they_are_switched_off(disabled: str, tiny_model: Path) -> None:
+    """By loading a model. Whether there are any is up to Linux."""
     code = (
-        "import os, pathlib, kandinsky22.acceleration, torch; x = torch.ones(1 << 24)\n"
+        f"import os, pathlib, kandinsky22, torch; kandinsky22.Kandinsky.load({str(tiny_model)!r})\n"
+        "x = torch.ones(1 << 24)\n"
         "pages = pathlib.Path('/proc/self/smaps_rollup')\n"
         "print(os.environ.get('THP_MEM_ALLOC_ENABLE'), pages.read_text() if pages.exists() else '')"
     )
-    environment = {**os.environ, acceleration.SWITCH: left_out}
+    environment = {**os.environ, acceleration.ENV_VARIABLE: disabled}
     environment.pop(HUGE_PAGES, None)
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout
-    assert told.startswith("None" if left_out else "1")
-    if Path(OFFERED).exists() and "[madvise]" in Path(OFFERED).read_text():
-        huge = next(int(line.split()[1]) for line in told.splitlines() if line.startswith("AnonHugePages"))
-        assert (huge > 0) != bool(left_out)
+    assert printed.startswith("None" if disabled else "1")
+    if Path(SUPPORTED_PAGES).exists() and "[madvise]" in Path(SUPPORTED_PAGES).read_text():
+        huge = next(int(line.split()[1]) for line in printed.splitlines() if line.startswith("AnonHugePages"))
+        assert (huge > 0) != bool(disabled)
 
 
-def test_pictures_say_what_computed(tiny_model: Path) -> None:
-    painted = [Kandinsky.load(tiny_model, accelerated=way)("a red star", seed=1)[0] for way in (True, False)]
-    assert painted[0].made_by["acceleration"] == acceleration.described()
-    assert "acceleration" not in painted[1].made_by
+def test_pictures_store_what_accelerated_them(tiny_model: Path) -> None:
+    pictures = [Kandinsky.load(tiny_model, accelerated=way)("a red star", seed=1)[0] for way in (True, False)]
+    assert pictures[0].made_by["acceleration"] == acceleration.describe()
+    assert "acceleration" not in pictures[1].made_by
 
 
-def test_kernels_of_another_source_are_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their name has the source's checksum in it."""
-    now = kernels.built("avx2")
+def test_kernels_of_another_source_have_another_name(tmp_path: Path) -> None:
+    """It contains the source's checksum, so that outdated kernels are not called."""
+    current = kernels.library_path("avx2")
     source = tmp_path / "kernels.c"
-    source.write_text((now.parent / "kernels.c").read_text() + "\n")
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
-    assert kernels.built("avx2").name != now.name
+    source.write_text(current.with_name("kernels.c").read_text() + "\n")
+    assert kernels.library_path("avx2", source).name != current.name
 
 
-def test_kernels_are_called_with_what_they_take() -> None:
-    """C would read a number of another width, or one too few, from what happens to lie there."""
-    source = kernels.built("avx2").with_name("kernels.c").read_text()
+def test_kernels_are_declared_with_their_argument_types() -> None:
+    """With wrong types, C would read arguments of another width from whatever is in memory."""
+    source = kernels.library_path("avx2").with_name("kernels.c").read_text()
     declared = {}
     for name, arguments in re.findall(r"^void (\w+)\(([^)]*)\) {", source, re.MULTILINE):
         declared[name] = "".join("P" if "*" in one else one.split()[0][0] for one in arguments.split(","))
-    assert declared == {name: letters.replace(" ", "") for name, letters in kernels.TAKES.items()}
+    assert declared == {name: letters.replace(" ", "") for name, letters in kernels.SIGNATURES.items()}
 
 
-def test_a_machine_without_a_compiler_installs_too(tmp_path: Path) -> None:
-    """What the build does, without the tool that calls it."""
+def test_the_build_succeeds_without_a_compiler(tmp_path: Path) -> None:
+    """By calling the build hook without hatchling."""
     folder = tmp_path / "src" / "kandinsky22" / "acceleration"
     folder.mkdir(parents=True)
     (folder / "kernels.c").write_bytes((ROOT / "src/kandinsky22/acceleration/kernels.c").read_bytes())
     (tmp_path / "hatch_build.py").write_bytes((ROOT / "hatch_build.py").read_bytes())
-    (folder / "kernels-avx2-00000000.so").touch()  # of another source
+    (folder / "kernels-avx2-00000000.so").touch()  # outdated
     stand_in = (
         "import sys, types\n"
         "name = 'hatchling.builders.hooks.plugin.interface'\n"

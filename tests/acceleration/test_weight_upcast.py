@@ -1,7 +1,7 @@
-"""Where a processor has no instructions for half precision only weights are rounded, and everything is computed in float32.
+"""Without instructions for half precision only weights are rounded, and everything is computed in float32.
 
-Two yardsticks, both relative rms: the plain float32 network with weights rounded to half precision, whose numbers it must have;
-and the error that diffusers' and transformers' own networks have in bfloat16, which it must not exceed.
+Two measures, both relative rms: a network must have the numbers of the plain float32 network with weights rounded to
+half precision, and must not exceed the error that diffusers' and transformers' own networks have in bfloat16.
 """
 
 import copy
@@ -15,42 +15,32 @@ from torch import Tensor, nn
 
 from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import convolution, kernels, weight_upcast
-from kandinsky22.acceleration.weight_upcast import HALF, linear
+from kandinsky22.acceleration.weight_upcast import UPCAST_LAYERS, upcast_linear
 from kandinsky22.engine.placement import Networks
 from kandinsky22.models.layers import Conv3x3, UpsampleConv3x3
-from kandinsky22.models.movq import MoVQConfig
-from kandinsky22.models.unet import UNetConfig
-from tests.acceleration.test_exactness import EXACT, apart, made, noise
+from tests.acceleration.comparison import EXACT, MOVQ, UNET, for_inference, noise, relative_rms
 from tests.models.test_clip import SMALL_TEXT, prompts, text_and_theirs
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import movqs, priors, unets
 
 CPU = torch.device("cpu")
-WIDE_UNET = UNetConfig(
-    block_out_channels=(32, 64, 96),
-    layers_per_block=1,
-    attention_head_dim=16,
-    cross_attention_dim=20,
-    encoder_hid_dim=24,
-)
-WIDE_MOVQ = MoVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, num_vq_embeddings=48)
 
 
 @pytest.fixture(params=["kernels", "torch"], autouse=True)
-def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What computes. Weights are taken apart as large ones are, and every convolution goes by Winograd's algorithm."""
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What computes: our kernels or torch. Weights are upcast in chunks, as large ones, and Winograd always used."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "library", lambda: None)
     elif kernels.library() is None:
-        pytest.skip("no kernels here")
-    monkeypatch.setattr(convolution, "CELLS", 1)
-    monkeypatch.setattr(weight_upcast, "NUMBERS", (1000, 3000))
+        pytest.skip("no kernels on this machine")
+    monkeypatch.setattr(convolution, "WINOGRAD_CELLS", 1)
+    monkeypatch.setattr(weight_upcast, "CHUNK_ELEMENTS", (1000, 3000))
     with torch.no_grad():
         yield
 
 
 def unet() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    """A network, diffusers' with the same weights, and what runs each: ours on float32, theirs on the dtype of its weights."""
+    """Our network, diffusers' with the same weights, and calls of them: in float32, and in its weights' dtype."""
     x, embeds, t = noise(2, 4, 8, 12), noise(2, 24, seed=1), torch.tensor([981, 7])
 
     def theirs(network: Any) -> Tensor:
@@ -59,7 +49,7 @@ def unet() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
         ).sample
         return result
 
-    return *unets(WIDE_UNET), lambda network: network(x, t, network.condition(embeds)), theirs
+    return *unets(UNET), lambda network: network(x, t, network.condition(embeds)), theirs
 
 
 def movq() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
@@ -69,7 +59,7 @@ def movq() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
         result: Tensor = network.decode(z.to(network.dtype), force_not_quantize=True).sample
         return result
 
-    return *movqs(WIDE_MOVQ), lambda network: network.decode(z), theirs
+    return *movqs(MOVQ), lambda network: network.decode(z), theirs
 
 
 def prior() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
@@ -87,8 +77,8 @@ def prior() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]
 def text() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
     ours, theirs = text_and_theirs(SMALL_TEXT)
     return (
-        made(ours),
-        made(theirs),
+        for_inference(ours),
+        for_inference(theirs),
         lambda network: network(prompts()).hidden,
         lambda network: network(prompts()).last_hidden_state,
     )
@@ -98,106 +88,110 @@ KINDS = {"unet": unet, "movq": movq, "prior": prior, "text": text}
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("room", [0, 1 << 30])
-def test_only_weights_are_rounded(name: str, room: int) -> None:
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_numbers_are_float32s_with_rounded_weights(name: str, budget: int) -> None:
     network, _, run, _ = KINDS[name]()
     randomise(network)
     for dtype in (torch.bfloat16, torch.float16):
-        held = network.to(dtype)
-        kept = {key: value.clone() for key, value in held.state_dict().items()}
+        weights = {key: value.clone() for key, value in network.to(dtype).state_dict().items()}
         exact = run(network.float())  # rounded, and computed in float32
-        held = network.to(dtype)
-        acceleration.prepare(held, room=room, dtype=torch.float32)
+        network.to(dtype)
+        acceleration.prepare(network, budget=budget, dtype=torch.float32)
         for _ in range(2):
-            assert (y := run(held)).dtype == torch.float32
-            assert apart(y, exact) < EXACT
-        assert all(torch.equal(value, kept[key]) for key, value in held.state_dict().items())  # and of the dtype
-        assert list(held.state_dict()) == list(kept)
-        acceleration.undo(held)
-        assert not {type(module) for module in held.modules()} & {*acceleration.kinds().values(), *HALF.values()}
+            assert (y := run(network)).dtype == torch.float32
+            assert relative_rms(y, exact) < EXACT
+        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+        assert list(network.state_dict()) == list(weights)
+        acceleration.undo(network)
+        assert not {type(module) for module in network.modules()} & {
+            *acceleration.layer_classes().values(),
+            *UPCAST_LAYERS.values(),
+        }
         randomise(network.float())
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_is_nearer_to_float32_than_bfloat16_there(name: str) -> None:
+def test_errors_are_smaller_than_other_libraries_in_bfloat16(name: str) -> None:
     ours, theirs, run, run_theirs = KINDS[name]()
     exact = run(ours)
-    assert apart(run_theirs(theirs), exact) < EXACT
-    acceleration.prepare(ours.bfloat16(), room=1 << 30, dtype=torch.float32)
-    assert 1e-4 < apart(run(ours), exact) < apart(run_theirs(theirs.bfloat16()), exact)
+    assert relative_rms(run_theirs(theirs), exact) < EXACT
+    acceleration.prepare(ours.bfloat16(), budget=1 << 30, dtype=torch.float32)
+    assert 1e-4 < relative_rms(run(ours), exact) < relative_rms(run_theirs(theirs.bfloat16()), exact)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_linear(bias: bool, rows: int) -> None:
-    """Of a weight that is taken apart in pieces that do not go into it evenly; and of one that is as wide as x."""
+def test_upcast_linear_has_the_plain_numbers(bias: bool, rows: int) -> None:
+    """With a weight whose rows are no multiple of the chunks, and with one of x's own dtype."""
     x, weight, added = (
         noise(rows, 2, 70),
         noise(101, 70, seed=1).bfloat16(),
         noise(101, seed=2).bfloat16() if bias else None,
     )
     exact = nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
-    assert apart(linear(x, weight, added), exact) < 1e-6
-    assert apart(linear(x[0, 0], weight, added), exact[0, 0]) < 1e-6
-    assert linear(x[:0], weight, added).shape == (0, 2, 101)
-    assert linear(x.bfloat16(), weight, added).dtype == torch.bfloat16
+    assert relative_rms(upcast_linear(x, weight, added), exact) < 1e-6
+    assert relative_rms(upcast_linear(x[0, 0], weight, added), exact[0, 0]) < 1e-6
+    assert upcast_linear(x[:0], weight, added).shape == (0, 2, 101)
+    assert upcast_linear(x.bfloat16(), weight, added).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", [Conv3x3, UpsampleConv3x3])
-def test_what_is_made_at_every_call_is_what_is_kept(kind: type[Conv3x3]) -> None:
-    """Of a filter that lies as it is read, and channels last."""
-    conv, x = made(kind(32, 96)).bfloat16(), noise(2, 32, 9, 14)
+def test_cached_filters_and_those_of_every_call_are_the_same(kind: type[Conv3x3]) -> None:
+    """For a filter in the default memory format, and channels last."""
+    conv, x = for_inference(kind(32, 96)).bfloat16(), noise(2, 32, 9, 14)
     exact = copy.deepcopy(conv).double()(x.double())
     for order in (torch.contiguous_format, torch.channels_last):
         conv.weight.data = conv.weight.data.contiguous(memory_format=order)
         results = []
-        for roomy in (False, True):
+        for cached in (False, True):
             acceleration.prepare(conv, dtype=torch.float32)
-            conv.roomy = roomy  # as in a larger network
+            conv.caches_filter = cached  # as the memory budget of a network decides
             results += [conv(x), conv(x)]
-            assert bool(conv._kept and conv._kept[1]) == roomy
-        assert all(apart(y, exact) < EXACT and torch.equal(y, results[0]) for y in results)
+            assert bool(conv.filter_cache and conv.filter_cache[1]) == cached
+        assert all(relative_rms(y, exact) < EXACT and torch.equal(y, results[0]) for y in results)
 
 
-def test_it_learns_as_if_it_had_not_been_prepared() -> None:
+def test_training_computes_as_with_the_plain_network() -> None:
     network = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 4)).bfloat16()
     x = noise(3, 16).bfloat16()
 
-    def learnt() -> list[Tensor]:
+    def gradients() -> list[Tensor]:
         network.zero_grad()
         with torch.enable_grad():
             network(x).square().sum().backward()
         return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
-    before = learnt()
-    acceleration.prepare(network, room=0, dtype=torch.float32)
-    after = learnt()
+    before = gradients()
+    acceleration.prepare(network, budget=0, dtype=torch.float32)
+    after = gradients()
     assert len(before) == len(after) == 6
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     with torch.enable_grad():
         network(x.float()).sum().backward()  # in float32 too
 
 
-def test_weights_and_forms_take_no_more_than_in_float32() -> None:
+def test_weights_and_filters_take_no_more_memory_than_float32_weights() -> None:
     network, *_ = unet()
     count = sum(weight.numel() for weight in network.parameters())
-    forms = acceleration.more(network, torch.float32, 1 << 40)
+    forms = acceleration.extra_bytes(network, torch.float32, 1 << 40)
     assert forms > 4 * count
-    if acceleration.instructions_for(torch.bfloat16):
+    if acceleration.supports_dtype(torch.bfloat16):
         return
-    assert acceleration.more(network, torch.bfloat16, 1 << 40) == 2 * count
-    assert acceleration.more(network, torch.bfloat16, 100) == 100
+    assert acceleration.extra_bytes(network, torch.bfloat16, 1 << 40) == 2 * count
+    assert acceleration.extra_bytes(network, torch.bfloat16, 100) == 100
 
 
-def test_a_model_asked_for_in_half_precision(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held in that, computed in float32 where there are no instructions for it, and said so in the picture."""
-    for there, dtype, computed in (
+def test_a_half_precision_model_computes_in_float32_without_instructions(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the picture's metadata says so."""
+    for supported, dtype, computed in (
         (False, "bfloat16", torch.float32),
         (True, "bfloat16", torch.bfloat16),
         (False, "float16", torch.float32),
     ):
         monkeypatch.setattr(
-            acceleration, "instructions_for", lambda dtype, there=there: there or dtype == torch.float32
+            acceleration, "supports_dtype", lambda dtype, supported=supported: supported or dtype == torch.float32
         )
         model = Kandinsky.load(tiny_model, dtype=dtype)
         network = model.decoder("decoder").unet
@@ -205,7 +199,7 @@ def test_a_model_asked_for_in_half_precision(tiny_model: Path, monkeypatch: pyte
         assert model.networks.dtype == computed
         (picture,) = model("a red star", seed=1)
         assert picture.made_by["dtype"] == dtype
-        assert picture.made_by["acceleration"].endswith("in float32") == (not there)
+        assert picture.made_by["acceleration"].endswith("in float32") == (not supported)
         assert Networks(CPU, model.dtype, accelerated=False).dtype == model.dtype
     (exact,) = Kandinsky.load(tiny_model)("a red star", seed=1)
     assert "float32" not in exact.made_by["acceleration"]

@@ -1,4 +1,4 @@
-"""What is known of the published files, what weights are called, and where a model is looked for."""
+"""The table of published files, the names of weight files, and where a model is looked for."""
 
 import re
 import subprocess
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.catalog import BOX, DECODER, DEPTH, INPAINT, PARTS, PRIOR
+from kandinsky22.checkpoints.weight_names import choose_weights
 
 MODEL = "kandinsky-2.2"
 UNET, MOVQ = "unet/diffusion_pytorch_model.safetensors", "movq/diffusion_pytorch_model.safetensors"
@@ -22,17 +23,17 @@ SIZES = {  # spec, section 0: also what names, shapes and dtypes of the tensors 
     **{(part, MOVQ): 271_380_364 for part in (DECODER, INPAINT, DEPTH)},
 }
 TOTALS = {PRIOR: 10_574_950_175, DECODER: 5_283_692_840, INPAINT: 5_283_761_968, DEPTH: 5_285_182_263}
-"""Of the manifests, less the model cards. A slip of a digit in a size would show here."""
+"""Of the manifests, without the model cards. A wrong digit in a size would show here."""
 
 
 def test_the_published_files_are_those_of_the_manifests() -> None:
     repositories = catalog.published()[MODEL]
     assert tuple(repositories) == PARTS
-    found = {(part, file.path): file for part, repository in repositories.items() for file in repository.files}
-    assert {place: found[place].bytes for place in SIZES} == SIZES
+    files = {(part, file.path): file for part, repository in repositories.items() for file in repository.files}
+    assert {place: files[place].bytes for place in SIZES} == SIZES
     assert {p: sum(file.bytes for file in r.files) for p, r in repositories.items()} == TOTALS
-    assert len({found[part, MOVQ].sha256 for part in (DECODER, INPAINT, DEPTH)}) == 1
-    assert len({found[part, UNET].sha256 for part in (DECODER, INPAINT, DEPTH)}) == 3
+    assert len({files[part, MOVQ].sha256 for part in (DECODER, INPAINT, DEPTH)}) == 1
+    assert len({files[part, UNET].sha256 for part in (DECODER, INPAINT, DEPTH)}) == 3
     for part, repository in repositories.items():
         assert re.fullmatch(r"[0-9a-f]{40}", repository.revision)
         assert repository.name == f"kandinsky-community/kandinsky-2-2-{part}"
@@ -43,7 +44,7 @@ def test_the_published_files_are_those_of_the_manifests() -> None:
 P, B = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 P16, B16 = "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.fp16.bin"
 SHARDED = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
-SHARDED_16 = ["model.fp16-00001-of-00002.safetensors", "model-00002-of-00002.fp16.safetensors"]  # both ways are met
+SHARDED_16 = ["model.fp16-00001-of-00002.safetensors", "model-00002-of-00002.fp16.safetensors"]  # both forms exist
 INDEX, INDEX_16 = "model.safetensors.index.json", "model.safetensors.index.fp16.json"
 
 
@@ -68,39 +69,41 @@ INDEX, INDEX_16 = "model.safetensors.index.json", "model.safetensors.index.fp16.
     ],
 )
 def test_one_copy_of_the_weights_is_chosen(names: list[str], variant: str | None, chosen: list[str]) -> None:
-    assert catalog.weights(names, variant) == chosen
-    assert catalog.weights(reversed(names), variant) == chosen
+    assert choose_weights(names, variant) == chosen
+    assert choose_weights(reversed(names), variant) == chosen
 
 
-def test_a_models_parts_are_the_folders_it_has(tiny_model: Path, tmp_path: Path) -> None:
-    assert catalog.parts(str(tiny_model)) == {part: tiny_model / part for part in PARTS}
-    assert catalog.parts(BOX).keys() >= {PRIOR, DECODER}
+def test_part_folders_are_the_ones_that_a_model_has(tiny_model: Path, tmp_path: Path) -> None:
+    assert locate.part_folders(str(tiny_model)) == {part: tiny_model / part for part in PARTS}
+    assert locate.part_folders(BOX).keys() >= {PRIOR, DECODER}
     with pytest.raises(ValueError, match="has no decoder/ folder; a model is a folder with prior/ and decoder/ in it"):
-        catalog.parts(str(tmp_path))
+        locate.part_folders(str(tmp_path))
     with pytest.raises(ValueError, match="there is no model 'nowhere'"):
-        catalog.parts("nowhere")
+        locate.part_folders("nowhere")
 
 
-def test_a_folder_goes_before_the_published_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what `hf download` is told to make is found under the name that it was asked for."""
+def test_a_folder_is_preferred_to_the_published_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the folder that the suggested `hf download` makes is found under the same name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / MODEL / DECODER).mkdir(parents=True)
-    assert catalog.parts(MODEL) == {DECODER: Path(MODEL, DECODER)}
+    assert locate.part_folders(MODEL) == {DECODER: Path(MODEL, DECODER)}
 
 
-def test_a_published_encoder_is_known_before_it_is_fetched(tmp_path: Path) -> None:
-    """The hub's cache names a folder by its commit, and of a commit all files are known."""
+def test_a_published_image_encoder_is_identified_before_it_is_fetched(tmp_path: Path) -> None:
+    """The hub's cache names a folder by its commit, whose files are all known."""
     prior = catalog.published()[MODEL][PRIOR]
-    name = catalog.published_encoder(tmp_path / "snapshots" / prior.revision)
-    assert name and any(file.sha256.startswith(name) for file in prior.files if file.sha256)
-    assert catalog.published_encoder(tmp_path / catalog.published()[MODEL][DECODER].revision) is None
-    assert catalog.published_encoder(tmp_path) is None
+    encoder_id = catalog.published_encoder_id(tmp_path / "snapshots" / prior.revision)
+    assert encoder_id and any(file.sha256.startswith(encoder_id) for file in prior.files if file.sha256)
+    assert catalog.published_encoder_id(tmp_path / catalog.published()[MODEL][DECODER].revision) is None
+    assert catalog.published_encoder_id(tmp_path) is None
 
 
 def test_looking_for_weights_imports_neither_torch_nor_the_hub() -> None:
     code = (
-        "import sys; from kandinsky22.checkpoints import catalog, checked, hub, single, tensors; catalog.parts('box')\n"
-        "catalog.published(); assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
+        "import sys; from kandinsky22.checkpoints import catalog, locate, safetensors_file, single_file, verify\n"
+        "locate.part_folders('box'); catalog.published(); assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

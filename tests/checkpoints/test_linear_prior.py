@@ -1,4 +1,4 @@
-"""The linear prior's folder: what it holds, and what is said of one that will not do."""
+"""The linear prior's folder: what is saved is loaded, and folders that do not fit are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.models_on_disk import randomise
 
-from kandinsky22.checkpoints.about import CheckpointError
-from kandinsky22.checkpoints.linear_prior import WEIGHTS, save, stored
+from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.linear_prior import WEIGHTS, save, stored_linear_prior
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 
 E, D = 6, 4
@@ -22,37 +22,37 @@ def prior() -> LinearPrior:
     return network
 
 
-def test_a_file_holds_it_and_whose_embeddings_it_gives(tmp_path: Path, prior: LinearPrior) -> None:
-    save(tmp_path / "here", prior, "text", "vision")
+def test_a_saved_linear_prior_is_loaded_for_the_clip_it_was_fitted_to(tmp_path: Path, prior: LinearPrior) -> None:
+    save(tmp_path / "prior", prior, "text", "vision")
     x = torch.randn(5, E)
     for known in ((), ("text",), ("text", "vision")):
-        again = stored(tmp_path / "here", *known).load(torch.float32, CPU)
-        assert torch.equal(again(x), prior(x)) and again.config == prior.config
+        loaded = stored_linear_prior(tmp_path / "prior", *known).load(torch.float32, CPU)
+        assert torch.equal(loaded(x), prior(x)) and loaded.config == prior.config
     assert torch.allclose(prior(x), x @ prior.weight.T + prior.bias)
     for other in (("def",), ("text", "def")):
         with pytest.raises(
             CheckpointError, match=f"fitted to the CLIP text vision, and this model's is {' '.join(other)}; fit"
         ):
-            stored(tmp_path / "here", *other)
+            stored_linear_prior(tmp_path / "prior", *other)
 
 
-def _half(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
 
 
-def _other_size(folder: Path) -> None:
+def change_size(folder: Path) -> None:
     text = (folder / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").write_text(text.replace(f'"text_dim": {E}', '"text_dim": 7'), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("harm", "says"), [(_half, "damaged"), (_other_size, "misshapen weight")])
-def test_a_folder_that_cannot_be_read_is_told(
-    tmp_path: Path, prior: LinearPrior, harm: Callable[[Path], None], says: str
+@pytest.mark.parametrize(("damage", "message"), [(truncate, "damaged"), (change_size, "misshapen weight")])
+def test_a_missing_or_damaged_folder_is_refused(
+    tmp_path: Path, prior: LinearPrior, damage: Callable[[Path], None], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match="has no linear prior; fit one with: kandinsky22 train linear-prior"):
-        stored(tmp_path / "nowhere")
+        stored_linear_prior(tmp_path / "nowhere")
     save(tmp_path, prior, "abc")
-    harm(tmp_path)
-    with pytest.raises(CheckpointError, match=says):
-        stored(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        stored_linear_prior(tmp_path)

@@ -53,13 +53,13 @@ def test_report_says_whether_the_kernels_are_used(
         assert run(["doctor", "--model", str(tiny_model), "--device", "cpu"]) == 0
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("kernels of our own: "))
 
-    monkeypatch.setattr(kernels, "instructions", lambda: "avx2")
+    monkeypatch.setattr(kernels, "instruction_set", lambda: "avx2")
     monkeypatch.setattr(kernels, "library", lambda: object())
-    monkeypatch.setattr(kernels, "concern", lambda _: False)  # the library is a fake
+    monkeypatch.setattr(kernels, "is_applicable", lambda _: False)  # the library is a fake
     assert kernels_line().endswith("used") and "not used" not in kernels_line()
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert "install a C compiler" in kernels_line()
-    monkeypatch.setattr(kernels, "instructions", lambda: None)
+    monkeypatch.setattr(kernels, "instruction_set", lambda: None)
     assert "none for this processor" in kernels_line()
     monkeypatch.setenv("KANDINSKY22_ACCELERATION", "off")
     assert "KANDINSKY22_ACCELERATION is off" in kernels_line()

@@ -12,9 +12,9 @@ import torch
 
 from kandinsky22 import Kandinsky, Painting, Request, text2img
 from kandinsky22.checkpoints import zero_image
-from kandinsky22.checkpoints.about import read_json, write_json
 from kandinsky22.checkpoints.catalog import DECODER
-from kandinsky22.checkpoints.store import save
+from kandinsky22.checkpoints.json_files import read_json, write_json
+from kandinsky22.checkpoints.network import save
 from kandinsky22.engine import memory
 from kandinsky22.models.clip import CLIPVision
 from kandinsky22.models.unet import UNet, UNetConfig
@@ -163,8 +163,8 @@ def test_a_cache_that_cannot_be_written_costs_no_picture(
 @pytest.mark.parametrize(
     ("path", "change", "sentence"),
     [
-        ("decoder/kandinsky22.json", {"defaults": {"decoder": {"stepz": 3}}}, "kandinsky22.json cannot be understood"),
-        ("decoder/kandinsky22.json", {"words": ["red"]}, "kandinsky22.json cannot be understood"),
+        ("decoder/kandinsky22.json", {"defaults": {"decoder": {"stepz": 3}}}, "kandinsky22.json is invalid"),
+        ("decoder/kandinsky22.json", {"words": ["red"]}, "kandinsky22.json is invalid"),
         ("prior/tokenizer/tokenizer_config.json", {"model_max_length": 12}, "are not of one model"),
         ("prior/tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "model_max_length"),
     ],
@@ -182,7 +182,7 @@ def test_the_weights_of_another_task_are_refused_at_once(tiny_model: Path, tmp_p
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     config = UNetConfig.from_dict(read_json(folder / "decoder" / "unet" / "config.json"))
     save(folder / "decoder" / "unet", UNet(replace(config, in_channels=9)), dtype=torch.float32)
-    with pytest.raises(ValueError, match="decoder holds weights for inpainting, not for painting from words"):
+    with pytest.raises(ValueError, match="decoder contains weights for inpainting, not for painting from words"):
         Kandinsky.load(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kandinsky22 import Kandinsky, Request, controlnet, interpolate, text2img
-from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.linear_prior import FOLDER, save
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 from kandinsky22.models.prior import PriorTransformer

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kandinsky22.acceleration import gpu
-from kandinsky22.acceleration.cuda_graphs import Replays
-from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.engine import placement
 from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig
@@ -184,19 +184,19 @@ def test_on_a_gpu_they_are_prepared_wherever_they_wait(
 ) -> None:
     """All but those whose weights come one by one: nothing of them could be recorded."""
     monkeypatch.setattr(gpu, "DEVICES", ("meta",))
-    monkeypatch.setattr(gpu, "Replays", lambda: Replays(lambda call, pool: call))
+    monkeypatch.setattr(gpu, "CudaGraphCache", lambda: CudaGraphCache(lambda call, pool: call))
     monkeypatch.setattr(gpu, "_memory", lambda _: 0)
     networks = Networks(META, torch.float32, how)
     for _ in range(2):
         run(networks, stored)
     unet = networks.get(stored["unet"])
-    assert isinstance(unet, gpu.ReplayedUNet) == (how != "sequential")
+    assert isinstance(unet, gpu.GraphedUNet) == (how != "sequential")
     if how != "sequential":
         assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         condition = unet.condition(torch.empty(1, UNET.encoder_hid_dim, device=META))
         with torch.no_grad():
             for _ in range(2):
                 unet(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, dtype=torch.long, device=META), condition)
-        assert len(unet.replays) == 1
+        assert len(unet.graphs) == 1
         networks.release(stored["unet"])
-        assert len(unet.replays) == (how == "keep")  # what leaves takes its recordings with it
+        assert len(unet.graphs) == (how == "keep")  # what leaves takes its recordings with it

@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.checkpoints.about import CheckpointError, write_json
+from kandinsky22.checkpoints.json_files import CheckpointError, write_json
 from kandinsky22.checkpoints.model import StoredPrior
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.evaluation import inception

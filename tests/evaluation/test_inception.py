@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.evaluation.inception import FILE, SHA256, Inception, load
 
 torch.set_num_threads(1)

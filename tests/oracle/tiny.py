@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.models.config import Config
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer

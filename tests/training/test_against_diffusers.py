@@ -14,7 +14,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.compositions import EXAMPLES
 from kandinsky22.diffusion import NoiseSchedule

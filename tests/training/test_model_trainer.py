@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kandinsky22 import Kandinsky, controlnet, inpaint, text2img
 from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.store import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
 from kandinsky22.training.lock import held

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from kandinsky22 import Kandinsky, text2img
-from kandinsky22.checkpoints import catalog, full_size
+from kandinsky22.checkpoints import catalog, full_size, locate
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.training.loop import Recipe
@@ -48,7 +48,7 @@ def test_every_network_has_a_run(recipe: ModelRecipe) -> None:
 
 
 def test_a_model_is_fine_tuned_with_its_own_networks() -> None:
-    recipe = of_model(catalog.parts(catalog.BOX))
+    recipe = of_model(locate.part_folders(catalog.BOX))
     assert (recipe.unet, recipe.prior, recipe.movq, recipe.vision) == (BOX.unet, BOX.prior, BOX.movq, BOX.vision)
     assert (recipe.side, recipe.text_length, recipe.image_processor) == (BOX.side, BOX.text_length, BOX.image_processor)
     assert recipe.decoder_scheduler["prediction_type"] == "v_prediction"
@@ -57,7 +57,7 @@ def test_a_model_is_fine_tuned_with_its_own_networks() -> None:
 
 def test_a_model_starts_whole_and_frozen_networks_hold_no_gradients(tiny_model: Path, tmp_path: Path) -> None:
     """A prior is fine-tuned a step on a few pictures; all else stays the model's that it started with."""
-    parts = catalog.parts(str(tiny_model))
+    parts = locate.part_folders(str(tiny_model))
     recipe = of_model(parts)
     few = Recipe(batch=2, learning_rate=1e-3, bfloat16=False)
     workshop = Workshop(

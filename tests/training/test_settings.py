@@ -130,9 +130,9 @@ def test_a_mixture_is_taken_from_the_checkpoint_with_its_weights(begun: Path) ->
 def test_what_is_said_and_differs_is_refused_before_anything_is_read(
     begun: Path, said: list[str], sentence: str
 ) -> None:
-    from kandinsky22.checkpoints import catalog
+    from kandinsky22.checkpoints import locate
 
-    (begun / "twin").symlink_to(catalog.locate("box"))
+    (begun / "twin").symlink_to(locate.model_folder("box"))
     with pytest.raises(ValueError, match=sentence) as refused:
         cli.main(["decoder", "--folder", "run", *said])
     assert "\n" not in str(refused.value)

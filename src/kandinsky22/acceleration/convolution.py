@@ -1,4 +1,4 @@
-"""The convolutions of a network on a CPU, each by the algorithm that pays for its shape."""
+"""The convolutions of a network on a CPU, each by the algorithm that is fastest for its shape."""
 
 from collections.abc import Iterable
 
@@ -8,106 +8,112 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from kandinsky22.acceleration import kernels, winograd
-from kandinsky22.acceleration.weight_upcast import linear, widened
+from kandinsky22.acceleration.weight_upcast import upcast_layer, upcast_linear
 from kandinsky22.models.layers import Conv1x1, Conv3x3, UpsampleConv3x3
 
-LANES = 32  # channels must be a multiple of this, on either side
-CELLS = 256  # of a map from which Winograd's algorithm pays: with fewer, reading its larger filter takes the time that it saves
-CACHED = 2 << 20  # bytes of a transformed filter that stays in a processor's cache, so that it pays on any map
-FEW = 4  # times fewer cells than channels come out: then laying out the filter anew at every call takes longer than to multiply
+CHANNEL_MULTIPLE = 32  # channels in and out must be multiples of this
+WINOGRAD_CELLS = 256  # of a map, from which Winograd pays: with fewer, reading its larger filter costs what it saves
+CACHED_FILTER = 2 << 20  # bytes of a transformed filter that stays in a processor's cache: Winograd then always pays
+FEW_CELLS = 4  # times fewer cells than output channels: laying out the filter at every call is slower than multiplying
 
 
 class FastConv3x3(Conv3x3):
-    """A 3x3 convolution without gradients; with them, or on another device, or of a shape where nothing pays, the plain one.
+    """A 3x3 convolution without gradients; with them, on another device or for other shapes, the plain one.
 
-    By Winograd's algorithm where the map is large enough. As one matrix product over neighbourhoods where there are few cells, as
-    the filter then is read as it lies.
+    By Winograd's algorithm where the map is large enough. As one matrix product over neighbourhoods where there are few
+    cells, since the filter is then read as it lies in memory.
     """
 
-    doubled = False
-    roomy = False  # whether there is room for the transformed filter
-    _kept: tuple[tuple[object, ...], list[Tensor]] | None = None
-    """What was transformed last, and what came of it, if it was kept."""
+    upsamples = False
+    caches_filter = False  # whether there is memory for the transformed filter
+    filter_cache: tuple[tuple[object, ...], list[Tensor]] | None = None
+    """The weights last transformed (address, version, dtype), and their transformed filter: empty at the first use."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._by_what_pays(x, inner=False)
+        return self._convolve(x, strip=False)
 
     def forward_strip(self, x: Tensor) -> Tensor:
-        return self._by_what_pays(x, inner=True)
+        return self._convolve(x, strip=True)
 
-    def _by_what_pays(self, x: Tensor, *, inner: bool) -> Tensor:
-        if not kernels.concern(x):
-            return self._plainly(x, inner=inner)
+    def _convolve(self, x: Tensor, *, strip: bool) -> Tensor:
+        if not kernels.is_applicable(x):
+            return self._convolve_plainly(x, strip=strip)
         if self.keep_exact and x.dtype == torch.float32:
-            # Channels first: oneDNN's own, channels last, is no exacter than Winograd's algorithm.
-            return self._plainly(x.contiguous(), inner=inner)
+            # Channels first: oneDNN's own algorithm for channels last is no more exact than Winograd's.
+            return self._convolve_plainly(x.contiguous(), strip=strip)
         x = x.contiguous(memory_format=torch.channels_last)
-        if not _is_wide(self) or self.bias is None:
-            return self._plainly(x, inner=inner)
-        cells = len(x) * (x.shape[2] - 2 * inner) * x.shape[3] * (4 if self.doubled else 1)
-        if x.dtype == torch.float32 and (cells >= CELLS or form(self) <= CACHED):
-            return winograd.convolved(x, self._transformed(), self.bias, doubled=self.doubled, inner=inner)
-        if FEW * cells < self.out_channels and not (inner or self.doubled):
-            return _as_one_product(x, self.weight, self.bias)
-        return self._plainly(x, inner=inner)
+        if not _has_suitable_channels(self) or self.bias is None:
+            return self._convolve_plainly(x, strip=strip)
+        cells = len(x) * (x.shape[2] - 2 * strip) * x.shape[3] * (4 if self.upsamples else 1)
+        if x.dtype == torch.float32 and (cells >= WINOGRAD_CELLS or filter_bytes(self) <= CACHED_FILTER):
+            return winograd.convolve(x, self._transform_filter(), self.bias, upsample=self.upsamples, strip=strip)
+        if FEW_CELLS * cells < self.out_channels and not (strip or self.upsamples):
+            return _as_matrix_product(x, self.weight, self.bias)
+        return self._convolve_plainly(x, strip=strip)
 
-    def _plainly(self, x: Tensor, *, inner: bool) -> Tensor:
-        layer = widened(self, x.dtype)
-        return super(FastConv3x3, layer).forward_strip(x) if inner else super(FastConv3x3, layer).forward(x)
+    def _convolve_plainly(self, x: Tensor, *, strip: bool) -> Tensor:
+        layer = upcast_layer(self, x.dtype)
+        return super(FastConv3x3, layer).forward_strip(x) if strip else super(FastConv3x3, layer).forward(x)
 
-    def _transformed(self) -> Iterable[Tensor]:
-        """The filter for Winograd's algorithm; where there is room, kept from its second use on, until the weights change. A
-        first use may be the only one, and to fetch the memory takes longer than to convolve. The numbers are the same."""
+    def _transform_filter(self) -> Iterable[Tensor]:
+        """The filter for Winograd's algorithm.
+
+        Where there is memory, it is cached from its second use on, until the weights change. A first use may be the
+        only one, and mapping the memory takes longer than the convolution. The numbers are the same.
+        """
         weight = self.weight
-        untold = weight.is_inference() or is_parametrized(self)  # nothing says when such a weight has changed
-        if untold or not self.roomy:
-            return winograd.transformed(weight, doubled=self.doubled)
-        now, kept = (weight.data_ptr(), weight._version, weight.dtype), self._kept
-        if kept is None or kept[0] != now:
-            self._kept = now, []
-            return winograd.transformed(weight, doubled=self.doubled)
-        if not kept[1]:
-            self._kept = kept = now, list(winograd.transformed(weight, doubled=self.doubled, lasting=True))
-        return kept[1]
+        unversioned = weight.is_inference() or is_parametrized(self)  # nothing says when such a weight has changed
+        if unversioned or not self.caches_filter:
+            return winograd.transform_filter(weight, upsample=self.upsamples)
+        version, cached = (weight.data_ptr(), weight._version, weight.dtype), self.filter_cache
+        if cached is None or cached[0] != version:
+            self.filter_cache = version, []
+            return winograd.transform_filter(weight, upsample=self.upsamples)
+        if not cached[1]:
+            transformed = list(winograd.transform_filter(weight, upsample=self.upsamples, at_once=True))
+            self.filter_cache = cached = version, transformed
+        return cached[1]
 
 
 class FastConv1x1(Conv1x1):
-    """A 1x1 convolution as the matrix product that it is where channels come last."""
+    """A 1x1 convolution, computed as a matrix product: with channels last it is one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not kernels.concern(x) or not _is_wide(self):
-            return super(FastConv1x1, widened(self, x.dtype)).forward(x)
-        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if not kernels.is_applicable(x) or not _has_suitable_channels(self):
+            return super(FastConv1x1, upcast_layer(self, x.dtype)).forward(x)
+        return upcast_linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class FastUpsampleConv3x3(FastConv3x3, UpsampleConv3x3):
-    """The same, of a picture with its sides doubled, which is never laid out."""
+    """A 3x3 convolution of a picture upsampled by two, which is never written to memory."""
 
-    doubled = True
+    upsamples = True
 
 
-def share_out(convolutions: list[FastConv3x3], dtype: torch.dtype, room: int) -> None:
-    """Give `room` bytes for transformed filters to the convolutions of a network that computes in a dtype, the narrowest first:
-    they are those of the largest maps, and gain the most for each byte."""
+def allocate_filter_caches(convolutions: list[FastConv3x3], dtype: torch.dtype, budget: int) -> None:
+    """Give `budget` bytes for transformed filters to the convolutions of a network that computes in a dtype.
+
+    Those with the fewest channels come first: they work on the largest maps, and gain the most for each byte.
+    """
     for conv in sorted(convolutions, key=lambda conv: (conv.out_channels, conv.weight.numel())):
-        room -= form(conv)
-        conv.roomy = room >= 0 and dtype == torch.float32
+        budget -= filter_bytes(conv)
+        conv.caches_filter = budget >= 0 and dtype == torch.float32
 
 
-def form(conv: Conv3x3) -> int:
-    """How many bytes a convolution's transformed filter has; 0 where it has none."""
-    if conv.keep_exact or not _is_wide(conv):
+def filter_bytes(conv: Conv3x3) -> int:
+    """Bytes of a convolution's transformed filter; 0 where it has none."""
+    if conv.keep_exact or not _has_suitable_channels(conv):
         return 0
-    return 4 * winograd.side(isinstance(conv, UpsampleConv3x3)) ** 2 * conv.in_channels * conv.out_channels
+    return 4 * winograd.points_per_side(isinstance(conv, UpsampleConv3x3)) ** 2 * conv.in_channels * conv.out_channels
 
 
-def _is_wide(conv: nn.Conv2d) -> bool:
-    return conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
+def _has_suitable_channels(conv: nn.Conv2d) -> bool:
+    return conv.in_channels % CHANNEL_MULTIPLE == 0 and conv.out_channels % CHANNEL_MULTIPLE == 0
 
 
-def _as_one_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution of a small x [B, C, H, W] as a product of its neighbourhoods, [B * H * W, C * 9], with the filter."""
+def _as_matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 3x3 convolution of a small x [B, C, H, W] as its neighbourhoods, [B * H * W, C * 9], times the filter."""
     b, c, h, w = x.shape
     n, plane, line, one = (cells := F.pad(x.contiguous(), (1, 1, 1, 1))).stride()
     around = cells.as_strided((b, h, w, c, 3, 3), (n, line, one, plane, line, one)).reshape(b * h * w, c * 9)
-    return linear(around, weight.flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)
+    return upcast_linear(around, weight.flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)

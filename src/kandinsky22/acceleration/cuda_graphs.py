@@ -1,8 +1,8 @@
-"""A network's call, recorded once for each shape and played again: on a GPU its thousand launches become one.
+"""CUDA graphs of a network's calls: recorded once for each shape, then replayed. A GPU's thousand launches become one.
 
-What a recording reads and writes lies at fixed addresses. So inputs are copied into buffers of its own, outputs are handed out
-as copies, and where weights have moved since it is thrown away. `cuda_graph` records; anything else that makes of a call
-something to call again will do in its place.
+What a graph reads and writes lies at fixed addresses. So inputs are copied into buffers of the graph, outputs are
+returned as copies, and when weights have moved since, the graph is discarded. `cuda_graph` records; tests replace it
+by a function that needs no GPU.
 """
 
 import warnings
@@ -17,166 +17,175 @@ import torch
 from torch import Tensor, nn
 
 Call: TypeAlias = Callable[[], Any]
-Record: TypeAlias = Callable[[Call, object], Call]  # of a call and a pool of memory, the same call to be played again
-SHAPES = 16  # that a network's calls are remembered of, the last used ones
-OURS = ("kandinsky22", "torch")  # whose layers do the same at each call; an adapter's may decide something in Python
-PARAMETRIZED = "torch.nn.utils.parametrize"  # where torch makes the class of a module whose weights come and go
+Recorder: TypeAlias = Callable[[Call, object], Call]  # (a call, a memory pool) -> the same call, to be repeated
+MAX_SHAPES = 16  # that the calls of a network are remembered for, the last used ones
+KNOWN_PACKAGES = ("kandinsky22", "torch")  # whose layers do the same at each call; others may decide in Python
+PARAMETRIZED = "torch.nn.utils.parametrize"  # where torch makes the class of a module whose weights are computed
 
 
 def cuda_graph(call: Call, pool: object) -> Call:
-    """A call as a CUDA graph in a pool of memory. It must have run before, on the same shapes: libraries then are ready."""
+    """A call as a CUDA graph in a memory pool. It must have run before on these shapes, so that libraries are ready."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
         result = call()
 
-    def play() -> Any:
+    def replay() -> Any:
         graph.replay()
         return result
 
-    return play
+    return replay
 
 
-class Recording(NamedTuple):
-    """A recorded call: the tensors that it reads, and how to play it. `given`: what was last copied into them, of frozen values;
-    None for others, which whoever called may have changed since."""
+class RecordedCall(NamedTuple):
+    """A recorded call: the tensors that it reads, and how to replay it.
 
-    buffers: list[Tensor]
-    play: Call
-    given: list[Tensor | None]
-
-
-class Replays:
-    """The recordings of one network's calls.
-
-    The first call of a shape is computed as it is, which warms up; the second is recorded, and from then on it is played. The
-    `most` shapes that were used last are remembered, so that shapes which come in turn, more than that, are never recorded.
+    last_inputs: what was last copied into each buffer, if it is in a frozen dataclass; None for other inputs, which the
+    caller may have changed since.
     """
 
-    def __init__(self, record: Record = cuda_graph, most: int = SHAPES) -> None:
-        self.record, self.most = record, most
-        self.forget()
+    buffers: list[Tensor]
+    replay: Call
+    last_inputs: list[Tensor | None]
+
+
+class CudaGraphCache:
+    """The recorded calls of one network.
+
+    The first call of a shape is computed as usual, which warms up; the second is recorded, and from then on it is
+    replayed. The `max_shapes` shapes that were used last are remembered, so that more shapes than that which take
+    turns are never recorded.
+    """
+
+    def __init__(self, record: Recorder = cuda_graph, max_shapes: int = MAX_SHAPES) -> None:
+        self.record, self.max_shapes = record, max_shapes
+        self.clear()
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.record, self.most)  # a copy of a network records for itself
+        return type(self), (self.record, self.max_shapes)  # a copy of a network records for itself
 
     def __len__(self) -> int:
-        return sum(recording is not None for recording in self._shapes.values())
+        return sum(recorded is not None for recorded in self._calls.values())
 
-    def forget(self) -> None:
-        """Give back the memory of all recordings."""
-        self._shapes: OrderedDict[Hashable, Recording | None] = OrderedDict()
+    def clear(self) -> None:
+        """Discard all recorded calls and free their memory."""
+        self._calls: OrderedDict[Hashable, RecordedCall | None] = OrderedDict()
         self._weights: tuple[Any, ...] | None = None
         self._pool: object = None
 
-    def __call__(self, network: nn.Module, compute: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """`compute(*arguments, **named)`, which is a call of the network. Arguments and result are tensors, None, or tuples and
-        frozen dataclasses of such; a tensor in a dataclass is never written to again."""
-        weights = state(network)
+    def __call__(self, network: nn.Module, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`compute(*args, **kwargs)`, which calls the network.
+
+        Arguments and result are tensors, None, or tuples and frozen dataclasses of such; a tensor in a dataclass must
+        never be written to afterwards.
+        """
+        weights = recordable_state(network)
         if weights is None:
-            return compute(*arguments, **named)
+            return compute(*args, **kwargs)
         with self._lock, torch.no_grad():
             if weights != self._weights:
-                self.forget()
+                self.clear()
                 self._weights = weights
-            key = form((arguments, named))
-            seen = key in self._shapes
-            recording = self._shapes.pop(key, None)
-            if seen and recording is None:
-                recording = self._recorded(compute, arguments, named)
-            self._shapes[key] = recording
-            if len(self._shapes) > self.most:
-                self._shapes.popitem(last=False)
-            return compute(*arguments, **named) if recording is None else _played(recording, (arguments, named))
+            key = structure((args, kwargs))
+            seen = key in self._calls
+            recorded = self._calls.pop(key, None)
+            if seen and recorded is None:
+                recorded = self._record(compute, args, kwargs)
+            self._calls[key] = recorded
+            if len(self._calls) > self.max_shapes:
+                self._calls.popitem(last=False)
+            return compute(*args, **kwargs) if recorded is None else _replay(recorded, (args, kwargs))
 
-    def _recorded(self, compute: Callable[..., Any], *asked: Any) -> Recording | None:
+    def _record(self, compute: Callable[..., Any], *inputs: Any) -> RecordedCall | None:
         if self._pool is None and self.record is cuda_graph:
-            self._pool = (
-                torch.cuda.graph_pool_handle()
-            )  # for all shapes: nothing in it is looked at after the next call
-        with torch.inference_mode(False):  # whoever comes next may be in another mode
-            arguments, named = mapped(asked, torch.empty_like)
-        buffers = [buffer for buffer, _ in tensors((arguments, named))]
-        torch._foreach_copy_(buffers, [x for x, _ in tensors(asked)])
+            # For all shapes: nothing in the pool is read after the next call.
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.inference_mode(False):  # the next caller may be in another mode
+            args, kwargs = map_tensors(inputs, torch.empty_like)
+        buffers = [buffer for buffer, _ in tensors((args, kwargs))]
+        torch._foreach_copy_(buffers, [x for x, _ in tensors(inputs)])
         try:
-            play = self.record(lambda: compute(*arguments, **named), self._pool)
+            replay = self.record(lambda: compute(*args, **kwargs), self._pool)
         except RuntimeError as error:
             warnings.warn(
-                f"a step could not be recorded, and is launched part by part: {first_line(error)}", stacklevel=3
+                f"a step could not be recorded as a CUDA graph, and runs without one: {first_line(error)}", stacklevel=3
             )
-            self.forget()
-            self.most = 0  # from now on none is remembered
+            self.clear()
+            self.max_shapes = 0  # record none from now on
             return None
-        return Recording(buffers, play, [None] * len(buffers))
+        return RecordedCall(buffers, replay, [None] * len(buffers))
 
 
-def state(network: nn.Module) -> tuple[Any, ...] | None:
-    """Where a network's weights are and what its layers are: a recording is of these. None where the call may not be recorded,
-    since somebody listens in, weights come and go, or a layer is not ours to know."""
-    found: list[Any] = []
-    rest: list[nn.Module] = [network]
-    while rest:  # by hand, since this is done at every step: half a thousand modules in half a millisecond
-        module = rest.pop()
-        kind, own = type(module), vars(module)
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or not _ours(kind.__module__):
+def recordable_state(network: nn.Module) -> tuple[Any, ...] | None:
+    """Where a network's weights are and what its layers are: a recorded call is valid for these alone.
+
+    None where its calls may not be recorded: it has hooks, computed weights, or layers of another package.
+    """
+    state: list[Any] = []
+    pending: list[nn.Module] = [network]
+    while pending:  # a loop, since this is done at every step: half a thousand modules in half a millisecond
+        module = pending.pop()
+        kind, attributes = type(module), vars(module)
+        hooked = attributes["_forward_hooks"] or attributes["_forward_pre_hooks"] or "forward" in attributes
+        if hooked or not _is_known(kind.__module__):
             return None
-        found.append(kind)
-        found += [(value.data_ptr(), value.dtype) for value in own["_parameters"].values() if value is not None]
-        found += [(value.data_ptr(), value.dtype) for value in own["_buffers"].values() if value is not None]
-        rest += [child for child in own["_modules"].values() if child is not None]
-    return tuple(found)
+        state.append(kind)
+        state += [(value.data_ptr(), value.dtype) for value in attributes["_parameters"].values() if value is not None]
+        state += [(value.data_ptr(), value.dtype) for value in attributes["_buffers"].values() if value is not None]
+        pending += [child for child in attributes["_modules"].values() if child is not None]
+    return tuple(state)
 
 
 @cache
-def _ours(module: str) -> bool:
-    return module.partition(".")[0] in OURS and not module.startswith(PARAMETRIZED)
+def _is_known(module: str) -> bool:
+    return module.partition(".")[0] in KNOWN_PACKAGES and not module.startswith(PARAMETRIZED)
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, without where."""
+    """An error's message without its details."""
     return str(error).partition("\n")[0]
 
 
 def tensors(value: Any, frozen: bool = False) -> Iterator[tuple[Tensor, bool]]:
-    """The tensors of a value, in order, and whether each is in a dataclass."""
+    """The tensors of a nested value, in order, and whether each is in a dataclass."""
     if isinstance(value, Tensor):
         yield value, frozen
-    for part in _parts(value):
-        yield from tensors(part, frozen or is_dataclass(value))
+    for item in _items(value):
+        yield from tensors(item, frozen or is_dataclass(value))
 
 
-def form(value: Any) -> Hashable:
-    """What a value is but for the numbers in its tensors."""
+def structure(value: Any) -> Hashable:
+    """All of a nested value but the numbers in its tensors: types, and of tensors shape, dtype and device."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device
     if not (is_dataclass(value) or isinstance(value, tuple | list | dict)):
         return value
-    return (type(value), *(value if isinstance(value, dict) else ()), *map(form, _parts(value)))
+    return (type(value), *(value if isinstance(value, dict) else ()), *map(structure, _items(value)))
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A value with each of its tensors replaced."""
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value with each of its tensors replaced."""
     if isinstance(value, Tensor):
         return function(value)
-    parts = [mapped(part, function) for part in _parts(value)]
+    items = [map_tensors(item, function) for item in _items(value)]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **dict(zip((field.name for field in fields(value)), parts, strict=True)))
+        return replace(value, **dict(zip((field.name for field in fields(value)), items, strict=True)))
     if isinstance(value, dict):
-        return dict(zip(value, parts, strict=True))
+        return dict(zip(value, items, strict=True))
     if isinstance(value, tuple | list):
-        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
     return value
 
 
-def _parts(value: Any) -> list[Any]:
+def _items(value: Any) -> list[Any]:
     if is_dataclass(value):
         return [getattr(value, field.name) for field in fields(value)]
     return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, tuple | list) else []
 
 
-def _played(recording: Recording, asked: Any) -> Any:
-    now, (buffers, play, given) = list(tensors(asked)), recording
-    new = [i for i, (x, _) in enumerate(now) if x is not given[i]]
-    torch._foreach_copy_([buffers[i] for i in new], [now[i][0] for i in new])
-    given[:] = [x if frozen else None for x, frozen in now]
-    return mapped(play(), torch.clone)
+def _replay(recorded: RecordedCall, inputs: Any) -> Any:
+    current, (buffers, replay, last) = list(tensors(inputs)), recorded
+    changed = [i for i, (x, _) in enumerate(current) if x is not last[i]]
+    torch._foreach_copy_([buffers[i] for i in changed], [current[i][0] for i in changed])
+    last[:] = [x if frozen else None for x, frozen in current]
+    return map_tensors(replay(), torch.clone)

@@ -1,8 +1,9 @@
-/* What plain torch has no one pass for: the normalisation of layers.Norm, the three transforms of a Winograd convolution, and
- * products of few rows.
+/* What plain torch cannot do in one pass: the normalisation of layers.Norm, the three transforms of a Winograd
+ * convolution, and products of few rows.
  *
- * Activations are channels last, [B, H, W, C], float32, or for the normalisation bfloat16 (`half`), with C a multiple of 16; weights are either;
- * everything in between is float32. Plain C of one vector type, compiled once for each instruction set; `kernels.py` chooses, and calls by pointer.
+ * Activations are channels last, [B, H, W, C], with C a multiple of 16, float32, or for the normalisation bfloat16
+ * (`half`); weights are either; intermediate values are float32. Plain C with one vector type, compiled once for each
+ * instruction set; `kernels.py` chooses the library, and calls it by pointer.
  */
 #include <math.h>
 #include <stdint.h>
@@ -10,7 +11,7 @@
 #include <string.h>
 
 #ifdef __AVX512F__
-#define LANES 16 /* numbers of one register: the compiler keeps wider vectors in memory, two to ten times as slowly */
+#define LANES 16 /* floats of one register; wider vectors would be kept in memory: 2 to 10 times slower */
 #else
 #define LANES 8
 #endif
@@ -33,7 +34,7 @@ INLINE vec load(const void *from, long i, int half) {
 }
 
 INLINE void store(void *to, long i, vec x, int half) {
-    if (half) { /* to the nearest, to even where there are two; what is no number stays none */
+    if (half) { /* rounds to nearest, ties to even; NaN stays NaN */
         uvec u = (uvec)x;
         uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
         uvec nan = (uvec)(x != x);
@@ -53,9 +54,9 @@ INLINE float at(const void *from, long i, int half) {
 
 INLINE vec choose(ivec where, vec yes, vec no) { return (vec)((where & (ivec)yes) | (~where & (ivec)no)); }
 
-/* e^x to 2 units in the last place, for x in [-87, 88]: 2^n times a polynomial in the rest, of at most ln(2) / 2. */
+/* e^x to 2 units in the last place, for x in [-87, 88]: 2^n times a polynomial in the remainder, at most ln(2) / 2. */
 INLINE vec exponential(vec x) {
-    const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it leaves no fraction */
+    const float rounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     vec n = (x * 1.44269504f + rounder) - rounder;
     vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -75,8 +76,8 @@ INLINE vec silu(vec x) {
 
 /* Mean and variance of each group of each picture of x [B, cells, C], to mean and variance [B, groups].
  *
- * Of differences to the group's first value, so that no large mean drowns them; within some cells in float32, over all in
- * float64 and always in the same order, however many threads there are.
+ * Sums are of differences from the group's first value, so that a large mean costs no precision: in float32 within a
+ * chunk of cells, in float64 over chunks, and in the same order for any number of threads.
  */
 enum { CELLS = 256 };
 
@@ -130,8 +131,10 @@ void moments(const void *x, float *mean, float *variance, long B, long cells, lo
     else all_moments(x, mean, variance, B, cells, C, groups, 0, threads);
 }
 
-/* y = silu((x - mean) / sqrt(variance + eps) * weight + bias) * scale + shift) over [B, H, W, C]; scale and shift, if any, are of
- * h x w cells, each for H / h x W / w of x's, with `row` to the next picture's, `line` to the next line's, `step` to the next cell's.
+/* y = silu(((x - mean) / sqrt(variance + eps) * weight + bias) * scale + shift) over [B, H, W, C].
+ *
+ * scale and shift, if any, have h x w cells, each for H / h x W / w cells of x; `row`, `line` and `step` are their
+ * strides from picture to picture, line to line and cell to cell.
  */
 INLINE void normalised_line(const void *x, void *y, const float *a, const float *d, const void *scale, const void *shift, long W,
                             long C, long wide, long step, long silus, int half) {
@@ -165,8 +168,9 @@ void normalise(const void *x, void *y, const float *mean, const float *variance,
     free(a);
 }
 
-/* Winograd's F(4,3) in one dimension, for points 0, p, -p, q, -q and infinity, every `s`-th value of x to every `t`-th: 6 of a
- * picture to 6 points, and 6 products back to 4 outputs. The matrices, and why which points, stand in winograd.py.
+/* Winograd's F(4,3) in one dimension, for points 0, p, -p, q, -q and infinity, from every `s`-th value of x to every
+ * `t`-th of the result: 6 cells of a picture to 6 points, and 6 products to 4 outputs. winograd.py has the matrices
+ * and explains p and q.
  */
 INLINE void in_1d(const vec *x, int s, vec *v, int t, float p, float q) {
     vec even = x[4 * s] - q * q * x[2 * s], odd = p * x[3 * s] - p * q * q * x[s];
@@ -188,8 +192,8 @@ INLINE void out_1d(const vec *x, int s, vec *y, int t, float p, float q) {
     y[3 * t] = p * p * p * difference + q * q * q * difference2 + x[5 * s];
 }
 
-/* x [B, H, W, C] to v [products, B * rows * columns, C]. The first line that tile row 0 sees is `first`; outside x are zeros.
- * `doubled`: of a picture of twice the sides.
+/* x [B, H, W, C] to v [products, B * rows * columns, C]. The first tiles begin at line `first`; outside x are zeros.
+ * `doubled`: x is upsampled by two first.
  */
 void transform_in(const float *x, float *v, long B, long H, long W, long C, long rows, long columns, long first, float p,
                   float q, long doubled, int threads) {
@@ -235,7 +239,9 @@ void transform_out(const float *v, const float *bias, float *y, long B, long H, 
     }
 }
 
-/* A line of points of the transform of n filters w [n, 9] to u [side, n]: those of the `line`-th row of g [side, 3], which is G. */
+/* One line of points of the transform of n filters w [n, 9] to u [side, n]: that of row `line` of g [side, 3], which
+ * is G.
+ */
 enum { FILTERS = 256 };
 
 INLINE void some_filters(const void *w, float *u, const float *g, long line, long side, long n, long first, long count, int half) {
@@ -258,9 +264,11 @@ void transform_filters(const void *w, float *u, const float *g, long line, long 
     }
 }
 
-/* y [rows, outputs] = x [rows, inputs] times w [outputs, inputs] transposed, plus a bias, if any, for a few rows: the time goes into
- * reading w, so each of its vectors is read once and multiplied by all rows. x, bias and y are float32. All sums stay in
- * registers, with AVX2 for some rows only nearly: it still reads as fast as there is memory.
+/* y [rows, outputs] = x [rows, inputs] times w [outputs, inputs] transposed, plus a bias, if any, for up to 8 rows.
+ *
+ * The time is spent on reading w, so each of its vectors is read once and multiplied by all rows. x, bias and y are
+ * float32. All sums stay in registers (with AVX2, for some rows, not quite all, and it still reads at the speed of
+ * memory).
  */
 INLINE void some_outputs(const void *w, const float *x, const float *bias, float *y, long outputs, long inputs, int rows, int at_once,
                          int half) {
@@ -270,7 +278,8 @@ INLINE void some_outputs(const void *w, const float *x, const float *bias, float
         for (int m = 0; m < rows; m++) seen[m] = load(x, m * inputs + k, 0);
         for (int r = 0; r < at_once; r++) {
             vec weight = load(w, r * inputs + k, half);
-            __builtin_prefetch((const char *)w + ((r + at_once) * inputs + k) * (half ? 2 : 4), 0, 2); /* into the second cache: the first is busy */
+            /* into L2: L1 is busy */
+            __builtin_prefetch((const char *)w + ((r + at_once) * inputs + k) * (half ? 2 : 4), 0, 2);
             for (int m = 0; m < rows; m++) sums[r][m] += weight * seen[m];
         }
     }

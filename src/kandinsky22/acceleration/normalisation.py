@@ -1,10 +1,10 @@
-"""The normalisations of a network on a CPU: two readings of the picture and one writing, whatever is told and activated."""
+"""The normalisations of a network on a CPU: x is read twice and written once, modulation and SiLU included."""
 
 import torch
 from torch import Tensor
 
 from kandinsky22.acceleration import kernels
-from kandinsky22.acceleration.weight_upcast import widened
+from kandinsky22.acceleration.weight_upcast import upcast_layer
 from kandinsky22.models.layers import Norm
 
 
@@ -12,25 +12,25 @@ class FastNorm(Norm):
     """A normalisation without gradients, by the compiled kernels; with them, or where there are none, the plain one."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        if not self._fits(x, scale):
-            return super(FastNorm, widened(self, x.dtype)).forward(x, scale, shift)
+        if not self._kernels_apply(x, scale):
+            return super(FastNorm, upcast_layer(self, x.dtype)).forward(x, scale, shift)
         x = x.contiguous(memory_format=torch.channels_last)
-        return self._by_kernel(*kernels.moments(x, self.num_groups), x, scale, shift)
+        return self._normalise(*kernels.group_moments(x, self.num_groups), x, scale, shift)
 
     def group_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._fits(x, None):
+        if not self._kernels_apply(x, None):
             return super().group_moments(x)
-        mean, variance = kernels.moments(x.contiguous(memory_format=torch.channels_last), self.num_groups)
+        mean, variance = kernels.group_moments(x.contiguous(memory_format=torch.channels_last), self.num_groups)
         return mean[0], variance[0]
 
     def forward_with_moments(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        if not self._fits(x, scale):
+        if not self._kernels_apply(x, scale):
             return super().forward_with_moments(mean, variance, x, scale, shift)
-        return self._by_kernel(mean, variance, x.contiguous(memory_format=torch.channels_last), scale, shift)
+        return self._normalise(mean, variance, x.contiguous(memory_format=torch.channels_last), scale, shift)
 
-    def _by_kernel(
+    def _normalise(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None
     ) -> Tensor:
         if scale is not None and shift is not None:
@@ -39,9 +39,9 @@ class FastNorm(Norm):
             x, mean, variance, self.weight, self.bias, self.eps, scale, shift, groups=self.num_groups, silu=self.silu
         )
 
-    def _fits(self, x: Tensor, scale: Tensor | None) -> bool:
-        """Whether the kernels can: nearest enlarging by whole numbers is all that they know."""
+    def _kernels_apply(self, x: Tensor, scale: Tensor | None) -> bool:
+        """Whether the kernels can compute it: they enlarge a scale by whole factors only, to the nearest."""
         coarse = (1, 1) if scale is None else scale.shape[-2:]
-        whole = not any(size % cells for size, cells in zip(x.shape[-2:], coarse, strict=True))
+        divides = not any(size % cells for size, cells in zip(x.shape[-2:], coarse, strict=True))
         exact = torch.promote_types(self.weight.dtype, x.dtype) == x.dtype
-        return kernels.fit(x) and exact and whole
+        return kernels.supports(x) and exact and divides

@@ -1,1 +1,1 @@
-"""Weights on disk: the only place that knows file names and foreign key names."""
+"""Models on disk and on the hub: the only package that knows file names, folder layouts and published keys."""

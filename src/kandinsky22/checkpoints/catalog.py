@@ -1,24 +1,21 @@
-"""Where weights are: the model in the box, a folder, and the published repositories; and what their files are called.
-
-Imports no torch, and no hub.
-"""
+"""The published models: their repositories and files, and how their folders are laid out. Imports no torch."""
 
 import json
-import os
-import re
 from collections.abc import Iterable, Mapping
-from functools import cache as once
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-BOX = "box"
+BOX = "box"  # the name of the small model in this package
 PRIOR, DECODER, INPAINT, DEPTH = "prior", "decoder", "decoder-inpaint", "controlnet-depth"
 PARTS = (PRIOR, DECODER, INPAINT, DEPTH)
-"""The pipelines' folders inside a model's folder: `decoder` paints, and the last two are decoders for one task each."""
-IMAGE_ENCODER = "image_encoder"  # a network of the prior's folder that many tasks can do without, so fetched apart
+"""The pipelines' folders in a model's folder; the last three are decoders, two of them for one task each."""
+IMAGE_ENCODER = (
+    "image_encoder"  # a network of the prior's folder that many tasks do not need, so it is fetched separately
+)
 
-# What is done with the published weights when nothing is said; their folders do not say it. The steps are those of the
-# model card's examples (the pipelines' own default is 100 for the decoder). Sizes follow from the networks.
+# Default settings for the published weights; their folders do not state them. The steps are those of the model card's
+# examples (the pipelines' own default is 100 for the decoder). Sizes follow from the networks.
 PUBLISHED_STEPS = {PRIOR: 25, DECODER: 50}
 PUBLISHED_GUIDANCE = 4.0
 
@@ -37,8 +34,8 @@ DECODER_INDEX = {
     "scheduler": ["diffusers", "DDPMScheduler"],
     "unet": ["diffusers", "UNet2DConditionModel"],
 }
-"""The `model_index.json` of each pipeline: which class of which library diffusers loads each part with."""
-CLASSES = {
+"""The `model_index.json` of each pipeline: the library and class that diffusers loads each part with."""
+PIPELINE_CLASSES = {
     DECODER: "KandinskyV22Pipeline",
     INPAINT: "KandinskyV22InpaintPipeline",
     DEPTH: "KandinskyV22ControlnetPipeline",
@@ -46,19 +43,12 @@ CLASSES = {
 
 
 def decoder_index(part: str) -> dict[str, object]:
-    """The `model_index.json` of a decoder of one kind."""
-    return {**DECODER_INDEX, "_class_name": CLASSES[part]}
-
-
-WEIGHTS_NAME = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[a-z]\w*))?(?P<shard>-\d{5}-of-\d{5})?"
-    r"(?:\.(?P<variant_of_shard>(?!safetensors|bin)[a-z]\w*))?\.(?P<kind>safetensors|bin)"
-    r"(?P<index>\.index(?:\.(?P<variant_of_index>\w+))?\.json)?"
-)
+    """The `model_index.json` of a decoder's folder: one of `PARTS` other than the prior."""
+    return {**DECODER_INDEX, "_class_name": PIPELINE_CLASSES[part]}
 
 
 class File(NamedTuple):
-    """A file of a repository. sha256: None where nobody told."""
+    """A file of a repository. sha256: None where it is not published."""
 
     path: str
     bytes: int
@@ -66,121 +56,59 @@ class File(NamedTuple):
 
 
 class Repository(NamedTuple):
-    """A repository on the hub at one commit, and those of its files that are of use."""
+    """A repository on the hub at one commit, and those of its files that are used."""
 
     name: str
     revision: str
     files: tuple[File, ...] = ()
 
 
-@once
+@cache
 def published() -> Mapping[str, Mapping[str, Repository]]:
-    """The published models: by name, then by part.
+    """The published models: repositories by model, then by part.
 
     Commits, sizes and SHA-256 are those of the manifests of kurtvalcorza/kandinsky-{generation,inpainting,
-    controlnet-depth}-pipeline (2026-10); the sizes of the weights agree with what their tensors' names and shapes give. The
-    depth decoder's commit is the one with safetensors (pull request 5 of its repository): `main` has only pickled files,
-    of the same tensors by that source's comparison.
+    controlnet-depth}-pipeline (2026-10); the sizes of the weights agree with what their tensors' names and shapes give.
+    The depth decoder's commit is the one with safetensors (pull request 5 of its repository): `main` has only pickled
+    files, of the same tensors by that source's comparison.
     """
-    listed = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+    models = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
     return {
         model: {
             part: Repository(of["repository"], of["revision"], tuple(File(p, *rest) for p, rest in of["files"].items()))
             for part, of in parts.items()
         }
-        for model, parts in listed.items()
+        for model, parts in models.items()
     }
 
 
-def parts(model: str) -> dict[str, Path]:
-    """The folder of each part of a model that is on this machine; of a published one, in the hub's cache.
-
-    Raises `ValueError` saying where it was looked for, and how to get it.
-    """
-    if is_remote(model):
-        from kandinsky22.checkpoints import hub
-
-        if found := hub.cached_parts(model):
-            return found
-    folder = locate(model)
-    found = {part: folder / part for part in PARTS if (folder / part).is_dir()}
-    if not found:
-        raise ValueError(f"{folder} has no {DECODER}/ folder; a model is a folder with {PRIOR}/ and {DECODER}/ in it")
-    return found
-
-
-def locate(model: str) -> Path:
-    """The folder of a model, with `decoder/` and `prior/` in it. Raises `ValueError` saying where it was looked for."""
-    if model == BOX:
-        return Path(__file__).parents[1] / "weights"
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ValueError(
-            f"{model} is one file; unpack it once with `kandinsky22 convert {model} FOLDER` and pass FOLDER"
-        )
-    if model in published():
-        raise ValueError(f"the weights of {model} are not here; fetch them once with {by_hand(model)}")
-    raise ValueError(f"there is no model {model!r}: it is '{BOX}', or a folder with {DECODER}/ and {PRIOR}/ in it")
-
-
-def by_hand(model: str, wanted: Iterable[str] = (PRIOR, DECODER)) -> str:
-    """What to type, where a hub can be reached, for a folder of a published model; and how to use that folder."""
-    repositories = published()[model]
-    typed = [
-        f'`hf download {repositories[part].name} --revision {repositories[part].revision} --exclude "*.bin" '
-        f"--local-dir {model}/{part}`"
-        for part in dict.fromkeys(PRIOR if part == IMAGE_ENCODER else part for part in wanted)
-    ]
-    return f"{' and '.join(typed)}, and pass that folder with --model {model}"
-
-
-def weights(names: Iterable[str], variant: str | None = None) -> list[str]:
-    """Of a folder's file names, those of one copy of the network's weights; none, if there are none.
-
-    The first is the one to open: the file itself, or the index of several, which follow. Never two formats or variants of
-    the same: `variant` (such as "fp16") if there is one, else safetensors before pickled, plain before variants.
-    """
-    copies: dict[tuple[str, str, bool], list[str]] = {}
-    for name in names:
-        if found := WEIGHTS_NAME.fullmatch(name):
-            said = found["variant"] or found["variant_of_shard"] or found["variant_of_index"] or ""
-            copies.setdefault((said, found["kind"], bool(found["shard"] or found["index"])), []).append(name)
-    several = {key for key, files in copies.items() if key[2] and not any(name.endswith(".json") for name in files)}
-    whole = [key for key in copies if key not in several]  # shards without an index are nothing
-    if not whole:
-        return []
-
-    def rank(copy: tuple[str, str, bool]) -> tuple[bool, bool, bool, bool, str, bool]:
-        said, kind, sharded = copy
-        return said != (variant or said), kind != "safetensors", said != "", said != "fp16", said, sharded
-
-    return sorted(copies[min(whole, key=rank)], key=lambda name: (not name.endswith(".json"), name))
-
-
 def is_remote(model: str) -> bool:
-    """Whether a name means a published model, and not a folder of that name."""
+    """Whether a name is that of a published model, and there is no folder of that name."""
     return model in published() and not Path(model).is_dir()
 
 
-def encoder_of(model: str) -> str:
-    """What names the image encoder of a published model; see `published_encoder`."""
+def download_commands(model: str, parts: Iterable[str] = (PRIOR, DECODER)) -> str:
+    """The commands that download a published model where a hub can be reached, and how to use the folder."""
+    repositories = published()[model]
+    commands = [
+        f'`hf download {repositories[part].name} --revision {repositories[part].revision} --exclude "*.bin" '
+        f"--local-dir {model}/{part}`"
+        for part in dict.fromkeys(PRIOR if part == IMAGE_ENCODER else part for part in parts)
+    ]
+    return f"{' and '.join(commands)}, and pass that folder with --model {model}"
+
+
+def image_encoder_id(model: str) -> str:
+    """What identifies the image encoder of a published model: the beginning of its SHA-256."""
     files = published()[model][PRIOR].files
     return next(str(file.sha256)[:12] for file in files if file.path == f"{IMAGE_ENCODER}/model.safetensors")
 
 
-def published_encoder(prior: Path) -> str | None:
-    """What names the image encoder of a published prior in the hub's cache, fetched or not: its SHA-256's beginning.
+def published_encoder_id(prior: Path) -> str | None:
+    """`image_encoder_id` for the folder of a published prior in the hub's cache, whether its encoder is there or not.
 
-    None for any other folder. What an encoder gives for a fixed picture can so be kept, and found again without it.
+    None for any other folder. With it, what the encoder computes for a fixed picture can be cached and looked up
+    without the encoder.
     """
     models = (model for model, parts in published().items() if parts[PRIOR].revision == prior.name)
-    return next(map(encoder_of, models), None)
-
-
-def cache() -> Path:
-    """The user's cache for what is computed once; `KANDINSKY22_CACHE` moves it."""
-    if chosen := os.environ.get("KANDINSKY22_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kandinsky22"
+    return next(map(image_encoder_id, models), None)

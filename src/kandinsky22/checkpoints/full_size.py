@@ -1,4 +1,4 @@
-"""The configurations of the published networks, as values: for what has to be known before, or without, their weights."""
+"""The configurations of the published networks, for what must be known before, or without, loading their weights."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +52,6 @@ IMAGE_ENCODER = CLIPVisionConfig(
 
 
 def elements(network: Callable[[C], nn.Module], config: C) -> int:
-    """How many numbers a network is, without making it."""
+    """How many numbers a network's parameters and buffers have, without allocating them."""
     with torch.device("meta"):
         return sum(value.numel() for value in network(config).state_dict().values())

@@ -1,9 +1,9 @@
-"""The Hugging Face hub, by its own client: the only module that knows it. A large file goes on where it was interrupted.
+"""The Hugging Face hub, by its own client, which only this module uses; it also resumes downloads of large files.
 
-The client itself no longer does (huggingface_hub pull request 4306: every download begins a new temporary file), and a
-U-Net is five gigabytes. So large files are fetched here, by the client's own ranged download, into its own
-cache under the name it would give them; that several processes may not do so at once is a lock's business, and that
-nothing went wrong the SHA-256's.
+The client itself no longer resumes them (huggingface_hub pull request 4306: every download begins a new temporary
+file), and a U-Net is five gigabytes. So large files are fetched here, by the client's own ranged download, into its
+own cache under the name that it would give them. A lock keeps several processes from doing so at once, and the SHA-256
+shows that nothing went wrong.
 """
 
 import errno
@@ -17,18 +17,18 @@ from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.catalog import File, Repository
-from kandinsky22.checkpoints.hub import RefusedError, UnreachableError
+from kandinsky22.checkpoints.hub_client import AccessDeniedError, UnreachableError
+from kandinsky22.checkpoints.json_files import CheckpointError
 
-LARGE = 10 << 20  # bytes from which on a second start from nothing would be noticed
+LARGE = 10 << 20  # bytes of a file that is worth resuming
 
 
 @dataclass(frozen=True, slots=True)
 class HuggingFace:
-    """The hub at `endpoint` and the cache in `cache`; None is what the client's environment says (HF_ENDPOINT, HF_HOME).
+    """The hub at `endpoint` and the cache in `cache`; None uses the client's environment (HF_ENDPOINT, HF_HOME).
 
-    quiet: show no bars.
+    quiet: show no progress bars.
     """
 
     endpoint: str | None = None
@@ -43,15 +43,17 @@ class HuggingFace:
         return self.cache or Path(constants.HF_HUB_CACHE)
 
     def cached(self, repository: Repository, path: str) -> Path | None:
-        """A file that is in the cache; asks nobody."""
+        """A file in the cache, or None. Sends no request."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(repository.name, path, cache_dir=self.folder, revision=repository.revision)
-        return Path(found) if isinstance(found, str) else None
+        path_or_marker = try_to_load_from_cache(
+            repository.name, path, cache_dir=self.folder, revision=repository.revision
+        )
+        return Path(path_or_marker) if isinstance(path_or_marker, str) else None
 
-    def begun(self, repository: Repository, file: File) -> int:
-        """How many bytes an interrupted fetch has left, or another commit's."""
-        part = self._part(repository, file)
+    def partial_bytes(self, repository: Repository, file: File) -> int:
+        """How many bytes of a file are here: of an interrupted download, or all of it from another commit."""
+        part = self.partial_path(repository, file)
         return next((path.stat().st_size for path in (part.with_suffix(""), part) if path.exists()), 0)
 
     def list(self, name: str, revision: str) -> Repository:
@@ -59,19 +61,19 @@ class HuggingFace:
         from huggingface_hub import HfApi
 
         self._check_reachable()
-        with _told():
+        with _translate_errors():
             info = HfApi(endpoint=self.endpoint).model_info(name, revision=revision, files_metadata=True)
         files = (File(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in info.siblings or ())
         return Repository(name, info.sha or revision, tuple(files))
 
     def download(self, repository: Repository, file: File, twin: Path | None) -> Path:
-        """Bring a file into the cache; the client shows a bar on stderr."""
+        """Download a file to the cache; the client shows a progress bar on stderr."""
         from huggingface_hub import hf_hub_download
 
         self._check_reachable()
-        with _told(), _bars(not self.quiet):
+        with _translate_errors(), _progress_bars(not self.quiet):
             if file.sha256 and file.bytes >= LARGE:
-                self._bring_content(repository, file, twin)
+                self._download_content(repository, file, twin)
             return Path(
                 hf_hub_download(
                     repository.name,
@@ -83,7 +85,7 @@ class HuggingFace:
             )
 
     def _check_reachable(self) -> None:
-        """Raises `UnreachableError` at once where the hub's name leads nowhere: the client would try for half a minute."""
+        """Raises `UnreachableError` if the hub's name does not resolve, where the client tries for half a minute."""
         from huggingface_hub import constants
 
         host = urlsplit(self.endpoint or constants.ENDPOINT).hostname
@@ -93,18 +95,18 @@ class HuggingFace:
             except OSError as error:
                 raise UnreachableError(f"{host}: {error.strerror or error}") from error
 
-    def _bring_content(self, repository: Repository, file: File, twin: Path | None) -> None:
+    def _download_content(self, repository: Repository, file: File, twin: Path | None) -> None:
         """Put a large file's content where the client looks for it, under its SHA-256."""
         from filelock import FileLock
         from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
 
-        part = self._part(repository, file)
+        part = self.partial_path(repository, file)
         content = part.with_suffix("")
         lock = self.folder / ".locks" / part.parents[1].name / f"{file.sha256}.lock"  # the client's own
         for needed in (part, lock):
             needed.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            if content.exists():  # another process was waited for
+            if content.exists():  # another process has fetched it meanwhile
                 return
             if twin is not None:
                 with suppress(OSError):  # a disk without hard links
@@ -118,49 +120,49 @@ class HuggingFace:
                     f"not {file.sha256}; nothing was fetched"
                 )
             headers = {"accept-encoding": "identity"}
-            if token := get_token():  # where the hub sends us on to, the client does not take it along
+            if token := get_token():  # the client does not send it to where the hub redirects
                 headers["authorization"] = f"Bearer {token}"
             with part.open("ab") as to:
                 if to.tell() > file.bytes:
                     to.truncate(0)
-                _go_on(to, url, file.bytes, headers, f"{repository.name.rpartition('/')[2]}/{file.path}")
+                _resume(to, url, file.bytes, headers, f"{repository.name.rpartition('/')[2]}/{file.path}")
                 os.fsync(to.fileno())
             part.replace(content)
 
-    def _part(self, repository: Repository, file: File) -> Path:
-        """Where a file is while it is unfinished."""
+    def partial_path(self, repository: Repository, file: File) -> Path:
+        """Where a large file is while its download is unfinished."""
         return self.folder / f"models--{repository.name.replace('/', '--')}" / "blobs" / f"{file.sha256}.kandinsky22"
 
 
-def _go_on(to: BinaryIO, url: str, length: int, headers: Mapping[str, str], name: str) -> None:
-    """Append the rest of a file; where the line breaks, again, as long as more of it comes each time."""
+def _resume(to: BinaryIO, url: str, length: int, headers: Mapping[str, str], name: str) -> None:
+    """Append the rest of a file; if the connection breaks, try again as long as more of it arrives each time."""
     from huggingface_hub.file_download import http_get
 
     while True:
-        begun = to.seek(0, os.SEEK_END)
+        start = to.seek(0, os.SEEK_END)
         try:
-            http_get(url, to, resume_size=begun, headers=dict(headers), expected_size=length, displayed_filename=name)
+            http_get(url, to, resume_size=start, headers=dict(headers), expected_size=length, displayed_filename=name)
             return
-        except _over_the_wire() as error:
-            if to.seek(0, os.SEEK_END) <= begun:
+        except _connection_error() as error:
+            if to.seek(0, os.SEEK_END) <= start:
                 raise UnreachableError(
-                    f"{_first_line(error)}; to go on from where it broke, do the same again"
+                    f"{_first_line(error)}; to resume the download, run the same command again"
                 ) from error
 
 
-def _over_the_wire() -> type[Exception]:
-    """What goes wrong between us and a hub: of httpx, httpx2, whatever this version of the client is built on."""
+def _connection_error() -> type[Exception]:
+    """The base of connection errors in the library that this version of the client is built on: httpx or httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return cast(type[Exception], HfHubHTTPError.__bases__[0])
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Hide the client's progress bars for a while, unless they are to be shown."""
+def _progress_bars(visible: bool) -> Iterator[None]:
+    """Hide the client's progress bars within the block, unless they are to be visible."""
     from huggingface_hub import utils
 
-    if shown or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]  # documented, and exported silently
+    if visible or utils.are_progress_bars_disabled():  # type: ignore[attr-defined]  # documented, but not exported by name
         yield
         return
     utils.disable_progress_bars()  # type: ignore[attr-defined]
@@ -171,28 +173,28 @@ def _bars(shown: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What the client says, in our words."""
+def _translate_errors() -> Iterator[None]:
+    """Turn the client's exceptions into this package's."""
     from huggingface_hub import errors
 
     try:
         yield
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"the hub has no such commit or branch any more: {_first_line(error)}") from error
-    except errors.RepositoryNotFoundError as error:  # what is private, gated, or asked for with a bad token, too
-        raise RefusedError(_first_line(error)) from error
+    except errors.RepositoryNotFoundError as error:  # also private and gated ones, and a bad token
+        raise AccessDeniedError(_first_line(error)) from error
     except errors.HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
-            raise RefusedError(_first_line(error)) from error
+            raise AccessDeniedError(_first_line(error)) from error
         raise UnreachableError(_first_line(error)) from error
     except errors.LocalEntryNotFoundError as error:
         raise UnreachableError(_first_line(error.__cause__ or error)) from error
-    except (_over_the_wire(), OSError) as error:
+    except (_connection_error(), OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise  # our disk, not their wire
+            raise  # the local disk, not the connection
         raise UnreachableError(_first_line(error)) from error
 
 
 def _first_line(error: BaseException) -> str:
-    """The beginning of a message of several lines, without its end mark."""
+    """The first line of a message, without its full stop."""
     return next(iter(str(error).splitlines()), type(error).__name__).strip().rstrip(".")

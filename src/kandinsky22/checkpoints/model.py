@@ -1,27 +1,30 @@
-"""A model's folders as things: the prior, and the decoders of its tasks; whether their parts are of one model, and what tells
-them from others."""
+"""The folders of a model: the prior, and the decoders of its tasks. Checks that their parts belong to one model."""
 
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog, linear_prior
-from kandinsky22.checkpoints.about import About, CheckpointError, read_about, read_json
-from kandinsky22.checkpoints.checked import sha256
-from kandinsky22.checkpoints.store import Stored, weights_files
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json
+from kandinsky22.checkpoints.metadata import ModelMetadata, read_metadata
+from kandinsky22.checkpoints.network import NetworkSource, Stored
+from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
+from kandinsky22.checkpoints.verify import sha256
+from kandinsky22.checkpoints.weight_files import weight_files
 from kandinsky22.checkpoints.zero_image import zero_image_embed
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
+from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.models.unet import UNet, UNetConfig
 
-SCHEDULER = Path("scheduler") / "scheduler_config.json"
+SCHEDULER = Path("scheduler") / SCHEDULER_FILE
 TASK_OF = {
     catalog.DECODER: "painting from words, pictures and mixes",
     catalog.INPAINT: "inpainting",
@@ -29,11 +32,82 @@ TASK_OF = {
 }
 
 
-class StoredPrior:
-    """The prior pipeline's folder: checked whole, its networks not yet read.
+class PriorSource(Protocol):
+    """What the prior's stage is made of: a folder (`StoredPrior`), or parts of a pipeline (`PriorParts`)."""
 
-    Raises `CheckpointError` where a part is missing, is not what it should be, or does not fit the others. The image
-    encoder is looked at only when it is asked for.
+    @property
+    def prior(self) -> NetworkSource[PriorTransformer, PriorConfig]:
+        """The prior network."""
+        ...
+
+    @property
+    def text_encoder(self) -> NetworkSource[CLIPText, CLIPTextConfig]:
+        """CLIP's text tower."""
+        ...
+
+    @property
+    def image_encoder(self) -> NetworkSource[CLIPVision, CLIPVisionConfig]:
+        """CLIP's vision tower. Raises `CheckpointError` where there is none."""
+        ...
+
+    @property
+    def linear_prior(self) -> NetworkSource[LinearPrior, LinearPriorConfig]:
+        """The linear map that can replace the prior. Raises `CheckpointError` where there is none for this CLIP."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text encoder's tokenizer."""
+        ...
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The published configuration of the noise schedule."""
+        ...
+
+    @property
+    def space(self) -> str:
+        """What identifies the space of its embeddings."""
+        ...
+
+    def image_processor(self) -> CLIPImageProcessor:
+        """How pictures are prepared for CLIP's vision tower."""
+        ...
+
+    def zero_image_embed(self) -> Tensor:
+        """The embedding of the all-zero picture, float32 [1, D]."""
+        ...
+
+
+class DecoderSource(Protocol):
+    """What a decoder's stage is made of: a folder (`StoredDecoder`), or parts of a pipeline (`DecoderParts`)."""
+
+    @property
+    def kind(self) -> str:
+        """Which decoder it is: a key of `TASK_OF`."""
+        ...
+
+    @property
+    def unet(self) -> NetworkSource[UNet, UNetConfig]:
+        """The U-Net."""
+        ...
+
+    @property
+    def movq(self) -> NetworkSource[MoVQ, MoVQConfig]:
+        """The autoencoder."""
+        ...
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The published configuration of the noise schedule."""
+        ...
+
+
+class StoredPrior:
+    """The prior pipeline's folder: checked as a whole, its networks not yet read.
+
+    Raises `CheckpointError` where a part is missing or invalid, or does not fit the others. The image encoder is
+    checked only when it is used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,16 +136,16 @@ class StoredPrior:
 
     @cached_property
     def image_encoder(self) -> Stored[CLIPVision, CLIPVisionConfig]:
-        """CLIP's vision tower."""
-        return Stored(self.folder / "image_encoder", CLIPVision, CLIPVisionConfig)
+        """CLIP's vision tower. Raises `CheckpointError` where there is none."""
+        return Stored(self.folder / catalog.IMAGE_ENCODER, CLIPVision, CLIPVisionConfig)
 
     @cached_property
     def linear_prior(self) -> Stored[LinearPrior, LinearPriorConfig]:
-        """The one matrix that can take the prior's place. Raises `CheckpointError` where there is none for this CLIP."""
+        """The linear map that can replace the prior. Raises `CheckpointError` where there is none for this CLIP."""
         towers = [self.text_encoder.fingerprint]
-        if (self.folder / "image_encoder").is_dir():
+        if (self.folder / catalog.IMAGE_ENCODER).is_dir():
             towers.append(self.image_encoder.fingerprint)
-        stored = linear_prior.stored(self.folder / linear_prior.FOLDER, *towers)
+        stored = linear_prior.stored_linear_prior(self.folder / linear_prior.FOLDER, *towers)
         text, prior = self.text_encoder.config, self.prior.config
         _check_equal(
             stored.folder, {"its text_dim": stored.config.text_dim, "CLIP's projection_dim": text.projection_dim}
@@ -86,24 +160,25 @@ class StoredPrior:
         return CLIPImageProcessor.from_dict(read_json(self.folder / "image_processor" / "preprocessor_config.json"))
 
     def zero_image_embed(self) -> Tensor:
-        """float32 [1, D]: see `checkpoints/zero_image.py`."""
+        """The embedding of the all-zero picture, float32 [1, D]: see `zero_image.py`."""
         return zero_image_embed(self.folder)
 
     @property
     def space(self) -> str:
-        """What names the space of its embeddings. CLIP's towers are a pair; the text tower, always here, stands for it."""
+        """What identifies the space of its embeddings: the text tower, since the vision tower may be missing."""
         return self.text_encoder.fingerprint
 
     @property
     def networks(self) -> dict[str, Stored[Any, Any]]:
-        """Those that text needs, by name."""
+        """The networks that encode a text, by name."""
         return {"prior": self.prior, "text_encoder": self.text_encoder}
 
 
 class StoredDecoder:
-    """A decoder pipeline's folder, of any task: checked whole, its networks not yet read.
+    """The folder of a decoder's pipeline, for any task: checked as a whole, its networks not yet read.
 
-    Where it has no MoVQ of its own it uses `movq`: the published folders hold the same one each. Raises `CheckpointError`.
+    Where it has no MoVQ of its own it uses `movq`: the published folders all contain the same one. Raises
+    `CheckpointError`.
     """
 
     def __init__(self, folder: Path, movq: Stored[MoVQ, MoVQConfig] | None = None) -> None:
@@ -111,12 +186,13 @@ class StoredDecoder:
         self.unet = Stored(folder / "unet", UNet, UNetConfig)
         self.movq = movq if movq and not (folder / "movq").is_dir() else Stored(folder / "movq", MoVQ, MoVQConfig)
         self.scheduler = read_json(folder / SCHEDULER)
-        latent, entering = self.movq.config.latent_channels, self.unet.config.in_channels
-        kinds = {latent: catalog.DECODER, 2 * latent + 1: catalog.INPAINT}
-        kind = catalog.DEPTH if self.unet.config.hinted and entering == 2 * latent else kinds.get(entering)
+        latent_channels, in_channels = self.movq.config.latent_channels, self.unet.config.in_channels
+        kinds = {latent_channels: catalog.DECODER, 2 * latent_channels + 1: catalog.INPAINT}
+        is_hinted = self.unet.config.hinted and in_channels == 2 * latent_channels
+        kind = catalog.DEPTH if is_hinted else kinds.get(in_channels)
         if kind is None:
             raise CheckpointError(
-                f"{self.unet.folder} takes {entering} channels, which no task of Kandinsky 2.2 gives it"
+                f"{self.unet.folder} takes {in_channels} channels, which no task of Kandinsky 2.2 gives it"
             )
         self.kind = kind
 
@@ -127,10 +203,9 @@ class StoredDecoder:
 
 
 class StoredModel:
-    """A prior and one to three decoders, from the folder of each part (see `catalog`).
+    """A prior and one to three decoders, given the folder of each part (see `catalog.PARTS`).
 
-    The prior and the first decoder there is are checked at once, the others when they are asked for. Raises
-    `CheckpointError`.
+    The prior and the first decoder are checked at once, the others when they are used. Raises `CheckpointError`.
     """
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
@@ -141,10 +216,10 @@ class StoredModel:
             raise CheckpointError(f"a model is a {catalog.PRIOR}/ folder and a {catalog.DECODER}/ folder beside it")
         self.prior = StoredPrior(self.folders[catalog.PRIOR])
         self.first = self.decoder(kinds[0])
-        self.about: About = read_about(self.folders[kinds[0]])
+        self.metadata: ModelMetadata = read_metadata(self.folders[kinds[0]])
 
     def decoder(self, kind: str) -> StoredDecoder:
-        """The decoder of a kind of task. Raises `CheckpointError` where this model has none."""
+        """The decoder for a kind of task. Raises `CheckpointError` where this model has none."""
         if kind not in self._decoders:
             if kind not in self.folders:
                 raise CheckpointError(f"this model has no weights for {TASK_OF[kind]}: it lacks the folder {kind}/")
@@ -152,7 +227,7 @@ class StoredModel:
             stored = StoredDecoder(self.folders[kind], first.movq if first else None)
             if stored.kind != kind:
                 raise CheckpointError(
-                    f"{stored.folder} holds weights for {TASK_OF[stored.kind]}, not for {TASK_OF[kind]}"
+                    f"{stored.folder} contains weights for {TASK_OF[stored.kind]}, not for {TASK_OF[kind]}"
                 )
             dims = {
                 "the prior's embedding_dim": self.prior.prior.config.embedding_dim,
@@ -163,8 +238,10 @@ class StoredModel:
         return self._decoders[kind]
 
     def fingerprints(self, kind: str) -> dict[str, str]:
-        """What tells this model's painting of a kind from others': its networks, and "settings", which are both schedules
-        and the tokenizer."""
+        """What identifies the weights that a kind of task uses: by network, and "settings".
+
+        The settings are both schedulers' and the tokenizer.
+        """
         decoder, prior = self.decoder(kind), self.prior
         tokenizer = prior.tokenizer
         schedulers = {catalog.DECODER: decoder.scheduler, catalog.PRIOR: prior.scheduler}
@@ -174,16 +251,18 @@ class StoredModel:
         return {**{name: stored.fingerprint for name, stored in networks.items()}, "settings": digest}
 
     def sha256(self, kind: str, *, linear: bool = False) -> dict[str, str]:
-        """The SHA-256 of the files that a kind is painted with, whole, by network; of several, joined by a plus. Reads them all.
-        linear: with the linear prior beside the other."""
+        """The SHA-256 of the whole weight files that a kind of task uses, by network; of several files, joined by "+".
+
+        Reads all of them. linear: also of the linear prior.
+        """
         networks = self.decoder(kind).networks | self.prior.networks
         if linear:
             networks["linear_prior"] = self.prior.linear_prior
-        return {name: "+".join(map(sha256, weights_files(stored.path))) for name, stored in networks.items()}
+        return {name: "+".join(map(sha256, weight_files(stored.path))) for name, stored in networks.items()}
 
 
 def _check_equal(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Raises `CheckpointError` where parts that are each whole are not of one model."""
+    """Raises `CheckpointError` where the sizes differ: the parts are each complete, but not of one model."""
     if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{name} is {size}" for name, size in sizes.items())
-        raise CheckpointError(f"the parts of {folder} are not of one model: {said}")
+        listed = ", ".join(f"{name} is {size}" for name, size in sizes.items())
+        raise CheckpointError(f"the parts of {folder} are not of one model: {listed}")

@@ -1,38 +1,40 @@
-"""The published schedulers' configurations, as values with their names: a noise schedule and a sampler."""
+"""The published schedulers: their configurations, each a noise schedule and a sampler."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from kandinsky22.checkpoints.about import read_json
+from kandinsky22.checkpoints.json_files import read_json
 from kandinsky22.diffusion import PUBLISHED_DEFAULTS, SAMPLERS, NoiseSchedule
 
 FILE = "scheduler_config.json"
+SAMPLER_OF = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UnCLIPScheduler": "unclip"}
+"""The sampler of each published scheduler class."""
 
 
-class Settings(dict[str, Any]):
-    """A published configuration, its keys as attributes too; what it does not say is its class's default."""
+class SchedulerConfig(dict[str, Any]):
+    """A published configuration, with its keys as attributes too; a missing key has its class's default."""
 
     def __getattr__(self, name: str) -> Any:
         defaults = PUBLISHED_DEFAULTS.get(self.get("_class_name", ""), {})
         if name in self or name in defaults:
             return self.get(name, defaults.get(name))
-        raise AttributeError(f"this scheduler's configuration does not say {name}")
+        raise AttributeError(f"this scheduler's configuration has no {name}")
 
 
 class Scheduler:
     """A noise schedule and a sampler, with the configuration of the published scheduler that its class is named after.
 
-    `from_config(config, sampler="dpmpp_2m")` takes any sampler there is. Raises `ValueError` for settings that are not
-    supported.
+    `from_config(config, sampler="dpmpp_2m")` takes any of this package's samplers. Raises `ValueError` for settings
+    that are not supported.
     """
 
-    own: ClassVar[str]
+    default_sampler: ClassVar[str]
 
     def __init__(self, sampler: str | None = None, **config: Any) -> None:
-        said = {key: value for key, value in config.items() if not key.startswith("_")}
-        self.config = Settings(_class_name=type(self).__name__, **said)
-        self.sampler = sampler or self.own
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        self.config = SchedulerConfig(_class_name=type(self).__name__, **settings)
+        self.sampler = sampler or self.default_sampler
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
         self.schedule = NoiseSchedule.from_config(self.config)
@@ -51,38 +53,38 @@ class Scheduler:
 class DDPMScheduler(Scheduler):
     """The decoders' published scheduler."""
 
-    own = "ddpm"
+    default_sampler = SAMPLER_OF["DDPMScheduler"]
 
 
 class DDIMScheduler(Scheduler):
-    """A deterministic one, with the published settings of another."""
+    """A deterministic scheduler, with the settings of another published one."""
 
-    own = "ddim"
+    default_sampler = SAMPLER_OF["DDIMScheduler"]
 
 
 class UnCLIPScheduler(Scheduler):
     """The prior's published scheduler."""
 
-    own = "unclip"
+    default_sampler = SAMPLER_OF["UnCLIPScheduler"]
 
 
-KNOWN = {kind.__name__: kind for kind in (DDPMScheduler, DDIMScheduler, UnCLIPScheduler)}
+CLASSES = {kind.__name__: kind for kind in (DDPMScheduler, DDIMScheduler, UnCLIPScheduler)}
 
 
-def scheduler_of(given: Any) -> Scheduler:
+def scheduler_of(value: Any) -> Scheduler:
     """The scheduler that a published configuration describes, or another library's scheduler of one of these names.
 
-    Raises `ValueError` for one that is not known here.
+    Raises `ValueError` for one that is not supported.
     """
-    if isinstance(given, Scheduler):
-        return given
-    if isinstance(given, Mapping):
-        name, config = str(given.get("_class_name")), given
-    else:  # its class's name: its configuration may still say the one that it was made from
-        name, config = type(given).__name__, getattr(given, "config", {})
-    if name not in KNOWN:
+    if isinstance(value, Scheduler):
+        return value
+    if isinstance(value, Mapping):
+        name, config = str(value.get("_class_name")), value
+    else:  # by its class: its configuration may still name the class that it was made from
+        name, config = type(value).__name__, getattr(value, "config", {})
+    if name not in CLASSES:
         raise ValueError(
-            f"there is no {name} here; assign one of {', '.join(KNOWN)}, with any sampler of this package: "
+            f"{name} is not supported; assign one of {', '.join(CLASSES)}, with any sampler of this package: "
             "DDPMScheduler.from_config(pipe.scheduler.config, sampler='dpmpp_2m')"
         )
-    return KNOWN[name].from_config(config)
+    return CLASSES[name].from_config(config)

@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
-from kandinsky22.checkpoints.about import CheckpointError, read_json, write_json
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
 from kandinsky22.files import atomic_write
 from kandinsky22.models.tokenizer import END, START, Tokenizer
 
 VERSION = "#version: 0.2\n"
-LONGEST = 4096  # transformers writes 10^30 where nobody said
+MAX_LENGTH = 4096  # transformers writes 10^30 where the length was not set
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`. Raises `CheckpointError`."""
     vocab = read_json(folder / "vocab.json")
     length = read_json(folder / "tokenizer_config.json").get("model_max_length", 77)
-    if not isinstance(length, int) or length > LONGEST:
+    if not isinstance(length, int) or length > MAX_LENGTH:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'}: model_max_length must be a number of tokens, got {length}"
         )
@@ -27,11 +27,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ]
         return Tokenizer(vocab, merges, length)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} does not hold CLIP's tokenizer: {error}") from error
+        raise CheckpointError(f"{folder} does not contain CLIP's tokenizer: {error}") from error
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer as the published folders hold it."""
+    """Write the tokenizer in the published layout."""
     vocab = json.dumps(tokenizer.vocab, ensure_ascii=False, separators=(",", ":"))
     merges = VERSION + "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
     for name, text in (("vocab.json", vocab), ("merges.txt", merges)):

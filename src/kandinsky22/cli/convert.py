@@ -34,12 +34,12 @@ def main(arguments: Sequence[str]) -> None:
             f"`convert` takes a model and a target to write, got {len(words)} names; see {parser.prog} --help"
         )
 
-    from kandinsky22.checkpoints import single
+    from kandinsky22.checkpoints import single_file
 
     quiet = options.get("quiet", False)
     *sources, target = words
     report = (lambda done, total: None) if quiet else progress()
-    model = single.convert(sources, Path(target).expanduser(), options.get("dtype"), report)
+    model = single_file.convert(sources, Path(target).expanduser(), options.get("dtype"), report)
     if model.left_out and not quiet:
         print(
             f"left out, since they are not part of the model: {printable(', '.join(model.left_out))}", file=sys.stderr

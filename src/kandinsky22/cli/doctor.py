@@ -67,13 +67,13 @@ def _kernels(device: Any) -> str:
     from kandinsky22 import acceleration
     from kandinsky22.acceleration.flags import PARTS, uses
 
-    if not acceleration.wanted(device):
-        return f"not used, since {acceleration.SWITCH} is off"
+    if not acceleration.is_wanted(device):
+        return f"not used, since {acceleration.ENV_VARIABLE} is off"
     disabled = [part for part in PARTS if not uses(part)]
     recorded = "; steps run as CUDA graphs" if device.type == "cuda" and uses("recording") else ""
-    reason = acceleration.missing(device)
+    reason = acceleration.why_no_kernels(device)
     used = "used" if reason is None else f"not used, plain torch computes the same more slowly; {reason}"
-    return used + recorded + (f"; {acceleration.SWITCH} leaves out {', '.join(disabled)}" if disabled else "")
+    return used + recorded + (f"; {acceleration.ENV_VARIABLE} leaves out {', '.join(disabled)}" if disabled else "")
 
 
 def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
 
     networks: tuple[Any, ...] = (CLIPText, PriorTransformer, UNet, MoVQ)
     kandinsky = None
-    if catalog.is_remote(model) and (plan := hub.planned(model, model_parts(model, text2img("")))).missing:
+    if catalog.is_remote(model) and (plan := hub.plan_fetch(model, model_parts(model, text2img("")))).missing:
         yield f"{model}: not here yet; {plan}"
         configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
         steps = tuple(catalog.PUBLISHED_STEPS[part] for part in (catalog.PRIOR, catalog.DECODER))
@@ -108,7 +108,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         height, width = size or (defaults.height, defaults.width)
         dtype = kandinsky.dtype
         yield f"{model}: here, with weights for {', '.join(kandinsky.stored.folders)}"
-    computed = acceleration.computed(dtype, device) if acceleration.wanted(device) else dtype
+    computed = acceleration.compute_dtype(dtype, device) if acceleration.is_wanted(device) else dtype
     dtypes = ", computed in ".join(str(item).removeprefix("torch.") for item in dict.fromkeys((dtype, computed)))
     counts = [
         full_size.elements(*pair) * dtype.itemsize + _more(*pair, device, dtype)
@@ -126,7 +126,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     )
     if kandinsky is not None and full_size.elements(UNet, configs[2]) < LARGE:
         # The time of a small network does not follow from its number of operations, so measure a picture.
-        examples = kandinsky.stored.about.examples
+        examples = kandinsky.stored.metadata.examples
         start = time.perf_counter()
         kandinsky(examples[0] if examples else "", height=height, width=width, seed=0)
         yield f"  and took {_duration(time.perf_counter() - start)} just now, including reading the weights"
@@ -143,8 +143,8 @@ def _more(network: Any, config: Any, device: Any, dtype: Any) -> int:
     from kandinsky22 import acceleration
 
     with torch.device("meta"):
-        room = acceleration.room(device)
-        return acceleration.more(network(config), dtype, room) if acceleration.wanted(device) and room else 0
+        room = acceleration.filter_budget(device)
+        return acceleration.extra_bytes(network(config), dtype, room) if acceleration.is_wanted(device) and room else 0
 
 
 def _gigabytes(count: float) -> str:

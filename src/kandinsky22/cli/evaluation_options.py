@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_progress import describe_estimate, show_progress
 from kandinsky22.cli.options import Parser, add_parameters, request_of
 from kandinsky22.request import Request
@@ -130,7 +130,7 @@ def local_model(options: Mapping[str, Any]) -> "Kandinsky | None":
 
     model = options.get("model", catalog.BOX)
     try:
-        folders = catalog.parts(model)
+        folders = locate.part_folders(model)
         if catalog.is_remote(model):
             return Kandinsky(folders, name=model, device=torch.device("cpu"))
         return model_of(options)

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.about import read_about
+from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.checkpoints.metadata import read_metadata
 from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
 from kandinsky22.request import Request
@@ -143,6 +143,6 @@ def _similar_command(word: str, commands: Sequence[str]) -> str:
 def _known_words(model: str) -> set[str]:
     """The vocabulary of a small model; empty for other models."""
     try:
-        return known_words(read_about(catalog.parts(model).get(catalog.DECODER)).words)
+        return known_words(read_metadata(locate.part_folders(model).get(catalog.DECODER)).words)
     except ValueError:  # loading the model reports what is wrong with it
         return set()

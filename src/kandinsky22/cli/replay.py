@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli import output, paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
@@ -82,7 +82,7 @@ def _check_model(model: str) -> None:
     """Raises `ValueError` if a model is not found: a picture stores the name of its folder, but not its path."""
     try:
         if not catalog.is_remote(model):
-            catalog.parts(model)
+            locate.part_folders(model)
     except ValueError as error:
         raise ValueError(
             f"the picture was painted by a model called {model!r}; pass its folder with --model"

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.about import read_about
+from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.checkpoints.metadata import read_metadata
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import is_terminal, printable
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError(f"`words` takes only options, got {words[0]!r}; see {parser.prog} --help")
-    language = read_about(catalog.parts(options.get("model", catalog.BOX)).get(catalog.DECODER))
+    language = read_metadata(locate.part_folders(options.get("model", catalog.BOX)).get(catalog.DECODER))
     if not language.words:
         print("this model has no limited vocabulary: use any prompt")
         return

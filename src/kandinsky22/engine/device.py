@@ -6,12 +6,12 @@ import platform
 import torch
 
 from kandinsky22 import acceleration
+from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, network_dtype
 from kandinsky22.engine import memory
 from kandinsky22.engine.placement import Placement
 
 ROOM = 1.5  # times the weights that an accelerator must have free for all of them to stay there
 LARGE = 100_000_000  # numbers of a U-Net from which half precision pays on a CPU
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def device_of(device: str | None) -> torch.device:
@@ -29,9 +29,10 @@ def device_of(device: str | None) -> torch.device:
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype of a name; None where the model is to choose. Raises `ValueError`."""
-    if dtype not in (None, "auto", *DTYPES, *DTYPES.values()):
-        raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    known = network_dtype(dtype)
+    if known is None and dtype not in (None, "auto"):
+        raise ValueError(f"dtype must be one of auto, {', '.join(NETWORK_DTYPES)}, got {dtype!r}")
+    return known
 
 
 def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
@@ -45,7 +46,7 @@ def fitting_dtype(elements: int, device: torch.device) -> torch.dtype:
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16."""
     if device.type == "cpu":
-        return acceleration.instructions_for(torch.bfloat16)
+        return acceleration.supports_dtype(torch.bfloat16)
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from kandinsky22.checkpoints import catalog
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine.embedding_cache import EmbeddingCache
 from kandinsky22.engine.runs import StartState, weighted_sum
 from kandinsky22.engine.stages import Embeds, PriorStage
+from kandinsky22.files import cache_dir
 from kandinsky22.generators import Returning
 from kandinsky22.request import Condition, Embedding, Mix, Part, Picture, Request, Text
 from kandinsky22.request.events import Event, Progress
@@ -99,7 +99,7 @@ class ImageEmbedder:
         networks, stored = self.prior.networks, self.prior.stored
         dtypes = [str(dtype).removeprefix("torch.") for dtype in dict.fromkeys((networks.weight_dtype, networks.dtype))]
         weights = "-".join([stored.prior.fingerprint, stored.space, networks.device.type, *dtypes])
-        return catalog.cache() / "embeddings" / weights
+        return cache_dir() / "embeddings" / weights
 
     def _map(self, jobs: Iterable[TextJob]) -> dict[TextJob, Tensor]:
         """The linear prior's embeddings of texts, [1, D] each."""

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kandinsky22
-from kandinsky22.checkpoints import catalog, hub
+from kandinsky22 import acceleration
+from kandinsky22.checkpoints import catalog, hub, locate
 from kandinsky22.checkpoints.model import StoredModel
+from kandinsky22.checkpoints.schedulers import SAMPLER_OF
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine import memory
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
@@ -42,8 +44,6 @@ from kandinsky22.request.vocabulary import unknown_words_notice
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
-
-SAMPLER_OF = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "UnCLIPScheduler": "unclip"}
 
 
 def _to_stderr(line: str) -> None:
@@ -112,11 +112,12 @@ class Kandinsky:
         takes minutes, and the compiled code is stored in the user's cache. Raises `ValueError` if the folder, the
         device or the dtype cannot be used.
         """
+        acceleration.request_huge_pages()
         text, place = str(model), device_of(device)
         if catalog.is_remote(text):
             folders = hub.fetch(text, model_parts(text, request or text2img("")), say=say)
         else:
-            folders = catalog.parts(text)
+            folders = locate.part_folders(text)
         name = text if text in (catalog.BOX, *catalog.published()) else Path(text).expanduser().resolve().name
         return cls(
             folders,
@@ -320,7 +321,7 @@ class Kandinsky:
             )
             if part == catalog.DECODER:
                 published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
-            stages[part] = self.stored.about.defaults.get(part, UNSPECIFIED).with_defaults(published)
+            stages[part] = self.stored.metadata.defaults.get(part, UNSPECIFIED).with_defaults(published)
         return Defaults(height=side, width=side, **stages)
 
     def _seeded(self, request: Request) -> Request:
@@ -342,7 +343,7 @@ class Kandinsky:
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
-        if unknown := unknown_words_notice(request.texts, self.stored.about.words):
+        if unknown := unknown_words_notice(request.texts, self.stored.metadata.words):
             yield unknown
         if canvas.inpainting is not None and request.mask is not None and not any(request.mask.pad):
             reminder = masks.reminder(masks.share(canvas.inpainting.area), request.mask.repaint)

@@ -18,8 +18,8 @@ from torch.nn.utils import parametrize
 
 from kandinsky22 import acceleration
 from kandinsky22.acceleration import allocator
-from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import NetworkSource
+from kandinsky22.files import cache_dir
 from kandinsky22.models.config import Config
 
 N = TypeVar("N", bound=nn.Module)
@@ -34,7 +34,7 @@ SMALL_WEIGHT = 256 << 10  # bytes; those of a large network that are not worth a
 
 
 class Networks:
-    """The networks that are loaded, by the `Stored` they come from. Raises `ValueError` for an unknown placement, and
+    """The networks that are loaded, by the `NetworkSource` they come from. Raises `ValueError` for an unknown placement, and
     for what cannot be compiled.
 
     dtype: of their weights, which is `held`; what they are to be given is `dtype`, a wider one where the device has no
@@ -53,23 +53,26 @@ class Networks:
     ) -> None:
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
+        acceleration.request_huge_pages()
         self.device, self.weight_dtype, self.placement = device, dtype, placement
-        self.accelerated = acceleration.wanted(device, accelerated)
-        self.dtype = acceleration.computed(dtype, device) if self.accelerated else dtype
+        self.accelerated = acceleration.is_wanted(device, accelerated)
+        self.dtype = acceleration.compute_dtype(dtype, device) if self.accelerated else dtype
         self.compiled = compiled
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
                 raise ValueError(
                     "compiling is for networks that stay on cuda, accelerated; leave compiled out, or use --placement keep"
                 )
-            os.environ.setdefault(COMPILED, str(catalog.cache() / "compiled"))
-        self._loaded: dict[Stored[Any, Any], nn.Module] = {}
-        self._homes: dict[Stored[Any, Any], Mapping[str, Tensor]] = {}  # on the CPU, of networks that are moved whole
-        self._away: set[Stored[Any, Any]] = set()  # of those, the ones on the device
-        self._at_work: set[Stored[Any, Any]] = set()  # on a CPU, those that a stage is not done with
+            os.environ.setdefault(COMPILED, str(cache_dir() / "compiled"))
+        self._loaded: dict[NetworkSource[Any, Any], nn.Module] = {}
+        self._homes: dict[
+            NetworkSource[Any, Any], Mapping[str, Tensor]
+        ] = {}  # on the CPU, of networks that are moved whole
+        self._away: set[NetworkSource[Any, Any]] = set()  # of those, the ones on the device
+        self._at_work: set[NetworkSource[Any, Any]] = set()  # on a CPU, those that a stage is not done with
 
     @torch.inference_mode(False)  # what is made here may be trained later
-    def get(self, stored: Stored[N, C]) -> N:
+    def get(self, stored: NetworkSource[N, C]) -> N:
         """The network, ready to compute on the device; it is read when it is first needed. On a CPU, what it frees
         while it computes is kept for it until it leaves."""
         if stored not in self._loaded:
@@ -86,27 +89,27 @@ class Networks:
         return network
 
     @torch.inference_mode(False)
-    def release(self, stored: Stored[N, C]) -> None:
+    def release(self, stored: NetworkSource[N, C]) -> None:
         """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is
         kept."""
         self._at_work.discard(stored)
         if not self._at_work:
-            allocator.done(self)
+            allocator.stop_keeping(self)
         if self.placement == "keep":
             return
         if stored in self._away:
-            acceleration.forget(self._loaded[stored])
+            acceleration.release_graphs(self._loaded[stored])
             self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
             self._away.remove(stored)
         if self.device.type == "cpu":
             self._loaded.pop(stored, None)
         free_unused()
 
-    def is_on_device(self, stored: Stored[N, C]) -> bool:
+    def is_on_device(self, stored: NetworkSource[N, C]) -> bool:
         """Whether a network takes room on the device already."""
         return stored in self._loaded and (stored not in self._homes or stored in self._away)
 
-    def bytes_to_load(self, needed: Iterable[Stored[Any, Any]]) -> int:
+    def bytes_to_load(self, needed: Iterable[NetworkSource[Any, Any]]) -> int:
         """How many bytes networks will take on the device, at once, for a run that needs these."""
         coming = [self._bytes(stored) for stored in needed if not self.is_on_device(stored)]
         if self.placement == "sequential" and self.device.type != "cpu":
@@ -115,25 +118,25 @@ class Networks:
 
     def described(self) -> str:
         """What accelerates them; it shows in last bits."""
-        return acceleration.described(self.weight_dtype, self.device, compiled=self.compiled)
+        return acceleration.describe(self.weight_dtype, self.device, compiled=self.compiled)
 
-    def _read(self, stored: Stored[N, C]) -> N:
+    def _read(self, stored: NetworkSource[N, C]) -> N:
         whole = self.placement == "keep" or self.device.type == "cpu"
         network = stored.load(self.weight_dtype, self.device if whole else CPU)
         if not whole and self.placement == "sequential" and self._bytes(stored) > SMALL_NETWORK:
             visit(network, self.device)
             return network
         if self.accelerated:
-            room = acceleration.room(self.device)
-            acceleration.prepare(network, room=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
+            room = acceleration.filter_budget(self.device)
+            acceleration.prepare(network, budget=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
         if not whole:
             self._homes[stored] = network.state_dict()
         return network
 
-    def _bytes(self, stored: Stored[Any, Any]) -> int:
+    def _bytes(self, stored: NetworkSource[Any, Any]) -> int:
         """What a network holds: its weights, and other forms of them."""
-        room = acceleration.room(self.device)
-        more = acceleration.more(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
+        room = acceleration.filter_budget(self.device)
+        more = acceleration.extra_bytes(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
         return stored.elements * self.weight_dtype.itemsize + more
 
 

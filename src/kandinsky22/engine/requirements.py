@@ -26,5 +26,5 @@ def model_parts(model: str, request: Request) -> list[str]:
     encodes = any(isinstance(part, Picture) or (isinstance(part, Text) and part.image) for part in embedded)
     scale = request.decoder.guidance_scale
     needs_zero_image = request.negative is None and (scale is None or scale > 1)
-    encoder = encodes or (needs_zero_image and not zero_image.is_kept(catalog.encoder_of(model)))
+    encoder = encodes or (needs_zero_image and not zero_image.is_cached(catalog.image_encoder_id(model)))
     return [catalog.PRIOR, decoder_kind(request), *([catalog.IMAGE_ENCODER] if encoder else [])]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.model import StoredDecoder, StoredPrior
+from kandinsky22.checkpoints.model import DecoderSource, PriorSource
 from kandinsky22.diffusion import SAMPLERS, Draw, Job, NoiseSchedule, keep
 from kandinsky22.diffusion.denoiser import Guidance
 from kandinsky22.engine.placement import Networks
@@ -26,7 +26,7 @@ from kandinsky22.models.unet import Conditioned, UNet
 K = TypeVar("K", bound=Hashable)
 # The 3x3 neighbourhood by which the published inpainting weights were trained to grow the repainted region: all cells
 # but the two corners of one diagonal (spec 1.6).
-GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+GROWTH = ((1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0))
 
 
 class Embeds(NamedTuple):
@@ -48,7 +48,7 @@ class PromptFeatures(NamedTuple):
 class PriorStage:
     """Prompts and pictures to CLIP image embeddings, by the networks of a prior's folder."""
 
-    def __init__(self, stored: StoredPrior, networks: Networks) -> None:
+    def __init__(self, stored: PriorSource, networks: Networks) -> None:
         self.stored, self.networks = stored, networks
         self.schedule = NoiseSchedule.from_config(stored.scheduler)
         self.tokenizer = stored.tokenizer
@@ -156,7 +156,7 @@ class PriorStage:
 class DecoderStage:
     """Image embeddings to latents to pixels, by the networks of one decoder's folder."""
 
-    def __init__(self, stored: StoredDecoder, networks: Networks) -> None:
+    def __init__(self, stored: DecoderSource, networks: Networks) -> None:
         self.stored, self.networks = stored, networks
         self.schedule = NoiseSchedule.from_config(stored.scheduler)
 
@@ -186,7 +186,7 @@ class DecoderStage:
         grows by a latent cell (spec 1.6)."""
         z = self.encode(pixels)
         unknown = F.interpolate(repaint.to(z), size=z.shape[-2:], mode="nearest")
-        grown = F.conv2d(unknown, GROWTH.to(z)[None, None], padding=1) > 0
+        grown = F.conv2d(unknown, torch.tensor(GROWTH).to(z)[None, None], padding=1) > 0
         return InpaintCondition(z, 1 - grown.to(z))
 
     def prepare_run(

@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kandinsky22.checkpoints.about import CheckpointError, read_json
-from kandinsky22.checkpoints.checked import sha256
+from kandinsky22.acceleration import request_huge_pages
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.checkpoints.model import StoredPrior
-from kandinsky22.checkpoints.store import Stored, weights_files
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
+from kandinsky22.checkpoints.verify import sha256
+from kandinsky22.checkpoints.weight_files import weight_files
 from kandinsky22.evaluation import inception
 from kandinsky22.evaluation.resize import WAYS, centre_crop
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
@@ -76,6 +78,7 @@ class InceptionFeatures:
     ) -> None:
         if resize not in WAYS:
             raise ValueError(f"pictures are resized by one of {', '.join(WAYS)}, got {resize!r}")
+        request_huge_pages()
         self._network, self.fingerprint = inception.load(path)
         self._network.to(device)
         self._way, self._device, self._crop = WAYS[resize], device, crop
@@ -136,6 +139,7 @@ class ClipFeatures:
 
         Raises `CheckpointError` where any is missing or damaged, or is not of that CLIP.
         """
+        request_huge_pages()
         stored = Stored(folder, _Pair, _PairConfig)
         tokenizer = load_tokenizer(folder)
         processor = CLIPImageProcessor.from_dict(read_json(folder / "preprocessor_config.json"))
@@ -149,7 +153,7 @@ class ClipFeatures:
                     f"the files of {folder} are not of one CLIP: they tell of {one} and of {other} {what}; fetch them again"
                 )
         pair = stored.load(dtype, torch.device(device))
-        fingerprint = "+".join(map(sha256, weights_files(stored.path)))
+        fingerprint = "+".join(map(sha256, weight_files(stored.path)))
         return cls(*pair.towers, processor, tokenizer, name=folder.resolve().name, fingerprint=fingerprint)
 
     @torch.inference_mode()

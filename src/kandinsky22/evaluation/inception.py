@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.about import CheckpointError
-from kandinsky22.checkpoints.checked import sha256
-from kandinsky22.checkpoints.store import Uninitialised, read_pickled
+from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.network import Uninitialised
+from kandinsky22.checkpoints.verify import sha256
+from kandinsky22.checkpoints.weight_files import read_pickled
 
 NAME = "inception-2015"
 SIDE, DIM, CLASSES = 299, 2048, 1008

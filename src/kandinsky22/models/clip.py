@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.config import Config
+from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import split_heads
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class TextFeatures(NamedTuple):
     hidden: Tensor  # [B, L, hidden_size], after the final layer norm
 
 
-class CLIPText(nn.Module):
+class CLIPText(Network):
     """Token ids -> one embedding, and one state per position."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
@@ -106,7 +106,7 @@ class CLIPText(nn.Module):
         return TextFeatures(self.text_projection(hidden[torch.arange(len(ids), device=ids.device), end]), hidden)
 
 
-class CLIPVision(nn.Module):
+class CLIPVision(Network):
     """Pictures -> embeddings. Pixels of zero, a mid-grey picture, give the pipelines' negative image embedding."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:

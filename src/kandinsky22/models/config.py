@@ -8,10 +8,22 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, Self
 
+import torch
+from torch import nn
+
 
 def _frozen(value: Any) -> Any:
     """JSON has lists, frozen values have tuples."""
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+class Network(nn.Module):
+    """Base of the published networks: adds the `dtype` that programs written for diffusers read."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first parameter."""
+        return next(self.parameters()).dtype
 
 
 class Config:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.config import Config
+from kandinsky22.models.config import Config, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class LinearPriorConfig(Config):
         return {"_class_name": "LinearPrior"}
 
 
-class LinearPrior(nn.Module):
+class LinearPrior(Network):
     """The map: weight [D, E], bias [D]."""
 
     def __init__(self, config: LinearPriorConfig) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kandinsky22.models import tiles
-from kandinsky22.models.config import Config
+from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3, attend, split_heads
 
 NORM_EPS = 1e-6
@@ -290,7 +290,7 @@ class Quantizer(nn.Module):
         return z + (codes - z).detach(), indices.unflatten(-1, z.shape[-2:])
 
 
-class MoVQ(nn.Module):
+class MoVQ(Network):
     """The autoencoder. Pictures are RGB in [-1, 1], sides multiples of `config.factor`; latents are not scaled."""
 
     def __init__(self, config: MoVQConfig) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.config import Config
+from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
 from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
@@ -142,7 +142,7 @@ class Block(nn.Module):
         return x + self.ff(self.norm3(x)), kv
 
 
-class PriorTransformer(nn.Module):
+class PriorTransformer(Network):
     """The prior network. It works on normalised embeddings: (embedding - clip_mean) / clip_std."""
 
     def __init__(self, config: PriorConfig) -> None:

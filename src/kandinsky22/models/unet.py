@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.config import Config
+from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, TimestepEmbedding, UpsampleConv3x3, attend, split_heads
 from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
@@ -295,7 +295,7 @@ class AddedEmbedding(nn.Module):
         return self.image_norm(self.image_proj(embeds))
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The U-Net: latents x [B, 4, h, w], sides multiples of `config.factor` -> [B, out_channels, h, w], the prediction
     in the first 4 channels and the learned variance in the rest."""
 

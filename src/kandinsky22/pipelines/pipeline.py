@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kandinsky22.checkpoints import components
-from kandinsky22.checkpoints.about import CheckpointError
 from kandinsky22.checkpoints.catalog import PRIOR_INDEX
-from kandinsky22.checkpoints.components import PREFIX, Loading, Part, dtype_of
+from kandinsky22.checkpoints.components import PREFIX, LoadOptions, Part, dtype_of
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.engine.placement import Networks, Placement
 
 LEAVE_OUT = "nothing would change here; leave the line out"
@@ -95,8 +95,8 @@ class Assembly:
     guidance_scale, num_timesteps = 1.0, 0  # of the latest call
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
-        self.parts = {name: components.taken(name, parts[name]) for name in self.PARTS}
-        places = [part.place for part in self.parts.values() if isinstance(part, Part) and part.place]
+        self.parts = {name: components.as_part(name, parts[name]) for name in self.PARTS}
+        places = [part.location for part in self.parts.values() if isinstance(part, Part) and part.location]
         if places:  # made of another pipeline's parts: it goes on where they are
             self._device, self._dtype = places[0]
 
@@ -119,7 +119,7 @@ class Assembly:
 
     def exchange(self, name: str, value: Any) -> None:
         """Put another part in the place of one."""
-        self.parts[name] = components.taken(name, value)
+        self.parts[name] = components.as_part(name, value)
         self._forget()
 
     @classmethod
@@ -133,12 +133,12 @@ class Assembly:
         given = {name: how.pop(name) for name in cls.PARTS if name in how}
         both = PREFIX + "prior" in cls.PARTS
         prior = how.pop("prior", None) if both else None
-        loading = Loading.of(how)
+        loading = LoadOptions.from_kwargs(how)
         folder = loading.folder(pretrained_model_name_or_path)
         kind = components.class_name(folder)
         parts = {**components.read(folder, cls.PARTS, loading.variant), **given}
         if both and not all(name in parts for name in cls.PARTS if name.startswith(PREFIX)):
-            beside = replace(loading, revision=None).folder(prior or components.prior_beside(folder))
+            beside = replace(loading, revision=None).folder(prior or components.find_prior(folder))
             of_prior = components.read(beside, PRIOR_INDEX, loading.variant)
             parts = {PREFIX + name: part for name, part in of_prior.items()} | parts
         if missing := [name for name in cls.PARTS if parts.get(name) is None]:

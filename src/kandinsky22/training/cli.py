@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kandinsky22.acceleration import allocator
-from kandinsky22.checkpoints import catalog
+from kandinsky22.acceleration import allocator, request_huge_pages
+from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.imaging.depth import load
 from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.loop import Recipe, refuse_uncut
@@ -32,6 +32,7 @@ ABOUT_DATA = ("min_side", "min_aesthetic", "licence", "depth_model")
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train as the arguments say. Raises `ValueError` and `CheckpointError` for what cannot be done."""
+    request_huge_pages()
     made = parser()
     chosen, said = made.parse_args(arguments), made.said(arguments)
     refuse_what_means_nothing(chosen.network, said)
@@ -128,7 +129,7 @@ def start_of(chosen: argparse.Namespace) -> str | None:
 def starting(chosen: argparse.Namespace) -> dict[str, Path]:
     """The parts of the model to begin with. Raises `ValueError` where it is not here."""
     name = start_of(chosen)
-    return catalog.parts(name) if name is not None else {}
+    return locate.part_folders(name) if name is not None else {}
 
 
 def filter_of(chosen: argparse.Namespace) -> Filter:

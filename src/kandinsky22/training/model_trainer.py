@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints import linear_prior as linear_prior_file
-from kandinsky22.checkpoints.about import NAME, CheckpointError, write_json
 from kandinsky22.checkpoints.components import KINDS
-from kandinsky22.checkpoints.store import Stored, save
+from kandinsky22.checkpoints.json_files import CheckpointError, write_json
+from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
+from kandinsky22.checkpoints.network import Stored, save
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.compositions import EXAMPLES, language
 from kandinsky22.diffusion import NoiseSchedule
@@ -317,9 +318,9 @@ class Workshop:
 
     def _add_decoder(self, network: UNet) -> None:
         self._add_painter("decoder", network)
-        if self.own is None and not (self.folders[catalog.DECODER] / NAME).exists():
+        if self.own is None and not (self.folders[catalog.DECODER] / METADATA_FILE).exists():
             about = {"defaults": self.recipe.defaults, "words": language(), "examples": EXAMPLES}
-            write_json(self.model / catalog.DECODER / NAME, about)
+            write_json(self.model / catalog.DECODER / METADATA_FILE, about)
 
     def _add_inpaint(self, network: UNet) -> None:
         self._add_painter("inpaint", network)

@@ -29,8 +29,8 @@ GIVEN_BACK, AT_ONCE = 64, 8  # pictures of a sheet, and how many of them togethe
 CELLS_AT_ONCE = 4096  # compared with all codes together
 
 # ITU-R BT.601: brightness and the two colour differences, the latter weighted
-YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
-YCC_WEIGHTED = YCC * torch.tensor([[1.0], [CHROMA], [CHROMA]])
+YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
+YCC_WEIGHTS = ((1.0,), (CHROMA,), (CHROMA,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
     edges, and of its averages over squares."""
     difference = decoded.float() - pictures
     # not as a matrix product: that would be one of bfloat16
-    difference = (YCC_WEIGHTED.to(decoded.device)[:, :, None, None] * difference[:, None]).sum(2)
+    ycc = torch.tensor(YCC) * torch.tensor(YCC_WEIGHTS)
+    difference = (ycc.to(decoded.device)[:, :, None, None] * difference[:, None]).sum(2)
     loss = _size(difference) + EDGE_WEIGHT * (_size(difference.diff(dim=-1)) + _size(difference.diff(dim=-2)))
     for _ in range(PYRAMID):
         difference = F.avg_pool2d(difference, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky22.checkpoints import catalog, full_size
-from kandinsky22.checkpoints.about import read_json
+from kandinsky22.checkpoints.json_files import read_json
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig

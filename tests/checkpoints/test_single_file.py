@@ -1,4 +1,4 @@
-"""One file for a whole model: what comes back is what went in, to the byte; nothing is trusted, nothing left half-done."""
+"""A whole model in one file: unpacking restores every byte, and files from elsewhere are not trusted."""
 
 import json
 import os
@@ -13,10 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kandinsky22.checkpoints import catalog, single, tensors
-from kandinsky22.checkpoints.about import CheckpointError
+from kandinsky22.checkpoints import catalog, locate, safetensors_file, single_file
+from kandinsky22.checkpoints.dtypes import BYTES
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.model import StoredModel
-from kandinsky22.checkpoints.store import Stored
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.models.unet import UNet, UNetConfig
 
 UNET = Path("decoder/unet/diffusion_pytorch_model.safetensors")
@@ -49,27 +50,27 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def file(tiny_model: Path, tmp_path: Path) -> Path:
     """The small model in one file."""
-    single.convert([str(tiny_model)], tmp_path / "model.safetensors")
+    single_file.convert([str(tiny_model)], tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize("model", ["tiny", catalog.BOX])
 def test_a_round_trip_changes_no_byte(tiny_model: Path, tmp_path: Path, model: str) -> None:
-    source = catalog.locate(str(tiny_model) if model == "tiny" else model)
-    single.convert([str(source)], tmp_path / "one.safetensors")
-    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
+    source = locate.model_folder(str(tiny_model) if model == "tiny" else model)
+    single_file.convert([str(source)], tmp_path / "one.safetensors")
+    single_file.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
     assert contents(tmp_path / "folder") == contents(source)
-    single.convert([str(tmp_path / "folder")], tmp_path / "again.safetensors")
+    single_file.convert([str(tmp_path / "folder")], tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.safetensors", "folder", "one.safetensors"]
 
 
-def test_every_tensor_is_there_by_its_place(tiny_model: Path, file: Path) -> None:
-    """Key by key, as the library reads the file."""
+def test_every_tensor_is_named_by_its_path(tiny_model: Path, file: Path) -> None:
+    """As the safetensors library reads the file."""
     expected = {
         ".".join((*Path(place).parent.parts, name)): value
-        for place, held in weights(tiny_model).items()
-        for name, value in held.items()
+        for place, saved in weights(tiny_model).items()
+        for name, value in saved.items()
     }
     for key in (
         "prior.prior.clip_mean",
@@ -87,103 +88,103 @@ def test_every_tensor_is_there_by_its_place(tiny_model: Path, file: Path) -> Non
     assert metadata["prior/tokenizer/merges.txt"].startswith("#version")
 
 
-def test_numbers_of_two_bytes_do_not_push_those_of_eight_out_of_line(copy: Path, tmp_path: Path) -> None:
+def test_numbers_are_aligned_to_their_size(copy: Path, tmp_path: Path) -> None:
     """The published encoder is float16 with a constant in int64."""
     odd = {"a": torch.ones(3, dtype=torch.float16), "x.position_ids": torch.arange(3)}
     save_file({**load_file(copy / TEXT), **odd}, copy / TEXT)
-    single.convert([str(copy)], tmp_path / "one.safetensors")
-    header, start = tensors.read_header(tmp_path / "one.safetensors")
+    single_file.convert([str(copy)], tmp_path / "one.safetensors")
+    header, start = safetensors_file.read_header(tmp_path / "one.safetensors")
     assert start % 8 == 0
-    assert all(entry.begin % tensors.SIZES[entry.dtype] == 0 for entry in tensors.entries(header))
+    assert all(entry.begin % BYTES[entry.dtype] == 0 for entry in safetensors_file.entries(header))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_change_dtype_on_the_way(tiny_model: Path, copy: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    """As torch converts them; whole numbers, and what is no network, stay as they are. Sources may be mixed."""
+def test_weights_are_converted_to_a_dtype(tiny_model: Path, copy: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """As torch converts them; integers, and files that are no network's, stay unchanged. A source may mix dtypes."""
     mixed = {
         name: value.to(dtype) if i % 2 else value for i, (name, value) in enumerate(load_file(copy / UNET).items())
     }
     save_file({**mixed, "old.position_ids": torch.arange(77)[None]}, copy / UNET)
     name = str(dtype).removeprefix("torch.")
     for way in ("one.safetensors", "folder"):
-        single.convert([str(copy)], tmp_path / way, name)
-    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
+        single_file.convert([str(copy)], tmp_path / way, name)
+    single_file.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
     assert contents(tmp_path / "unpacked") == contents(tmp_path / "folder")
     before, after = weights(copy), weights(tmp_path / "folder")
-    for place, held in before.items():
-        wanted = {k: v if k == "old.position_ids" or place == str(ZERO) else v.to(dtype) for k, v in held.items()}
+    for place, saved in before.items():
+        wanted = {k: v if k == "old.position_ids" or place == str(ZERO) else v.to(dtype) for k, v in saved.items()}
         assert equal(after[place], wanted), place
     assert (tmp_path / "folder" / UNET).stat().st_size < 0.6 * (tiny_model / UNET).stat().st_size
-    StoredModel(catalog.parts(str(tmp_path / "folder")))
+    StoredModel(locate.part_folders(str(tmp_path / "folder")))
 
 
-def test_float32_comes_back_from_half_on_the_way_out(file: Path, tmp_path: Path) -> None:
-    single.convert([str(file)], tmp_path / "half.safetensors", "float16")
-    single.convert([str(tmp_path / "half.safetensors")], tmp_path / "folder", "float32")
+def test_half_precision_is_converted_to_float32_when_unpacked(file: Path, tmp_path: Path) -> None:
+    single_file.convert([str(file)], tmp_path / "half.safetensors", "float16")
+    single_file.convert([str(tmp_path / "half.safetensors")], tmp_path / "folder", "float32")
     half = load_file(tmp_path / "half.safetensors")
-    found = load_file(tmp_path / "folder" / UNET)
-    assert all(torch.equal(value, half[f"decoder.unet.{name}"].float()) for name, value in found.items())
+    unpacked = load_file(tmp_path / "folder" / UNET)
+    assert all(torch.equal(value, half[f"decoder.unet.{name}"].float()) for name, value in unpacked.items())
 
 
-def test_what_would_overflow_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_would_overflow_is_refused(copy: Path, tmp_path: Path) -> None:
     save_file({**load_file(copy / UNET), "conv_in.bias": torch.full((32,), 1e6)}, copy / UNET)
-    with pytest.raises(ValueError, match=r"conv_in\.bias has numbers that F16 cannot hold; use --dtype bfloat16"):
-        single.convert([str(copy)], tmp_path / "one.safetensors", "float16")
+    with pytest.raises(ValueError, match=r"conv_in\.bias has numbers that are too large for F16; use --dtype bfloat16"):
+        single_file.convert([str(copy)], tmp_path / "one.safetensors", "float16")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
 def test_pickled_weights_become_safetensors(copy: Path, tmp_path: Path, name: str) -> None:
     """As the published depth decoder is on its main branch."""
-    held = load_file(copy / UNET)
+    saved = load_file(copy / UNET)
     (copy / UNET).unlink()
-    torch.save(held, (copy / UNET).with_name(name))
-    single.convert([str(copy)], tmp_path / "folder")
-    assert equal(load_file((tmp_path / "folder" / UNET).with_name(name.replace(".bin", ".safetensors"))), held)
+    torch.save(saved, (copy / UNET).with_name(name))
+    single_file.convert([str(copy)], tmp_path / "folder")
+    assert equal(load_file((tmp_path / "folder" / UNET).with_name(name.replace(".bin", ".safetensors"))), saved)
     assert not list((tmp_path / "folder").rglob("*.bin"))
     torch.save(load_file(copy / TEXT), (copy / TEXT).with_name("pytorch_model.bin"))
     (copy / TEXT).unlink()
-    single.convert([str(copy)], tmp_path / "one.safetensors")
-    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
-    StoredModel(catalog.parts(str(tmp_path / "unpacked")))
+    single_file.convert([str(copy)], tmp_path / "one.safetensors")
+    single_file.convert([str(tmp_path / "one.safetensors")], tmp_path / "unpacked")
+    StoredModel(locate.part_folders(str(tmp_path / "unpacked")))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_weights_in_several_files_stay_so(copy: Path, tmp_path: Path, suffix: str) -> None:
-    held = load_file(copy / UNET)
+def test_weights_in_several_files_stay_in_several(copy: Path, tmp_path: Path, suffix: str) -> None:
+    saved = load_file(copy / UNET)
     (copy / UNET).unlink()
-    shards(copy / UNET.parent, held, suffix)
-    single.convert([str(copy)], tmp_path / "one.safetensors")
-    single.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
+    shards(copy / UNET.parent, saved, suffix)
+    single_file.convert([str(copy)], tmp_path / "one.safetensors")
+    single_file.convert([str(tmp_path / "one.safetensors")], tmp_path / "folder")
     if suffix == "safetensors":
         assert contents(tmp_path / "folder") == contents(copy)
     loaded = Stored(tmp_path / "folder" / UNET.parent, UNet, UNetConfig).load(torch.float32, torch.device("cpu"))
-    assert equal(dict(loaded.state_dict()), held)
+    assert equal(dict(loaded.state_dict()), saved)
 
 
-def shards(folder: Path, held: dict[str, torch.Tensor], suffix: str) -> None:
+def shards(folder: Path, saved: dict[str, torch.Tensor], suffix: str) -> None:
     """Write weights in two files with an index."""
     files = [f"diffusion_pytorch_model-0000{k}-of-00002.{suffix}" for k in (1, 2)]
-    where = {name: files[i % 2] for i, name in enumerate(held)}
+    where = {name: files[i % 2] for i, name in enumerate(saved)}
     for file in files:
-        part = {name: value for name, value in held.items() if where[name] == file}
+        part = {name: value for name, value in saved.items() if where[name] == file}
         torch.save(part, folder / file) if suffix == "bin" else save_file(part, folder / file)
     index = folder / f"diffusion_pytorch_model.{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
 
 
-def test_second_copies_and_strange_files_are_left_out_and_told(copy: Path, tmp_path: Path) -> None:
+def test_second_copies_and_other_files_are_left_out_and_listed(copy: Path, tmp_path: Path) -> None:
     before = contents(copy)
     torch.save({}, copy / "decoder/unet/diffusion_pytorch_model.bin")
     (copy / "decoder/original.ckpt").write_bytes(b"\xff\xfe")
     (copy / "decoder/.cache/huggingface").mkdir(parents=True)
     (copy / "decoder/.cache/huggingface/download.json").write_text("{}")
-    done = single.convert([str(copy)], tmp_path / "folder")
+    done = single_file.convert([str(copy)], tmp_path / "folder")
     assert done.left_out == ["decoder/original.ckpt", "decoder/unet/diffusion_pytorch_model.bin"]
     assert contents(tmp_path / "folder") == before
 
 
-def test_pipelines_can_be_given_one_by_one(tiny_model: Path, copy: Path, tmp_path: Path) -> None:
+def test_pipelines_can_be_passed_one_by_one(tiny_model: Path, copy: Path, tmp_path: Path) -> None:
     """By the class that their `model_index.json` names; also links, as the hub's cache has them."""
     cached = tmp_path / "snapshots" / "c0ffee"
     for path in (copy / "decoder-inpaint").rglob("*"):
@@ -191,66 +192,70 @@ def test_pipelines_can_be_given_one_by_one(tiny_model: Path, copy: Path, tmp_pat
             link = cached / path.relative_to(copy / "decoder-inpaint")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(path, link.parent))
-    single.convert([str(cached), str(copy / "prior")], tmp_path / "folder")
+    single_file.convert([str(cached), str(copy / "prior")], tmp_path / "folder")
     expected = {
-        name: held for name, held in contents(tiny_model).items() if name.split("/")[0] in ("prior", "decoder-inpaint")
+        name: saved
+        for name, saved in contents(tiny_model).items()
+        if name.split("/")[0] in ("prior", "decoder-inpaint")
     }
     assert contents(tmp_path / "folder") == expected
     with pytest.raises(ValueError, match="are both prior/ folders"):
-        single.convert([str(copy), str(copy / "prior")], tmp_path / "twice")
+        single_file.convert([str(copy), str(copy / "prior")], tmp_path / "twice")
 
 
-def test_tensors_pass_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tens of MB of weights need a few: of the copy, what the header takes; of a cast, a few of the largest tensors, too."""
-    monkeypatch.setattr(tensors, "CHUNK", 1 << 16)
+def test_tensors_are_copied_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tens of MB of weights take a few MB: for a copy, the header's; for a conversion, also a few large tensors'."""
+    monkeypatch.setattr(safetensors_file, "CHUNK", 1 << 16)
     peaks = []
     for dtype in (None, "float16"):
         tracemalloc.start()
-        single.convert([catalog.BOX], tmp_path / f"{dtype}.safetensors", dtype)
+        single_file.convert([catalog.BOX], tmp_path / f"{dtype}.safetensors", dtype)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     largest = max(value.numel() * value.itemsize for value in load_file(tmp_path / "None.safetensors").values())
-    headers = 12 * tensors.read_header(tmp_path / "None.safetensors")[1]  # as text, as JSON, as entries, and as checks
+    headers = (
+        12 * safetensors_file.read_header(tmp_path / "None.safetensors")[1]
+    )  # as text, as JSON, as entries, and as checks
     assert peaks[0] < headers and peaks[1] < headers + 6 * largest
     assert headers + 6 * largest < (tmp_path / "None.safetensors").stat().st_size / 2
 
 
 def test_progress_reaches_the_end(file: Path, tmp_path: Path) -> None:
-    said: list[tuple[int, int]] = []
-    done = single.convert([str(file)], tmp_path / "folder", progress=lambda *told: said.append(told))
-    assert said[-1] == (done.bytes, done.bytes)
-    assert [done for done, _ in said] == sorted(done for done, _ in said)
+    reports: list[tuple[int, int]] = []
+    done = single_file.convert([str(file)], tmp_path / "folder", progress=lambda *report: reports.append(report))
+    assert reports[-1] == (done.bytes, done.bytes)
+    assert [written for written, _ in reports] == sorted(written for written, _ in reports)
 
 
 @pytest.mark.parametrize("target", ["stopped.safetensors", "stopped"])
-def test_what_is_stopped_leaves_nothing(tiny_model: Path, tmp_path: Path, target: str) -> None:
+def test_an_interrupted_conversion_leaves_no_files(tiny_model: Path, tmp_path: Path, target: str) -> None:
     def stop(done: int, total: int) -> None:
         if done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        single.convert([str(tiny_model)], tmp_path / target, progress=stop)
+        single_file.convert([str(tiny_model)], tmp_path / target, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_over_and_no_disk_filled(
+def test_existing_targets_and_full_disks_are_refused(
     file: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").touch()
-    for there in (file, tmp_path / "full"):
-        with pytest.raises(ValueError, match="is there already; choose another name"):
-            single.convert([str(tiny_model)], there)
+    (tmp_path / "full" / "file.txt").touch()
+    for existing in (file, tmp_path / "full"):
+        with pytest.raises(ValueError, match="already exists; choose another name"):
+            single_file.convert([str(tiny_model)], existing)
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
-        single.convert([str(tiny_model)], tmp_path / "folder", "int8")
+        single_file.convert([str(tiny_model)], tmp_path / "folder", "int8")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match=r"takes 0\.0 GB, and 0\.0 GB is free there; make room"):
-        single.convert([str(tiny_model)], tmp_path / "folder")
+        single_file.convert([str(tiny_model)], tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", file.name]
 
 
 def forged(file: Path, **changed: Any) -> Path:
-    """The file, with other metadata; None removes some."""
+    """The file with changed metadata; None removes a key."""
     with safe_open(file, framework="pt") as opened:
         metadata = {**opened.metadata(), **changed}
     save_file(load_file(file), file, {name: text for name, text in metadata.items() if text is not None})
@@ -258,7 +263,7 @@ def forged(file: Path, **changed: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "place",
+    "key",
     [
         "../evil.json",
         "/etc/evil.json",
@@ -273,10 +278,10 @@ def forged(file: Path, **changed: Any) -> Path:
         "decoder//x.json",
     ],
 )
-def test_no_file_is_written_outside_a_models_folders(file: Path, tmp_path: Path, place: str) -> None:
+def test_no_file_is_written_outside_a_models_folders(file: Path, tmp_path: Path, key: str) -> None:
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(CheckpointError, match="would write what is no part of a model"):
-        single.convert([str(forged(file, **{place: "{}"}))], tmp_path / "a" / "folder")
+    with pytest.raises(CheckpointError, match="would write a file that is no part of a model"):
+        single_file.convert([str(forged(file, **{key: "{}"}))], tmp_path / "a" / "folder")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -293,24 +298,24 @@ def test_no_file_is_written_outside_a_models_folders(file: Path, tmp_path: Path,
         '"conv_in.bias":{"dtype":"F32","shape":[32],"data_offsets":[64,192]}}',
     ],
 )
-def test_a_header_that_lies_is_refused(file: Path, tmp_path: Path, header: str) -> None:
-    with pytest.raises(CheckpointError, match="does not hold the decoder/unet/"):
-        single.convert([str(forged(file, **{f"header {UNET.as_posix()}": header}))], tmp_path / "folder")
+def test_a_header_that_does_not_match_is_refused(file: Path, tmp_path: Path, header: str) -> None:
+    with pytest.raises(CheckpointError, match="does not contain the decoder/unet/"):
+        single_file.convert([str(forged(file, **{f"header {UNET.as_posix()}": header}))], tmp_path / "folder")
 
 
-def test_other_files_are_told_apart(file: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_other_files_are_refused(file: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no whole model in one file"):
-        single.convert([str(tiny_model / UNET)], tmp_path / "folder")
+        single_file.convert([str(tiny_model / UNET)], tmp_path / "folder")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="is damaged or incomplete"):
-        single.convert([str(file)], tmp_path / "folder")
+        single_file.convert([str(file)], tmp_path / "folder")
     with pytest.raises(ValueError, match=r"unpack it once with `kandinsky22 convert"):
-        catalog.parts(str(file))
+        locate.part_folders(str(file))
     (tmp_path / "decoder").mkdir()
     with pytest.raises(CheckpointError, match="there are no weights in"):
-        single.convert([str(tmp_path)], tmp_path / "folder")
+        single_file.convert([str(tmp_path)], tmp_path / "folder")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(
         CheckpointError, match=r"is of a StableDiffusionPipeline, which is no pipeline of Kandinsky 2\.2"
     ):
-        single.convert([str(tmp_path)], tmp_path / "folder")
+        single_file.convert([str(tmp_path)], tmp_path / "folder")

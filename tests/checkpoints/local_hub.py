@@ -1,4 +1,4 @@
-"""A hub of our own on this machine, which speaks what the client of Hugging Face understands, and keeps a log."""
+"""A hub on this machine that Hugging Face's client can talk to, with a log of requests."""
 
 import hashlib
 import json
@@ -10,17 +10,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from kandinsky22.checkpoints.catalog import File, Repository
 
-LARGE = 4096  # bytes from which on a file is kept under its SHA-256, elsewhere
+LARGE = 4096  # bytes from which a file is served under its SHA-256, from another host
 
 
 @dataclass
-class LittleHub:
-    """Repositories by name: content by path. refuses: those it gives only to who is logged in. breaks_after: bytes of a
-    large file after which it hangs up, once. sent: bytes of large files it has sent; log: what it was asked."""
+class LocalHub:
+    """Repositories by name, each with the content of files by path.
+
+    gated: repositories that need a login. breaks_after: bytes of a large file after which the connection is closed,
+    once. sent: bytes of large files sent so far; log: the requests.
+    """
 
     repositories: Mapping[str, Mapping[str, bytes]]
     revision: str = "c0ffee" * 6 + "c0ff"
-    refuses: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)
     breaks_after: int | None = None
     sent: int = 0
     log: list[str] = field(default_factory=list)
@@ -28,25 +31,25 @@ class LittleHub:
     elsewhere: str = ""
 
     def repository(self, name: str) -> Repository:
-        """The truth about a repository, as a catalog would hold it."""
+        """A repository with all its files, as the catalog lists the published ones."""
         files = self.repositories[name].items()
-        told = (File(path, len(held), hashlib.sha256(held).hexdigest()) for path, held in files)
-        return Repository(name, self.revision, tuple(told))
+        listed = (File(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files)
+        return Repository(name, self.revision, tuple(listed))
 
     def large(self, sha256: str) -> bytes:
         """A large file's content."""
-        held = (content for files in self.repositories.values() for content in files.values())
-        return next(content for content in held if hashlib.sha256(content).hexdigest() == sha256)
+        contents = (content for files in self.repositories.values() for content in files.values())
+        return next(content for content in contents if hashlib.sha256(content).hexdigest() == sha256)
 
 
 @contextmanager
-def serving(hub: LittleHub) -> Iterator[LittleHub]:
+def serving(hub: LocalHub) -> Iterator[LocalHub]:
     """The hub, answering at its `endpoint`; large files are on another host, as with the real one."""
 
-    class Answers(Answer):
-        of = hub
+    class Bound(Handler):
+        served = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
@@ -59,56 +62,69 @@ def serving(hub: LittleHub) -> Iterator[LittleHub]:
         server.server_close()
 
 
-class Answer(BaseHTTPRequestHandler):
-    """One request."""
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
 
-    of: LittleHub
+    served: LocalHub
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self.answer(body=False)
+        self.respond(body=False)
 
     def do_GET(self) -> None:
-        self.answer(body=True)
+        self.respond(body=True)
 
-    def answer(self, *, body: bool) -> None:
-        hub, path = self.of, self.path.partition("?")[0].strip("/")
+    def respond(self, *, body: bool) -> None:
+        hub, path = self.served, self.path.partition("?")[0].strip("/")
         hub.log.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
         if path.startswith("content/"):
-            assert "Authorization" not in self.headers, "a token went elsewhere"
-            self.give_large(path.removeprefix("content/"), body)
+            assert "Authorization" not in self.headers, "the token was sent to another host"
+            self.send_large(path.removeprefix("content/"), body)
             return
         name = "/".join(path.removeprefix("api/models/").split("/")[:2])
-        if name in hub.refuses and "Authorization" not in self.headers:
-            self.give(401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted."}, body)
+        if name in hub.gated and "Authorization" not in self.headers:
+            self.send_content(
+                401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted."}, body
+            )
         elif name not in hub.repositories:
-            self.give(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+            self.send_content(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
         elif path.startswith("api/models/"):
-            self.give(200, json.dumps(self.described(name)).encode(), {"Content-Type": "application/json"}, body)
+            self.send_content(
+                200, json.dumps(self.model_info(name)).encode(), {"Content-Type": "application/json"}, body
+            )
         else:
             _, _, file = path.partition("/resolve/")[2].partition("/")
             content = hub.repositories[name][file]
             digest = hashlib.sha256(content).hexdigest()
             headers = {"X-Repo-Commit": hub.revision, "ETag": f'"{digest[:40]}"'}
             if len(content) < LARGE:
-                self.give(200, content, headers, body)
+                self.send_content(200, content, headers, body)
             else:
                 elsewhere = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-                self.give(302, b"", {**headers, **elsewhere, "Location": f"{hub.elsewhere}/content/{digest}"}, body)
+                self.send_content(
+                    302, b"", {**headers, **elsewhere, "Location": f"{hub.elsewhere}/content/{digest}"}, body
+                )
 
-    def described(self, name: str) -> dict[str, object]:
-        """What the programming interface says of a repository."""
-        files = self.of.repository(name).files
+    def model_info(self, name: str) -> dict[str, object]:
+        """What the hub's API returns for a repository."""
+        files = self.served.repository(name).files
         lfs = {file.path: {"sha256": file.sha256, "size": file.bytes, "pointerSize": 1} for file in files}
         siblings = [
             {"rfilename": f.path, "size": f.bytes, "blobId": "0", **({"lfs": lfs[f.path]} if f.bytes >= LARGE else {})}
             for f in files
         ]
-        return {"id": name, "sha": self.of.revision, "siblings": siblings, "private": False, "downloads": 0, "tags": []}
+        return {
+            "id": name,
+            "sha": self.served.revision,
+            "siblings": siblings,
+            "private": False,
+            "downloads": 0,
+            "tags": [],
+        }
 
-    def give_large(self, sha256: str, body: bool) -> None:
+    def send_large(self, sha256: str, body: bool) -> None:
         """A large file, or the rest of one."""
-        content, hub = self.of.large(sha256), self.of
+        content, hub = self.served.large(sha256), self.served
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
         headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         rest = content[start:]
@@ -117,9 +133,9 @@ class Answer(BaseHTTPRequestHandler):
             rest, hub.breaks_after = rest[: hub.breaks_after], None
             self.close_connection = True
         hub.sent += len(rest) if body else 0
-        self.give(206 if start else 200, rest, headers, body)
+        self.send_content(206 if start else 200, rest, headers, body)
 
-    def give(self, status: int, content: bytes, headers: Mapping[str, str], body: bool) -> None:
+    def send_content(self, status: int, content: bytes, headers: Mapping[str, str], body: bool) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
@@ -128,4 +144,4 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
