@@ -1,11 +1,11 @@
-# The project's plumbing; `make` alone says what there is. GNU make 3.81 and a POSIX sh are enough.
+# The project's commands; `make` alone lists them. Needs GNU make 3.81 or newer and a POSIX sh.
 #
-#   PYTHON=  the Python that .venv is made from; without it, the first of those below that fits
+#   PYTHON=  the Python that .venv is created with; without it, the first of those below that is suitable
 #   TORCH=   what to install where there is no torch yet; "torch==2.13.0 --index-url ..." picks another build
 #   ARGS=    more options for the command that a target runs
 
-# PROMPT reaches Python through the environment as it was typed: `value` reads it without expanding it and := keeps
-# make from expanding it on export, so quotes, dollars and # survive, whether it came as an argument or a variable.
+# PROMPT reaches Python through the environment exactly as typed: `value` reads it without expanding it, and := keeps
+# make from expanding it on export. So quotes, dollars and # survive, in an argument and in a variable.
 override PROMPT := $(value PROMPT)
 export PROMPT
 
@@ -15,7 +15,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTHON_FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 TORCH_FITS = import torch; assert (2, 9) <= tuple(map(int, torch.__version__.split(".")[:2])) < (3, 0)
 
-.PHONY: help run test check bench train-box
+.PHONY: help run test check docs bench train-box
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +24,7 @@ help: ## this list
 run: .venv/.installed ## install what is missing, then paint PROMPT, or something at random
 	@if [ -n "$$PROMPT" ]; then $(KANDINSKY22) $(ARGS) -- "$$PROMPT"; else $(KANDINSKY22) $(ARGS); fi
 
-test: check ## install what is missing, then run every check
+test: check ## install what is missing, then run the checks, and all tests except the slow ones
 	.venv/bin/python -m pytest $(ARGS)
 
 check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
@@ -32,17 +32,25 @@ check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
+docs: .venv/.installed-docs ## build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict $(ARGS)
+
 bench: .venv/.installed-test ## measure speed side by side with diffusers
 	.venv/bin/python benchmarks/speed.py $(ARGS)
 
-train-box: .venv/.installed ## train the model in the box again, from nothing (hours)
+train-box: .venv/.installed ## train the model in the box from scratch (hours)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" sh runs/train_box.sh $(ARGS)
 
-# A stamp is written after the last step only, and what is there already is kept: an interrupted install goes on.
+# A stamp is written after the last step only, and what is installed stays: an interrupted install continues.
 
 .venv/.installed-test: .venv/.installed
-	@echo "adding what the tests need"
+	@echo "installing what the tests need"
 	@$(PIP) install --quiet --editable '.[test]'
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	@echo "installing what the documentation needs"
+	@$(PIP) install --quiet --editable '.[docs]'
 	@touch $@
 
 .venv/.installed: pyproject.toml $(wildcard hatch_build.py src/kandinsky22/acceleration/kernels.c) | .venv/bin/python
@@ -52,10 +60,10 @@ train-box: .venv/.installed ## train the model in the box again, from nothing (h
 	@$(PIP) install --quiet --editable .
 	@touch $@
 
-# A torch that the chosen Python has already is lent to .venv: a .pth file puts its folder last on .venv's path. So
-# neither a vendor's own build is replaced nor gigabytes fetched twice, and unlike with --system-site-packages this
-# also holds when the chosen Python is an activated virtual environment. The price: what lies beside that torch is
-# seen too. pip installs over it, in .venv only, what does not fit; a Python without torch gives a sealed .venv.
+# If the chosen Python already has torch, .venv uses that one: a .pth file puts its folder last on .venv's path. So a
+# vendor's build is not replaced and no gigabytes are downloaded twice; unlike --system-site-packages, this also works
+# when the chosen Python is an activated virtual environment. The price: .venv also sees what is installed beside that
+# torch. pip installs other versions over it where needed, in .venv only. Without torch there, .venv is isolated.
 
 .venv/bin/python:
 	@if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; \

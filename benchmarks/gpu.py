@@ -1,12 +1,14 @@
-"""Text to image on a GPU side by side with diffusers: each program in a process of its own, on the same weights and noise.
+"""Text to image on a GPU compared with diffusers: each program in its own process, with the same weights and noise.
 
     python benchmarks/gpu.py --model FOLDER [--sides 512,768,1024] [--batches 1,4,16] [--dtypes float16,bfloat16]
                              [--steps 50] [--repeat 5] [--programs ...] [--json out/gpu.json] [--markdown out/gpu.md]
-    python benchmarks/gpu.py --model box --device cpu --dtypes float32 --sides 128 --batches 1 --steps 4   that it runs
+    python benchmarks/gpu.py --model box --device cpu --dtypes float32 --sides 128 --batches 1 --steps 4   a trial of
+    the script
 
-FOLDER holds the published layout, prior/ and decoder/. The seconds are those of a whole call of both pipelines, the GPU waited
-for before and after; the first call, which compiles or records, is told apart. Every row is a new process. Correctness stands
-beside each ratio: the relative rms of the decoder's latents from diffusers' in float32, given the same embeddings and noise.
+FOLDER has the published layout, prior/ and decoder/. The seconds are those of a complete call of both pipelines,
+synchronised with the GPU before and after; the first call, which compiles or records, is reported separately. Every row
+is a new process. Next to each ratio is the error: the relative rms difference of the decoder's latents from diffusers'
+in float32, for the same embeddings and noise.
 """
 
 import argparse
@@ -28,9 +30,9 @@ from tables import OURS, THEIRS, relative_rms
 from works import PROMPT
 
 PROGRAMS = {
-    THEIRS: "diffusers as it is installed",
+    THEIRS: "diffusers as installed",
     "diffusers-compiled": "diffusers, channels last, its U-Net by torch.compile(mode='max-autotune')",
-    OURS: "this package as it is installed",
+    OURS: "this package as installed",
     "kandinsky22-plain": "this package with KANDINSKY22_ACCELERATION=off",
     "kandinsky22-compiled": "this package with compiled=True",
 }
@@ -63,7 +65,7 @@ def pipelines(a: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def work(a: argparse.Namespace) -> Record:
-    """What one program does, in its own process: a first call, then `repeat` of them."""
+    """The measurements of one program, in its own process: a first call, then `repeat` calls."""
     import torch
 
     gpu = a.device == "cuda"
@@ -74,13 +76,13 @@ def work(a: argparse.Namespace) -> Record:
     drawn = torch.randn(2, dim, generator=generator), torch.randn(1, 4, a.side // 8, a.side // 8, generator=generator)
     embeds, latents = (value.to(a.device, getattr(torch, a.dtype)) for value in drawn)
 
-    def call(output_type: str = "pt", **said: Any) -> Any:
+    def call(output_type: str = "pt", **inputs: Any) -> Any:
         draw = torch.Generator().manual_seed(1)
-        if not said:
-            told = prior(PROMPT, num_images_per_prompt=a.batch, num_inference_steps=a.prior_steps, generator=draw)
-            said = {"image_embeds": told.image_embeds, "negative_image_embeds": told.negative_image_embeds}
+        if not inputs:
+            sampled = prior(PROMPT, num_images_per_prompt=a.batch, num_inference_steps=a.prior_steps, generator=draw)
+            inputs = {"image_embeds": sampled.image_embeds, "negative_image_embeds": sampled.negative_image_embeds}
         return decoder(
-            **said,
+            **inputs,
             height=a.side,
             width=a.side,
             num_inference_steps=a.steps,
@@ -98,42 +100,42 @@ def work(a: argparse.Namespace) -> Record:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    told: Record = {"turns": []}
+    record: Record = {"turns": []}
     if a.repeat:
-        told["first"] = timed()  # compiles, records, reads what was not read yet
-        told["turns"] = [timed() for _ in range(a.repeat)]
-        told["peak"] = torch.cuda.max_memory_allocated() if gpu else 0
+        record["first"] = timed()  # compiles, records, reads the weights
+        record["turns"] = [timed() for _ in range(a.repeat)]
+        record["peak"] = torch.cuda.max_memory_allocated() if gpu else 0
     shared = {"image_embeds": embeds[:1], "negative_image_embeds": embeds[1:], "latents": latents}
     given = {name: value.expand(a.batch, *value.shape[1:]).contiguous() for name, value in shared.items()}
     torch.save(call("latent", **given)[:1].float().cpu(), a.result)
-    return told
+    return record
 
 
 def measured(a: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """A record for each size, batch, dtype and program; those that fail say why."""
+    """A record for each size, batch, dtype and program; a failed one has the error instead."""
     for dtype, side, batch, program in product(a.dtypes, a.sides, a.batches, a.programs):
-        said = {"program": program, "side": side, "batch": batch, "dtype": dtype}
+        options = {"program": program, "side": side, "batch": batch, "dtype": dtype}
         result, exact = folder / f"{program}-{dtype}-{side}-{batch}.pt", folder / f"exact-{side}-{batch}.pt"
         if not exact.is_file() and not a.no_reference:
-            run(a, {**said, "program": THEIRS, "dtype": "float32", "repeat": 0}, exact)
-        yield {**said, **run(a, said, result), "rms": apart(result, exact)}
+            run(a, {**options, "program": THEIRS, "dtype": "float32", "repeat": 0}, exact)
+        yield {**options, **run(a, options, result), "rms": difference(result, exact)}
 
 
-def run(a: argparse.Namespace, said: dict[str, Any], result: Path) -> Record:
-    """One program in a process of its own."""
-    words = {"model": a.model, "device": a.device, "steps": a.steps, "prior-steps": a.prior_steps, "repeat": a.repeat}
+def run(a: argparse.Namespace, options: dict[str, Any], result: Path) -> Record:
+    """The record of one program, run in its own process."""
+    shared = {"model": a.model, "device": a.device, "steps": a.steps, "prior-steps": a.prior_steps, "repeat": a.repeat}
     command = [sys.executable, __file__, "--result", str(result)]
-    command += [str(word) for name, value in {**words, **said}.items() for word in (f"--{name}", value)]
-    off = {"KANDINSKY22_ACCELERATION": "off"} if said["program"].endswith("plain") else {}
+    command += [str(word) for name, value in {**shared, **options}.items() for word in (f"--{name}", value)]
+    off = {"KANDINSKY22_ACCELERATION": "off"} if options["program"].endswith("plain") else {}
     done = subprocess.run(command, env={**os.environ, **off}, capture_output=True, text=True)
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["without a word"])[-1]}
+        return {"failed": (done.stderr.strip().splitlines() or ["no error message"])[-1]}
     answer: Record = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def apart(result: Path, exact: Path) -> float | None:
-    """The relative rms of a result from the exact one."""
+def difference(result: Path, exact: Path) -> float | None:
+    """The relative rms difference of a result from the exact one; None if one is missing."""
     import torch
 
     if not (result.is_file() and exact.is_file()):
@@ -142,7 +144,7 @@ def apart(result: Path, exact: Path) -> float | None:
 
 
 def about(a: argparse.Namespace) -> Record:
-    """On what, with what."""
+    """The device and the software."""
     import torch
 
     name = torch.cuda.get_device_name() if a.device == "cuda" else platform.machine()
@@ -150,13 +152,13 @@ def about(a: argparse.Namespace) -> Record:
     return {"device": name, "cuda": torch.version.cuda, **software, "steps": a.steps, "prior_steps": a.prior_steps}
 
 
-def markdown(told: Record, records: list[Record]) -> str:
-    """A table, and what it was measured with."""
+def markdown(about: Record, records: list[Record]) -> str:
+    """The table, with the device and the software."""
     lines = [
-        f"{told['prior_steps']} + {told['steps']} steps, guided, on {told['device']}, torch {told['torch']}, diffusers "
-        f"{told['diffusers']}. Seconds of a call of both pipelines: the median (least - most).",
+        f"{about['prior_steps']} + {about['steps']} steps, guided, on {about['device']}, torch {about['torch']}, "
+        f"diffusers {about['diffusers']}. Seconds of a call of both pipelines: the median (minimum - maximum).",
         "",
-        "| size | batch | dtype | program | seconds | pictures a second | ratio | must | first call, s | peak, GB | rms |",
+        "| size | batch | dtype | program | seconds | pictures/s | ratio | must | first call, s | peak, GB | rms |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     base: dict[tuple[Any, ...], float] = {}
@@ -172,8 +174,8 @@ def markdown(told: Record, records: list[Record]) -> str:
         must = f"{MUST[place[0]]:g}" if record["program"] == OURS and place[0] in MUST else ""
         rms = "" if record["rms"] is None else f"{record['rms']:.1e}"
         lines.append(
-            f"{head} {seconds:.3f} ({min(turns):.3f} - {max(turns):.3f}) | {place[1] / seconds:.2f} | {ratio} | {must} |"
-            f" {record['first']:.1f} | {record['peak'] / 1e9:.1f} | {rms} |"
+            f"{head} {seconds:.3f} ({min(turns):.3f} - {max(turns):.3f}) | {place[1] / seconds:.2f} | {ratio} |"
+            f" {must} | {record['first']:.1f} | {record['peak'] / 1e9:.1f} | {rms} |"
         )
     return "\n".join([*lines, "", *(f"- {name}: {meaning}" for name, meaning in PROGRAMS.items()), ""])
 
@@ -207,13 +209,13 @@ def main() -> None:
         return
     for path in (a.json, a.markdown or a.json):
         path.parent.mkdir(parents=True, exist_ok=True)
-    told, records = about(a), []
+    setup, records = about(a), []
     with tempfile.TemporaryDirectory() as folder:
         for record in measured(a, Path(folder)):
             records.append(record)
-            a.json.write_text(json.dumps({"about": told, "records": records}, indent=1), encoding="utf-8")
+            a.json.write_text(json.dumps({"about": setup, "records": records}, indent=1), encoding="utf-8")
             print(record, file=sys.stderr, flush=True)
-    text = markdown(told, records)
+    text = markdown(setup, records)
     print(text)
     if a.markdown is not None:
         a.markdown.write_text(text, encoding="utf-8")

@@ -1,10 +1,11 @@
-"""The memory of text to image at the published size, beside diffusers: the same folder, prompt, steps, dtype and threads.
+"""The memory of text to image at the published size, compared with diffusers: the same folder, prompt, steps, dtype and
+threads.
 
     python benchmarks/memory.py FOLDER [--side 512] [--steps 2] [--threads 1] [--only "kandinsky22, offload"]
 
-FOLDER is filled, where it is not yet, with random weights in the published layout, names, shapes and dtypes: 16 GB. Each
-row is a process of its own. Its peak is resident memory as Linux counts it, in which pages of mapped files count. Steps
-change no peak, so there are few.
+FOLDER is first filled, where necessary, with random weights in the published layout, names, shapes and dtypes: 16 GB.
+Each row is its own process. Its peak is resident memory as counted by Linux, including pages of mapped files. The
+number of steps does not change the peak, so there are few.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from works import PROMPT
 
 
 def kandinsky22(placement: Any) -> Callable[[Path, int, int, str], object]:
-    """A picture by this package."""
+    """A function that paints a picture with this package."""
 
     def run(folder: Path, side: int, steps: int, dtype: str) -> object:
         from kandinsky22 import Kandinsky
@@ -36,15 +37,15 @@ def kandinsky22(placement: Any) -> Callable[[Path, int, int, str], object]:
 
 
 def diffusers(folder: Path, side: int, steps: int, dtype: str) -> object:
-    """A picture by diffusers, as its documentation has it: both pipelines, then both runs."""
+    """A picture by diffusers, as in its documentation: load both pipelines, then run both."""
     prior, decoder = pipeline(folder, "prior", dtype), pipeline(folder, "decoder", dtype)
     embeds = prior(PROMPT, num_inference_steps=steps, guidance_scale=4.0)
     return decoder(**embeds, height=side, width=side, num_inference_steps=steps, guidance_scale=4.0)
 
 
-def sparing(folder: Path, side: int, steps: int, dtype: str) -> object:
-    """The same with what can be spared by hand: the prior's pipeline is deleted before the decoder's is loaded, and the
-    image encoder is left out, which asks for a negative prompt."""
+def minimal(folder: Path, side: int, steps: int, dtype: str) -> object:
+    """The same with the least memory possible by hand: the prior's pipeline is deleted before the decoder's is loaded,
+    and the image encoder is left out, which requires a negative prompt."""
     prior = pipeline(folder, "prior", dtype, image_encoder=None)
     embeds = prior(PROMPT, negative_prompt="", num_inference_steps=steps, guidance_scale=4.0)
     del prior
@@ -64,7 +65,7 @@ def pipeline(folder: Path, part: str, dtype: str, **changes: Any) -> Any:
 ROWS = {
     "kandinsky22, offload": kandinsky22("offload"),
     "kandinsky22, keep": kandinsky22("keep"),
-    "diffusers, sparing": sparing,
+    "diffusers, minimal": minimal,
     "diffusers": diffusers,
 }
 
@@ -87,17 +88,16 @@ def main() -> None:
     import random_model
 
     random_model.write_model(chosen.folder)
-    print(
-        f"{chosen.side} px, {chosen.steps} + {chosen.steps} steps, guided, {chosen.dtype} on a CPU, threads: {chosen.threads}"
-    )
+    steps = f"{chosen.steps} + {chosen.steps} steps"
+    print(f"{chosen.side} px, {steps}, guided, {chosen.dtype} on a CPU, threads: {chosen.threads}")
     print("| | peak, GB resident | processor seconds |\n|---|---|---|")
     environment = {**os.environ, "OMP_NUM_THREADS": str(chosen.threads), "HF_HUB_OFFLINE": "1"}
-    asked = [str(chosen.folder), "--side", str(chosen.side), "--steps", str(chosen.steps), "--dtype", chosen.dtype]
+    options = [str(chosen.folder), "--side", str(chosen.side), "--steps", str(chosen.steps), "--dtype", chosen.dtype]
     for row in chosen.only or ROWS:
-        command = [sys.executable, __file__, *asked, "--row", row]
+        command = [sys.executable, __file__, *options, "--row", row]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        told = json.loads(done.stdout.splitlines()[-1])
-        print(f"| {row} | {told['peak'] / 1e9:.2f} | {told['seconds']:.0f} |", flush=True)
+        measured = json.loads(done.stdout.splitlines()[-1])
+        print(f"| {row} | {measured['peak'] / 1e9:.2f} | {measured['seconds']:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A model of the published size with random weights, in the published layout, names, shapes and dtypes: 16 GB.
 
-The weights keep the scale of what flows through them, so that the networks compute numbers like a trained network's, and what
-two programs make of them can be compared: weights N(0, 1 / inputs), scales of normalisations 1, everything else small.
+The weights preserve the scale of activations, so that the networks compute numbers like those of trained networks, and
+the results of two programs can be compared: weights N(0, 1 / inputs), scales of normalisations 1, everything else
+small.
 """
 
 import json
@@ -58,7 +59,7 @@ SMALL = 0.02
 
 
 def write_model(folder: Path) -> None:
-    """Fill a folder with the model; what is there already is kept, so that an interrupted filling goes on."""
+    """Write the model to a folder. Existing weight files stay, so that an interrupted call can be repeated."""
     for name, (network, config, dtype) in NETWORKS.items():
         write_json(folder / name / "config.json", config.to_dict())
         stem = "model" if name.endswith("_encoder") else "diffusion_pytorch_model"
@@ -72,15 +73,15 @@ def write_model(folder: Path) -> None:
     processor = CLIPImageProcessor(size=224, crop_size=224, image_mean=mean, image_std=std)
     write_json(prior / "image_processor" / "preprocessor_config.json", processor.to_dict())
     save_tokenizer(prior / "tokenizer", tokenizer())
-    if not (path := prior / zero_image.SHIPPED).is_file():  # the embedding that is computed once and then kept
+    if not (path := prior / zero_image.SHIPPED).is_file():  # the embedding of the empty picture, computed once
         encoder = Stored(prior / "image_encoder", CLIPVision, CLIPVisionConfig)
         zero_image.write(path, zero_image.compute(encoder), encoder.fingerprint)
     write_json(prior / "model_index.json", catalog.PRIOR_INDEX)
-    write_json(decoder / "model_index.json", catalog.DECODER_INDEX)  # last: it tells that the rest is there
+    write_json(decoder / "model_index.json", catalog.DECODER_INDEX)  # last: it marks the folder as complete
 
 
 def write_weights(path: Path, network: Any, config: Any, dtype: torch.dtype) -> None:
-    """A network's weights as a safetensors file, tensor by tensor."""
+    """Write random weights of a network to a safetensors file, tensor by tensor."""
     with torch.device("meta"):
         tensors = network(config).state_dict()
     end, header = 0, {}
@@ -98,7 +99,7 @@ def write_weights(path: Path, network: Any, config: Any, dtype: torch.dtype) -> 
 
 
 def drawn(name: str, shape: torch.Size) -> torch.Tensor:
-    """The random weight of a name, the same each time."""
+    """The random weight of this name, always the same."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     if name == "clip_std" or (len(shape) == 1 and "norm" in name and name.endswith("weight")):
         return torch.ones(shape)
@@ -108,7 +109,7 @@ def drawn(name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def tokenizer() -> Tokenizer:
-    """A byte-level tokenizer with as many tokens as CLIP's: pairs of letters."""
+    """A byte-level tokenizer with as many tokens as CLIP's: pairs of bytes."""
     alphabet = list(learn(["any text"], 514, 77).vocab)[:256]
     pairs = [(a, b) for a in alphabet for b in alphabet][: full_size.TEXT_ENCODER.vocab_size - 514]
     tokens = [*alphabet, *(letter + WORD_END for letter in alphabet), *map("".join, pairs), START, END]

@@ -1,11 +1,11 @@
-"""What a stage could take at best: its operations at the rate of a large matrix product here, or its weights at the rate of a
-large read, whichever is longer. Both rates are measured.
+"""The least time a stage could take (roofline): its operations at the rate of a large matrix product, or its weights at
+the rate of a large read, whichever is longer. Both rates are measured.
 
     python benchmarks/roofline.py MODEL [--dtype float32] [--threads 2] [--side 512] [--prior-steps 25]
 
-Prints JSON. Operations (two for each multiplication with addition) are counted of this package's networks, whose algebra leaves
-out what need not be computed twice; `winograd` is the count with every 3x3 convolution by Winograd's F(4,3), whose transforms are
-taken to be free: a limit that nothing reaches.
+Prints JSON. Operations (two per multiply-add) are those of this package's networks, whose algebra computes nothing
+twice; `winograd` is the count with every 3x3 convolution by Winograd's F(4,3), with free transforms: a limit that
+nothing reaches.
 """
 
 import argparse
@@ -27,20 +27,21 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
 
-TRIALS, ORDER, READ = 5, 2048, 1 << 30  # of a rate; of the matrix; bytes read
-F43 = 36 / 16 / 9  # multiplications for those of the direct algorithm: 36 for 16 outputs, each of which has 9
-F43_DOUBLING = F43 * 25 / 36  # of a doubled picture 25 of the 36 products remain
+TRIALS, ORDER, READ = 5, 2048, 1 << 30  # per rate; order of the matrix; bytes read
+F43 = 36 / 16 / 9  # multiplications relative to the direct algorithm: 36 for 16 outputs, each of which takes 9
+F43_DOUBLING = F43 * 25 / 36  # for an upsampled picture 25 of the 36 products remain
 
 
 def peaks(dtype: torch.dtype) -> dict[str, float]:
-    """Operations a second of a large product in the dtype, and bytes a second of a large read; the best of several."""
+    """Operations per second of a large product in the dtype, and bytes per second of a large read; the best of
+    several."""
     a, b = (torch.randn(ORDER, ORDER).to(dtype) for _ in range(2))
     numbers = torch.ones(READ // 4)
     return {"operations": 2 * ORDER**3 / best(lambda: a @ b), "bytes": READ / best(numbers.sum)}
 
 
 def best(run: Callable[[], object]) -> float:
-    """The least seconds of several runs."""
+    """The minimum seconds of several runs."""
     times = []
     for _ in range(TRIALS):
         began = time.perf_counter()
@@ -50,7 +51,7 @@ def best(run: Callable[[], object]) -> float:
 
 
 def convolved(run: Callable[[], object], network: nn.Module) -> tuple[int, int]:
-    """Operations of the 3x3 convolutions in a run: of ordinary ones, and of those that double the sides."""
+    """Operations of the 3x3 convolutions in a run: of ordinary ones, and of upsampling ones."""
     counts = {Conv3x3: 0, UpsampleConv3x3: 0}
 
     def count(module: Any, _: Any, out: torch.Tensor) -> None:
@@ -74,7 +75,7 @@ def outlines(model: Path) -> dict[str, Stored[Any, Any]]:
 
 
 def counted(model: Path, side: int, prior_steps: int, itemsize: int) -> dict[str, dict[str, float]]:
-    """Of the stages: operations, operations by Winograd, and bytes of weights that are read."""
+    """By stage: operations, operations with Winograd, and bytes of weights read."""
     stored = outlines(model)
     counts = work(*(stored[name].config for name in stored), height=side, width=side)
     size = {name: one.elements * itemsize for name, one in stored.items()}
@@ -82,8 +83,8 @@ def counted(model: Path, side: int, prior_steps: int, itemsize: int) -> dict[str
     z = side // stored["movq"].config.factor
     unet, movq = stored["unet"].outline, stored["movq"].outline
     with torch.device("meta"), torch.no_grad():
-        told = unet.condition(torch.empty(2, unet.config.encoder_hid_dim))
-        step = lambda: unet(torch.empty(2, 4, z, z), torch.empty(2), told)  # noqa: E731
+        condition = unet.condition(torch.empty(2, unet.config.encoder_hid_dim))
+        step = lambda: unet(torch.empty(2, 4, z, z), torch.empty(2), condition)  # noqa: E731
         decode = lambda: movq.decode(torch.empty(1, 4, z, z), tile=side * side)  # noqa: E731
         with FlopCounterMode(display=False) as counter:
             step()
@@ -94,8 +95,8 @@ def counted(model: Path, side: int, prior_steps: int, itemsize: int) -> dict[str
         }
     stages = {}
     for name, (operations, (plain, doubling)) in rows.items():
-        spared = plain * (1 - F43) + doubling * (1 - F43_DOUBLING)
-        stages[name] = {"operations": operations, "winograd": operations - spared, "bytes": size[name]}
+        saved = plain * (1 - F43) + doubling * (1 - F43_DOUBLING)
+        stages[name] = {"operations": operations, "winograd": operations - saved, "bytes": size[name]}
     stages["prior"]["bytes"] = size["text"] + (1 + prior_steps) * size["prior"]
     return stages
 

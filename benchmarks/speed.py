@@ -1,12 +1,13 @@
-"""Speed side by side with diffusers: two programs in processes of their own, the same weights, turn by turn.
+"""Speed compared with diffusers: two programs in separate processes, with the same weights, taking turns.
 
-    python benchmarks/speed.py                                     quick: the model in the box, minutes
+    python benchmarks/speed.py                                     quick: the included model, minutes
     python benchmarks/speed.py --model FOLDER --rows unet,movq --dtype float32 --threads 2 --repeat 3 --json out.json
     python benchmarks/speed.py table out.json ...                  the tables, in Markdown
 
-FOLDER is filled with a random model of the published size, 16 GB, where it is empty. A row's programs are started once and take
-turns (A B A B), never both at work; "fresh" rows start a process for each turn. A first turn warms up where that is short, and is
-not counted. Every turn is written to the file of results as it ends; a later call with the same file adds to it.
+An empty FOLDER is filled with a random model of the published size, 16 GB. The programs of a row are started once and
+take turns (A B A B), never both at work; "fresh" rows start a process for each turn. A first turn warms up if that is
+short, and is not counted. Every turn is written to the file of results when it ends; a later call with the same file
+adds to it.
 """
 
 import argparse
@@ -26,17 +27,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tables
-from tables import KEPT, OURS, PLAIN, THEIRS
+from tables import ALLOCATOR, OURS, PLAIN, THEIRS
 from works import PROMPT
 
-HERE = Path(__file__).parent
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")  # that matter here
+BENCHMARKS = Path(__file__).parent
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")  # those that affect speed
 
 
 class Row(NamedTuple):
-    """fresh: a process for each turn. warm: a first turn that is not counted, at the published size too. allocator: whether
-    diffusers is also run with the allocator setting. until: where a fresh process's clock stops, at its end or its first line.
-    plain: whether our float32 result is also held against that of the plain network."""
+    """How a row of the table is measured.
+
+    fresh: a process for each turn. warm: an uncounted first turn at the published size too. allocator: diffusers also
+    runs with the allocator setting. until: the clock of a fresh process stops at its "end" or at its first "line" of
+    output. plain: our float32 result is also compared with that of the plain network.
+    """
 
     fresh: bool = False
     warm: bool = True
@@ -60,7 +64,7 @@ QUICK = "help,box,unet,movq,prior,whole"
 
 
 class Worker:
-    """A process of one program; `turn` has it do its work once."""
+    """A process of one program; each `turn` makes it do its work once."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], log: Any, until: str | None) -> None:
         self.command, self.environment, self.log, self.until = command, environment, log, until
@@ -70,8 +74,8 @@ class Worker:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """No more turns: it ends by itself, when its result is written. Raises `RuntimeError` where it fails then; after another
-        error it is not waited for."""
+        """End the turns; the process exits when its result is written. Raises `RuntimeError` if it fails then; after
+        another error the process is killed."""
         if self.process is not None:
             assert self.process.stdin is not None and self.process.stdout is not None
             with suppress(BrokenPipeError):
@@ -89,7 +93,7 @@ class Worker:
         return self.process
 
     def turn(self) -> dict[str, float]:
-        """What it tells of its turn. Raises `RuntimeError` where it ended without a word."""
+        """The measurements of one turn. Raises `RuntimeError` if the process ends without any."""
         process = self.start() if self.process is None else self.process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write("\n")
@@ -97,18 +101,18 @@ class Worker:
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"it ended with {process.wait()}; see {self.log.name}")
-        told: dict[str, float] = json.loads(line)
-        return told
+        measurements: dict[str, float] = json.loads(line)
+        return measurements
 
     def fresh_turn(self) -> dict[str, float]:
-        """A turn of a new process, timed from outside; what it tells itself goes with it."""
+        """The measurements of a new process, timed from outside, with those that it prints."""
         before = os.times()
         began = time.perf_counter()
         process = self.start()
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         line = process.stdout.readline()
-        told = time.perf_counter() - began
+        first_line = time.perf_counter() - began
         process.stdout.read()
         process.stdout.close()
         if process.wait() != 0:
@@ -117,7 +121,7 @@ class Worker:
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         self.process = None
         more = json.loads(line) if line.startswith("{") else {}
-        return {**more, "seconds": told if self.until == "line" else ended, "cpu": cpu}
+        return {**more, "seconds": first_line if self.until == "line" else ended, "cpu": cpu}
 
 
 def commands(row: str, a: argparse.Namespace, results: Path, scratch: Path) -> dict[str, list[str]]:
@@ -127,7 +131,7 @@ def commands(row: str, a: argparse.Namespace, results: Path, scratch: Path) -> d
         pipelines = "from diffusers import KandinskyV22PriorPipeline, KandinskyV22Pipeline"
         return {OURS: [python, "-m", "kandinsky22", "--help"], THEIRS: [python, "-c", pipelines]}
     if row == "memory":
-        command = [python, str(HERE / "memory.py"), str(a.model)]
+        command = [python, str(BENCHMARKS / "memory.py"), str(a.model)]
         command += ["--side", str(a.side), "--steps", "2", "--dtype", a.dtype, "--row"]
         return {OURS: [*command, "kandinsky22, offload"], THEIRS: [*command, "diffusers"]}
     model = {
@@ -140,34 +144,34 @@ def commands(row: str, a: argparse.Namespace, results: Path, scratch: Path) -> d
     }
     if row == "box":
         model |= {"--guidance": a.guidance, "--prior-guidance": a.prior_guidance, "--png": scratch / "theirs.png"}
-    said = [str(word) for pair in model.items() for word in pair]
+    options = [str(word) for pair in model.items() for word in pair]
     work = {"box": "picture"}.get(row, row)
 
     def program(name: str, *more: str) -> list[str]:
-        return [python, str(HERE / "works.py"), name, work, *said, *more]
+        return [python, str(BENCHMARKS / "works.py"), name, work, *options, *more]
 
-    made = {side: program(side, "--result", str(results_of(results, row, a, side))) for side in (OURS, THEIRS)}
+    programs = {side: program(side, "--result", str(results_of(results, row, a, side))) for side in (OURS, THEIRS)}
     if row == "fast":
-        del made[THEIRS]
+        del programs[THEIRS]
     elif a.allocator and ROWS[row].allocator:
-        made[KEPT] = program(THEIRS, "--keep-freed")
+        programs[ALLOCATOR] = program(THEIRS, "--keep-freed")
     if row == "box":
-        made[OURS] = [python, "-m", "kandinsky22", PROMPT, "--seed", "0", "--output", str(scratch / "ours.png")]
-    return made
+        programs[OURS] = [python, "-m", "kandinsky22", PROMPT, "--seed", "0", "--output", str(scratch / "ours.png")]
+    return programs
 
 
 def results_of(folder: Path, row: str, a: argparse.Namespace, program: str, dtype: str | None = None) -> Path:
-    """Where a program's result of a row is kept, to be compared with others."""
+    """The file of a program's result of a row, for comparison."""
     steps = f"-{a.steps}" if row in ("whole", "box") else ""
     return folder / f"{row}{steps}-{a.side}-{dtype or a.dtype}-{program}.safetensors"
 
 
 def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any) -> Iterator[tables.Record]:
-    """Take turns; yields the record of the row after each, as far as it has come."""
+    """Measure a row, taking turns; yields the record so far after each turn."""
     outputs = a.json.with_suffix(".results")
     outputs.mkdir(parents=True, exist_ok=True)
     paths = {side: results_of(outputs, row, a, side) for side in (OURS, THEIRS, PLAIN)}
-    for path in paths.values():  # an earlier call's says nothing of this one
+    for path in paths.values():  # those of an earlier call do not count
         path.unlink(missing_ok=True)
     kind = ROWS[row]
     record: tables.Record = {
@@ -194,8 +198,8 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
     }
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        environment["KANDINSKY22_CACHE"] = str(scratch / "cache")  # nothing that was kept earlier shortens a run
-        # The first turn leaves bytecode, as an installation does: a source tree has none, diffusers always has.
+        environment["KANDINSKY22_CACHE"] = str(scratch / "cache")  # empty, so that nothing cached shortens a run
+        # The first turn writes bytecode, as an installation does: a source tree has none, diffusers always has.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         log = stack.enter_context(a.json.with_suffix(".log").open("a"))
         with ExitStack() as both:
@@ -206,18 +210,18 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
             warm = kind.warm or not a.published_size
             for number in range(0 if warm else 1, a.repeat + 1):
                 for name, worker in workers.items():
-                    told = worker.fresh_turn() if kind.fresh else worker.turn()
+                    turn = worker.fresh_turn() if kind.fresh else worker.turn()
                     when = f"turn {number} of {a.repeat}" if number else "warming up"
-                    print(f"{row}, {a.dtype}, {when}: {name} {told['seconds']:.3g} s", file=sys.stderr, flush=True)
+                    print(f"{row}, {a.dtype}, {when}: {name} {turn['seconds']:.3g} s", file=sys.stderr, flush=True)
                     if number:
-                        record["turns"].setdefault(name, []).append(told)
+                        record["turns"].setdefault(name, []).append(turn)
                         yield record
         if kind.plain and a.dtype == "float32":
             command = commands(row, a, outputs, scratch)[OURS]
             command[command.index("--result") + 1] = str(results_of(outputs, row, a, PLAIN))
             with Worker(command, {**environment, "KANDINSKY22_ACCELERATION": "off"}, log, kind.until) as worker:
                 print(f"{row}, {a.dtype}: {PLAIN} {worker.turn()['seconds']:.3g} s", file=sys.stderr, flush=True)
-        if row == "box":  # our command draws noise of its own: pictures are compared where one generator draws it
+        if row == "box":  # our command draws other noise: pictures are compared with one generator for both
             command = commands("whole", a, outputs, scratch)[OURS]
             command[3:4] = ["picture", "--guidance", str(a.guidance), "--prior-guidance", str(a.prior_guidance)]
             command += ["--png", str(scratch / "same.png"), "--result", str(results_of(outputs, row, a, OURS))]
@@ -227,11 +231,11 @@ def measure(row: str, a: argparse.Namespace, about: dict[str, Any], limits: Any)
 
 
 def about(arguments: Sequence[str]) -> dict[str, Any]:
-    """What was measured on, with what, when, and by which command."""
+    """The machine, the software, the date and the command."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    has = [flag for flag in INSTRUCTIONS if flag in told.get("flags", "").split()]
-    name = told.get("model name", platform.processor() or platform.machine())
+    cpuinfo = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    has = [flag for flag in INSTRUCTIONS if flag in cpuinfo.get("flags", "").split()]
+    name = cpuinfo.get("model name", platform.processor() or platform.machine())
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers", "transformers"))
     return {
         "machine": f"{os.cpu_count()} cores of {name} ({', '.join(has)})",
@@ -242,7 +246,8 @@ def about(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def prepared(a: argparse.Namespace) -> None:
-    """Fill in what the model says: its folder, its size, and for the box how it paints. Fills the folder where it is empty."""
+    """Fill in what depends on the model: folder, size, and the box's sampling. Writes a random model into an empty
+    folder."""
     from kandinsky22.checkpoints import catalog, locate
     from kandinsky22.checkpoints.json_files import read_json
     from kandinsky22.checkpoints.metadata import read_metadata
@@ -265,7 +270,7 @@ def prepared(a: argparse.Namespace) -> None:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line. Raises `SystemExit` for what is not on it."""
+    """The parsed command line. Raises `SystemExit` for a wrong one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="box", help="box, or a folder; an empty one is filled (default: box)")
     parser.add_argument("--rows", default=QUICK, help=f"of {', '.join(ROWS)} (default: {QUICK})")
@@ -275,7 +280,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of the decoder in whole runs (default: the model's, or 10)")
     parser.add_argument("--prior-steps", type=int, help="(default: the model's, or 25)")
     parser.add_argument("--side", type=int, help="of pictures, in pixels (default: the model's)")
-    parser.add_argument("--no-allocator", dest="allocator", action="store_false", help="leave that diffusers out")
+    parser.add_argument(
+        "--no-allocator", dest="allocator", action="store_false", help="leave out diffusers with the allocator setting"
+    )
     parser.add_argument(
         "--json", type=Path, default=Path("out/speed.json"), help="results, added to (default: out/speed.json)"
     )
@@ -284,12 +291,12 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown := set(a.rows) - ROWS.keys():
         parser.error(f"there is no row {', '.join(unknown)}; choose of {', '.join(ROWS)}")
     if "box" in a.rows and a.model != "box":
-        parser.error("the row box is of the model in the box: leave --model out, or the row")
+        parser.error("the row box measures the included model: leave out --model, or the row")
     return a
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, or make tables of what was measured."""
+    """Measure, or print the tables of earlier results."""
     if arguments[:1] == ["table"]:
         print(tables.markdown(tables.read(map(Path, arguments[1:]))))
         return 0
@@ -297,23 +304,31 @@ def main(arguments: Sequence[str]) -> int:
     a.json.parent.mkdir(parents=True, exist_ok=True)
     prepared(a)
     known = json.loads(a.json.read_text()) if a.json.is_file() else []
-    told, failed = about(arguments), []
-    command = [sys.executable, str(HERE / "roofline.py"), str(a.model), "--dtype", a.dtype, "--threads", str(a.threads)]
+    run, failed = about(arguments), []
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "roofline.py"),
+        str(a.model),
+        "--dtype",
+        a.dtype,
+        "--threads",
+        str(a.threads),
+    ]
     command += ["--side", str(a.side), "--prior-steps", str(a.prior_steps)]
     limits = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     for row in a.rows:
         record: tables.Record | None = None
         try:
-            for record in measure(row, a, told, limits):
+            for record in measure(row, a, run, limits):
                 tables.save(a.json, [*known, record])
         except (RuntimeError, ValueError, subprocess.CalledProcessError) as error:
             print(f"{row}: {error}", file=sys.stderr)
             failed.append(row)
         except KeyboardInterrupt:
-            print(f"stopped; what was measured is in {a.json}", file=sys.stderr)
+            print(f"stopped; the measurements so far are in {a.json}", file=sys.stderr)
             return 130
         known += [record] if record else []
-    print(tables.markdown([record for record in known if record["about"] == told]))
+    print(tables.markdown([record for record in known if record["about"] == run]))
     return 1 if failed else 0
 
 

@@ -1,6 +1,6 @@
-"""What was measured, as values and as Markdown: records that are joined, medians, ratios, agreement, and the limits beside them.
+"""Measurements as values and as Markdown tables: joined records, medians, ratios, agreement, and limits.
 
-A file of results is a JSON list of records, one for each row of a table; `speed.py` says what is in them. Imports no torch.
+A file of results is a JSON list of records, one per table row; `speed.py` defines their fields. Imports no torch.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-OURS, THEIRS, KEPT, PLAIN = "kandinsky22", "diffusers", "diffusers, allocator set", "plain"
+OURS, THEIRS, ALLOCATOR, PLAIN = "kandinsky22", "diffusers", "diffusers, allocator set", "plain"
 BOTH = {"float32": (2.0, 2.8), "bfloat16": (1.7, 2.3)}
 TARGETS: dict[str, dict[str, tuple[float, float]]] = {
     "unet": BOTH,
@@ -21,7 +21,7 @@ TARGETS: dict[str, dict[str, tuple[float, float]]] = {
     "whole": {"float32": (2.2, 3.0), "bfloat16": (1.8, 2.5)},
     "first": {"float32": (2.0, 3.0), "bfloat16": (2.0, 3.0)},
 }
-"""How many times as fast as diffusers each row must be, and should be, at the published size and `SIDE` pixels."""
+"""How many times as fast as diffusers each row must be, and ideally is, at the published size and `SIDE` pixels."""
 SIDE = 512
 FOR_ANY = {"help": (20.0, 50.0), "box": (3.0, 5.0)}
 FAST, FAST_STEPS = (4.0, 8.0), 50
@@ -30,7 +30,8 @@ Record = dict[str, Any]
 
 
 def read(paths: Iterable[Path]) -> list[Record]:
-    """The records of several files, joined; of one row measured twice, the later one. Raises `ValueError`."""
+    """The records of several files, joined; if a row was measured twice, the later one. Raises `ValueError` for a bad
+    file."""
     joined: dict[str, Record] = {}
     for path in paths:
         try:
@@ -46,17 +47,18 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def save(path: Path, records: Sequence[Record]) -> None:
-    """Write results whole, or not at all."""
+    """Write results atomically."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(list(records), indent=1), encoding="utf-8")
     partial.replace(path)
 
 
 def agreement(results: Mapping[str, Path], reference: Path) -> dict[str, float]:
-    """How far apart the programs' results are, from the files that were written.
+    """The differences of the programs' results, read from their files.
 
-    Of pictures, the largest and the mean difference in levels of 255. Of anything else, relative rms; and where there is a
-    float32 result of diffusers to refer to, each program's own from that; where there is one of our plain network, ours from it.
+    For pictures, the largest and the mean difference in levels of 255. For other results the relative rms difference;
+    with a float32 result of diffusers as reference, also that of each program from it; with one of our plain network,
+    also ours from it.
     """
     if not (results[OURS].is_file() and results[THEIRS].is_file()):
         return {}
@@ -80,7 +82,7 @@ def agreement(results: Mapping[str, Path], reference: Path) -> dict[str, float]:
 
 
 def relative_rms(a: np.ndarray, b: np.ndarray) -> float:
-    """The rms of a difference over that of b. Raises `ValueError` for results of other shapes or that say nothing."""
+    """rms(a - b) / rms(b). Raises `ValueError` for unequal shapes, and for results that are zero or not finite."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     if a.shape != b.shape or not np.isfinite(a).all() or not b.any():
         raise ValueError(f"results must be alike, finite and not all zero to be compared: {a.shape} and {b.shape}")
@@ -88,19 +90,19 @@ def relative_rms(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def seconds(record: Record, program: str, clock: str = "seconds") -> float | None:
-    """The median of a program's turns; None where there were none."""
+    """The median of a program's turns; None without turns."""
     turns = record["turns"].get(program, [])
     return median(turn[clock] for turn in turns) if turns else None
 
 
 def ratio(record: Record, program: str = THEIRS, clock: str = "seconds") -> float | None:
-    """How many times as long a program took as ours."""
+    """The time of a program divided by ours; None if one is missing."""
     ours, theirs = seconds(record, OURS, clock), seconds(record, program, clock)
     return theirs / ours if ours and theirs else None
 
 
 def targets(record: Record) -> tuple[float, float] | None:
-    """What a row must and should reach, where something was set."""
+    """The ratio that a row must reach, and the ideal one; None if none was set."""
     if record["row"] in FOR_ANY:
         return FOR_ANY[record["row"]]
     aimed_at = record["published_size"] and record["side"] == SIDE
@@ -108,12 +110,12 @@ def targets(record: Record) -> tuple[float, float] | None:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The tables: ratios, the fast preset, memory, limits, and what each was measured with."""
+    """All tables: ratios, the fast preset, memory, limits, and the commands."""
     timed = [record for record in records if record["row"] not in ("fast", "memory")]
     parts = [
         table(
-            "work|dtype|threads|kandinsky22, s|diffusers, s|ratio|diffusers, allocator set, s|ratio|ratio of processor time|"
-            "must (stretch)|agreement",
+            "work|dtype|threads|kandinsky22, s|diffusers, s|ratio|diffusers, allocator set, s|ratio|"
+            "ratio of processor time|must (stretch)|agreement",
             map(speed_line, timed),
         ),
         table("fast|dtype|threads|kandinsky22, s|diffusers, bfloat16, s|ratio|must (stretch)", fast_lines(records)),
@@ -129,15 +131,15 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def table(head: str, lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; nothing where it would have no lines."""
+    """A Markdown table; empty without lines."""
     rows = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([f"| {head.replace('|', ' | ')} |", "|---" * (head.count("|") + 1) + "|", *rows]) if rows else ""
 
 
 def speed_line(record: Record) -> list[str]:
     """A row of the table of ratios."""
-    ours, theirs, kept = (number(seconds(record, p)) + spread(record, p) for p in (OURS, THEIRS, KEPT))
-    ratios = [times_of(ratio(record, program)) for program in (THEIRS, KEPT)]
+    ours, theirs, allocator = (number(seconds(record, p)) + spread(record, p) for p in (OURS, THEIRS, ALLOCATOR))
+    ratios = [times_of(ratio(record, program)) for program in (THEIRS, ALLOCATOR)]
     reached = ratio(record)
     aim = targets(record)
     met = "" if aim is None or reached is None else " ✓" if reached >= aim[0] else " ✗"
@@ -148,7 +150,7 @@ def speed_line(record: Record) -> list[str]:
         ours,
         theirs,
         f"**{ratios[0]}**{met}",
-        kept,
+        allocator,
         ratios[1],
         times_of(ratio(record, clock="cpu")),
         aims(aim),
@@ -157,7 +159,7 @@ def speed_line(record: Record) -> list[str]:
 
 
 def title(record: Record) -> str:
-    """What a row is called."""
+    """The first cell of a row."""
     texts = {
         "help": "`kandinsky22 --help`, importing diffusers' pipelines",
         "first": "files to first U-Net step finished",
@@ -167,12 +169,12 @@ def title(record: Record) -> str:
         "whole": f"whole text to image, {record['prior_steps']} + {record['steps']} steps",
         "box": f"command to saved picture, {record['prior_steps']} + {record['steps']} steps",
     }
-    said = texts.get(record["row"], record["row"])
-    return said if record["row"] == "help" else f"{said}, {record['side']} px"
+    text = texts.get(record["row"], record["row"])
+    return text if record["row"] == "help" else f"{text}, {record['side']} px"
 
 
 def fast_lines(records: Sequence[Record]) -> list[list[str]]:
-    """Our fast preset against diffusers' bfloat16 at 50 steps: of a whole run, or of a shorter one and the steps it lacks."""
+    """Our fast preset against diffusers' bfloat16 at 50 steps, measured or extrapolated from a shorter run."""
     lines = []
     for record in records:
         ours = seconds(record, OURS)
@@ -196,7 +198,8 @@ def fast_lines(records: Sequence[Record]) -> list[list[str]]:
 
 
 def full_runs(records: Sequence[Record], fast: Record) -> Iterable[tuple[float, str]]:
-    """diffusers' seconds for 50 steps in bfloat16, and how they were found: the best-founded one there is."""
+    """diffusers' seconds for 50 steps in bfloat16, and how they were obtained: measured if possible, else
+    extrapolated."""
     same = {**{name: fast[name] for name in ("model", "threads", "side")}, "dtype": "bfloat16"}
     alike = [record for record in records if same.items() <= record.items()]
     steps = {record["row"]: seconds(record, THEIRS) for record in alike if record["row"] == "unet"}
@@ -233,7 +236,7 @@ def memory_lines(records: Sequence[Record]) -> list[list[str]]:
 
 
 def limit_lines(records: Sequence[Record]) -> list[list[str]]:
-    """Each stage beside what the machine could do at best: the share of it that was reached."""
+    """Each stage compared with the best that the machine could do, and the share of it that was reached."""
     lines = []
     for record in records:
         limits, ours, theirs = record.get("limits"), seconds(record, OURS), seconds(record, THEIRS)
@@ -256,55 +259,55 @@ def limit_lines(records: Sequence[Record]) -> list[list[str]]:
 
 
 def attainable(limits: Mapping[str, Any], count: str) -> float:
-    """Seconds at best: all operations at the measured rate, or all weights read at the measured rate."""
+    """The least possible seconds: all operations, or all weights read, at the measured rate; whichever takes longer."""
     return max(limits[count] / limits["peaks"]["operations"], limits["bytes"] / limits["peaks"]["bytes"])
 
 
 def measured_with(records: Sequence[Record]) -> list[str]:
-    """A line for each command that records came from, and the rates that were measured with it."""
+    """A line for each command that produced records, and the rates measured with it."""
     lines: dict[str, None] = {}
     for record in records:
         about = record["about"]
         rates = (record.get("limits") or {}).get("peaks")
-        said = f"- {about['date']}: `{about['command']}` on {about['machine']}; {about['software']}"
+        line = f"- {about['date']}: `{about['command']}` on {about['machine']}; {about['software']}"
         if rates:
-            said += f"; {rates['operations'] / 1e9:.0f} GFLOP/s, {rates['bytes'] / 1e9:.1f} GB/s"
-        lines[said] = None
+            line += f"; {rates['operations'] / 1e9:.0f} GFLOP/s, {rates['bytes'] / 1e9:.1f} GB/s"
+        lines[line] = None
     return list(lines)
 
 
 def agreed(found: Mapping[str, float]) -> str:
-    """Agreement in few words."""
-    said = []
+    """The agreement as a cell of the table."""
+    parts = []
     if "rms" in found:
-        said.append(f"rms {found['rms']:.1e}")
+        parts.append(f"rms {found['rms']:.1e}")
     if "rms, plain" in found:
-        said.append(f"from the plain network {found['rms, plain']:.1e}")
+        parts.append(f"from the plain network {found['rms, plain']:.1e}")
     if "levels max" in found:
-        said.append(f"of 255: mean {found['levels mean']:.2g}, at most {found['levels max']:.0f}")
+        parts.append(f"of 255: mean {found['levels mean']:.2g}, at most {found['levels max']:.0f}")
     if "rms, ours" in found:
-        said.append(f"from float32: ours {found['rms, ours']:.1e}, theirs {found['rms, theirs']:.1e}")
+        parts.append(f"from float32: ours {found['rms, ours']:.1e}, theirs {found['rms, theirs']:.1e}")
     if "levels mean, ours" in found:
-        said.append(f"from float32: ours {found['levels mean, ours']:.2g}, theirs {found['levels mean, theirs']:.2g}")
-    return "; ".join(said)
+        parts.append(f"from float32: ours {found['levels mean, ours']:.2g}, theirs {found['levels mean, theirs']:.2g}")
+    return "; ".join(parts)
 
 
 def spread(record: Record, program: str) -> str:
-    """The least and the most, where there were several turns."""
+    """The minimum and maximum of several turns; empty for one."""
     turns = [turn["seconds"] for turn in record["turns"].get(program, [])]
     return f" ({number(min(turns))}-{number(max(turns))}, n={len(turns)})" if len(turns) > 1 else ""
 
 
 def number(value: float | None) -> str:
-    """Three digits."""
+    """A number with three digits; empty for None."""
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def times_of(value: float | None) -> str:
-    """A ratio."""
+    """A ratio as text; empty for None."""
     return "" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
 def aims(aim: tuple[float, float] | None) -> str:
-    """What must and should be reached."""
+    """The required and the ideal ratio as text; empty for None."""
     return "" if aim is None else f"{aim[0]:g}x ({aim[1]:g}x)"

@@ -1,15 +1,16 @@
-"""Training side by side with diffusers: the same weights, rows, optimiser and threads in one process, turn by turn.
+"""Training speed compared with diffusers: the same weights, rows, optimiser and threads in one process, taking turns.
 
-    python benchmarks/training.py [--rounds 5] [--steps 2] [--batch 8] [--threads 2] [--device cpu] [--output FILE.md|FILE.json]
+    python benchmarks/training.py [--rounds 5] [--steps 2] [--batch 8] [--threads 2] [--device cpu] [--output
+    FILE.md|FILE.json]
 
-diffusers' side is the recipe of its example scripts for Kandinsky 2.2 over its own networks, as a plain loop. Two rows for each
-network: "same work" gives both sides the same latents and embeddings of pictures, from memory; "as shipped", diffusers
-encodes the pictures in every step, as its scripts do, and kandinsky22 reads what it computed once, from its shards. That and
-the preparation of pixels are counted for neither. Both encode the captions in every step. kandinsky22 also keeps a moving
-average of the weights, which the scripts do only where asked.
+diffusers' side is the recipe of its example scripts for Kandinsky 2.2 with its own networks, as a plain loop. Two rows
+per network: in "same work" both sides get the same latents and embeddings of pictures, from memory; in "as shipped"
+diffusers encodes the pictures in every step, as its scripts do, and kandinsky22 reads what it precomputed, from its
+shards. Precomputing and preparing pixels are counted for neither. Both encode the captions in every step. kandinsky22
+also maintains a moving average of the weights (EMA), which the scripts do only on request.
 
-Prints samples a second and their ratio, the medians of the rounds, and both sides' losses, which are of the same rows and so
-must be the same.
+Prints samples per second and their ratio, as medians of the rounds, and the losses of both sides, which must be equal
+because the rows are.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import decoder, prior, shards
 from kandinsky22.training.data import Compositions
 from kandinsky22.training.decoder import Rows
-from kandinsky22.training.loop import Batch, Objective, Recipe, Training, on
+from kandinsky22.training.loop import Batch, Objective, Recipe, Training, move_batch
 from kandinsky22.training.processes import Processes
 
 SIDE, PICTURES, DIM, TEXT_LENGTH, VOCABULARY = 128, 64, 256, 77, 1024
@@ -95,12 +96,12 @@ THEIRS: dict[type[nn.Module], Any] = {
 Step = Callable[[int], float]
 """Takes a step of this number, and returns its loss."""
 Predict = Callable[[Batch], tuple[Tensor, Tensor]]
-"""A step's rows -> what diffusers' network says, and what it was asked for."""
+"""The rows of a step -> the prediction of diffusers' network, and its target."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: two sides that take the same steps."""
+    """One row of the table: two sides that take the same steps."""
 
     name: str
     batch: int
@@ -110,8 +111,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a case. Samples a second, of each round; the mean losses of the last; and by how much the losses
-    of a step differed at most, of theirs."""
+    """The measurements of a case: samples per second of each round, mean losses of the last one, and the largest
+    relative difference of the losses of a step."""
 
     name: str
     products: str
@@ -123,14 +124,14 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """How many times as many samples a second: the median of the rounds' own, whose two sides met the same other work on
-        the machine."""
+        """The ratio of samples per second: the median over rounds, since both sides of a round met the same load of the
+        machine."""
         return statistics.median(ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows that are encoded whenever they are asked for, as diffusers' scripts do: `decoder.Rows`."""
+    """Rows that are encoded each time they are read, as in diffusers' scripts; a `decoder.Rows`."""
 
     inputs: Tensor
     encode: Callable[[Tensor], Tensor]
@@ -144,13 +145,13 @@ class Encoded:
 
     @property
     def shape(self) -> Sequence[int]:
-        """Of all rows together: of latents."""
+        """The shape of all rows together, for latents."""
         return len(self), 4, SIDE // MOVQ.factor, SIDE // MOVQ.factor
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases share: pictures, encoders, a device, and the dtype of matrix products."""
+    """What all cases share: pictures, encoders, the device, and the dtype of matrix products."""
 
     folder: Path
     pictures: Compositions
@@ -163,7 +164,7 @@ class Bench:
     batch: int
 
     def decoders(self) -> list[Case]:
-        """A decoder's step."""
+        """The cases of a decoder step."""
         schedule = NoiseSchedule.from_config(DECODER_SCHEDULER)
         scheduler = diffusers.DDPMScheduler.from_config(DECODER_SCHEDULER)
         recipe, zero = self.recipe(self.batch), torch.zeros(1, DIM)
@@ -182,12 +183,12 @@ class Bench:
 
         latents, embeds = self.latents(), self.embeds()
         known = decoder.Bucket(latents[:].float(), embeds[:].float())
-        theirs = decoder.Bucket(self.encoding_pictures(), self.encoding_what_clip_sees())
+        theirs = decoder.Bucket(self.encoding_pictures(), self.encoding_clip_pixels())
         shipped = decoder.Bucket(latents, embeds)
         return [case("same work", known, known), case("as shipped", shipped, theirs)]
 
     def priors(self) -> list[Case]:
-        """A prior's step."""
+        """The cases of a prior step."""
         schedule = NoiseSchedule.from_config(PRIOR_SCHEDULER)
         scheduler = diffusers.DDPMScheduler.from_config(PRIOR_SCHEDULER)
         recipe, known = self.recipe(PRIOR_TIMES * self.batch), (self.text.to(self.device), self.tokenizer, schedule)
@@ -199,22 +200,22 @@ class Bench:
             for fixed in (network.clip_mean, network.clip_std):
                 fixed.requires_grad_(False)
             captions = self.pictures.captions
-            objective = prior.objective(network, *known, [prior.Told(ours, captions)], recipe)
-            draw = prior.objective(network, *known, [prior.Told(theirs, captions)], recipe).draw
+            objective = prior.objective(network, *known, [prior.CaptionedEmbeds(ours, captions)], recipe)
+            draw = prior.objective(network, *known, [prior.CaptionedEmbeds(theirs, captions)], recipe).draw
             mean, std = twin.clip_mean.detach().clone(), twin.clip_std.detach().clone()
 
             def predict(rows: Batch) -> tuple[Tensor, Tensor]:
-                cut = TEXT_LENGTH - rows["ids"].shape[1]  # they pad every caption to the full length
+                cut = TEXT_LENGTH - rows["ids"].shape[1]  # diffusers pads every caption to the full length
                 ids, mask = F.pad(rows["ids"], (0, cut), value=self.tokenizer.end), F.pad(rows["mask"], (0, cut))
                 with torch.no_grad():
-                    said = encoder(ids)
+                    text = encoder(ids)
                     x0 = (rows["x0"] - mean) / std
                     noisy = scheduler.add_noise(x0, rows["noise"], rows["t"])
                 answer = twin(
                     noisy,
                     timestep=rows["t"],
-                    proj_embedding=said.text_embeds,
-                    encoder_hidden_states=said.last_hidden_state,
+                    proj_embedding=text.text_embeds,
+                    encoder_hidden_states=text.last_hidden_state,
                     attention_mask=mask,
                 )
                 return answer.predicted_image_embedding, x0
@@ -223,7 +224,7 @@ class Bench:
 
         embeds = self.embeds()
         same = embeds[:].float()
-        return [case("same work", same, same), case("as shipped", embeds, self.encoding_what_clip_sees())]
+        return [case("same work", same, same), case("as shipped", embeds, self.encoding_clip_pixels())]
 
     def case(
         self,
@@ -235,7 +236,7 @@ class Bench:
         draw: Callable[[int], Batch],
         predict: Predict,
     ) -> Case:
-        """Our training of `network`, and the scripts' loop over `twin`."""
+        """Our training of `network`, and the scripts' loop with `twin`."""
         training = Training(network, objective, recipe, 10**9, processes=Processes(device=self.device))
         optimizer = torch.optim.AdamW(
             twin.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
@@ -245,16 +246,16 @@ class Bench:
         twin.train()
 
         def theirs(step: int) -> float:
-            rows = on(self.device, draw(step))
+            rows = move_batch(draw(step), self.device)
             with self.autocast():
-                said, asked = predict(rows)
-            loss = F.mse_loss(said.float(), asked.float())
-            told = loss.item()
+                predicted, target = predict(rows)
+            loss = F.mse_loss(predicted.float(), target.float())
+            value = loss.item()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(twin.parameters(), recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            return told
+            return value
 
         def ours(step: int) -> float:
             assert training.step == step
@@ -263,7 +264,7 @@ class Bench:
         return Case(name, recipe.batch, ours, theirs)
 
     def recipe(self, batch: int) -> Recipe:
-        """The scripts' recipe, as far as it is theirs."""
+        """The recipe of the scripts."""
         return Recipe(
             batch=batch,
             learning_rate=1e-4,
@@ -272,59 +273,59 @@ class Bench:
             betas=(0.9, 0.999),
             weight_decay=0.01,
             bfloat16=self.products == torch.bfloat16,
-            untold=0.0,
+            cond_dropout=0.0,
         )
 
     def autocast(self) -> AbstractContextManager[object]:
-        """What diffusers' side computes in, too."""
+        """The autocast of diffusers' side."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16)
 
     def twins(self, network: Any) -> tuple[Any, Any]:
-        """A network of ours and theirs of the same numbers, which reads them from a folder that ours was written to."""
+        """Our network and diffusers' with the same weights, which it reads from a folder that ours is written to."""
         with TemporaryDirectory() as folder:
             save(Path(folder), network, dtype=torch.float32)
-            if isinstance(network, CLIPText | CLIPVision):  # transformers knows another name
+            if isinstance(network, CLIPText | CLIPVision):  # transformers expects another name
                 (weights,) = Path(folder).glob("*.safetensors")
                 weights.rename(weights.with_name("model.safetensors"))
             return network, THEIRS[type(network)].from_pretrained(folder).to(self.device)
 
     def frozen(self, network: Any) -> Any:
-        """As the scripts hold what does not learn: in the dtype of matrix products."""
+        """A frozen network as in the scripts: in the dtype of matrix products."""
         network = network.eval().requires_grad_(False)
         return network if self.products == torch.float32 else network.to(self.products)
 
     def latents(self) -> shards.Shards:
-        """Computed once, by ours."""
-        return shards.computed(
+        """Latents of all pictures, precomputed by our network."""
+        return shards.load_or_compute(
             self.folder / "latents", "movq", PICTURES, lambda rows: self.movq.encode(self.pictures.pictures(rows))
         )
 
     def embeds(self) -> shards.Shards:
-        """Computed once, by ours."""
-        return shards.computed(
-            self.folder / "embeds", "vision", PICTURES, lambda rows: self.vision(self.pictures.seen(rows))
+        """Embeddings of all pictures, precomputed by our network."""
+        return shards.load_or_compute(
+            self.folder / "embeds", "vision", PICTURES, lambda rows: self.vision(self.pictures.clip_inputs(rows))
         )
 
     def encoding_pictures(self) -> Encoded:
-        """Latents, by theirs, each time."""
+        """Latents, encoded by diffusers' network each time."""
         network = self.frozen(self.twins(self.movq)[1])
         pixels = self.pictures.pictures(range(PICTURES))
         return Encoded(pixels, lambda chosen: network.encode(chosen.to(self.device, self.products)).latents)
 
-    def encoding_what_clip_sees(self) -> Encoded:
-        """Embeddings, by theirs, each time."""
+    def encoding_clip_pixels(self) -> Encoded:
+        """Embeddings, encoded by transformers' network each time."""
         network = self.frozen(self.twins(self.vision)[1])
-        pixels = self.pictures.seen(range(PICTURES))
+        pixels = self.pictures.clip_inputs(range(PICTURES))
         return Encoded(pixels, lambda chosen: network(chosen.to(self.device, self.products)).image_embeds)
 
 
 def bench(folder: Path, device: torch.device, products: torch.dtype, batch: int) -> Bench:
-    """The pictures and the frozen networks, of random weights from a fixed seed."""
+    """The pictures, and the frozen networks with random weights from a fixed seed."""
     torch.manual_seed(0)
     processor = CLIPImageProcessor(size=64, crop_size=64, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
     pictures = Compositions(folder, PICTURES, SIDE, processor=processor)
-    said = pictures.captions([*range(PICTURES)] * 20, np.random.default_rng(0))
-    tokenizer = learn(said, VOCABULARY, TEXT_LENGTH)
+    captions = pictures.captions([*range(PICTURES)] * 20, np.random.default_rng(0))
+    tokenizer = learn(captions, VOCABULARY, TEXT_LENGTH)
     text = CLIPTextConfig(**TOWER, vocab_size=len(tokenizer.vocab), max_position_embeddings=TEXT_LENGTH)
     networks = MoVQ(MOVQ), CLIPVision(VISION), CLIPText(text)
     for network in networks:
@@ -333,7 +334,7 @@ def bench(folder: Path, device: torch.device, products: torch.dtype, batch: int)
 
 
 def measured(case: Case, bench: Bench, rounds: int, steps: int) -> Result:
-    """Rounds of so many steps, each side first in every second one; a round before them warms up."""
+    """Measure rounds of `steps` steps; the sides take turns at being first. A round before them warms up."""
     sides = {"ours": case.ours, "theirs": case.theirs}
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
@@ -353,14 +354,14 @@ def measured(case: Case, bench: Bench, rounds: int, steps: int) -> Result:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, and from where to where."""
+    """The median, with the minimum and the maximum."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} - {max(values):.3g})"
 
 
 def table(results: Sequence[Result], about: str) -> str:
-    """As Markdown."""
+    """The results as a Markdown table."""
     lines = [
-        "| step | products | kandinsky22, samples/s | diffusers, samples/s | ratio | losses, last round | apart at most |",
+        "| step | products | kandinsky22, samples/s | diffusers, samples/s | ratio | last losses | difference |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in results:
@@ -384,7 +385,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--output", type=Path, help="a file for the results: JSON where it is named so, else Markdown")
+    parser.add_argument("--output", type=Path, help="a file for the results: JSON if its name ends so, else Markdown")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -397,14 +398,15 @@ def main() -> None:
             shared = bench(Path(folder), device, products, chosen.batch)
             for cases in (shared.decoders, shared.priors):
                 results += [measured(case, shared, chosen.rounds, chosen.steps) for case in cases()]
-        said = shared.pictures.captions(range(PICTURES), np.random.default_rng(0))
-        lengths = shared.tokenizer(said).mask.sum(dim=1).tolist()
+        captions = shared.pictures.captions(range(PICTURES), np.random.default_rng(0))
+        lengths = shared.tokenizer(captions).mask.sum(dim=1).tolist()
         about = (
             f"{chosen.device}, {chosen.threads} threads, torch {torch.__version__}, diffusers {diffusers.__version__}; "
-            f"{chosen.rounds} rounds of {chosen.steps} steps, median (least - most). U-Net {millions(UNet(UNET))}, "
-            f"prior {millions(PriorTransformer(PRIOR))}, MoVQ {millions(shared.movq)}, CLIP {millions(shared.vision)} and "
-            f"{millions(shared.text)}; {SIDE} px, captions of {min(lengths)} to {max(lengths)} tokens (diffusers pads "
-            f"to {TEXT_LENGTH}), a batch of {chosen.batch} and of {PRIOR_TIMES * chosen.batch}."
+            f"{chosen.rounds} rounds of {chosen.steps} steps, median (minimum - maximum). "
+            f"U-Net {millions(UNet(UNET))}, prior {millions(PriorTransformer(PRIOR))}, MoVQ {millions(shared.movq)}, "
+            f"CLIP {millions(shared.vision)} and {millions(shared.text)}; {SIDE} px, captions of {min(lengths)} to "
+            f"{max(lengths)} tokens (diffusers pads to {TEXT_LENGTH}), a batch of "
+            f"{chosen.batch} and of {PRIOR_TIMES * chosen.batch}."
         )
     print(table(results, about))
     if chosen.output is not None:

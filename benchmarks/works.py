@@ -1,8 +1,8 @@
-"""One piece of work by one program, in a process of its own: loads, then does it once for every line that it is told.
+"""One piece of work by one program, in its own process: loads, then does it once for every line on standard input.
 
-Both programs are told the same through the same lines of code: this package's pipelines have the names and arguments of
-diffusers'. After each turn it prints a line of JSON with the seconds, and the first turn's result is written to a file, for
-`tables.py` to compare. Nothing of this package is imported on diffusers' side.
+Both programs run the same lines of code: this package's pipelines have the names and arguments of diffusers'. After
+each turn it prints a line of JSON with the seconds, and the first turn's result is written to a file, for `tables.py`
+to compare. Nothing of this package is imported on diffusers' side.
 """
 
 import argparse
@@ -13,14 +13,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from turns import Turns, give_back, keep_freed_memory
+from turns import Turns, free_unused, keep_freed_memory
 
 PROMPT = "three red circles over a blue triangle"
 STEPS = 50  # of the run whose steps are timed one by one
 
 
 class Enough(Exception):  # noqa: N818
-    """Stops a pipeline once it has done what was to be timed."""
+    """Stops a pipeline when the timed part is done."""
 
 
 def pipeline(a: argparse.Namespace, part: str, **changes: Any) -> Any:
@@ -40,8 +40,8 @@ def pipeline(a: argparse.Namespace, part: str, **changes: Any) -> Any:
 
 
 def read(a: argparse.Namespace, pipe: Any) -> Any:
-    """The pipeline, once all its weights are in memory: this package reads a network when it is first needed, and either
-    program may map a file of which nothing was read."""
+    """The pipeline with all its weights in memory: this package reads a network when it is first needed, and both
+    programs may map files without reading them."""
     names = ["text_encoder", "prior", "unet", "movq"] + ["image_encoder"] * (a.program == "diffusers")
     for name in names:
         if (network := getattr(pipe, name, None)) is not None:
@@ -57,7 +57,7 @@ def noise(*shape: int, seed: int) -> Any:
 
 
 def embeds(a: argparse.Namespace) -> dict[str, Any]:
-    """What a decoder is told of a picture: random embeddings and latents."""
+    """Inputs of a decoder: random embeddings and latents."""
     import torch
 
     dim = json.loads((a.model / "decoder/unet/config.json").read_text())["encoder_hid_dim"]
@@ -71,13 +71,13 @@ def embeds(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps(a: argparse.Namespace, pipe: Any, at_each: Callable[[Any], None]) -> None:
-    """A run of the decoder that stops at each step and shows what the U-Net said of both rows in the first."""
-    said: list[Any] = []
-    hook = pipe.unet.register_forward_hook(lambda _m, _a, out: said.append(out if hasattr(out, "shape") else out[0]))
+    """Run the decoder, and call `at_each` after each step with the U-Net's output for both rows in the first step."""
+    outputs: list[Any] = []
+    hook = pipe.unet.register_forward_hook(lambda _m, _a, out: outputs.append(out if hasattr(out, "shape") else out[0]))
 
     def at_end(*_: Any) -> dict[str, Any]:
         hook.remove()
-        at_each(said[0])
+        at_each(outputs[0])
         return {}
 
     size = {"height": a.side, "width": a.side, "num_inference_steps": STEPS}
@@ -85,8 +85,8 @@ def steps(a: argparse.Namespace, pipe: Any, at_each: Callable[[Any], None]) -> N
 
 
 def unet(a: argparse.Namespace, turns: Turns) -> None:
-    """Steps of the decoder, guided: two rows through the U-Net, and the sampler. A step a turn, all of one run; the first turn is
-    two steps, since in the second this package keeps what it needs from then on."""
+    """Guidance steps of the decoder: two rows through the U-Net, and the sampler. One step of the same run per turn; the
+    first turn is two steps, because in the second this package stores the filters that later steps use."""
     pipe = read(a, pipeline(a, "decoder"))
     steps_done = count(1)
 
@@ -94,7 +94,7 @@ def unet(a: argparse.Namespace, turns: Turns) -> None:
         if next(steps_done) == 1:
             return
         turns.stop()
-        turns.tell(output=output)
+        turns.report(output=output)
         turns.wait()
         turns.start()
 
@@ -107,7 +107,7 @@ def first(a: argparse.Namespace, turns: Turns) -> None:
     """From the files to the first step of the decoder, in a process that ends with it."""
 
     def at_each(output: Any) -> None:
-        turns.tell(output=output)
+        turns.report(output=output)
         raise Enough
 
     with suppress(Enough):
@@ -115,7 +115,7 @@ def first(a: argparse.Namespace, turns: Turns) -> None:
 
 
 def movq(a: argparse.Namespace, turns: Turns) -> None:
-    """A picture of random latents."""
+    """Decode random latents."""
     import torch
 
     folder, dtype = a.model / "decoder/movq", getattr(torch, a.dtype)
@@ -134,28 +134,28 @@ def movq(a: argparse.Namespace, turns: Turns) -> None:
         networks.get(ours)
 
         def decode() -> torch.Tensor:
-            pixels = networks.get(ours).decode(z.to(networks.dtype))  # as a decoder's stage does
-            networks.release(ours)  # and the memory that it used goes back, as after a picture
+            pixels = networks.get(ours).decode(z.to(networks.dtype))  # as a decoder stage does
+            networks.release(ours)  # its memory is returned, as after a picture
             return pixels
 
     while True:
         turns.wait()
         with torch.no_grad(), turns.timed():
             pixels = decode()
-        turns.tell(pixels=pixels)
+        turns.report(pixels=pixels)
 
 
 def prior(a: argparse.Namespace, turns: Turns) -> None:
-    """The text encoder and all steps of the prior, guided. Not what diffusers does after them without a negative prompt, which
-    is to embed an empty picture."""
+    """The text encoder and all guided steps of the prior. Without what diffusers does afterwards if there is no
+    negative prompt: embedding an empty picture."""
     import torch
 
     pipe = read(a, pipeline(a, "prior", image_encoder=None))
-    kept: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def at_end(_pipe: Any, i: int, _t: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
         if i + 1 == a.prior_steps:
-            kept["embedding"] = tensors["latents"]
+            result["embedding"] = tensors["latents"]
             raise Enough
         return {}
 
@@ -164,25 +164,25 @@ def prior(a: argparse.Namespace, turns: Turns) -> None:
         generator = torch.Generator().manual_seed(0)
         with turns.timed(), suppress(Enough):
             pipe(PROMPT, num_inference_steps=a.prior_steps, generator=generator, callback_on_step_end=at_end)
-        turns.tell(**kept)
+        turns.report(**result)
 
 
 def paint(a: argparse.Namespace, timed: Callable[[], Any], sizes: Mapping[str, Any]) -> Any:
-    """The picture of the prompt, as diffusers' documentation has it; the prior's pipeline leaves before the decoder's comes:
-    in float32 both at once take 20 GB."""
+    """The picture of the prompt, as in diffusers' documentation; the prior's pipeline is freed before the decoder's is
+    loaded, since in float32 both together take 20 GB."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     pipe = read(a, pipeline(a, "prior"))
     guidance = {} if a.prior_guidance is None else {"guidance_scale": a.prior_guidance}
     with timed():
-        told = pipe(PROMPT, num_inference_steps=a.prior_steps, generator=generator, **guidance)
+        embeds = pipe(PROMPT, num_inference_steps=a.prior_steps, generator=generator, **guidance)
     del pipe
-    give_back()
+    free_unused()
     pipe = read(a, pipeline(a, "decoder"))
     guidance = {} if a.guidance is None else {"guidance_scale": a.guidance}
     with timed():
-        return pipe(**told, num_inference_steps=a.steps, generator=generator, **guidance, **sizes).images[0]
+        return pipe(**embeds, num_inference_steps=a.steps, generator=generator, **guidance, **sizes).images[0]
 
 
 def whole(a: argparse.Namespace, turns: Turns) -> None:
@@ -192,27 +192,27 @@ def whole(a: argparse.Namespace, turns: Turns) -> None:
     while True:
         turns.wait()
         image = paint(a, turns.timed, {"height": a.side, "width": a.side})
-        give_back()
-        turns.tell(levels=np.asarray(image).copy())
+        free_unused()
+        turns.report(levels=np.asarray(image).copy())
 
 
 def picture(a: argparse.Namespace, turns: Turns) -> None:
-    """A prompt to a picture in a file, by a script that does nothing else and ends."""
+    """A prompt to a picture in a file, in a script that does nothing else."""
     import numpy as np
     import torch
 
     generator = torch.Generator().manual_seed(0)
     prior, decoder = pipeline(a, "prior"), pipeline(a, "decoder")
-    told = prior(PROMPT, num_inference_steps=a.prior_steps, guidance_scale=a.prior_guidance, generator=generator)
+    embeds = prior(PROMPT, num_inference_steps=a.prior_steps, guidance_scale=a.prior_guidance, generator=generator)
     sizes = {"height": a.side, "width": a.side, "num_inference_steps": a.steps, "guidance_scale": a.guidance}
-    image = decoder(**told, **sizes, generator=generator).images[0]
+    image = decoder(**embeds, **sizes, generator=generator).images[0]
     image.save(a.png)
-    turns.tell(levels=np.asarray(image).copy())
+    turns.report(levels=np.asarray(image).copy())
 
 
 def fast(a: argparse.Namespace, turns: Turns) -> None:
-    """A prompt to a picture in memory by this package's `--speed fast`, which says how many steps or leaves them to us. No
-    result: it is another picture, and what that costs is measured elsewhere."""
+    """A prompt to a picture in memory by this package's `--speed fast`, with the preset's steps, or the given ones if
+    it sets none. No result: the picture differs, and what that costs is measured elsewhere."""
     from kandinsky22 import Kandinsky, text2img
     from kandinsky22.request.presets import SPEEDS
 
@@ -230,7 +230,7 @@ def fast(a: argparse.Namespace, turns: Turns) -> None:
         turns.wait()
         with kandinsky.embedder.uncached(), turns.timed():
             kandinsky(request)
-        turns.tell()
+        turns.report()
 
 
 WORKS = {work.__name__: work for work in (unet, first, movq, prior, whole, picture, fast)}
@@ -249,8 +249,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--prior-guidance", type=float)
     parser.add_argument("--keep-freed", action="store_true", help="with the allocator setting")
-    parser.add_argument("--result", type=Path, help="where the first turn's result goes")
-    parser.add_argument("--png", type=Path, help="where a picture is saved")
+    parser.add_argument("--result", type=Path, help="the file for the first turn's result")
+    parser.add_argument("--png", type=Path, help="the file for the picture")
     a = parser.parse_args()
     if a.keep_freed:
         keep_freed_memory()

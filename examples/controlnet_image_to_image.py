@@ -1,5 +1,4 @@
-"""Image to image with ControlNet conditioning: the depth is followed, and prior and decoder start from the picture, so that
-more of it stays than with the depth alone.
+"""Depth-conditioned image to image: the prior and the decoder also start from the picture, so more of it is preserved.
 
 Needs weights for depth: python examples/controlnet_image_to_image.py ["PROMPT"] [MODEL]
 """

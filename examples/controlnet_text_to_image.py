@@ -1,8 +1,9 @@
-"""Text to image with ControlNet conditioning: a picture that follows a depth picture.
+"""Depth-conditioned text to image.
 
-Here the depth is exact, from the program that draws the scene. Of a photograph it is `kandinsky22.depth("cat.png")`, with the
-extra `depth` installed; or pass a depth picture that you have. Needs weights for depth:
-python examples/controlnet_text_to_image.py ["PROMPT"] [MODEL]
+Here the depth is exact: it comes from the program that draws the scene. For a photograph, estimate it with
+`kandinsky22.depth("cat.png")` (install the extra `depth`), or pass a depth picture that you have.
+
+Needs weights for depth: python examples/controlnet_text_to_image.py ["PROMPT"] [MODEL]
 """
 
 import sys

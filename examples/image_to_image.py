@@ -1,4 +1,4 @@
-"""Text-guided image to image: a picture painted anew after a sentence, and how strength decides how much of it stays.
+"""Image to image: repaint a picture after a prompt; the lower the strength, the more of it is preserved.
 
 python examples/image_to_image.py ["PROMPT"] [MODEL]
 """

@@ -1,4 +1,4 @@
-"""Text-guided inpainting: what is white in the mask is painted anew, the rest keeps its pixels to the bit; and outpainting.
+"""Inpainting: the white region of the mask is repainted, all other pixels stay identical; and outpainting.
 
 Needs weights for inpainting: python examples/inpaint.py ["PROMPT"] [MODEL]
 """

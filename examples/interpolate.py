@@ -1,4 +1,4 @@
-"""Interpolate: texts, pictures and saved embeddings, blended by weights into one picture.
+"""Interpolation: one picture from a weighted blend of texts, pictures and saved embeddings.
 
 python examples/interpolate.py ["PROMPT"] [MODEL]
 """
@@ -16,10 +16,10 @@ kandinsky = Kandinsky.load(model)
 square = kandinsky.embedding(text2img("a green square", seed=3))
 print(square.save("out/square.safetensors"))
 
-# a string is a text; a painting, a `Path`, PIL, an array or a tensor is a picture; an Embedding is itself
+# a string is a text; a `Painting`, a `Path`, a PIL image, an array or a tensor is a picture
 blend = interpolate([prompt, stars, Embedding.load("out/square.safetensors")], weights=[0.4, 0.4, 0.2], seed=3)
 print(kandinsky(blend)[0].save("out/blend.png"))
 
-# with one picture and no text, it is variations of that picture
+# one picture and no text: variations of that picture
 for picture in kandinsky(variations(image=stars, num_images=2, seed=5)):
     print(picture.save(f"out/variation-{picture.request.seed}.png"))

@@ -1,4 +1,4 @@
-"""Text to image: four pictures of a sentence, with the model in the box or the real weights in a folder.
+"""Text to image: four pictures of a prompt, with the model in the box or with weights in a folder.
 
 python examples/text_to_image.py ["PROMPT"] [MODEL FOLDER]
 """

@@ -1,8 +1,10 @@
-"""How much CLIP's image embeddings say of a scene: linear probes, fitted and read on scenes that no training drew.
+"""How much information CLIP's image embeddings contain about a scene: linear probes, fitted and tested on unseen
+scenes.
 
     python runs/compare_clips.py box FOLDER... [--fit 8000] [--read 1000] [--output TABLE.md]
 
-Probes that shared a CLIP's training fit that CLIP, so each model's are fitted here anew, on the same scenes, in as many steps.
+Probes that were trained with a CLIP fit that CLIP, so new ones are fitted here for each model, on the same scenes, in
+as many steps. Neither the scenes to fit on nor those to read were used in training.
 """
 
 import argparse
@@ -30,7 +32,7 @@ def embedded(model: Kandinsky, scenes: Sequence[Scene]) -> Tensor:
         return torch.cat(
             [
                 model.prior.encode_images([Image.fromarray(render(scene, 128)) for scene in scenes[i : i + 64]])
-                for i in track(range(0, len(scenes), 64), "looking")
+                for i in track(range(0, len(scenes), 64), "embedding")
             ]
         )
 
@@ -43,8 +45,8 @@ def fitted(embeds: Tensor, targets: dict[str, Tensor]) -> Probes:
     steps = EPOCHS * (len(embeds) // BATCH)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        some = torch.randint(len(embeds), (BATCH,), generator=rows)
-        loss = probes.loss(embeds[some], {name: value[some] for name, value in targets.items()}).mean()
+        batch = torch.randint(len(embeds), (BATCH,), generator=rows)
+        loss = probes.loss(embeds[batch], {name: value[batch] for name, value in targets.items()}).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,28 +55,28 @@ def fitted(embeds: Tensor, targets: dict[str, Tensor]) -> Probes:
 
 
 def main() -> None:
-    """Fit, read, and print the table."""
-    parser = argparse.ArgumentParser(description="Compare what models' image embeddings say of scenes.")
+    """Fit and test the probes, and print the table."""
+    parser = argparse.ArgumentParser(description="Compare what models' image embeddings say about scenes.")
     parser.add_argument("models", nargs="+")
     parser.add_argument("--fit", type=int, default=8000)
     parser.add_argument("--read", type=int, default=1000)
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     fit, read = fresh(chosen.fit, FIT), fresh(chosen.read, READ)
-    learnt, asked = labels(fit), labels(read)
-    names = list(learnt)
+    fit_labels, read_labels = labels(fit), labels(read)
+    names = list(fit_labels)
     lines = [
-        f"| % read right of {chosen.read} fresh scenes | " + " | ".join(names) + " |",
+        f"| % read right of {chosen.read} new scenes | " + " | ".join(names) + " |",
         "|---" * (1 + len(names)) + "|",
     ]
     for name in chosen.models:
         model = Kandinsky.load(name, device="cpu", dtype="float32")
         embeds, others = embedded(model, fit), embedded(model, read)
         middle, spread = embeds.mean(0), embeds.std(0)
-        probes = fitted((embeds - middle) / spread, learnt)
-        found = probes.accuracy((others - middle) / spread, asked)
-        present = int((asked["count"] > 0).sum())
-        rates = [Rate(round(found[n] * (k := present if n in PER_COLOR else len(read))), k) for n in names]
+        probes = fitted((embeds - middle) / spread, fit_labels)
+        accuracy = probes.accuracy((others - middle) / spread, read_labels)
+        present = int((read_labels["count"] > 0).sum())
+        rates = [Rate(round(accuracy[n] * (k := present if n in PER_COLOR else len(read))), k) for n in names]
         lines.append(f"| {name} | " + " | ".join(map(str, rates)) + " |")
         print(lines[-1], flush=True)
     table = "\n".join(lines)

@@ -1,11 +1,11 @@
-"""Hold resizing and Inception against clean-fid's and torch-fidelity's own code, on pictures and weights drawn at random.
+"""Compare resizing and Inception with the code of clean-fid and torch-fidelity, on random pictures and weights.
 
     pip download --no-deps --dest packages clean-fid==0.1.35 torch-fidelity==0.4.0
     for wheel in packages/*.whl; do unzip -qo $wheel -d packages; done
     python runs/compare_features.py packages
 
-Both packages import torchvision as a whole, which a Kandinsky needs nowhere, so only the modules in question are loaded, without
-their packages' `__init__`; what they compute is theirs.
+Both packages import torchvision, which is not needed here, so only the two modules are loaded, without the `__init__`
+of their packages; their code is unchanged.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from PIL import Image
 
 from kandinsky22.evaluation.features import InceptionFeatures
 from kandinsky22.evaluation.inception import Inception
-from kandinsky22.evaluation.resize import WAYS
+from kandinsky22.evaluation.resize import RESIZINGS
 
 SIZES = ((768, 768), (256, 256), (480, 640), (299, 299), (64, 64), (613, 407))  # height, width
 OURS = {"clean": "clean", "legacy": "legacy_pytorch"}
@@ -33,15 +33,15 @@ def main() -> None:
     for ours, theirs in OURS.items():
         resize = resizing.build_resizer(theirs)
         apart = [
-            np.abs(WAYS[ours].resize(Image.fromarray(pixels), 299).permute(1, 2, 0).numpy() - resize(pixels)).max()
+            np.abs(RESIZINGS[ours].resize(Image.fromarray(pixels), 299).permute(1, 2, 0).numpy() - resize(pixels)).max()
             for pixels in map(noise, SIZES)
         ]
         print(f"{ours} against clean-fid's {theirs}, {len(SIZES)} sizes: at most {max(apart):g} of 255 apart")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
         torch.save(weights(), path)
-        found = module(Path(sys.argv[1]), "torch_fidelity", "feature_extractor_inceptionv3")
-        network: Any = found.FeatureExtractorInceptionV3(
+        extractor = module(Path(sys.argv[1]), "torch_fidelity", "feature_extractor_inceptionv3")
+        network: Any = extractor.FeatureExtractorInceptionV3(
             "inception", ["2048"], feature_extractor_weights_path=str(path)
         )
         pictures = [noise((299, 299), seed) for seed in range(4)]
@@ -49,13 +49,12 @@ def main() -> None:
         ours = InceptionFeatures(path)(list(map(Image.fromarray, pictures)))
     apart = float((ours - theirs).abs().max() / theirs.abs().max())
     alive = float((theirs > 0).float().mean())
-    print(
-        f"2,048 features of 4 pictures against torch-fidelity's: at most {apart:g} apart, relative; {alive:.0%} are not 0"
-    )
+    print(f"2,048 features of 4 pictures against torch-fidelity's: relative difference at most {apart:g};")
+    print(f"{alive:.0%} of the features are not 0")
 
 
 def module(packages: Path, package: str, name: str) -> Any:
-    """A module of a package that is not imported itself."""
+    """A module of a package, without importing the package."""
     sys.modules[package] = hollow = ModuleType(package)
     hollow.__path__ = [str(packages / package)]
     return importlib.import_module(f"{package}.{name}")
@@ -67,7 +66,7 @@ def noise(size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def weights() -> dict[str, torch.Tensor]:
-    """Random, of a scale that neither grows nor dies on the way."""
+    """Random weights that preserve the scale of activations."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in Inception().state_dict().items()}

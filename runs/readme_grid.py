@@ -1,4 +1,4 @@
-"""The picture grid of the README: what the model in the box paints for a few sentences, each beneath its picture.
+"""The picture grid of the README: pictures by the model in the box, each with its prompt below it.
 
 python runs/readme_grid.py [--model FOLDER] [--output docs/box.png]
 """

@@ -1,8 +1,8 @@
-"""How often the oracle reads a true scene right: fresh scenes, rendered, perhaps spoilt, and read back.
+"""How often the oracle reads a true scene correctly: new scenes, rendered, possibly degraded, and read back.
 
 python runs/score_oracle.py [--scenes 1000] [--seed 22]
 
-With `--fit-styles PICTURES` it writes the weights instead by which the oracle tells styles, as Python on standard output.
+With `--fit-styles PICTURES` it fits the oracle's style classifier instead, and prints its weights as Python.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from kandinsky22.compositions import STYLES, judge, read, render, sample, wilson
 from kandinsky22.compositions.segments import at_reading_size, segment
 from kandinsky22.compositions.style_classifier import LUMA, patch_features
 
-Spoil = Callable[[np.ndarray], np.ndarray]
+Degrade = Callable[[np.ndarray], np.ndarray]
 FIT_SEED, FIT_STEPS = 7, 3000
 
 
@@ -32,11 +32,11 @@ def noisy(pixels: np.ndarray, deviation: float = 5.0, seed: int = 0) -> np.ndarr
 
 
 def untouched(pixels: np.ndarray) -> np.ndarray:
-    """As it is."""
+    """Unchanged."""
     return pixels
 
 
-PICTURES: dict[str, tuple[int, float, float, Spoil]] = {
+PICTURES: dict[str, tuple[int, float, float, Degrade]] = {
     "128 px": (128, 1.0, 1.0, untouched),
     "128 px, twice as wide": (128, 1.0, 2.0, untouched),
     "128 px, twice as high": (128, 2.0, 1.0, untouched),
@@ -56,25 +56,24 @@ def main() -> None:
     if chosen.fit_styles:
         print(fitted(chosen.fit_styles))
         return
-    for name, (side, height, width, spoil) in PICTURES.items():
+    for name, (side, height, width, degrade) in PICTURES.items():
         verdicts = []
         for i in range(chosen.scenes):
             scene = sample(np.random.default_rng([chosen.seed, i]), height=height, width=width)
-            verdicts.append(judge(read(spoil(render(scene, side))), scene))
+            verdicts.append(judge(read(degrade(render(scene, side))), scene))
         right = sum(verdict["whole"] for verdict in verdicts)
         low, high = wilson(right, len(verdicts))
         wrong = {
             key: sum(not v.get(key, True) for v in verdicts) for key in ("ground", "colors", "shape", "count", "style")
         }
-        said = ", ".join(f"{key} {number}" for key, number in wrong.items() if number) or "nothing"
-        print(
-            f"{name:26} {right} of {len(verdicts)} whole ({100 * low:.1f}-{100 * high:.1f}%); wrong: {said}", flush=True
-        )
+        errors = ", ".join(f"{key} {number}" for key, number in wrong.items() if number) or "nothing"
+        rate = f"{right} of {len(verdicts)} completely right ({100 * low:.1f}-{100 * high:.1f}%)"
+        print(f"{name:26} {rate}; wrong: {errors}", flush=True)
 
 
 def fitted(count: int) -> str:
-    """The weights of `style_weights.py`: logistic regression over patches of pictures, some of them spoilt."""
-    found: dict[bool, list[tuple[np.ndarray, int]]] = {True: [], False: []}
+    """The text of `style_weights.py`: logistic regression on patches of pictures, some of them degraded."""
+    measured: dict[bool, list[tuple[np.ndarray, int]]] = {True: [], False: []}
     for i in range(count):
         rng = np.random.default_rng([FIT_SEED, i])
         scene = replace(sample(rng), style=STYLES[i % len(STYLES)])
@@ -84,8 +83,8 @@ def fitted(count: int) -> str:
         pixels = at_reading_size(pixels)
         ground, patches = segment(pixels)
         for patch in patches:
-            found[patch.color == "black"].append((patch_features(pixels @ LUMA, ground, patch), i % len(STYLES)))
-    tables = {"COLORED": regressed(found[False]), "BLACK": regressed(found[True])}
+            measured[patch.color == "black"].append((patch_features(pixels @ LUMA, ground, patch), i % len(STYLES)))
+    tables = {"COLORED": regressed(measured[False]), "BLACK": regressed(measured[True])}
     lines = ['"""The weights of each feature of a patch for each style; the last row is the bias.', ""]
     lines += [f"Fitted by `python runs/score_oracle.py --fit-styles {count}`.", '"""', ""]
     for name, table in tables.items():
@@ -93,9 +92,9 @@ def fitted(count: int) -> str:
     return "\n".join(lines)
 
 
-def regressed(found: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Weights [measures + 1, styles] for measures as they come."""
-    x, y = np.array([measured for measured, _ in found]), np.array([style for _, style in found])
+def regressed(measured: list[tuple[np.ndarray, int]]) -> np.ndarray:
+    """Weights [features + 1, styles] for features that are not standardised."""
+    x, y = np.array([values for values, _ in measured]), np.array([style for _, style in measured])
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     design = np.concatenate(((x - mean) / deviation, np.ones((len(x), 1))), axis=1)
     weights, speed = np.zeros((design.shape[1], len(STYLES))), 0.0

@@ -1,4 +1,4 @@
-"""What the scores of the model in the box have in common: fresh scenes, their paintings, and rates with intervals."""
+"""Shared by the scores of the model in the box: new scenes, their paintings, and rates with intervals."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,12 +11,12 @@ from kandinsky22.compositions import Scene, sample
 from kandinsky22.evaluation.fidelity import ATTRIBUTES, Rate, rates, verdict
 from kandinsky22.request.events import Result
 
-FRESH_SEED = 22  # training draws from 0, and looks at 1
+FRESH_SEED = 22  # training uses 0, and 1 for validation
 BATCH = 25
 
 
 def fresh(count: int, *stream: int, held_out: bool = False) -> list[Scene]:
-    """Scenes that no training drew; another `stream` gives others."""
+    """Scenes that no training used; another `stream` gives others."""
     return [sample(np.random.default_rng([FRESH_SEED, *stream, i]), held_out=held_out) for i in range(count)]
 
 
@@ -31,10 +31,10 @@ def painted(kandinsky: Kandinsky, requests: Sequence[Request], name: str) -> lis
     return [pictures[i] for i in range(len(requests))]
 
 
-def rate(told: Iterable[bool]) -> str:
+def rate(outcomes: Iterable[bool]) -> str:
     """A rate in percent with its 95% interval."""
-    told = list(told)
-    return str(Rate(sum(told), len(told)))
+    outcomes = list(outcomes)
+    return str(Rate(sum(outcomes), len(outcomes)))
 
 
 def mean(values: Sequence[float], digits: int = 2) -> str:
@@ -45,17 +45,17 @@ def mean(values: Sequence[float], digits: int = 2) -> str:
 
 
 def verdicts(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> list[dict[str, bool]]:
-    """What the oracle says of each picture."""
+    """The oracle's verdict on each picture."""
     return [verdict(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
 
 
 def row(name: str, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> str:
     """A table row: each attribute's rate with its interval."""
-    found = rates(verdicts(pictures, scenes))
-    return f"| {name} | " + " | ".join(str(found.get(attribute, "")) for attribute in ATTRIBUTES) + " |"
+    by_attribute = rates(verdicts(pictures, scenes))
+    return f"| {name} | " + " | ".join(str(by_attribute.get(attribute, "")) for attribute in ATTRIBUTES) + " |"
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image:
+def image_grid(pictures: Sequence[Image.Image], columns: int = 8) -> Image.Image:
     """Pictures of one size, side by side."""
     tiles = [np.asarray(picture) for picture in pictures]
     blank = np.full_like(tiles[0], 255)

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Rebuild the model in the box from nothing: sh runs/train_box.sh [FOLDER]
+# Train the model in the box from scratch: sh runs/train_box.sh [FOLDER]
 #
-# Two jobs of one thread each, on two cores: MoVQ beside CLIP and the prior; the U-Net; then the two that grow from it beside
-# each other; MoVQ's decoder last, which moves no latents. Hours. Stopped, it goes on where it was when it is started again.
-# The result replaces src/kandinsky22/weights only when all of it is there.
+# Two jobs of one thread each, on two cores: MoVQ in parallel with CLIP and the prior; the U-Net; then in parallel the two that
+# start from it; MoVQ's decoder last, which does not change latents. Hours. An interrupted run continues where it stopped.
+# The result replaces src/kandinsky22/weights only when it is complete.
 set -eu
 
 folder=${1:-runs/box}
@@ -12,7 +12,7 @@ train() { kandinsky22 train "$@" --folder "$folder"; }
 
 train movq &
 movq=$!
-trap 'kill "$movq" 2>/dev/null' EXIT INT TERM # a job in the background does not hear Ctrl-C by itself
+trap 'kill "$movq" 2>/dev/null' EXIT INT TERM # Ctrl-C does not reach background jobs by itself
 train clip
 train prior
 wait "$movq"
@@ -30,4 +30,4 @@ rm -rf "$weights.new"
 cp -R "$folder/model" "$weights.new"
 rm -rf "$weights"
 mv "$weights.new" "$weights"
-echo "$weights now holds the model of $folder; its scores are in $folder/scores.md"
+echo "$weights is now the model of $folder; its scores are in $folder/scores.md"

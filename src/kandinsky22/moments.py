@@ -1,4 +1,4 @@
-"""What many rows amount to: their number, mean and covariance, in float64, from any pieces. Imports torch alone."""
+"""Number, mean and covariance of rows in float64, accumulated from any partition of them. Imports torch alone."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A mean [K] and a covariance [K, K], float64, of `count` rows; infinity where nobody said of how many."""
+    """A mean [K] and a covariance [K, K], float64, of `count` rows; infinity if their number is unknown."""
 
     mean: Tensor
     covariance: Tensor
@@ -19,9 +19,12 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Moments:
-    """What regression and distances need to know of weighted rows [n, K], float64: their total weight, their mean [K], and the
-    weighted sum of their squared deviations [K, K]. Those of two sets of rows add up to those of both (Chan et al. 1979),
-    and no digits are lost where the mean is large."""
+    """Sufficient statistics of weighted rows [n, K], float64: total weight, mean [K], and the scatter matrix, which is
+    the weighted sum of outer products of deviations from the mean, [K, K].
+
+    Moments of two sets of rows add up to those of both (Chan et al. 1979), without cancellation where the mean is
+    large.
+    """
 
     weight: float
     mean: Tensor
@@ -29,7 +32,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor, weight: float = 1.0) -> Self:
-        """Of rows [n, K], n at least 1, that count `weight` each."""
+        """The moments of rows [n, K], n at least 1, that have a weight of `weight` each."""
         rows = rows.double()
         mean = rows.mean(dim=0)
         deviations = rows - mean
@@ -37,19 +40,20 @@ class Moments:
 
     def __add__(self, other: Self) -> Self:
         weight = self.weight + other.weight
-        apart = other.mean - self.mean
-        between = self.weight * other.weight / weight * torch.outer(apart, apart)
-        mean = self.mean + apart * (other.weight / weight)
+        delta = other.mean - self.mean
+        between = self.weight * other.weight / weight * torch.outer(delta, delta)
+        mean = self.mean + delta * (other.weight / weight)
         return type(self)(weight, mean, self.scatter + other.scatter + between)
 
     @property
     def count(self) -> float:
-        """How many rows there were, where each counted 1."""
+        """The number of rows, if each has weight 1."""
         return self.weight
 
     @property
     def covariance(self) -> Tensor:
-        """[K, K], unbiased (n - 1), of rows that counted 1 each. Raises `ValueError` for fewer than two."""
+        """The unbiased covariance [K, K] (divided by n - 1) of rows of weight 1. Raises `ValueError` for fewer than
+        two."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 rows, got {self.count:g}")
         return self.scatter / (self.count - 1)

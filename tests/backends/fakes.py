@@ -1,19 +1,22 @@
-"""A backend without a network, for processes that are to start in a blink: it does what its prompts say."""
+"""A backend without a network, for worker processes that start at once: prompts say what it does."""
 
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
+from kandinsky22.backends.work_units import WorkUnit
 from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Request, Sampling, Text
 from kandinsky22.request.events import Event, Notice, Progress, Result, Started
 
+K = TypeVar("K")
 DEFAULTS = Defaults(
     height=64,
     width=64,
@@ -28,15 +31,24 @@ def prompt_of(request: Request) -> str:
     return request.condition.prompt
 
 
-@dataclass
-class Obedient:
-    """Paints every seed in its own colour, tinted by how many are painted together, as company changes pixels.
+def units_of(requests: Mapping[K, Request], size: int) -> Iterator[WorkUnit[K]]:
+    """Requests in work units of `size`, in order."""
+    items = iter(requests.items())
+    while unit := dict(islice(items, size)):
+        yield WorkUnit(unit)
 
-    "poison" raises, "unreachable" as if it were far away, "die" ends the process by a signal, "die once" does the first time
-    in `folder`, "wait" takes ten seconds for a step. Every prompt is written down in `folder`, a line each time it is tried.
+
+@dataclass
+class FakeBackend:
+    """Paints each seed in its own colour, tinted by the size of the batch, as a batch changes a real model's pixels.
+
+    Prompts: "poison" raises KeyError, "unreachable" ConnectionResetError, "die" kills the process, "die once" kills it
+    the first time in `folder`, "wait" takes ten seconds for a step. Every attempt appends its prompt to a file in
+    `folder`. poison_raises: whether "poison" raises.
     """
 
     folder: Path
+    poison_raises: bool = True
 
     def resolved(self, request: Request) -> Request:
         if prompt_of(request) == "refused":
@@ -58,16 +70,16 @@ class Obedient:
             yield key, Started(request)
             yield key, Notice("it is only a colour")
             for i in (1, 2, 3):
-                self._obey(prompt_of(request))
+                self._step(prompt_of(request))
                 yield key, Progress("decoder", i, 3, lambda: Image.new("RGB", (64, 64)))
         for key, request in requests.items():
             colour = ((request.seed or 0) % 251, 40 * len(requests) % 256, 200)
             image = Image.new("RGB", (request.width or 0, request.height or 0), colour)
             yield key, Result([Painting(image, request, dict(MADE_BY))], request, 0.1)
 
-    def _obey(self, prompt: str) -> None:
+    def _step(self, prompt: str) -> None:
         marker = self.folder / "died"
-        if "poison" in prompt:
+        if "poison" in prompt and self.poison_raises:
             raise KeyError("poison")
         if prompt == "unreachable":
             raise ConnectionResetError("unreachable")
@@ -79,29 +91,30 @@ class Obedient:
 
     @property
     def tried(self) -> list[str]:
+        """The prompts of all attempts, in order."""
         return (self.folder / "tried.txt").read_text().splitlines()
 
 
 @dataclass
-class Plain:
-    """The same, one request at a time, and nothing told of it beforehand."""
+class FakeStreamBackend:
+    """The same with `stream` alone: no batches, and no way to resolve a request without painting."""
 
     folder: Path
 
     def stream(self, request: Request) -> Iterator[Event]:
-        return Obedient(self.folder).stream(request)
+        return FakeBackend(self.folder).stream(request)
 
 
 @dataclass(frozen=True)
-class Hiring:
-    """What makes an `Obedient` in a process. `how`: "fails" raises, "dies" ends the process, while it loads."""
+class LoadFake:
+    """Loads a `FakeBackend` in a worker process. mode: "fails" raises while loading, "dies" kills the process."""
 
     folder: Path
-    how: str = "works"
+    mode: str = "works"
 
-    def __call__(self) -> Obedient:
-        if self.how == "fails":
+    def __call__(self) -> FakeBackend:
+        if self.mode == "fails":
             raise ValueError("there is no such model; name another")
-        if self.how == "dies":
+        if self.mode == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        return Obedient(self.folder)
+        return FakeBackend(self.folder)

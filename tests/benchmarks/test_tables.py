@@ -1,4 +1,4 @@
-"""The benchmark's tables: medians, ratios, joined files, agreement, limits. Nothing here is timed."""
+"""The tables of the benchmark: medians, ratios, joined files, agreement, limits; timings are made up."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from safetensors.numpy import save_file
 
 import speed
 import tables
-from tables import KEPT, OURS, PLAIN, THEIRS
+from tables import ALLOCATOR, OURS, PLAIN, THEIRS
 
 
 def record(row: str = "unet", dtype: str = "float32", date: str = "2026-01-01", **more: Any) -> tables.Record:
-    """A row in which ours takes 2 seconds (the median of three), diffusers 5, and 4 with the allocator set."""
-    turns = {OURS: [9.0, 2.0, 1.0], THEIRS: [5.0], KEPT: [4.0]}
+    """A row in which ours takes 2 seconds (the median of three), diffusers 5, and 4 with the allocator setting."""
+    turns = {OURS: [9.0, 2.0, 1.0], THEIRS: [5.0], ALLOCATOR: [4.0]}
     about = {"date": date, "command": "python speed.py", "machine": "two cores", "software": "torch"}
-    made = {
+    timed = {
         program: [{"seconds": s, "cpu": s / 2, "peak": s * 1e9} for s in values] for program, values in turns.items()
     }
     return {
@@ -33,7 +33,7 @@ def record(row: str = "unet", dtype: str = "float32", date: str = "2026-01-01", 
         "steps": 10,
         "prior_steps": 25,
         "about": about,
-        "turns": made,
+        "turns": timed,
         "agreement": {},
         "limits": None,
         **more,
@@ -41,14 +41,14 @@ def record(row: str = "unet", dtype: str = "float32", date: str = "2026-01-01", 
 
 
 def cells(text: str, start: str) -> list[str]:
-    """The cells of the only line of a table that starts so."""
+    """The cells of the only table row that starts with this text."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {start}")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_a_row_is_the_ratio_of_medians_beside_what_must_be_reached() -> None:
+def test_row_shows_the_ratio_of_medians_and_its_target() -> None:
     row = record(agreement={"rms": 2.5e-6})
-    assert tables.ratio(row) == 2.5 and tables.ratio(row, KEPT) == 2.0
+    assert tables.ratio(row) == 2.5 and tables.ratio(row, ALLOCATOR) == 2.0
     line = cells(tables.markdown([row]), "U-Net step")
     assert line[3:] == ["2 (1-9, n=3)", "5", "**2.50x** ✓", "4", "2.00x", "2.50x", "2x (2.8x)", "rms 2.5e-06"]
     missed = cells(
@@ -57,12 +57,12 @@ def test_a_row_is_the_ratio_of_medians_beside_what_must_be_reached() -> None:
     assert missed[5] == "**2.45x** ✗" and missed[9] == "2.5x (4x)"
 
 
-def test_another_model_has_no_target_and_what_was_interrupted_is_shown_as_far_as_it_came() -> None:
+def test_row_of_another_model_has_no_target_and_may_be_incomplete() -> None:
     alone = record(published_size=False, turns={OURS: [{"seconds": 1.5, "cpu": 1.5}]})
     assert cells(tables.markdown([alone]), "U-Net step")[3:10] == ["1.5", "", "****", "", "", "", ""]
 
 
-def test_files_are_joined_and_the_later_measurement_of_a_row_counts(tmp_path: Path) -> None:
+def test_read_joins_files_and_takes_the_later_measurement_of_a_row(tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     later = record(date="2026-02-02", steps=10, threads=2)
     tables.save(first, [record(), record("movq"), record(threads=1)])
@@ -102,12 +102,12 @@ def test_agreement_is_relative_rms_and_levels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.ones(4), np.array([1, np.nan, 1])])
-def test_results_that_say_nothing_are_not_called_alike(wrong: np.ndarray) -> None:
+def test_relative_rms_refuses_results_that_are_zero_or_not_finite_or_unequal_in_shape(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match="alike, finite and not all zero"):
         tables.relative_rms(wrong, np.zeros(3) if wrong.any() else wrong)
 
 
-def test_the_fast_preset_is_held_against_fifty_steps_measured_or_made_up_of_parts() -> None:
+def test_fast_preset_is_compared_with_fifty_steps_measured_or_extrapolated() -> None:
     def whole(steps: int, seconds: float) -> tables.Record:
         return record("whole", "bfloat16", steps=steps, turns={THEIRS: [{"seconds": seconds, "cpu": seconds}]})
 
@@ -117,15 +117,15 @@ def test_the_fast_preset_is_held_against_fifty_steps_measured_or_made_up_of_part
         "**130x** ✓",
     ]
     assert tables.fast_lines([fast, whole(10, 60), whole(50, 12), step])[0][4:6] == ["12 (measured)", "**6.00x** ✓"]
-    assert tables.fast_lines([fast, whole(10, 60), record("unet")]) == []  # a step in float32 says nothing
+    assert tables.fast_lines([fast, whole(10, 60), record("unet")]) == []  # a float32 step does not count
 
 
-def test_memory_is_a_share() -> None:
+def test_memory_row_shows_the_share_of_the_peak() -> None:
     line = cells(tables.markdown([record("memory", "bfloat16")]), "whole text to image")
     assert line[1:] == ["bfloat16", "2.00", "5.00", "**0.40** ✓", "0.5 (0.4)"]
 
 
-def test_a_limit_is_whichever_takes_longer() -> None:
+def test_attainable_time_is_the_longer_of_computing_and_reading() -> None:
     peaks = {"operations": 100e9, "bytes": 10e9}
     computes = {"operations": 100e9, "winograd": 50e9, "bytes": 1e9, "peaks": peaks}
     reads = computes | {"bytes": 20e9}
@@ -138,30 +138,31 @@ def test_a_limit_is_whichever_takes_longer() -> None:
     ]
 
 
-def test_a_turn_of_both_programs_end_to_end(
+def test_speed_measures_a_turn_of_both_programs_end_to_end(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The driver, a worker of each program, the file of results, and its table; diffusers' is the slow import."""
+    """The driver, a worker of each program, the file of results, and its table; importing diffusers takes most of the
+    time."""
     out = tmp_path / "out.json"
     chosen = ["--model", str(tiny_model), "--rows", "movq", "--repeat", "1", "--threads", "1", "--no-allocator"]
     assert speed.main([*chosen, "--json", str(out)]) == 0
-    (kept,) = json.loads(out.read_text())
-    assert {name: len(turns) for name, turns in kept["turns"].items()} == {OURS: 1, THEIRS: 1}
-    assert 0 < kept["agreement"]["rms"] < 1e-5 and 0 <= kept["agreement"]["rms, plain"] < 1e-5
-    assert kept["limits"]["operations"] > kept["limits"]["winograd"] > 0
+    (saved,) = json.loads(out.read_text())
+    assert {name: len(turns) for name, turns in saved["turns"].items()} == {OURS: 1, THEIRS: 1}
+    assert 0 < saved["agreement"]["rms"] < 1e-5 and 0 <= saved["agreement"]["rms, plain"] < 1e-5
+    assert saved["limits"]["operations"] > saved["limits"]["winograd"] > 0
     measured = capsys.readouterr().out
     assert speed.main(["table", str(out)]) == 0
     assert capsys.readouterr().out == measured and cells(measured.partition("| limit")[0], "MoVQ decode, 64 px")
 
 
 @pytest.mark.parametrize("wrong", [["--rows", "unet,nothing"], ["--rows", "box", "--model", "elsewhere"]])
-def test_rows_that_are_not_there(wrong: list[str]) -> None:
+def test_speed_refuses_unknown_rows(wrong: list[str]) -> None:
     with pytest.raises(SystemExit):
         speed.parsed(wrong)
 
 
-def test_a_worker_that_fails_at_its_end_is_not_taken_for_one_that_is_done(tmp_path: Path) -> None:
-    """Its result comes after its last word, and may not be there."""
+def test_worker_that_fails_after_its_last_turn_raises(tmp_path: Path) -> None:
+    """Its result is written after its last report, and may be missing."""
     script = "import sys; sys.stdin.readline(); print('{}', flush=True); sys.stdin.read(); sys.exit({})"
     with (tmp_path / "log").open("w") as log:
         for code in (0, 3):

@@ -97,7 +97,7 @@ def make_infinite(path: Path) -> None:
         (lambda path: (path.parent / "config.json").unlink(), "config.json is missing"),
         (lambda path: (path.parent / "config.json").write_text("{"), "cannot be read"),
         (lambda path: shutil.rmtree(path.parents[1]), "it lacks the folder decoder/"),
-        (make_infinite, "the decoder's result is not finite in float32; nothing was saved"),
+        (make_infinite, "the decoder's result is not finite in float32, so nothing was saved"),
     ],
     ids=["missing", "truncated", "stub", "empty", "no config", "broken config", "no decoder", "not finite"],
 )

@@ -1,4 +1,4 @@
-"""`kandinsky22 evaluate`: the whole way on a small random model, and what is said of bad input before anything is painted."""
+"""`kandinsky22 evaluate`: every evaluation on a small random model, and errors that come before anything is painted."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ from torch import Tensor
 from kandinsky22.cli.app import run
 from kandinsky22.cli.evaluate import RESIZES
 from kandinsky22.evaluation import features, reference
-from kandinsky22.evaluation.resize import WAYS
+from kandinsky22.evaluation.resize import RESIZINGS
 from tests.models_on_disk import write_tiny_model
 
-HERE = ["--processes", "1", "--threads", "1", "--batch", "4", "--device", "cpu"]
-QUICK = ["--steps", "1", "--prior-num-inference-steps", "1", *HERE]
+ONE_PROCESS = ["--processes", "1", "--threads", "1", "--batch", "4", "--device", "cpu"]
+QUICK = ["--steps", "1", "--prior-num-inference-steps", "1", *ONE_PROCESS]
 
 
-class Colours:
-    """Features that need no weights."""
+class ColourFeatures:
+    """Features without weights: the mean colour. Counts pictures of all instances in `seen`."""
 
     name, fingerprint, dim, resize = "colours", "1", 3, "not at all"
     seen = 0
@@ -32,7 +32,7 @@ class Colours:
         self.path = path
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        Colours.seen += len(pictures)
+        ColourFeatures.seen += len(pictures)
         rows = [np.asarray(picture.convert("RGB"), np.float32).mean((0, 1)) / 255 for picture in pictures]
         return torch.from_numpy(np.stack(rows))
 
@@ -55,12 +55,12 @@ def real(tmp_path: Path) -> Path:
 
 
 def coco30k(model: Path, captions: Path, out: Path, reference: Path) -> list[str]:
-    """A small one."""
+    """The command with a small subset for KID."""
     places = ["--model", model, "--captions", captions, "--out", out, "--reference", reference]
     return ["evaluate", "coco30k", *map(str, places), *QUICK, "--inception", "weights.pth", "--kid-size", "4"]
 
 
-def test_the_cards_evaluation_from_a_command(
+def test_coco30k_writes_a_report_and_refuses_other_settings(
     tiny_model: Path,
     captions: Path,
     real: Path,
@@ -68,7 +68,7 @@ def test_the_cards_evaluation_from_a_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    monkeypatch.setattr(features, "InceptionFeatures", ColourFeatures)
     out = tmp_path / "out"
     command = [
         "evaluate",
@@ -83,10 +83,10 @@ def test_the_cards_evaluation_from_a_command(
     ]
     command += ["--inception", "weights.pth", "--kid-size", "4", "--reference"]
     assert run([*command, str(real), "--shard", "1/2"]) == 0
-    said = capsys.readouterr().out
-    assert "the same command without --shard writes the report" in said
-    assert re.search(r"4 pictures to paint, 4 calls .* that are free; the first work unit is timed", said)
-    assert re.search(r"0 pictures to paint, 0 calls .* that are free, about 0:00:00", said)
+    output = capsys.readouterr().out
+    assert "the same command without --shard writes the report" in output
+    assert re.search(r"4 pictures to paint, 4 calls .* that are free; the first work unit is timed", output)
+    assert re.search(r"0 pictures to paint, 0 calls .* that are free, about 0:00:00", output)
     assert not (out / "report.json").exists() and len([*(out / "pictures").iterdir()]) == 4
     assert run([*command, str(real)]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
@@ -105,20 +105,20 @@ def test_the_cards_evaluation_from_a_command(
     (real / "0.png").write_bytes(b"no picture")
     assert run(["evaluate", "stats", str(real), "--inception", "weights.pth", "--output", str(statistics)]) == 2
     assert "1 of 6 pictures cannot be read (0.png)" in capsys.readouterr().err
-    assert run([*command, str(real)]) == 2  # before anything else is done
+    assert run([*command, str(real)]) == 2  # before anything is painted
     assert "1 of 6 pictures cannot be read (0.png)" in capsys.readouterr().err
     for changed in (["--guidance-scale", "7"], ["--seed", "1"], ["--dtype", "bfloat16"], ["--batch", "2"]):
         assert run([*command, str(statistics), *changed]) == 2
-        assert "was begun with" in capsys.readouterr().err
+        assert "was created with" in capsys.readouterr().err
     other = tmp_path / "elsewhere" / tiny_model.name
     write_tiny_model(other, seed=1)
     assert run([*command, str(statistics), "--model", str(other)]) == 2
-    assert "was begun with weights." in capsys.readouterr().err
+    assert "was created with weights." in capsys.readouterr().err
     assert run([*command, str(statistics), "--model", str(tmp_path / "gone" / tiny_model.name)]) == 0
-    assert "whether its weights are still those of the run was not compared" in (out / "report.html").read_text("utf-8")
+    assert "its weights were not compared with those of the run" in (out / "report.html").read_text("utf-8")
 
 
-def test_shards_measure_their_own_pictures_and_not_the_reference(
+def test_shards_of_coco30k_measure_their_own_pictures_and_not_the_reference(
     tiny_model: Path,
     captions: Path,
     real: Path,
@@ -126,24 +126,24 @@ def test_shards_measure_their_own_pictures_and_not_the_reference(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    monkeypatch.setattr(features, "InceptionFeatures", ColourFeatures)
     command = coco30k(tiny_model, captions, tmp_path / "out", real)
-    Colours.seen = 0
+    ColourFeatures.seen = 0
     assert run([*command, "--shard", "1/2"]) == run([*command, "--shard", "2/2"]) == 0
-    assert Colours.seen == 6 and not [*(tmp_path / "out").glob("real-pictures*")]
+    assert ColourFeatures.seen == 6 and not [*(tmp_path / "out").glob("real-pictures*")]
     assert run(command) == 0
-    assert Colours.seen == 6 + 6  # the reference's
+    assert ColourFeatures.seen == 6 + 6  # the reference's
 
     parts = [tmp_path / f"part-{i}.safetensors" for i in (1, 2)]
     for i, part in enumerate(parts, 1):
         measuring = ["evaluate", "stats", str(real), "--inception", "weights.pth", "--shard", f"{i}/2"]
         assert run([*measuring, "--output", str(part)]) == 0
-    whole = tmp_path / "whole.safetensors"
-    assert run(["evaluate", "stats", *map(str, parts), "--output", str(whole)]) == 0
-    assert "6 pictures by colours" in capsys.readouterr().out and reference.load(whole).count == 6
+    complete = tmp_path / "complete.safetensors"
+    assert run(["evaluate", "stats", *map(str, parts), "--output", str(complete)]) == 0
+    assert "6 pictures by colours" in capsys.readouterr().out and reference.load(complete).count == 6
 
 
-def test_other_sizes_are_refused_before_anything_is_written(
+def test_coco30k_refuses_other_sizes_before_anything_is_written(
     tiny_model: Path,
     captions: Path,
     real: Path,
@@ -151,14 +151,14 @@ def test_other_sizes_are_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    monkeypatch.setattr(features, "InceptionFeatures", ColourFeatures)
     command = coco30k(tiny_model, captions, tmp_path / "out", real)
     assert run([*command, "--size", "128"]) == 2
     assert "the reference's pictures are all 64x64 and the others all 128x128" in capsys.readouterr().err
-    assert run(command) == 0  # what was advised
+    assert run(command) == 0  # the folder is still free
 
 
-def test_captions_that_failed_are_tried_again_in_a_complete_run(
+def test_retry_paints_failed_captions_of_a_complete_run(
     tiny_model: Path,
     captions: Path,
     real: Path,
@@ -166,7 +166,7 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(features, "InceptionFeatures", Colours)
+    monkeypatch.setattr(features, "InceptionFeatures", ColourFeatures)
     command = coco30k(tiny_model, captions, tmp_path / "out", real)
     assert run(command) == 0
     (tmp_path / "out" / "pictures" / "3.png").unlink()
@@ -178,7 +178,7 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
 
 
 @pytest.mark.parametrize(
-    ("typed", "says"),
+    ("arguments", "message"),
     [
         (["nothing"], "there is no evaluation nothing; there are coco30k, world, sweep, dials, stats"),
         (["coco30k", "--out", "x"], "needs --captions"),
@@ -189,30 +189,34 @@ def test_captions_that_failed_are_tried_again_in_a_complete_run(
         (["stats", "a.safetensors", "--clip", "y", "-o", "z.safetensors"], "merged as they are; leave out --clip"),
         (["stats", "x", "a.safetensors", "-o", "z.safetensors"], "needs folders, --output, and either"),
         (["world", "--out", "x", "--seed", "3"], "there is no option --seed"),
-        (["stats", "x", "--clip", "y", "-o", "z.npz"], "writes a file that ends in .safetensors"),
+        (["stats", "x", "--clip", "y", "-o", "z.npz"], "writes a file whose name ends in .safetensors"),
         (["stats", "x", "--clip", "y", "-o", "z.safetensors", "--resize", "clean"], "--resize is for Inception"),
         (["sweep", "--out", "x", "--samplers", "eulr", "--processes", "1"], "sampler must be one of"),
         (["dials", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
-        (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are no intervals; write them like 0-0.8"),
+        (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are not intervals; write them like 0-0.8"),
         (["dials", "--out", "x", "--only", "ddpm-7"], "there is no cell ddpm-7; there are exact, "),
         (["dials", "--out", "x", "--reuse", "0"], "'0' is not a whole number from 1 up"),
         (["dials", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
     ],
 )
-def test_bad_input_is_one_sentence(
-    typed: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_bad_arguments_give_a_one_line_error_and_write_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["evaluate", *typed]) == 2
-    said = capsys.readouterr().err
-    assert says in said and said.count("\n") == 1 and not [*tmp_path.iterdir()]
+    assert run(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not [*tmp_path.iterdir()]
 
 
-def test_too_few_captions_are_refused_before_anything_is_painted(
+def test_coco30k_refuses_too_few_captions_before_anything_is_painted(
     captions: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(features, "InceptionFeatures", Colours)
-    monkeypatch.setattr(Colours, "dim", 6)
+    monkeypatch.setattr(features, "InceptionFeatures", ColourFeatures)
+    monkeypatch.setattr(ColourFeatures, "dim", 6)
     command = [
         "evaluate",
         "coco30k",
@@ -227,22 +231,26 @@ def test_too_few_captions_are_refused_before_anything_is_painted(
     assert (
         "FID needs more captions than Inception has features (6), and there are 6; give more" in capsys.readouterr().err
     )
-    monkeypatch.setattr(Colours, "dim", 3)
+    monkeypatch.setattr(ColourFeatures, "dim", 3)
     assert run([*command, "--out", str(tmp_path / "out")]) == 2
     assert "KID's subsets are of 2 to 6 of the captions, got 1000; give another --kid-size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_from_a_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_writes_a_report_and_retries_failed_captions(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["evaluate", "sweep", "--model", str(tiny_model), "--out", str(tmp_path), "--samplers", "ddim"]
-    assert run([*command, "--numbers", "1,2", "--scenes", "2", "--seeds", "2", *HERE]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("2 cells; where it is not known yet how long they take, two packs are timed\n")
-    assert re.search(r"\n0 pictures to paint, 0 calls .*, about 0:00:00\n", said)  # of so few, two packs are all
+    assert run([*command, "--numbers", "1,2", "--scenes", "2", "--seeds", "2", *ONE_PROCESS]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("2 cells; if their time is not known yet, two work units are timed first\n")
     assert re.search(
-        r"\n8 pictures to paint, (8|16) calls of the decoder's network, about .*, about 0:\d\d:\d\d\n", said
+        r"\n0 pictures to paint, 0 calls .*, about 0:00:00\n", output
+    )  # the two timed units are all there is
+    assert re.search(
+        r"\n8 pictures to paint, (8|16) calls of the decoder's network, about .*, about 0:\d\d:\d\d\n", output
     )
-    assert "linear-prior is left out" in said and "\nguidance: " in said
+    assert "linear-prior is left out" in output and "\nguidance: " in output
     report, protocol = (json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in ("report", "protocol"))
     assert len(report["cells"]) == 2 and len(report["around"]) == 5 and report["guidance_scale"] in (1, 2, 3, 4, 6)
     assert [*protocol["cells"]][:2] == ["ddim-1", "ddim-2"] and len(protocol["cells"]) == 6
@@ -250,11 +258,11 @@ def test_a_sweep_from_a_command(tiny_model: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "ddim-1" / "pictures" / "0001-0.png").unlink()
     record = {"id": "0001-0", "error": "poison", "tries": 3}
     (tmp_path / "ddim-1" / "failed-1-of-1.jsonl").write_text(json.dumps(record) + "\n", "utf-8")
-    command += ["--numbers", "1,2", "--scenes", "2", "--seeds", "2", *HERE]
+    command += ["--numbers", "1,2", "--scenes", "2", "--seeds", "2", *ONE_PROCESS]
     for retry, lost in (([], ["0001-0"]), (["--retry"], [])):
         assert run([*command, *retry]) == 0
         assert json.loads((tmp_path / "protocol.json").read_text("utf-8"))["failed"]["ddim-1"] == lost
 
 
-def test_the_ways_to_resize_are_those_there_are() -> None:
-    assert tuple(WAYS) == RESIZES
+def test_the_command_offers_every_resizing() -> None:
+    assert tuple(RESIZINGS) == RESIZES

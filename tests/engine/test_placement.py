@@ -155,7 +155,7 @@ def test_a_visit_changes_no_number_and_is_made_at_every_use(
     )
     x, t, embed = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 24)
     plain, visited = (stored["unet"].load(torch.float32, CPU) for _ in range(2))
-    placement.visit(visited, CPU)
+    placement.stream_weights(visited, CPU)
     expected = plain(x, t, plain.condition(embed))
     for _ in range(2):
         visitors.clear()
@@ -185,7 +185,7 @@ def test_on_a_gpu_they_are_prepared_wherever_they_wait(
     """All but those whose weights come one by one: nothing of them could be recorded."""
     monkeypatch.setattr(gpu, "DEVICES", ("meta",))
     monkeypatch.setattr(gpu, "CudaGraphCache", lambda: CudaGraphCache(lambda call, pool: call))
-    monkeypatch.setattr(gpu, "_memory", lambda _: 0)
+    monkeypatch.setattr(gpu, "total_memory", lambda _: 0)
     networks = Networks(META, torch.float32, how)
     for _ in range(2):
         run(networks, stored)

@@ -1,4 +1,7 @@
-"""What a person starts, in a process that can be killed: python -m tests.evaluation.generate_program MODEL CAPTIONS RUN SHARD"""
+"""Generation in a process that a test can kill.
+
+python -m tests.evaluation.generate_program MODEL CAPTIONS RUN SHARD
+"""
 
 import sys
 from pathlib import Path
@@ -6,15 +9,15 @@ from pathlib import Path
 from kandinsky22 import text2img
 from kandinsky22.backends.pool import Pool
 from kandinsky22.evaluation import captions
-from kandinsky22.evaluation.generate import begin, generate
+from kandinsky22.evaluation.generate import generate, open_run
 from kandinsky22.evaluation.manifest import Shard
 
 BATCH = 3
 REQUEST = text2img("", negative_prompt="a star", guidance_scale=3.0, prior_seed=5)
 
 if __name__ == "__main__":
-    model, said, folder, shard = sys.argv[1:]
+    model, captions_file, folder, shard = sys.argv[1:]
     with Pool.of(model, processes=1, batch=BATCH, threads=1) as pool:
-        run = begin(pool, Path(folder), captions.read(Path(said)), REQUEST)
-        for standing in generate(pool, run, shard=Shard.parsed(shard)):
-            print(standing, flush=True)
+        run = open_run(pool, Path(folder), captions.read(Path(captions_file)), REQUEST)
+        for progress in generate(pool, run, shard=Shard.parse(shard)):
+            print(progress, flush=True)

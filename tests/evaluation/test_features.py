@@ -1,4 +1,4 @@
-"""The feature networks: transformers' CLIP in a folder and torch's own arithmetic, what they say of themselves, bad folders."""
+"""Feature networks: CLIP against transformers, preprocessing, identification, and folders that are refused."""
 
 import hashlib
 import json
@@ -18,13 +18,13 @@ from kandinsky22.checkpoints.json_files import CheckpointError, write_json
 from kandinsky22.checkpoints.model import StoredPrior
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.evaluation import inception
-from kandinsky22.evaluation.features import ClipFeatures, Features, InceptionFeatures, in_float32
+from kandinsky22.evaluation.features import ClipFeatures, Features, InceptionFeatures, without_tf32
 from kandinsky22.evaluation.resize import clean, legacy
 from kandinsky22.models.tokenizer import learn
-from tests.evaluation.test_inception import Weights, hollow, shapes
+from tests.evaluation.test_inception import Weights, empty_weights, shapes
 from tests.models_on_disk import randomise
 
-__all__ = ["hollow", "shapes"]  # fixtures
+__all__ = ["empty_weights", "shapes"]  # fixtures
 torch.set_num_threads(1)
 CAPTIONS = ["a red circle", "two blue stars and a much longer caption than there is room for in this little tower"]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -40,7 +40,7 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, transformers.CLIPModel]:
-    """A small random CLIP as transformers itself saves one, with the published kind of tokenizer and preprocessor files."""
+    """A small random CLIP saved by transformers, with tokenizer and preprocessor files in the published format."""
     folder = tmp_path_factory.mktemp("clip") / "little-clip"
     tokenizer = learn(CAPTIONS, 600, 16)
     text = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -66,7 +66,7 @@ def copied(saved: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_clip_in_a_folder_is_transformers(saved: tuple[Path, transformers.CLIPModel]) -> None:
+def test_clip_from_a_folder_equals_transformers(saved: tuple[Path, transformers.CLIPModel]) -> None:
     folder, model = saved
     clip: Features = ClipFeatures.of_folder(folder)
     images = [picture(), picture(64, 64, seed=1), picture(32, 90, seed=2)]
@@ -74,27 +74,27 @@ def test_a_clip_in_a_folder_is_transformers(saved: tuple[Path, transformers.CLIP
         image.crop(box) for image, box in zip(images, [(5, 0, 45, 40), (0, 0, 64, 64), (0, 29, 32, 61)], strict=True)
     ]
     pixels = np.stack([np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC)) for square in squares]) / 255
-    seen = torch.from_numpy(((pixels - MEAN) / STD).transpose(0, 3, 1, 2).copy()).float()
+    pixel_values = torch.from_numpy(((pixels - MEAN) / STD).transpose(0, 3, 1, 2).copy()).float()
     ours = clip(images)
     assert ours.shape == (3, clip.dim) == (3, 20)
     assert ours.dtype == torch.float32
-    assert close(ours, model.get_image_features(seen).pooler_output)
+    assert close(ours, model.get_image_features(pixel_values).pooler_output)
 
     assert isinstance(clip, ClipFeatures)
     ids = learn(CAPTIONS, 600, 16)(CAPTIONS).ids
     assert close(clip.texts(CAPTIONS), model.get_text_features(ids).pooler_output)
 
 
-def test_a_clip_says_what_it_is(saved: tuple[Path, Any]) -> None:
+def test_clip_is_identified_by_folder_weights_and_resizing(saved: tuple[Path, Any]) -> None:
     clip = ClipFeatures.of_folder(saved[0])
     assert clip.name == "little-clip"
     assert clip.fingerprint == hashlib.sha256((saved[0] / "model.safetensors").read_bytes()).hexdigest()
     assert clip.resize == "centre crop, CLIP's bicubic to 32"
 
 
-def test_old_files_say_less_or_say_it_twice(copied: Path) -> None:
-    """Null and foreign keys; what equals transformers' defaults left out; a `_dict` that counts."""
-    whole = ClipFeatures.of_folder(copied)([picture()])
+def test_clip_from_a_folder_accepts_older_config_files(copied: Path) -> None:
+    """Keys that are null or unknown, keys left out for transformers' defaults, and a `_dict` that takes precedence."""
+    expected = ClipFeatures.of_folder(copied)([picture()])
     config = json.loads((copied / "config.json").read_text())
     vision = config["vision_config"]
     for key in ("hidden_act", "layer_norm_eps", "num_channels", "architectures"):
@@ -103,17 +103,17 @@ def test_old_files_say_less_or_say_it_twice(copied: Path) -> None:
     config["text_config_dict"] = {"num_hidden_layers": 2}
     config["vision_config_dict"] = None
     write_json(copied / "config.json", config)
-    assert torch.equal(ClipFeatures.of_folder(copied)([picture()]), whole)
+    assert torch.equal(ClipFeatures.of_folder(copied)([picture()]), expected)
 
 
-def test_pickled_weights_do(copied: Path) -> None:
+def test_clip_from_a_folder_accepts_pickled_weights(copied: Path) -> None:
     from safetensors.torch import load_file
 
-    whole = ClipFeatures.of_folder(copied)([picture()])
+    expected = ClipFeatures.of_folder(copied)([picture()])
     values = load_file(copied / "model.safetensors")
     torch.save(values | {"text_model.embeddings.position_ids": torch.arange(16)[None]}, copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    assert close(ClipFeatures.of_folder(copied)([picture()]), whole)
+    assert close(ClipFeatures.of_folder(copied)([picture()]), expected)
 
 
 def change_json(name: str, **values: Any) -> Callable[[Path], None]:
@@ -145,83 +145,85 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut short": (cut, "is damaged or incomplete"),
     "another CLIP's preprocessor": (
         change_json("preprocessor_config.json", size=64, crop_size=64),
-        "are not of one CLIP: they tell of 64 and of 32 pixels a side",
+        "are not of one CLIP: one has 64 pixels per side and config.json 32",
     ),
     "another CLIP's tokenizer": (
         lambda folder: save_tokenizer(folder, learn(CAPTIONS, 520, 16)),
-        r"are not of one CLIP: they tell of 520 and of \d+ tokens",
+        r"are not of one CLIP: one has 520 tokens and config.json \d+",
     ),
 }
 
 
-@pytest.mark.parametrize(("change", "said"), BAD.values(), ids=BAD.keys())
-def test_bad_folders(change: Callable[[Path], None], said: str, copied: Path) -> None:
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
+def test_clip_from_a_folder_refuses_files_that_are_missing_or_do_not_fit(
+    change: Callable[[Path], None], message: str, copied: Path
+) -> None:
     change(copied)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         ClipFeatures.of_folder(copied)
 
 
-def test_a_models_own_clip(tiny_model: Path) -> None:
+def test_clip_of_a_model_equals_its_own_towers(tiny_model: Path) -> None:
     stored = StoredPrior(tiny_model / "prior")
     clip = ClipFeatures.of_model(stored)
     square = picture(40, 40)
     cpu = torch.device("cpu")
     with torch.no_grad():
-        seen = stored.image_encoder.load(torch.float32, cpu)(stored.image_processor()([square]))
-        read = stored.text_encoder.load(torch.float32, cpu)(stored.tokenizer(["a red circle"]).ids).embed
-    assert torch.equal(clip([square]), seen)
-    assert close(clip.texts(["a red circle"]), read)
-    assert clip.dim == seen.shape[1]
+        image_embeds = stored.image_encoder.load(torch.float32, cpu)(stored.image_processor()([square]))
+        text_embeds = stored.text_encoder.load(torch.float32, cpu)(stored.tokenizer(["a red circle"]).ids).embed
+    assert torch.equal(clip([square]), image_embeds)
+    assert close(clip.texts(["a red circle"]), text_embeds)
+    assert clip.dim == image_embeds.shape[1]
     assert clip.fingerprint == f"{stored.image_encoder.fingerprint}+{stored.text_encoder.fingerprint}"
 
 
 @pytest.fixture(scope="module")
-def inception_file(hollow: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inception_file(empty_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(hollow, path)
+    torch.save(empty_weights, path)
     return path
 
 
 @pytest.mark.parametrize(
-    ("resize", "crop", "known"),
+    ("resize", "crop", "expected"),
     [
         ("clean", True, lambda p: (clean(p.crop((5, 0, 45, 40)), 299) - 128) / 128),
         ("clean", False, lambda p: (clean(p, 299) - 128) / 128),
         ("legacy", True, lambda p: legacy(p.crop((5, 0, 45, 40)), 299) / 255 * 2 - 1),
     ],
 )
-def test_inception_sees_what_each_project_shows_it(
+def test_inception_pixels_are_prepared_as_in_each_project(
     resize: str,
     crop: bool,
-    known: Callable[[Image.Image], Tensor],
+    expected: Callable[[Image.Image], Tensor],
     inception_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     features: Features = InceptionFeatures(inception_file, resize, crop=crop)
 
     def forward(network: Any, pixels: Tensor) -> Tensor:
-        seen.append(pixels)
+        inputs.append(pixels)
         return torch.zeros(len(pixels), 2048)
 
     monkeypatch.setattr(inception.Inception, "forward", forward)
     assert features([picture(), picture(seed=1)]).shape == (2, features.dim)
-    assert (seen[0] - torch.stack([known(picture()), known(picture(seed=1))])).abs().max() < 1e-6
+    assert (inputs[0] - torch.stack([expected(picture()), expected(picture(seed=1))])).abs().max() < 1e-6
     assert features.resize == ("centre crop, " if crop else "") + f"{resize} to 299"
     assert (features.name, len(features.fingerprint)) == ("inception-2015", 64)
 
 
-def test_another_way_to_resize(inception_file: Path) -> None:
-    with pytest.raises(ValueError, match="resized by one of clean, rounded, legacy, got 'lanczos'"):
+def test_inception_refuses_an_unknown_resizing(inception_file: Path) -> None:
+    with pytest.raises(ValueError, match="resize must be one of clean, rounded, legacy, got 'lanczos'"):
         InceptionFeatures(inception_file, "lanczos")
 
 
-def test_float32_is_float32_while_a_network_looks() -> None:
-    """On CUDA torch may compute in TF32, as it does in convolutions by itself; what the process had set is set again."""
+def test_without_tf32_switches_it_off_and_restores_the_settings() -> None:
+    """On CUDA torch may use TF32, and does for convolutions by default; the settings are restored afterwards."""
     products = torch.backends.cuda.matmul
     before, products.allow_tf32 = products.allow_tf32, True
     try:
-        with in_float32():
+        with without_tf32():
             assert not torch.backends.cudnn.allow_tf32 and not products.allow_tf32
         assert torch.backends.cudnn.allow_tf32 and products.allow_tf32
     finally:

@@ -1,4 +1,4 @@
-"""The Inception network: its published tensors, the graph written out by hand, and files of every wrong kind."""
+"""The Inception network: names of the published tensors, the graph written out by hand, and files that are refused."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.evaluation.inception import FILE, SHA256, Inception, load
 
 torch.set_num_threads(1)
-# Of the sorted lines "name [shape]", from the network of torch-fidelity 0.4.0, which loads the published file.
+# SHA-256 of the sorted lines "name [shape]" of the network of torch-fidelity 0.4.0, which loads the published file.
 PUBLISHED_TENSORS = "bd04e829988dd22dd0bbf9e499a87af311ed57c1b4309a9d20a907d8ed4123d4"
 Weights = dict[str, Tensor]
 
 
 def tensors(network: Inception) -> Weights:
-    """As the published file holds them."""
+    """The tensors that the published file has."""
     return {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
@@ -33,41 +33,41 @@ def shapes() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def hollow(shapes: Weights) -> Weights:
-    """Tensors of the right shapes that take no room in a .pth: one number each, repeated."""
+def empty_weights(shapes: Weights) -> Weights:
+    """Tensors of the right shapes that a .pth stores as one number each."""
     return {name: torch.ones(1).expand(value.shape) for name, value in shapes.items()}
 
 
 @pytest.fixture(scope="module")
 def weights(shapes: Weights) -> Weights:
-    """Random, of a scale that neither grows nor dies on the way."""
+    """Random weights, scaled so that activations neither explode nor vanish."""
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(name: str, shape: torch.Size) -> Tensor:
+    def draw(name: str, shape: torch.Size) -> Tensor:
         if len(shape) > 1:
             return torch.randn(shape, generator=generator) * (2 / shape[1:].numel()) ** 0.5
         positive = name.endswith(("bn.weight", "running_var"))
         return torch.rand(shape, generator=generator) + (0.5 if positive else -0.5)
 
-    return {name: drawn(name, value.shape) for name, value in shapes.items()}
+    return {name: draw(name, value.shape) for name, value in shapes.items()}
 
 
 @pytest.fixture(scope="module")
 def published(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as old as the published one: no zip."""
+    """A file in the old format of the published one, which is no zip file."""
     path = tmp_path_factory.mktemp("inception") / FILE
     torch.save(weights, path, _use_new_zipfile_serialization=False)
     return path
 
 
-def test_names_and_shapes_are_the_published_ones(shapes: Weights) -> None:
+def test_inception_has_the_names_and_shapes_of_the_published_tensors(shapes: Weights) -> None:
     lines = sorted(f"{name} {list(value.shape)}" for name, value in shapes.items())
     assert len(lines) == 472
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == PUBLISHED_TENSORS
 
 
-def test_it_has_as_many_numbers_as_inception_v3() -> None:
-    """torchvision documents 27,161,264 for 1000 classes, with the auxiliary classifier that this one has not."""
+def test_inception_has_the_parameter_count_of_inception_v3() -> None:
+    """torchvision documents 27,161,264 for 1000 classes, with the auxiliary classifier that this network lacks."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in Inception().parameters())
     auxiliary = 768 * 128 + 2 * 128 + 128 * 768 * 25 + 2 * 768 + 768 * 1000 + 1000
@@ -75,7 +75,7 @@ def test_it_has_as_many_numbers_as_inception_v3() -> None:
 
 
 def by_hand(w: Weights, x: Tensor) -> Tensor:
-    """The graph from its description: the paper's figures 5, 6 and 7, and the graph's own pools."""
+    """The graph from its description: the paper's figures 5, 6 and 7, with the graph's own pools."""
 
     def conv(name: str, x: Tensor, stride: int = 1, pad: tuple[int, int] | int = 0) -> Tensor:
         y = F.conv2d(x, w[f"{name}.conv.weight"], stride=stride, padding=pad)
@@ -85,7 +85,7 @@ def by_hand(w: Weights, x: Tensor) -> Tensor:
         return ((y - mean) / (var + 0.001).sqrt() * scale + shift).clamp(min=0)
 
     def average(x: Tensor) -> Tensor:
-        """Over the neighbours that there are."""
+        """The mean of the neighbours inside the map."""
         kernel = torch.ones(1, 1, 3, 3)
         total = F.conv2d(x.flatten(0, 1)[:, None], kernel, padding=1).view_as(x)
         return total / F.conv2d(torch.ones(1, 1, *x.shape[2:]), kernel, padding=1)
@@ -127,21 +127,21 @@ def by_hand(w: Weights, x: Tensor) -> Tensor:
     return x.flatten(2).mean(-1)
 
 
-def test_it_computes_the_graph_written_by_hand(published: Path, weights: Weights) -> None:
+def test_inception_equals_the_graph_written_by_hand(published: Path, weights: Weights) -> None:
     network, sha256 = load(published)
     assert sha256 == hashlib.sha256(published.read_bytes()).hexdigest()
     assert not any(module.training for module in network.modules())
     assert not any(value.requires_grad or value.is_meta for value in network.state_dict(keep_vars=True).values())
     x = torch.rand(1, 3, 107, 107, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    features, known = network(x), by_hand(weights, x)
+    features, expected = network(x), by_hand(weights, x)
     assert features.shape == (1, 2048)
-    assert (features - known).abs().max() < 1e-5 * known.abs().max()
-    assert (known > 0).float().mean() > 0.5  # else a dead network agrees with anything
-    logits = known @ weights["fc.weight"].T + weights["fc.bias"]
-    assert (network.logits(features) - logits).abs().max() < 1e-5 * logits.abs().max()
+    assert (features - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (expected > 0).float().mean() > 0.5  # so that agreement means something
 
 
-def test_other_files_with_the_same_tensors_do(weights: Weights, published: Path, tmp_path: Path) -> None:
+def test_load_accepts_safetensors_half_precision_and_counters(
+    weights: Weights, published: Path, tmp_path: Path
+) -> None:
     """.safetensors, half precision, and the counters that newer torch adds."""
     path = tmp_path / "inception.safetensors"
     counters = {"Mixed_5b.branch1x1.bn.num_batches_tracked": torch.tensor(7)}
@@ -176,20 +176,20 @@ WRONG: dict[str, tuple[Callable[[Weights], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG.keys())
-def test_another_network_is_refused(
-    change: Callable[[Weights], Any], said: str, hollow: Weights, tmp_path: Path
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG.keys())
+def test_load_refuses_another_network(
+    change: Callable[[Weights], Any], message: str, empty_weights: Weights, tmp_path: Path
 ) -> None:
-    path = save(change(dict(hollow)), tmp_path / "weights.pth")
+    path = save(change(dict(empty_weights)), tmp_path / "weights.pth")
     with pytest.raises(
-        CheckpointError, match=rf"is not FID's Inception \({said}.*; pass {FILE} of the release"
-    ) as caught:
+        CheckpointError, match=rf"is not FID's Inception \({message}.*; pass {FILE} of the release"
+    ) as raised:
         load(path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_program_is_refused(tmp_path: Path) -> None:
-    """As torch.jit.save lays one out."""
+def test_load_refuses_torchscript(tmp_path: Path) -> None:
+    """A zip file with the entries that torch.jit.save writes."""
     path = tmp_path / "inception-2015-12-05.pt"
     with ZipFile(path, "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/__torch__/torch/nn.py", "version"):
@@ -198,40 +198,42 @@ def test_a_program_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-class Trap:
+class RunsWhenUnpickled:
     def __reduce__(self) -> tuple[Any, ...]:
         return pytest.fail, ("it was run",)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"not weights at all", bytes(1000), b"\x80\x02}q\x00."])
-def test_damaged_files_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
+def test_load_refuses_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"(damaged or holds no tensors|is not FID's Inception).*; pass {FILE}"):
         load(tmp_path / name)
 
 
-@pytest.mark.parametrize("kept", [0.999, 0.5, 0.01])
+@pytest.mark.parametrize("share", [0.999, 0.5, 0.01])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_cut_short_are_refused(kept: float, zipped: bool, hollow: Weights, tmp_path: Path) -> None:
+def test_load_refuses_truncated_files(share: float, zipped: bool, empty_weights: Weights, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    torch.save(hollow, path, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    torch.save(empty_weights, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(CheckpointError, match="is damaged or holds no tensors; pass"):
         load(path)
 
 
-@pytest.mark.parametrize("values", [Trap(), [1, 2], {"epoch": 3}, {"state_dict": nn.Linear(2, 2).state_dict()}])
-def test_files_of_other_things_are_refused_and_not_run(values: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "values", [RunsWhenUnpickled(), [1, 2], {"epoch": 3}, {"state_dict": nn.Linear(2, 2).state_dict()}]
+)
+def test_load_refuses_other_pickles_without_running_them(values: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is damaged or holds no tensors; pass"):
         load(save(values, tmp_path / "weights.pth"))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"is not there; pass {FILE}"):
+def test_load_refuses_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"does not exist; pass {FILE}"):
         load(tmp_path / "weights.pth")
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_load_refuses_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"is a folder, and weights are a file; pass {FILE}"):
         load(tmp_path)

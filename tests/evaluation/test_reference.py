@@ -1,4 +1,4 @@
-"""Reference statistics: kept and read back, added up by workers, compared only with their like; folders of every kind."""
+"""Statistics of picture sets: measuring folders, adding parts, saving and loading, and comparisons that are refused."""
 
 import json
 from collections.abc import Sequence
@@ -15,15 +15,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
-from kandinsky22.evaluation.reference import By, Statistics, by, load, measure, merged, pictures_in, save, sizes_of
+from kandinsky22.evaluation.reference import (
+    Source,
+    Statistics,
+    find_pictures,
+    load,
+    load_parts,
+    measure,
+    save,
+    sizes_of,
+    source_of,
+)
 from kandinsky22.moments import Gaussian, Moments
 
 torch.set_num_threads(1)
 DIM = 6
 
 
-class Means:
-    """A feature network of few words: the means of a picture's two halves."""
+class HalfMeans:
+    """A feature network without weights: the mean colours of a picture's two halves. Counts pictures in `seen`."""
 
     name, fingerprint, resize, dim = "means", "0123456789abcdef", "not at all", DIM
     seen = 0
@@ -35,7 +45,7 @@ class Means:
         return torch.from_numpy(np.stack(halves))
 
 
-BY = By(Means.name, Means.fingerprint, Means.resize)
+SOURCE = Source(HalfMeans.name, HalfMeans.fingerprint, HalfMeans.resize)
 
 
 def noise(seed: int, width: int = 8, height: int = 6) -> Image.Image:
@@ -45,7 +55,7 @@ def noise(seed: int, width: int = 8, height: int = 6) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty pictures, in folders, of several kinds; and what is no picture."""
+    """Twenty pictures of several formats in subfolders, hidden pictures, and a file that is no picture."""
     place = tmp_path / "pictures"
     for k in range(20):
         path = place / ("a", "b/c", ".")[k % 3] / f"{k}{('.png', '.jpg', '.WEBP', '.bmp')[k % 4]}"
@@ -62,133 +72,146 @@ def equal(a: Statistics, b: Statistics) -> bool:
     assert isinstance(a.moments, Moments)
     assert isinstance(b.moments, Moments)
     return (
-        (a.by, a.names, a.sizes) == (b.by, b.names, b.sizes)
+        (a.source, a.names, a.sizes) == (b.source, b.names, b.sizes)
         and torch.equal(a.rows, b.rows)
         and torch.allclose(a.moments.mean, b.moments.mean, rtol=1e-12)
         and torch.allclose(a.moments.scatter, b.moments.scatter, rtol=1e-10)
     )
 
 
-def test_a_folder_is_measured_in_the_order_of_names(folder: Path) -> None:
-    features, told = Means(), []
-    pictures = pictures_in(folder)
-    found = measure(pictures, features, batch=8, progress=lambda done, of: told.append((done, of)))
-    assert told == [(8, 20), (16, 20), (20, 20)]
-    assert found.names == tuple(sorted(pictures)) and len(found.names) == 20 and "b/c/1.jpg" in found.names
-    rows = Means()([Image.open(folder / name).convert("RGB") for name in found.names])
-    assert torch.equal(found.rows, rows)
-    assert found.count == 20 and found.by == by(features) == BY and found.sizes == ((6, 8), (6, 9))
-    assert isinstance(found.moments, Moments)
+def test_measure_orders_pictures_by_name(folder: Path) -> None:
+    features, progress = HalfMeans(), []
+    pictures = find_pictures(folder)
+    statistics = measure(pictures, features, batch=8, progress=lambda done, of: progress.append((done, of)))
+    assert progress == [(8, 20), (16, 20), (20, 20)]
+    assert (
+        statistics.names == tuple(sorted(pictures)) and len(statistics.names) == 20 and "b/c/1.jpg" in statistics.names
+    )
+    rows = HalfMeans()([Image.open(folder / name).convert("RGB") for name in statistics.names])
+    assert torch.equal(statistics.rows, rows)
+    assert (
+        statistics.count == 20
+        and statistics.source == source_of(features) == SOURCE
+        and statistics.sizes == ((6, 8), (6, 9))
+    )
+    assert isinstance(statistics.moments, Moments)
     assert torch.allclose(
-        found.moments.covariance, torch.from_numpy(np.cov(rows.double().numpy(), rowvar=False)), rtol=1e-10
+        statistics.moments.covariance, torch.from_numpy(np.cov(rows.double().numpy(), rowvar=False)), rtol=1e-10
     )
 
 
-def test_it_is_kept_and_read_back_to_the_bit(folder: Path, tmp_path: Path) -> None:
-    found = measure(pictures_in(folder), Means())
-    path = tmp_path / "kept" / "reference.safetensors"
-    save(path, found)
-    again = load(path)
-    assert equal(found, again)
-    assert isinstance(found.moments, Moments)
-    assert isinstance(again.moments, Moments)
-    assert torch.equal(found.moments.scatter, again.moments.scatter) and again.moments.scatter.dtype == torch.float64
-    assert again.rows.dtype == torch.float32
+def test_saved_statistics_are_loaded_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    statistics = measure(find_pictures(folder), HalfMeans())
+    path = tmp_path / "new" / "reference.safetensors"
+    save(path, statistics)
+    loaded = load(path)
+    assert equal(statistics, loaded)
+    assert isinstance(statistics.moments, Moments)
+    assert isinstance(loaded.moments, Moments)
+    assert (
+        torch.equal(statistics.moments.scatter, loaded.moments.scatter)
+        and loaded.moments.scatter.dtype == torch.float64
+    )
+    assert loaded.rows.dtype == torch.float32
     assert [file.name for file in path.parent.iterdir()] == ["reference.safetensors"]
 
 
-def test_shares_of_workers_add_up_whoever_measured_what(folder: Path) -> None:
-    pictures = list(pictures_in(folder).items())
-    whole = measure(dict(pictures), Means())
-    shares = [measure(dict(pictures[i::3]), Means(), batch=2) for i in range(3)]
-    assert equal(whole, reduce(add, shares))
-    assert equal(whole, shares[2] + (shares[0] + shares[1]))
-    backwards = measure(dict(reversed(pictures)), Means())
-    assert equal(whole, backwards)
-    other = of(30)
-    merged = reduce(add, reversed(shares))
-    assert frechet(merged.moments, other.moments) == pytest.approx(frechet(whole.moments, other.moments), rel=1e-9)
-    assert kernel_distance(merged.rows, other.rows, size=10) == kernel_distance(whole.rows, other.rows, size=10)
-    assert cmmd(merged.rows, other.rows) == cmmd(whole.rows, other.rows)
+def test_statistics_of_parts_add_up_in_any_order(folder: Path) -> None:
+    pictures = list(find_pictures(folder).items())
+    complete = measure(dict(pictures), HalfMeans())
+    parts = [measure(dict(pictures[i::3]), HalfMeans(), batch=2) for i in range(3)]
+    assert equal(complete, reduce(add, parts))
+    assert equal(complete, parts[2] + (parts[0] + parts[1]))
+    backwards = measure(dict(reversed(pictures)), HalfMeans())
+    assert equal(complete, backwards)
+    other = random_statistics(30)
+    total = reduce(add, reversed(parts))
+    assert frechet(total.moments, other.moments) == pytest.approx(frechet(complete.moments, other.moments), rel=1e-9)
+    assert kernel_distance(total.rows, other.rows, size=10) == kernel_distance(complete.rows, other.rows, size=10)
+    assert cmmd(total.rows, other.rows) == cmmd(complete.rows, other.rows)
 
 
-def test_a_picture_counts_once(folder: Path) -> None:
-    found = measure(pictures_in(folder), Means())
-    with pytest.raises(ValueError, match=r"the picture 11.bmp was measured twice; leave out one of its shares"):
-        _ = found + measure({"11.bmp": folder / "11.bmp"}, Means())
+def test_adding_statistics_refuses_a_picture_in_both(folder: Path) -> None:
+    statistics = measure(find_pictures(folder), HalfMeans())
+    with pytest.raises(
+        ValueError, match=r"the picture 11.bmp was measured twice; leave out one of the parts that have it"
+    ):
+        _ = statistics + measure({"11.bmp": folder / "11.bmp"}, HalfMeans())
 
 
-def test_features_that_are_not_finite() -> None:
+def test_statistics_refuse_features_that_are_not_finite() -> None:
     with pytest.raises(FloatingPointError, match="features by means are not finite"):
-        Statistics.of(BY, ["a", "b"], torch.tensor([[1.0], [torch.nan]]), [])
+        Statistics.of(SOURCE, ["a", "b"], torch.tensor([[1.0], [torch.nan]]), [])
 
 
-def of(count: int = 9, size: tuple[int, int] = (64, 64), made_by: By = BY) -> Statistics:
+def random_statistics(count: int = 9, size: tuple[int, int] = (64, 64), source: Source = SOURCE) -> Statistics:
     rows = torch.randn(count, DIM, generator=torch.Generator().manual_seed(count))
-    return Statistics.of(made_by, [str(k) for k in range(count)], rows, [size])
+    return Statistics.of(source, [str(k) for k in range(count)], rows, [size])
 
 
-def test_sets_that_are_alike_are_compared() -> None:
-    mixed = Statistics.of(BY, ["a", "b"], torch.rand(2, DIM), [(64, 64), (480, 640)])
-    of().check(of(12))
-    of().check(BY)
-    of().check(mixed)
-    of().check(of(size=(32, 32)), any_size=True)
+def test_check_accepts_sets_of_the_same_source_and_size() -> None:
+    mixed = Statistics.of(SOURCE, ["a", "b"], torch.rand(2, DIM), [(64, 64), (480, 640)])
+    random_statistics().check(random_statistics(12))
+    random_statistics().check(SOURCE)
+    random_statistics().check(mixed)
+    random_statistics().check(random_statistics(size=(32, 32)), any_size=True)
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (
-            of(made_by=BY._replace(fingerprint="ffff00001111x")),
+            random_statistics(source=SOURCE._replace(fingerprint="ffff00001111x")),
             r"with means \(0123456789ab\), and .* means \(ffff00001111\); use",
         ),
         (
-            BY._replace(name="medians"),
+            SOURCE._replace(name="medians"),
             r"measured with means .*, and the pictures with medians \(0123456789ab\); use the same",
         ),
         (
-            BY._replace(resize="legacy"),
-            r"resized otherwise \(not at all\) than the pictures \(legacy\); measure one of them",
+            SOURCE._replace(resize="legacy"),
+            r"resized by another method \(not at all\) than the pictures \(legacy\); measure one of them",
         ),
         (
-            of(size=(32, 48)),
-            "reference's pictures are all 64x64 and the others all 32x48, .*; bring them to one size, or say",
+            random_statistics(size=(32, 48)),
+            "reference's pictures are all 64x64 and the others all 32x48, .*; use one size for both, or allow any",
         ),
     ],
 )
-def test_sets_that_are_not_alike_are_refused(other: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as caught:
-        of().check(other)
-    assert "\n" not in str(caught.value)
+def test_check_refuses_sets_of_another_source_or_size(other: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        random_statistics().check(other)
+    assert "\n" not in str(raised.value)
 
 
-def test_shares_by_different_networks_do_not_add_up() -> None:
+def test_adding_statistics_refuses_different_sources() -> None:
     with pytest.raises(ValueError, match="not made by the same network in the same way"):
-        _ = of() + of(made_by=BY._replace(resize="legacy"))
+        _ = random_statistics() + random_statistics(source=SOURCE._replace(resize="legacy"))
 
 
-def test_a_public_file_does_for_fid_alone(tmp_path: Path) -> None:
-    ours = of(50)
+def test_load_reads_a_published_mean_and_covariance_for_fid_alone(tmp_path: Path) -> None:
+    ours = random_statistics(50)
     assert isinstance(ours.moments, Moments)
     path = tmp_path / "coco.npz"
     np.savez_compressed(path, mu=ours.moments.mean.numpy(), sigma=ours.moments.covariance.numpy())
     public = load(path)
     assert isinstance(public.moments, Gaussian) and public.count == float("inf") and public.names == ()
     public.check(ours)
-    other = of(40)
+    other = random_statistics(40)
     assert frechet(other.moments, public.moments) == pytest.approx(frechet(other.moments, ours.moments), rel=1e-12)
-    with pytest.raises(ValueError, match="a mean and a covariance, which FID needs; KID and CMMD need its pictures"):
+    with pytest.raises(
+        ValueError, match="a mean and a covariance, which suffice for FID; KID and CMMD need its pictures'"
+    ):
         _ = public.rows
 
 
 @pytest.mark.parametrize("name", ["reference.npz", "reference.safetensors"])
-def test_files_that_hold_no_statistics(name: str, tmp_path: Path) -> None:
+def test_load_refuses_missing_and_damaged_files(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    with pytest.raises(ValueError, match=rf"{name} is not there; make it with `kandinsky22 evaluate stats FOLDER`"):
+    with pytest.raises(ValueError, match=rf"{name} does not exist; make it with `kandinsky22 evaluate stats FOLDER`"):
         load(path)
     good = tmp_path / "good.safetensors"
-    save(good, of())
+    save(good, random_statistics())
     for content in (b"", b"not statistics", b"PK\3\4", good.read_bytes()[:-5], bytes(64)):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} holds no statistics that can be read; make them again"):
@@ -205,14 +228,14 @@ def test_files_that_hold_no_statistics(name: str, tmp_path: Path) -> None:
         {"mu": np.array([{}, {}, {}], dtype=object), "sigma": np.eye(3)},
     ],
 )
-def test_arrays_that_are_no_mean_and_covariance(arrays: dict[str, Any], tmp_path: Path) -> None:
+def test_load_refuses_arrays_of_the_wrong_shape_or_type(arrays: dict[str, Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match="holds no statistics that can be read"):
         load(tmp_path / "reference.npz")
 
 
 @pytest.mark.parametrize(
-    ("mu", "sigma", "said"),
+    ("mu", "sigma", "problem"),
     [
         (np.zeros(3), np.full((3, 3), np.nan), "its mu or sigma is not finite"),
         (np.array([0, np.inf, 0]), np.eye(3), "its mu or sigma is not finite"),
@@ -222,81 +245,89 @@ def test_arrays_that_are_no_mean_and_covariance(arrays: dict[str, Any], tmp_path
         (np.zeros(3), np.eye(3) + np.eye(3, k=1), "its sigma is not symmetric"),
     ],
 )
-def test_a_sigma_that_is_no_covariance(mu: np.ndarray, sigma: np.ndarray, said: str, tmp_path: Path) -> None:
+def test_load_refuses_a_sigma_that_is_not_a_covariance(
+    mu: np.ndarray, sigma: np.ndarray, problem: str, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "reference.npz", mu=mu, sigma=sigma)
     with pytest.raises(
-        ValueError, match=f"reference.npz: {said}, so it is no mean and covariance of features; get it again"
+        ValueError,
+        match=f"reference.npz: {problem}, so it is not the mean and covariance of features; download it again",
     ):
         load(tmp_path / "reference.npz")
 
 
-def test_a_covariance_that_was_rounded_is_one(tmp_path: Path) -> None:
-    """Of rank 3 in 6 dimensions, as float32 keeps it: some variances are below 0 by rounding."""
+def test_load_accepts_a_covariance_with_rounding_errors(tmp_path: Path) -> None:
+    """Of rank 3 in 6 dimensions, in float32: rounding makes some eigenvalues negative."""
     rows = np.random.default_rng(0).standard_normal((40, 3)) @ np.ones((3, DIM))
     np.savez(tmp_path / "reference.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False).astype(np.float32))
     assert load(tmp_path / "reference.npz").count == float("inf")
 
 
-def test_parts_in_files_are_merged(folder: Path, tmp_path: Path) -> None:
-    pictures = [*pictures_in(folder).items()]
+def test_load_parts_adds_statistics_from_files(folder: Path, tmp_path: Path) -> None:
+    pictures = [*find_pictures(folder).items()]
     parts = [tmp_path / f"{i}.safetensors" for i in range(3)]
     for i, part in enumerate(parts):
-        save(part, measure(dict(pictures[i::3]), Means()))
-    assert equal(merged(parts), measure(dict(pictures), Means()))
-    with pytest.raises(ValueError, match="was measured twice; leave out one of its shares"):
-        merged([*parts, parts[0]])
+        save(part, measure(dict(pictures[i::3]), HalfMeans()))
+    assert equal(load_parts(parts), measure(dict(pictures), HalfMeans()))
+    with pytest.raises(ValueError, match="was measured twice; leave out one of the parts that have it"):
+        load_parts([*parts, parts[0]])
 
 
-def test_several_folders_are_one_set(folder: Path, tmp_path: Path) -> None:
-    assert pictures_in(folder / "a", folder / "b").keys() == {*pictures_in(folder / "a"), *pictures_in(folder / "b")}
-    with pytest.raises(ValueError, match=r"0.png is in two of the folders, .*a among them; give the folder above both"):
-        pictures_in(folder / "a", folder / "a")
+def test_find_pictures_joins_several_folders(folder: Path, tmp_path: Path) -> None:
+    assert find_pictures(folder / "a", folder / "b").keys() == {
+        *find_pictures(folder / "a"),
+        *find_pictures(folder / "b"),
+    }
+    with pytest.raises(
+        ValueError, match=r"0.png is in two of the folders, one of them .*a; give the folder above both"
+    ):
+        find_pictures(folder / "a", folder / "a")
 
 
-def test_sizes_by_the_first_bytes_are_those_of_whole_pictures(folder: Path) -> None:
-    pictures = pictures_in(folder)
-    assert sizes_of(pictures, whole=False) == sizes_of(pictures) == [(6, 8), (6, 9)]
+def test_sizes_from_headers_equal_those_of_decoded_pictures(folder: Path) -> None:
+    pictures = find_pictures(folder)
+    assert sizes_of(pictures, decode=False) == sizes_of(pictures) == [(6, 8), (6, 9)]
 
 
-def test_tensors_that_are_not_of_one_set(tmp_path: Path) -> None:
+def test_load_refuses_tensors_that_do_not_fit_their_metadata(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    save(path, of())
+    save(path, random_statistics())
     tensors = load_file(path)
-    about = {"weight": 8, "by": BY._asdict(), "names": [str(k) for k in range(8)], "sizes": [[6, 8]]}
+    about = {"weight": 8, "by": SOURCE._asdict(), "names": [str(k) for k in range(8)], "sizes": [[6, 8]]}
     for metadata in (None, {"kandinsky22": "{}"}, {"kandinsky22": json.dumps(about)}):
         save_file(tensors, path, metadata)
         with pytest.raises(ValueError, match="holds no statistics that can be read"):
             load(path)
 
 
-def test_folders_without_pictures(folder: Path, tmp_path: Path) -> None:
+def test_find_pictures_refuses_folders_without_pictures(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ValueError, match=r"empty holds no pictures \(.jpg, .jpeg, .png, .webp, .bmp\); give the folder"
     ):
-        pictures_in(tmp_path / "empty")
+        find_pictures(tmp_path / "empty")
     for place in (tmp_path / "nowhere", folder / "notes.txt"):
         with pytest.raises(ValueError, match="is not a folder; give a folder of pictures"):
-            pictures_in(place)
+            find_pictures(place)
 
 
-def test_broken_pictures_are_named_before_anything_is_computed(folder: Path) -> None:
-    whole = (folder / "2.WEBP").read_bytes()
-    contents = [b"", b"not a picture", whole[: len(whole) // 2], noise(1, 40, 40).tobytes()[:200]]
+def test_measure_names_broken_pictures_before_computing_features(folder: Path) -> None:
+    webp = (folder / "2.WEBP").read_bytes()
+    contents = [b"", b"not a picture", webp[: len(webp) // 2], noise(1, 40, 40).tobytes()[:200]]
     for k, content in enumerate(contents):
         (folder / f"a/broken{k}.png").write_bytes(content)
-    features = Means()
+    features = HalfMeans()
     with pytest.raises(
         ValueError,
         match=r"4 of 24 pictures cannot be read \(a/broken0.png, a/broken1.png, a/broken2.png and 1 more\); repair",
     ):
-        measure(pictures_in(folder), features)
+        measure(find_pictures(folder), features)
     assert features.seen == 0
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
-def test_pictures_of_other_modes_are_read(mode: str, tmp_path: Path) -> None:
+def test_measure_reads_pictures_of_every_mode(mode: str, tmp_path: Path) -> None:
     picture = noise(1).convert(mode)
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     picture.save(path, **({"transparency": bytes([0, 128] * 8)} if mode == "P" else {}))
-    assert measure(pictures_in(tmp_path), Means()).rows.shape == (1, DIM)
+    assert measure(find_pictures(tmp_path), HalfMeans()).rows.shape == (1, DIM)

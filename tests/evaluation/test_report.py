@@ -1,4 +1,4 @@
-"""What an evaluation leaves: three files that hold what they were given, and a page that stands by itself."""
+"""Report files: two JSON files with the given values, and a page that embeds its plots and pictures."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from PIL import Image
 
 from kandinsky22.evaluation import plots
 from kandinsky22.evaluation.published import CARD_TABLE, FAMILY, PROTOCOLS_DIFFER
-from kandinsky22.evaluation.report import Number, Plot, Report, Shown, Table, write
+from kandinsky22.evaluation.report import Number, Picture, Plot, Report, Table, write
 
 
 def report(folder: Path) -> Report:
@@ -27,11 +27,11 @@ def report(folder: Path) -> Report:
             Plot("A curve", plots.lines({"ddpm": [plots.Point(1, 2, 1.5, 2.5), plots.Point(2, 3, 2, 4)]}, "x", "y"))
         ],
         tables=[Table("A table", ("name", "FID"), [("theirs", "8.21"), ("ours", "12.50")], ours=1)],
-        shown=[Shown(picture, 'a "red" <square>')],
+        pictures=[Picture(picture, 'a "red" <square>')],
     )
 
 
-def test_the_files_hold_what_they_were_given(tmp_path: Path) -> None:
+def test_report_files_hold_the_given_values(tmp_path: Path) -> None:
     page = write(tmp_path / "out", report(tmp_path))
     assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8")) == {"fid": 12.5}
     assert json.loads((tmp_path / "out" / "protocol.json").read_text("utf-8")) == {"steps": 50, "name": "ŷ"}
@@ -39,17 +39,17 @@ def test_the_files_hold_what_they_were_given(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "protocol.json", "report.html"}
 
 
-def test_the_page_stands_by_itself_and_captions_are_text(tmp_path: Path) -> None:
+def test_the_page_embeds_everything_and_escapes_captions(tmp_path: Path) -> None:
     page = write(tmp_path / "out", report(tmp_path)).read_text("utf-8")
     assert "A &lt;model&gt;" in page and "<square>" not in page and "&lt;square&gt;" in page
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # no other file or address
     assert page.count("<svg") == 1 and '<tr class="ours"><td>ours</td>' in page
     (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     with Image.open(io.BytesIO(base64.b64decode(data))) as small:
         assert small.size == (256, 128)
 
 
-def test_the_same_values_draw_the_same_plot() -> None:
+def test_plots_of_the_same_values_have_the_same_bytes() -> None:
     for draw in (
         lambda: plots.bars({"a": 3.0, "b": 1.0}, "FID", ours="b"),
         lambda: plots.histogram([1.0, 2.0, 2.5], "score"),
@@ -59,7 +59,7 @@ def test_the_same_values_draw_the_same_plot() -> None:
         assert first == draw() and first.startswith("<svg") and first.rstrip().endswith("</svg>")
 
 
-def test_the_cards_eleven_rows_are_there_and_say_whose_they_are() -> None:
+def test_the_card_table_has_eleven_rows_and_none_of_kandinsky_2_2() -> None:
     assert len(CARD_TABLE) == 11 and [f.fid for f in CARD_TABLE] == sorted(f.fid for f in CARD_TABLE)
     assert next(f for f in CARD_TABLE if f.fid == 8.21).model.startswith("Kandinsky 2.1")
     assert not any("2.2" in f.model for f in (*CARD_TABLE, *FAMILY)) and "Kandinsky 2.1" in PROTOCOLS_DIFFER

@@ -146,9 +146,9 @@ def test_what_is_no_mask_is_refused() -> None:
 
 def test_a_mask_that_repaints_nothing_names_the_way_out() -> None:
     nothing = np.zeros((8, 8), np.float32)
-    with pytest.raises(ValueError, match=r"nothing; make white, .* say mask_mode='black'"):
+    with pytest.raises(ValueError, match=r"nothing; make white, .* use mask_mode='black'"):
         check(nothing)
-    with pytest.raises(ValueError, match=r"nothing; make black, .* say mask_mode='white'"):
+    with pytest.raises(ValueError, match=r"nothing; make black, .* use mask_mode='white'"):
         check(1 - repaint_area(np.zeros((8, 8)), (8, 8), "black"), "black")
     with pytest.raises(ValueError, match="repaints nothing"):
         window(nothing, 8, 8)

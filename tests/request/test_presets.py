@@ -11,7 +11,7 @@ import pytest
 from kandinsky22 import Kandinsky, Painting, Request, Sampling, controlnet, img2img, inpaint, text2img
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.cli.show import summary
-from kandinsky22.evaluation.dials import Work
+from kandinsky22.evaluation.unet_work import UNetWork
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Defaults
 from kandinsky22.request.events import Notice, Result
@@ -55,24 +55,22 @@ def test_full_guidance_interval_is_exact_and_an_interval_without_steps_turns_gui
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("ddim", 6), ("heun", 11)])
-def test_guidance_interval_and_reuse_save_rows_and_deep_calls(
-    kandinsky: Kandinsky, sampler: str, calls: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_interval_and_reuse_save_rows_and_deep_calls(kandinsky: Kandinsky, sampler: str, calls: int) -> None:
     unet = kandinsky.decoder(DECODER).unet
     rows: list[int] = []
     deep: list[int] = []
-    forward_cached = unet.forward_cached
-    monkeypatch.setattr(
-        unet, "forward_cached", lambda *a, **named: rows.append(len(a[2])) or forward_cached(*a, **named)
-    )
-    hook = unet.mid_block.register_forward_pre_hook(lambda _, inputs: deep.append(len(inputs[0])))
+    hooks = [
+        unet.conv_out.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0]))),
+        unet.mid_block.register_forward_pre_hook(lambda _, inputs: deep.append(len(inputs[0]))),
+    ]
     options = FEW | {"sampler": sampler}
     painted(kandinsky, text2img("a ring", **options))
     assert rows == deep == [2] * calls
     rows.clear()
     deep.clear()
     painted(kandinsky, text2img("a ring", **options, guidance_interval=(0.4, 1), reuse=2))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert len(rows) == calls and set(rows) == {1, 2} and rows == sorted(rows, reverse=True)
     assert len(deep) == -(-calls // 2)
 
@@ -160,7 +158,8 @@ def test_speed_resolves_to_its_settings_and_fills_only_missing_options() -> None
     assert parameters(text2img)["speed"].choices == tuple(SPEEDS)
     assert text2img("a ring", speed="exact", seed=1).resolved(PUBLISHED).decoder == PUBLISHED.decoder
     work = {
-        name: Work.of(text2img("a ring", speed=name).resolved(PUBLISHED).decoder, DECODER_SCHEDULE) for name in SPEEDS
+        name: UNetWork.of(text2img("a ring", speed=name).resolved(PUBLISHED).decoder, DECODER_SCHEDULE)
+        for name in SPEEDS
     }  # type: ignore[arg-type]
     assert work["exact"].deep > work["fast"].deep >= work["turbo"].deep
 

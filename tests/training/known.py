@@ -1,22 +1,22 @@
-"""A thing to learn whose answer is known."""
+"""A training problem with a known solution."""
 
 import torch
 from torch import Tensor, nn
 
-from kandinsky22.training.loop import Batch, Objective, Recipe, generator
+from kandinsky22.training.loop import Batch, Objective, Recipe, step_generator
 
 RECIPE = Recipe(batch=8, learning_rate=0.05, warmup=2, weight_decay=0.0, bfloat16=False, ema_decay=0.9)
 
 
 def line_fit(recipe: Recipe = RECIPE, width: int = 2) -> tuple[nn.Module, Objective]:
-    """A linear layer that is to become x -> 2 x0 - 3 x1 + 1 (and nothing of further columns), each step from its own seed."""
+    """A linear layer and the objective of fitting x -> 2 x0 - 3 x1 + 1, which ignores further columns of x."""
     torch.manual_seed(0)
     network = nn.Linear(width, 1)
 
     def draw(step: int) -> Batch:
-        numbers = generator(recipe.seed, step)
-        x = torch.randn(recipe.batch, width, generator=numbers)
-        return {"x": x, "t": torch.randint(100, (recipe.batch,), generator=numbers)}
+        generator = step_generator(recipe.seed, step)
+        x = torch.randn(recipe.batch, width, generator=generator)
+        return {"x": x, "t": torch.randint(100, (recipe.batch,), generator=generator)}
 
     def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x = rows["x"]

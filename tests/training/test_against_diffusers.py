@@ -1,5 +1,8 @@
-"""Training against diffusers' example scripts for Kandinsky 2.2, whose recipe is written out here as the plain loop it is, over
-their own networks: from the same folder and the same rows, the same losses, step after step."""
+"""Training has the same losses as diffusers' example scripts for Kandinsky 2.2, step after step, from the same weights
+and rows.
+
+The scripts' recipe is written out here as a plain loop over diffusers' networks.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,35 +39,35 @@ RECIPE = Recipe(
     weight_decay=0.1,
     max_grad_norm=1.0,
     bfloat16=False,
-    untold=0.0,
+    cond_dropout=0.0,
     min_snr=None,
     seed=3,
 )
 
 Predict = Callable[[Batch], tuple[Tensor, Tensor]]
-"""A step's rows -> what their network says, and what it was asked for."""
+"""The rows of a step -> the prediction of diffusers' network, and its target."""
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def their_loss(said: Tensor, asked: Tensor, scheduler: Any, t: Tensor, gamma: float | None) -> Tensor:
-    """The scripts' loss; `gamma` is their --snr_gamma, which weighs rows as section 3.4 of Hang et al. says."""
+def diffusers_loss(prediction: Tensor, target: Tensor, scheduler: Any, t: Tensor, gamma: float | None) -> Tensor:
+    """The scripts' loss; `gamma` is their --snr_gamma (Hang et al. 2023, section 3.4)."""
     if gamma is None:
-        return F.mse_loss(said.float(), asked.float(), reduction="mean")
+        return F.mse_loss(prediction.float(), target.float(), reduction="mean")
     snr = compute_snr(scheduler, t)
     weights = (
         snr.clamp(max=gamma)
         / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[scheduler.config.prediction_type]
     )
-    return (F.mse_loss(said.float(), asked.float(), reduction="none").flatten(1).mean(dim=1) * weights).mean()
+    return (F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1) * weights).mean()
 
 
-def their_losses(
+def diffusers_losses(
     network: Any, predict: Predict, scheduler: Any, rows: Callable[[int], Batch], gamma: float | None
 ) -> list[float]:
-    """The loss before each step of their loop."""
+    """The loss before each step of the scripts' loop."""
     network.train()
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=RECIPE.learning_rate, betas=RECIPE.betas, weight_decay=RECIPE.weight_decay, eps=1e-8
@@ -72,7 +75,7 @@ def their_losses(
     losses = []
     for step in range(STEPS):
         batch = rows(step)
-        loss = their_loss(*predict(batch), scheduler, batch["t"], gamma)
+        loss = diffusers_loss(*predict(batch), scheduler, batch["t"], gamma)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), RECIPE.max_grad_norm)
         optimizer.step()
@@ -85,13 +88,13 @@ def our_losses(network: torch.nn.Module, objective: Objective, recipe: Recipe) -
     return [line["loss"] for line in Training(network, objective, recipe, STEPS)]
 
 
-def same(ours: list[float], theirs: list[float]) -> None:
+def assert_same_losses(ours: list[float], theirs: list[float]) -> None:
     assert ours == pytest.approx(theirs, rel=1e-5)
-    assert sum(ours[-10:]) < 0.97 * sum(ours[:10])  # something was learnt, so later losses compare what was
+    assert sum(ours[-10:]) < 0.97 * sum(ours[:10])  # the networks learn, so later losses compare trained weights
 
 
 @pytest.mark.parametrize("gamma", [None, GAMMA])
-def test_the_decoder_learns_as_theirs(tiny_model: Path, gamma: float | None) -> None:
+def test_the_decoder_has_the_losses_of_diffusers_script(tiny_model: Path, gamma: float | None) -> None:
     folder = tiny_model / "decoder"
     ours = Stored(folder / "unet", UNet, UNetConfig).load(torch.float32, CPU).requires_grad_(True)
     schedule = NoiseSchedule.from_config(DECODER_CONFIG)
@@ -107,13 +110,13 @@ def test_the_decoder_learns_as_theirs(tiny_model: Path, gamma: float | None) -> 
         added = {"image_embeds": rows["embeds"]}
         return theirs(noisy, rows["t"], None, added_cond_kwargs=added).sample[:, :4], rows["noise"]
 
-    reference = their_losses(theirs, predict, scheduler, objective.draw, gamma)
-    same(our_losses(ours, objective, recipe), reference)
+    reference = diffusers_losses(theirs, predict, scheduler, objective.draw, gamma)
+    assert_same_losses(our_losses(ours, objective, recipe), reference)
 
 
 @pytest.mark.parametrize("gamma", [None, GAMMA])
-def test_the_prior_learns_as_theirs(tiny_model: Path, gamma: float | None) -> None:
-    """Theirs pads every caption to the full length and masks the padding."""
+def test_the_prior_has_the_losses_of_diffusers_script(tiny_model: Path, gamma: float | None) -> None:
+    """Diffusers pads every caption to the full length and masks the padding."""
     folder = tiny_model / "prior"
     ours = Stored(folder / "prior", PriorTransformer, PriorConfig).load(torch.float32, CPU).requires_grad_(True)
     for fixed in (ours.clip_mean, ours.clip_std):
@@ -124,8 +127,8 @@ def test_the_prior_learns_as_theirs(tiny_model: Path, gamma: float | None) -> No
         {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
     )
     recipe = replace(RECIPE, min_snr=gamma)
-    told = prior.Told(draw(40, DIM), lambda indices, rng: [EXAMPLES[i % len(EXAMPLES)] for i in indices])
-    objective = prior.objective(ours, text, tokenizer, schedule, [told], recipe)
+    pictures = prior.CaptionedEmbeds(draw(40, DIM), lambda indices, rng: [EXAMPLES[i % len(EXAMPLES)] for i in indices])
+    objective = prior.objective(ours, text, tokenizer, schedule, [pictures], recipe)
 
     theirs = diffusers.PriorTransformer.from_pretrained(folder / "prior")
     encoder = transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder").requires_grad_(False)
@@ -133,32 +136,35 @@ def test_the_prior_learns_as_theirs(tiny_model: Path, gamma: float | None) -> No
     mean, std = theirs.clip_mean.detach().clone(), theirs.clip_std.detach().clone()
 
     def predict(rows: Batch) -> tuple[Tensor, Tensor]:
-        cut = TEXT_LENGTH - rows["ids"].shape[1]
-        ids, mask = F.pad(rows["ids"], (0, cut), value=tokenizer.end), F.pad(rows["mask"], (0, cut), value=False)
+        padding = TEXT_LENGTH - rows["ids"].shape[1]
+        ids, mask = (
+            F.pad(rows["ids"], (0, padding), value=tokenizer.end),
+            F.pad(rows["mask"], (0, padding), value=False),
+        )
         with torch.no_grad():
-            said = encoder(ids)
+            encoded = encoder(ids)
             x0 = (rows["x0"] - mean) / std
             noisy = scheduler.add_noise(x0, rows["noise"], rows["t"])
-        answer = theirs(
+        output = theirs(
             noisy,
             timestep=rows["t"],
-            proj_embedding=said.text_embeds,
-            encoder_hidden_states=said.last_hidden_state,
+            proj_embedding=encoded.text_embeds,
+            encoder_hidden_states=encoded.last_hidden_state,
             attention_mask=mask,
         )
-        return answer.predicted_image_embedding, x0
+        return output.predicted_image_embedding, x0
 
-    reference = their_losses(theirs, predict, scheduler, objective.draw, gamma)
-    same(our_losses(ours, objective, recipe), reference)
+    reference = diffusers_losses(theirs, predict, scheduler, objective.draw, gamma)
+    assert_same_losses(our_losses(ours, objective, recipe), reference)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_timesteps_weigh_as_theirs(prediction: str) -> None:
+def test_timestep_weights_equal_those_of_diffusers_script(prediction: str) -> None:
     config = {**DECODER_CONFIG, "prediction_type": prediction}
     schedule, scheduler = NoiseSchedule.from_config(config), diffusers.DDPMScheduler.from_config(config)
     t = torch.arange(1000)
-    said, asked = torch.ones(1, 4), torch.zeros(1, 4)  # a squared error of 1
+    ones, zeros = torch.ones(1, 4), torch.zeros(1, 4)  # a squared error of 1
     for gamma in (None, 1.0, GAMMA):
         ours = decoder.timestep_weights(schedule, t, gamma)
-        theirs = [their_loss(said, asked, scheduler, one[None], gamma) for one in t]
+        theirs = [diffusers_loss(ones, zeros, scheduler, one[None], gamma) for one in t]
         assert torch.allclose(ours, torch.stack(theirs), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""docs/training.md: its commands run as they stand, it names every option, and its table is that of the recipes."""
+"""docs/training.md: its commands run, it lists all options, and its tables are those of the recipes and plans."""
 
 import argparse
 import re
@@ -11,11 +11,11 @@ from PIL import Image
 
 from kandinsky22.cli.app import run
 from kandinsky22.training import cli, options
+from kandinsky22.training.network_plans import GPU, plan_of
 from kandinsky22.training.photos import Filter, shapes
-from kandinsky22.training.plan import GIB, reached
-from kandinsky22.training.planning import GPU, plan_of
-from kandinsky22.training.recipes import NETWORKS, PAINTERS, PUBLISHED, STAGES, Stage
-from kandinsky22.training.run import lines
+from kandinsky22.training.plan_table import GIB, expected_rate
+from kandinsky22.training.recipes import NETWORKS, PUBLISHED, STAGES, UNETS, Stage
+from kandinsky22.training.run import read_metrics
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
@@ -24,11 +24,11 @@ TABLE = re.compile(r"<!-- stages[^\n]*-->\n(.*?)<!-- end of stages -->", re.DOTA
 PLANS = re.compile(r"<!-- plans[^\n]*-->\n(.*?)<!-- end of plans -->", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 COLUMNS = {"data": "pictures", "filter": "filter", "begins": "begins with", "steps": "steps"}
-"""What the card may give of a stage, as the document calls it."""
+"""The values of a stage that the model card may give -> their names in the document."""
 
 
-def test_its_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those marked `run`, in order, in one folder; what they leave is what the document says."""
+def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the blocks marked `run` in order in one folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
     for kind, block in FENCED.findall(TEXT):
@@ -40,78 +40,75 @@ def test_its_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
                 status = run(words[1:]) if words[0] == "kandinsky22" else subprocess.call(words)
                 assert status == 0, command
 
-    mine = Path("runs/mine")
+    folder = Path("runs/mine")
     for network, steps in (("decoder", 12), ("prior", 6), ("inpaint", 2)):
-        assert [line["step"] for line in lines(mine / network)] == [*range(1, steps + 1)]
-        with Image.open(mine / network / "sheet.png") as sheet:
+        assert [line["step"] for line in read_metrics(folder / network)] == [*range(1, steps + 1)]
+        with Image.open(folder / network / "sheet.png") as sheet:
             assert sheet.height >= 128
     assert len([*Path("out").glob("three-purple-stars*.png")]) >= 1
-    said = TEXT[TEXT.index("## Where everything lies") : TEXT.index("## Going on after a stop")]
-    here = {path.name for path in mine.iterdir()} | {path.name for path in (mine / "decoder").iterdir()}
-    for name in here:
-        assert re.sub(r"-\w+-photos-.*", "-", name) in said, name
+    layout = TEXT[TEXT.index("## Where everything lies") : TEXT.index("## Going on after a stop")]
+    written = {path.name for path in folder.iterdir()} | {path.name for path in (folder / "decoder").iterdir()}
+    for name in written:
+        assert re.sub(r"-\w+-photos-.*", "-", name) in layout, name
 
 
-def test_it_names_every_option_and_no_other() -> None:
-    parser = options.parser()
-    known = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+def test_document_names_every_option_and_no_other() -> None:
+    actions = options.parser().actions
+    known = {option for action in actions for option in action.option_strings if option.startswith("--")}
     prose = FENCED.sub("", TEXT)
-    typed = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
-    trained = [line[line.index(" train ") :] for line in typed]
-    named = {option for text in (prose, *trained) for option in OPTION.findall(text)}
-    others = {"--model", "--prior", "--logdir"}  # of painting, and of TensorBoard
+    commands = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
+    arguments = [line[line.index(" train ") :] for line in commands]
+    named = {option for text in (prose, *arguments) for option in OPTION.findall(text)}
+    others = {"--model", "--prior", "--logdir"}  # of text-to-image, and of TensorBoard
     assert named - others == known - {"--help"}
 
 
-def test_its_table_of_options_says_the_parsers_defaults() -> None:
+def test_table_of_options_has_the_defaults_of_the_parser() -> None:
     rows = {
         option: [cell.strip(" `") for cell in row.split("|")][3]
         for row in TEXT.splitlines()
         if row.startswith("| `--")
         for option in OPTION.findall(row.split("|")[1])
     }
-    parser = options.parser()
-    for action in parser._actions:
+    for action in options.parser().actions:
         default = action.default
         if default not in (None, argparse.SUPPRESS, False):
             option = action.option_strings[0]
             assert rows[option].split()[0] == str(default), option
 
 
-def test_its_table_of_options_says_what_they_are_for() -> None:
-    said = {
-        option: networks(row.split("|")[2])
+def test_table_of_options_has_the_networks_of_each_option() -> None:
+    cells = {
+        option: networks_in(row.split("|")[2])
         for row in TEXT.splitlines()
         if row.startswith("| `--")
         for option in OPTION.findall(row.split("|")[1])
     }
-    for option, those in said.items():
+    for option, networks in cells.items():
         name = option[2:].removeprefix("no-").replace("-", "_")
-        assert those == set(options.MEANT_FOR.get(name, NETWORKS)), option
+        assert networks == set(options.APPLIES_TO.get(name, NETWORKS)), option
 
 
-def networks(said: str) -> set[str]:
-    """Which networks a cell of the table names."""
-    named = {*re.findall(r"`([a-z][a-z-]*)`", said), *(("prior",) if "prior," in said else ())}
-    named |= {*PAINTERS} if "painters" in said else set()
-    everything = {*NETWORKS}
-    return everything - named if "all" in said else named or everything
+def networks_in(cell: str) -> set[str]:
+    """The networks that a cell of the table names."""
+    named = {*re.findall(r"`([a-z][a-z-]*)`", cell), *(("prior",) if "prior," in cell else ())}
+    named |= {*UNETS} if "painters" in cell else set()
+    return {*NETWORKS} - named if "all" in cell else named or {*NETWORKS}
 
 
-def test_its_table_of_recipes_is_that_of_the_recipes() -> None:
-    found = TABLE.search(TEXT)
-    assert found and found[1] == table_of_stages()
+def test_table_of_recipes_is_that_of_the_stages() -> None:
+    table = TABLE.search(TEXT)
+    assert table and table[1] == table_of_stages()
     assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORKS))
 
 
-def test_its_table_of_plans_is_what_is_planned() -> None:
-    """Counted anew: no number of it is typed."""
-    found = PLANS.search(TEXT)
-    assert found and found[1] == table_of_plans()
+def test_table_of_plans_is_computed_from_the_recipes() -> None:
+    table = PLANS.search(TEXT)
+    assert table and table[1] == table_of_plans()
 
 
 def table_of_plans() -> str:
-    """What the published recipes need, as the document has it."""
+    """The requirements of the published recipes, as a Markdown table."""
     heads = [
         "network",
         "rows a step",
@@ -124,22 +121,27 @@ def table_of_plans() -> str:
         "their 400 sheets, assumed",
         "a million pictures before them, assumed",
     ]
-    rows, rate, single, processes = [heads, ["---"] * len(heads)], reached(GPU), reached(GPU, bfloat16=False), 8
-    for network, called in (("decoder", "decoder"), ("prior", "prior"), ("movq", "MoVQ")):
+    rows, rate, single, processes = (
+        [heads, ["---"] * len(heads)],
+        expected_rate(GPU),
+        expected_rate(GPU, bfloat16=False),
+        8,
+    )
+    for network, title in (("decoder", "decoder"), ("prior", "prior"), ("movq", "MoVQ")):
         plan = plan_of(PUBLISHED, network, 100_000, processes)
-        again = f", and {plan.recomputed / 1e12:.0f} T again" if plan.recomputed else ""
-        before, hours = plan.before, plan.seconds(rate) / 3600
-        drawn = plan.sheets * plan.sheet.operations / single
-        operations = f"{plan.operations / 1e12:.0f} T{again}"
+        recomputed = f", and {plan.recomputed / 1e12:.0f} T again" if plan.recomputed else ""
+        before, hours = plan.preprocess, plan.seconds(rate) / 3600
+        drawn = plan.sample_grids * plan.sample_grid.operations / single
+        operations = f"{plan.operations / 1e12:.0f} T{recomputed}"
         rows.append(
             [
-                called,
+                title,
                 f"{plan.recipe.batch}{', checkpointed' if plan.recipe.checkpointing else ''}",
-                f"{plan.total / GIB:.1f} GiB",
-                f"{plan.drawing / GIB:.1f} GiB",
+                f"{plan.step_memory / GIB:.1f} GiB",
+                f"{plan.sampling_memory / GIB:.1f} GiB",
                 f"{before.memory / GIB:.1f} GiB" if before else "",
                 operations,
-                f"{plan.sheet.operations / 1e12:.0f} T",
+                f"{plan.sample_grid.operations / 1e12:.0f} T",
                 f"{hours:.1f} hours",
                 f"{drawn / 3600:.1f} hours",
                 f"{before.operations / processes / rate / 3600:.1f} hours, {before.disk / GIB:.0f} GiB on disk"
@@ -150,36 +152,36 @@ def table_of_plans() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def test_its_table_of_shapes_is_what_pictures_are_trained_in() -> None:
+def test_table_of_shapes_has_the_training_shapes() -> None:
     for side in (128, 512, 768):
         row = next(row for row in TEXT.splitlines() if row.startswith(f"| {side} |"))
-        said = [(int(height), int(width)) for height, width in re.findall(r"(\d+) x (\d+)", row)]
+        sizes = [(int(height), int(width)) for height, width in re.findall(r"(\d+) x (\d+)", row)]
         if "lying" in row:
-            said += [(width, height) for height, width in said[1:]]
-        assert sorted(said) == sorted(shapes(side))
+            sizes += [(width, height) for height, width in sizes[1:]]
+        assert sorted(sizes) == sorted(shapes(side))
 
 
 def table_of_stages() -> str:
-    """The schedule as the document has it."""
+    """The published schedule, as a Markdown table."""
     heads = ["recipe", "network", *COLUMNS.values(), "rate", "the card gives"]
     rows = [heads, ["---"] * len(heads)]
-    rows += [[f"`{name}`", stage.network, *_told(stage)] for name, stage in STAGES.items()]
+    rows += [[f"`{name}`", stage.network, *_cells(stage)] for name, stage in STAGES.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _told(stage: Stage) -> list[str]:
+def _cells(stage: Stage) -> list[str]:
     card = ", ".join(COLUMNS[name] for name in stage.card)
     return [stage.data, _filter(stage.filter), stage.begins, f"{stage.steps:,}", f"{stage.learning_rate:g}", card]
 
 
 def _filter(filter: Filter) -> str:
-    asked = [f"`--min-side {filter.side}`"] if filter.side else []
-    asked += [f"`--min-aesthetic {filter.aesthetic:g}`"] if filter.aesthetic is not None else []
-    return " ".join(asked)
+    conditions = [f"`--min-side {filter.side}`"] if filter.side else []
+    conditions += [f"`--min-aesthetic {filter.aesthetic:g}`"] if filter.aesthetic is not None else []
+    return " ".join(conditions)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["decoder", "--data", "photos", "--side", "100"], "multiple of 64, got 100; use 64 or 128"),
         (["decoder", "--data", "photos:0"], "positive number, got '0'; try photos:2"),
@@ -191,16 +193,16 @@ def _filter(filter: Filter) -> str:
         (["controlnet", "--data", "photos", "--depth-model", "nowhere"], "the depth checkpoint nowhere is not here"),
         (["prior", "--data", "photos", "--recipe", "decoder-curated"], "trains the decoder, not the prior"),
         (["decoder", "--data", "photos", "--recipe", "decoder-curated"], "name its model with --start-from"),
-        (["linear-prior", "--data", "photos", "--steps", "3"], "--steps means nothing to linear-prior"),
+        (["linear-prior", "--data", "photos", "--steps", "3"], "--steps does not apply to linear-prior"),
         (["decoder", "--warmup", "-5"], "from 0 up"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_picture_is_looked_at(
-    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_invalid_training_data_is_refused_before_a_picture_is_read(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
-    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         cli.main(arguments)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

@@ -1,4 +1,5 @@
-"""The loop: it learns, it resumes to the same numbers however it is cut up, and it stops at what is not finite."""
+"""The training loop: it fits a known function, resumes exactly, splits batches without effect, and stops at
+non-finite losses."""
 
 import math
 import resource
@@ -12,59 +13,74 @@ import torch
 from torch import Tensor
 
 from kandinsky22.training import checkpoints
-from kandinsky22.training.link_base import complete
+from kandinsky22.training.link_base import link_missing
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
-from kandinsky22.training.run import BEST, METRICS, lines, resume, run, seconds_per_step
+from kandinsky22.training.run import BEST, METRICS, read_metrics, resume, run
+from kandinsky22.training.throughput import seconds_per_step
 from tests.training.known import RECIPE, line_fit
 
 MEASURED = ("step", "of", "loss", "seen", "grad_norm", "loss_t0", "loss_t3")
 
 
-def test_it_finds_the_known_answer() -> None:
+def test_training_fits_a_known_linear_function() -> None:
     training = Training(*line_fit(), RECIPE, steps=300)
     measured = list(training)
     assert [line["step"] for line in measured] == list(range(1, 301))
-    weights = training.averaged()
+    weights = training.ema_state_dict()
     assert torch.allclose(weights["weight"], torch.tensor([[2.0, -3.0]]), atol=1e-2)
     assert torch.allclose(weights["bias"], torch.tensor([1.0]), atol=1e-2)
-    finished = training.finished()
-    assert torch.equal(finished.weight, weights["weight"]) and not finished.weight.requires_grad
+    averaged = training.ema_network()
+    assert torch.equal(averaged.weight, weights["weight"]) and not averaged.weight.requires_grad
 
 
-def test_the_average_is_the_recurrence_it_says() -> None:
+def test_the_weight_average_follows_its_recurrence() -> None:
     training = Training(*line_fit(), RECIPE, steps=4)
     expected = training.network.weight.detach().clone()
     for step in range(4):
         training.advance()
         decay = min(RECIPE.ema_decay, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * training.network.weight.detach()
-    assert torch.allclose(training.averaged()["weight"], expected, atol=1e-6)
+    assert torch.allclose(training.ema_state_dict()["weight"], expected, atol=1e-6)
 
 
-def test_the_loss_is_told_by_timestep() -> None:
+def test_the_loss_is_also_reported_for_each_quarter_of_the_timesteps() -> None:
     training = Training(*line_fit(), RECIPE, steps=1)
     batch = training.objective.draw(0)
     losses = training.objective.loss(batch)[0].detach()
     line = training.advance()
     assert line["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
     for number in range(4):
-        here = (batch["t"] // 25) == number
-        if here.any():
-            assert line[f"loss_t{number}"] == pytest.approx(float(losses[here].mean()), rel=1e-6)
+        within = (batch["t"] // 25) == number
+        if within.any():
+            assert line[f"loss_t{number}"] == pytest.approx(float(losses[within].mean()), rel=1e-6)
         else:
             assert f"loss_t{number}" not in line
 
 
+def test_a_metric_whose_name_looks_like_a_timestep_loss_is_a_mean_over_all_rows() -> None:
+    network, objective = line_fit()
+
+    def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, _ = objective.loss(rows)
+        return losses, {"loss_t": torch.full_like(losses, 3.0), "x_text": torch.full_like(losses, 4.0)}
+
+    line = Training(network, replace(objective, loss=loss), RECIPE, steps=1).advance()
+    assert line["loss_t"] == 3.0 and line["x_text"] == 4.0
+
+
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_a_batch_in_parts_learns_the_same(parts: int) -> None:
-    """Three parts of eight rows are not of one size."""
-    at_once, cut = Training(*line_fit(), RECIPE, 20), Training(*line_fit(), replace(RECIPE, accumulate=parts), 20)
-    for one, other in zip(at_once, cut, strict=True):
+def test_accumulated_parts_train_like_one_batch(parts: int) -> None:
+    """Three parts of eight rows have different sizes."""
+    one_part, accumulated = (
+        Training(*line_fit(), RECIPE, 20),
+        Training(*line_fit(), replace(RECIPE, accumulate=parts), 20),
+    )
+    for one, other in zip(one_part, accumulated, strict=True):
         assert all(one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6) for name in MEASURED if name in one)
-    assert torch.allclose(at_once.averaged()["weight"], cut.averaged()["weight"], atol=1e-5)
+    assert torch.allclose(one_part.ema_state_dict()["weight"], accumulated.ema_state_dict()["weight"], atol=1e-5)
 
 
-def test_what_cannot_be_cut_is_refused() -> None:
+def test_a_batch_that_cannot_be_split_is_refused() -> None:
     network, objective = line_fit()
     with pytest.raises(ValueError, match="compares every row of a batch"):
         Training(network, replace(objective, coupled=True), replace(RECIPE, accumulate=2), steps=1)
@@ -72,7 +88,7 @@ def test_what_cannot_be_cut_is_refused() -> None:
         Training(network, objective, replace(RECIPE, accumulate=9), steps=1)
 
 
-def test_computing_activations_again_changes_nothing() -> None:
+def test_checkpointing_changes_neither_loss_nor_gradients() -> None:
     from kandinsky22.models.unet import UNet
     from kandinsky22.training.recipes import BOX
 
@@ -89,41 +105,41 @@ def test_computing_activations_again_changes_nothing() -> None:
 
         recipe = replace(RECIPE, batch=2, checkpointing=checkpointing)
         training = Training(unet, Objective(lambda step, rows=rows: rows, loss), recipe, steps=1)
-        losses.append(training.gradients(0)["loss"])
+        losses.append(training.compute_gradients(0).means["loss"])
         gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
     assert losses[0] == losses[1] and len(gradients[0]) > 50
     assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
 
 
-def test_products_are_of_bfloat16_and_what_is_kept_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real steps: a CPU can do it, if slowly, whether or not it has instructions for it."""
+def test_matrix_products_are_bfloat16_while_weights_and_averages_stay_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU computes in bfloat16, if slowly, whether or not it has instructions for it."""
     monkeypatch.setattr("kandinsky22.training.loop.computes_bfloat16", lambda device: True)
-    seen: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
     losses = {}
     for bfloat16 in (True, False):
         network, objective = line_fit()
-        network.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+        network.register_forward_hook(lambda module, inputs, result: dtypes.append(result.dtype))
         training = Training(network, objective, replace(RECIPE, bfloat16=bfloat16), steps=20)
         losses[bfloat16] = [line["loss"] for line in training]
-        kept = [
+        state = [
             *network.parameters(),
             *training.ema.values(),
             *training.optimizer.state[training.parameters[0]].values(),
         ]
-        assert {value.dtype for value in kept} == {torch.float32}
-    assert seen == [torch.bfloat16] * 20 + [torch.float32] * 20
+        assert {value.dtype for value in state} == {torch.float32}
+    assert dtypes == [torch.bfloat16] * 20 + [torch.float32] * 20
     assert losses[True] == pytest.approx(losses[False], rel=0.05) and losses[True] != losses[False]
     assert losses[True][-1] < losses[True][0]
 
 
-def _same(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
+def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, float]]) -> None:
     for one, other in zip(left, right, strict=True):
         assert {k: v for k, v in one.items() if k in MEASURED} == {k: v for k, v in other.items() if k in MEASURED}
 
 
-def test_a_resumed_run_sees_the_same_numbers(tmp_path: Path) -> None:
-    whole = Training(*line_fit(), RECIPE, steps=10)
-    uninterrupted = list(run(whole, tmp_path / "a", every=4))
+def test_a_resumed_run_reaches_the_same_metrics_and_weights(tmp_path: Path) -> None:
+    training = Training(*line_fit(), RECIPE, steps=10)
+    uninterrupted = list(run(training, tmp_path / "a", every=4))
 
     first = Training(*line_fit(), RECIPE, steps=10)
     for line in run(first, tmp_path / "b", every=4):
@@ -133,74 +149,76 @@ def test_a_resumed_run_sees_the_same_numbers(tmp_path: Path) -> None:
     assert resume(second, tmp_path / "b")
     assert (second.step, second.steps) == (4, 10)
     list(run(second, tmp_path / "b", every=4))
-    _same(uninterrupted, lines(tmp_path / "b"))
-    assert all(torch.equal(value, whole.averaged()[name]) for name, value in second.averaged().items())
+    assert_same_metrics(uninterrupted, read_metrics(tmp_path / "b"))
+    assert all(torch.equal(value, training.ema_state_dict()[name]) for name, value in second.ema_state_dict().items())
     assert {"seconds", "rows_per_second", "mfu", "memory_gib"} <= set(uninterrupted[0])
 
 
-def test_a_line_that_a_crash_tore_is_dropped(tmp_path: Path) -> None:
+def test_resume_drops_a_metrics_line_that_a_crash_left_incomplete(tmp_path: Path) -> None:
     list(run(Training(*line_fit(), RECIPE, steps=4), tmp_path, every=4))
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "los')
     assert resume(Training(*line_fit(), RECIPE, steps=4), tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_the_last_three_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_only_the_last_three_checkpoints_remain(tmp_path: Path) -> None:
     list(run(Training(*line_fit(), RECIPE, steps=10), tmp_path, every=2))
     assert checkpoints.steps(tmp_path) == [6, 8, 10]
 
 
-def test_the_best_weights_are_kept(tmp_path: Path) -> None:
+def test_the_weights_with_the_lowest_validation_are_saved(tmp_path: Path) -> None:
     from PIL import Image
     from safetensors.torch import load_file
 
-    said, seen = iter([3.0, 1.0, 2.0]), []
+    validation, averages = iter([3.0, 1.0, 2.0]), []
 
-    def sheet(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        seen.append({name: value.clone() for name, value in weights.items()})
-        return Image.new("RGB", (2, 2)), {"validation": next(said)}
+    def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+        averages.append({name: value.clone() for name, value in weights.items()})
+        return Image.new("RGB", (2, 2)), {"validation": next(validation)}
 
-    list(run(Training(*line_fit(), RECIPE, steps=6), tmp_path, sheet=sheet, every=2))
-    assert torch.equal(load_file(tmp_path / BEST)["weight"], seen[1]["weight"])
+    list(run(Training(*line_fit(), RECIPE, steps=6), tmp_path, sample_grid=sample_grid, every=2))
+    assert torch.equal(load_file(tmp_path / BEST)["weight"], averages[1]["weight"])
 
 
-def test_another_objective_or_network_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_resume_refuses_other_data_and_another_network(tmp_path: Path) -> None:
     list(run(Training(*line_fit(), RECIPE, 2, {"pictures": "a"}), tmp_path))
-    with pytest.raises(ValueError, match="the checkpoint learnt from another pictures than"):
+    with pytest.raises(
+        ValueError, match="the checkpoint was trained with a different pictures; resume with what it was"
+    ):
         resume(Training(*line_fit(), RECIPE, 2, {"pictures": "b"}), tmp_path)
     with pytest.raises(ValueError, match="is not of this network"):
         resume(Training(*line_fit(width=5), RECIPE, 2, {"pictures": "a"}), tmp_path)
 
 
-def test_what_is_not_finite_stops_with_a_sentence_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run_and_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
     network, objective = line_fit()
 
-    def spoilt(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def diverging(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, measured = objective.loss(rows)
         return losses * (math.nan if training.step == 5 else 1.0), measured
 
-    training = Training(network, replace(objective, loss=spoilt), RECIPE, steps=10)
-    wanted = (
-        "not finite at step 5; the checkpoint of step 4 is sound: go on from it with a lower --learning-rate than 0.05"
+    training = Training(network, replace(objective, loss=diverging), RECIPE, steps=10)
+    message = (
+        "not finite at step 5; the checkpoint of step 4 is sound: resume from it with a lower --learning-rate than 0.05"
     )
-    with pytest.raises(FloatingPointError, match=wanted):
+    with pytest.raises(FloatingPointError, match=message):
         list(run(training, tmp_path, every=2))
     assert bool(torch.isfinite(network.weight).all()), "the step was not taken"
     after = Training(*line_fit(), replace(RECIPE, learning_rate=0.01), steps=10)
     assert resume(after, tmp_path) and after.step == 4
 
 
-def test_what_is_not_finite_before_the_first_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
+def test_a_non_finite_loss_before_the_first_checkpoint_asks_to_start_again(tmp_path: Path) -> None:
     training = Training(*line_fit(), replace(RECIPE, learning_rate=1e30, warmup=0), steps=10)
-    wanted = r"not finite at step \d; there is no checkpoint yet: begin again with a lower --learning-rate than 1e\+30"
-    with pytest.raises(FloatingPointError, match=wanted):
+    message = r"not finite at step \d; there is no checkpoint yet: start again with a lower --learning-rate than 1e\+30"
+    with pytest.raises(FloatingPointError, match=message):
         list(run(training, tmp_path, every=50))
 
 
 @contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """The system itself refuses to write more, as it does on a full disk; this needs no disk of one's own."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes to a file, with an error like that of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -209,57 +227,57 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_takes_no_more_stops_with_its_reason_and_leaves_a_checkpoint(tmp_path: Path) -> None:
-    """What torch raises then says nothing of the reason."""
+def test_a_full_disk_stops_the_run_with_its_reason_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """Torch's own error does not give the reason."""
     training = Training(*line_fit(), RECIPE, steps=10)
     running = run(training, tmp_path, every=2)
     for _ in range(5):
         next(running)
-    said = (
+    message = (
         f"the checkpoint of step 6 cannot be written to {tmp_path} (File too large); the checkpoint of step 4 is sound"
     )
-    with no_file_longer_than((tmp_path / METRICS).stat().st_size + 1000), pytest.raises(OSError) as stopped:
+    with limit_file_size((tmp_path / METRICS).stat().st_size + 1000), pytest.raises(OSError) as stopped:
         list(running)
-    assert str(stopped.value) == said
+    assert str(stopped.value) == message
     assert checkpoints.steps(tmp_path) == [2, 4]
     assert not list((tmp_path / checkpoints.FOLDER).glob("*.part"))
     after = Training(*line_fit(), RECIPE, steps=10)
     assert resume(after, tmp_path) and after.step == 4
 
 
-def test_metrics_that_cannot_be_written_stop_with_a_sentence(tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written_stop_the_run_with_the_reason(tmp_path: Path) -> None:
     running = run(Training(*line_fit(), RECIPE, steps=10), tmp_path, every=2)
     for _ in range(3):
         next(running)
-    with no_file_longer_than((tmp_path / METRICS).stat().st_size + 10), pytest.raises(OSError) as stopped:
+    with limit_file_size((tmp_path / METRICS).stat().st_size + 10), pytest.raises(OSError) as stopped:
         list(running)
     assert str(stopped.value) == f"{tmp_path}: File too large; the checkpoint of step 2 is sound"
     assert resume(Training(*line_fit(), RECIPE, steps=10), tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_a_model_to_begin_with_that_has_no_room_is_one_sentence(tmp_path: Path) -> None:
+def test_a_base_model_that_does_not_fit_the_disk_is_one_error_message(tmp_path: Path) -> None:
     source = tmp_path / "start" / "decoder"
     (source / "unet").mkdir(parents=True)
     (source / "unet" / "weights").write_bytes(bytes(5000))
-    with no_file_longer_than(1000), pytest.raises(OSError) as stopped:
-        complete(tmp_path / "model", {"decoder": source})
+    with limit_file_size(1000), pytest.raises(OSError) as stopped:
+        link_missing(tmp_path / "model", {"decoder": source})
     place = tmp_path / "model" / "decoder" / "unet"
-    said = f"{source / 'unet'} cannot be copied to {place} (File too large); make room, and give the command again"
-    assert str(stopped.value) == said
+    message = f"{source / 'unet'} cannot be copied to {place} (File too large); make room, and give the command again"
+    assert str(stopped.value) == message
     assert not [*place.parent.iterdir()]
-    complete(tmp_path / "model", {"decoder": source})
+    link_missing(tmp_path / "model", {"decoder": source})
     assert (place / "weights").stat().st_size == 5000
 
 
-def test_timing_does_not_train() -> None:
+def test_timing_steps_does_not_change_the_weights() -> None:
     training = Training(*line_fit(), RECIPE, steps=1)
     before = training.network.weight.detach().clone()
     assert seconds_per_step(training) > 0
     assert torch.equal(training.network.weight, before) and training.step == 0
 
 
-def test_the_rate_warms_up_and_falls_or_stays() -> None:
+def test_the_learning_rate_warms_up_and_then_decays_or_stays() -> None:
     recipe = Recipe(batch=1, learning_rate=1.0, warmup=10)
     assert recipe.rate(0, 100) == pytest.approx(0.1, rel=1e-3)
     assert recipe.rate(99, 100) == pytest.approx(0.01, abs=1e-3)

@@ -1,4 +1,4 @@
-"""The whole training of a model, far too short, and what comes of it: a folder that paints, here and in diffusers."""
+"""Training all networks of a small model for a few steps: the model generates pictures, here and in diffusers."""
 
 import json
 import shutil
@@ -17,11 +17,12 @@ from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
-from kandinsky22.training.lock import held
 from kandinsky22.training.loop import Recipe
-from kandinsky22.training.model_trainer import Workshop
+from kandinsky22.training.model_trainer import ModelTrainer
+from kandinsky22.training.network_training import NETWORK_TRAINING
 from kandinsky22.training.recipes import BOX, NETWORKS
-from kandinsky22.training.run import lines
+from kandinsky22.training.run import read_metrics
+from kandinsky22.training.run_lock import run_lock
 
 SHORT = replace(
     BOX,
@@ -43,35 +44,38 @@ SHORT = replace(
     hard_negatives=2,
 )
 
-
 TRAINED = [network for network in NETWORKS if network != "linear-prior"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    """All networks, two steps each."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelTrainer]:
+    """A model of which all networks were trained for two steps."""
     patch = pytest.MonkeyPatch()
     patch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
-    patch.setattr("kandinsky22.training.model_trainer.CAPTIONS_TO_LEARN_FROM", 200)
-    box = Workshop(SHORT, tmp_path_factory.mktemp("box"))
+    patch.setattr("kandinsky22.training.network_training.TOKENIZER_CAPTIONS", 200)
+    trainer = ModelTrainer(SHORT, tmp_path_factory.mktemp("box"))
     for network in TRAINED:
-        lines = list(box.train(network, steps=2))
-        assert [line["step"] for line in lines] == [1, 2]
-        assert all(line["loss"] > 0 for line in lines)
-    yield box
+        metrics = list(trainer.train(network, steps=2))
+        assert [line["step"] for line in metrics] == [1, 2]
+        assert all(line["loss"] > 0 for line in metrics)
+    yield trainer
     patch.undo()
 
 
-def test_the_folder_paints(trained: Workshop) -> None:
+def test_registry_has_an_entry_for_each_network() -> None:
+    assert tuple(NETWORK_TRAINING) == NETWORKS
+
+
+def test_trained_model_generates_a_picture(trained: ModelTrainer) -> None:
     kandinsky = Kandinsky.load(trained.folder / "model")
     assert kandinsky.defaults.decoder.guidance_scale == BOX.defaults["decoder"]["guidance_scale"]
     (picture,) = kandinsky(text2img("two red circles", seed=1, num_inference_steps=2, prior_num_inference_steps=2))
     assert picture.image.size == (64, 64)
 
 
-def test_the_folder_loads_in_diffusers(trained: Workshop) -> None:
-    prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(trained.model / catalog.PRIOR, dtype=torch.float32)
-    decoder = diffusers.KandinskyV22Pipeline.from_pretrained(trained.model / catalog.DECODER, dtype=torch.float32)
+def test_trained_model_loads_in_diffusers(trained: ModelTrainer) -> None:
+    prior = diffusers.KandinskyV22PriorPipeline.from_pretrained(trained.model.path / catalog.PRIOR, dtype=torch.float32)
+    decoder = diffusers.KandinskyV22Pipeline.from_pretrained(trained.model.path / catalog.DECODER, dtype=torch.float32)
     for pipeline in (prior, decoder):
         pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
@@ -80,98 +84,107 @@ def test_the_folder_loads_in_diffusers(trained: Workshop) -> None:
     assert images.shape == (1, 64, 64, 3)
 
 
-def test_a_stage_that_is_started_again_is_done_and_other_steps_are_refused(trained: Workshop) -> None:
+def test_finished_network_is_not_trained_again_and_other_steps_are_refused(trained: ModelTrainer) -> None:
     assert list(trained.train("prior")) == []
     with pytest.raises(ValueError, match="holds a run of 2 steps, 2 of them done"):
         next(trained.train("prior", steps=3))
 
 
-def test_a_stage_says_which_one_it_needs_first(tmp_path: Path) -> None:
-    for stage, first in (("prior", "clip"), ("decoder", "movq")):
-        with pytest.raises(CheckpointError, match=f"train {first} first"):
-            next(Workshop(SHORT, tmp_path).train(stage, steps=1))
+@pytest.mark.parametrize(
+    ("network", "required"),
+    [("prior", "clip"), ("linear-prior", "clip"), ("decoder", "movq"), ("movq-decoder", "movq")],
+)
+def test_missing_network_that_must_be_trained_first_is_named(network: str, required: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"train {required} first"):
+        next(ModelTrainer(SHORT, tmp_path).train(network, steps=1))
 
 
-def test_a_stopped_stage_reaches_the_weights_of_one_that_was_not(trained: Workshop, tmp_path: Path) -> None:
-    """The U-Net, stopped after its checkpoint; all that came before is shared."""
-    folder = shutil.copytree(trained.folder, tmp_path / "stopped", ignore=shutil.ignore_patterns("decoder*", "movq"))
-    shutil.copytree(trained.model / catalog.DECODER / "movq", folder / "model" / "decoder" / "movq")
-    twin = shutil.copytree(folder, tmp_path / "whole")
-    list(Workshop(SHORT, twin).train("decoder", steps=5, every=2))
-    for line in Workshop(SHORT, folder).train("decoder", steps=5, every=2):
+def test_interrupted_decoder_training_reaches_the_same_weights(trained: ModelTrainer, tmp_path: Path) -> None:
+    """Interrupted a step after its checkpoint, compared with one run to the end."""
+    folder = shutil.copytree(
+        trained.folder, tmp_path / "interrupted", ignore=shutil.ignore_patterns("decoder*", "movq")
+    )
+    shutil.copytree(trained.model.path / catalog.DECODER / "movq", folder / "model" / "decoder" / "movq")
+    uninterrupted = shutil.copytree(folder, tmp_path / "uninterrupted")
+    list(ModelTrainer(SHORT, uninterrupted).train("decoder", steps=5, every=2))
+    for line in ModelTrainer(SHORT, folder).train("decoder", steps=5, every=2):
         if line["step"] == 3:
             break
-    assert [line["step"] for line in Workshop(SHORT, folder).train("decoder")] == [3, 4, 5]
+    assert [line["step"] for line in ModelTrainer(SHORT, folder).train("decoder")] == [3, 4, 5]
     unets = [
-        load_file(f / "model" / "decoder" / "unet" / "diffusion_pytorch_model.safetensors") for f in (folder, twin)
+        load_file(f / "model" / "decoder" / "unet" / "diffusion_pytorch_model.safetensors")
+        for f in (folder, uninterrupted)
     ]
     assert all(torch.equal(value, unets[1][name]) for name, value in unets[0].items())
 
 
-def test_a_checkpoint_does_not_go_on_with_another_clip(trained: Workshop, tmp_path: Path) -> None:
+def test_resume_with_another_image_encoder_is_refused(trained: ModelTrainer, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.folder, tmp_path / "switched")
     weights = folder / "model" / "prior" / "image_encoder" / "model.safetensors"
     tensors = load_file(weights)
     tensors["visual_projection.weight"] += 1
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match="the checkpoint learnt from another image_encoder than"):
-        next(Workshop(SHORT, folder).train("decoder"))
+    with pytest.raises(ValueError, match="the checkpoint was trained with a different image_encoder"):
+        next(ModelTrainer(SHORT, folder).train("decoder"))
 
 
-def test_movqs_decoder_goes_on_without_moving_the_latents(trained: Workshop, tmp_path: Path) -> None:
-    """So the U-Nets, taught on those latents, still fit, and their runs may go on."""
+def test_training_the_movq_decoder_leaves_the_latents_unchanged(trained: ModelTrainer, tmp_path: Path) -> None:
+    """The decoders trained on these latents stay valid, and their runs can be resumed."""
     folder = shutil.copytree(trained.folder, tmp_path / "again")
     shutil.rmtree(folder / "movq-decoder")
-    before = Workshop(SHORT, folder)
-    pictures = before.material("movq").held_out.pictures(range(2))
-    z, decoded = before.movq.encode(pictures), before.movq.decode(before.movq.encode(pictures))
+    before = ModelTrainer(SHORT, folder)
+    pictures = before.data("movq").held_out.pictures(range(2))
+    z, decoded = before.frozen.movq.encode(pictures), before.frozen.movq.decode(before.frozen.movq.encode(pictures))
     list(before.train("movq-decoder", steps=2))
-    after = Workshop(SHORT, folder)
-    assert torch.equal(after.movq.encode(pictures), z)
-    assert not torch.equal(after.movq.decode(z), decoded)
+    after = ModelTrainer(SHORT, folder)
+    assert torch.equal(after.frozen.movq.encode(pictures), z)
+    assert not torch.equal(after.frozen.movq.decode(z), decoded)
     assert list(after.train("decoder")) == []
 
 
-def test_the_decoders_of_the_other_tasks_share_movq_and_paint(trained: Workshop) -> None:
+def test_inpainting_and_depth_decoders_share_movq_and_generate_pictures(trained: ModelTrainer) -> None:
     assert not (trained.folder / "model" / catalog.INPAINT / "movq").exists()
     kandinsky = Kandinsky.load(trained.folder / "model")
-    few = {"num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 1}
+    sampling = {"num_inference_steps": 2, "prior_num_inference_steps": 2, "seed": 1}
     picture = Image.new("RGB", (64, 64), "red")
     for request in (
-        inpaint("two red circles", image=picture, mask_image=picture.convert("L"), **few),  # type: ignore[arg-type]
-        controlnet("two red circles", hint=picture, **few),  # type: ignore[arg-type]
+        inpaint("two red circles", image=picture, mask_image=picture.convert("L"), **sampling),  # type: ignore[arg-type]
+        controlnet("two red circles", hint=picture, **sampling),  # type: ignore[arg-type]
     ):
-        (painting,) = kandinsky(request)
-        assert painting.image.size == (64, 64)
+        (result,) = kandinsky(request)
+        assert result.image.size == (64, 64)
 
 
-def test_two_runs_in_one_folder_are_refused(trained: Workshop) -> None:
-    with held(trained.folder / "decoder"), pytest.raises(OSError, match=r"another run is going on in .*decoder; wait"):
+def test_second_run_in_the_same_folder_is_refused(trained: ModelTrainer) -> None:
+    with (
+        run_lock(trained.folder / "decoder"),
+        pytest.raises(OSError, match=r"another run is going on in .*decoder; wait"),
+    ):
         next(trained.train("decoder"))
 
 
-def test_minutes_fix_the_number_of_steps(trained: Workshop, tmp_path: Path) -> None:
-    (line,) = Workshop(SHORT, tmp_path).train("movq", minutes=1e-9)
+def test_minutes_determine_the_number_of_steps(trained: ModelTrainer, tmp_path: Path) -> None:
+    (line,) = ModelTrainer(SHORT, tmp_path).train("movq", minutes=1e-9)
     assert line["of"] == 1
 
 
-def test_a_fitted_codebook_says_how_much_of_it_is_used(trained: Workshop) -> None:
+def test_share_of_used_codes_is_written_for_a_fitted_codebook(trained: ModelTrainer) -> None:
     assert 0 < json.loads((trained.folder / "movq" / "codebook.json").read_text())["codes_used"] <= 1
 
 
-def test_sheets_are_drawn(trained: Workshop) -> None:
+def test_sample_sheet_is_written_for_each_network(trained: ModelTrainer) -> None:
     for network in TRAINED:
         assert (trained.folder / network / "sheet.png").stat().st_size > 0
 
 
-def test_what_was_trained_on_top_stays_when_a_finished_network_is_asked_for_again(trained: Workshop) -> None:
-    """`train movq` after `train movq-decoder` would undo the latter."""
-    weights = trained.model / catalog.DECODER / "movq" / "diffusion_pytorch_model.safetensors"
+def test_repeating_finished_movq_training_keeps_the_later_decoder_training(trained: ModelTrainer) -> None:
+    """Adding MoVQ to the model again would undo `train movq-decoder`."""
+    weights = trained.model.path / catalog.DECODER / "movq" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
-    assert list(Workshop(SHORT, trained.folder).train("movq")) == []
+    assert list(ModelTrainer(SHORT, trained.folder).train("movq")) == []
     assert weights.read_bytes() == before
 
 
-def test_the_linear_prior_leaves_its_line(trained: Workshop) -> None:
+def test_linear_prior_writes_its_metrics(trained: ModelTrainer) -> None:
     (line,) = trained.train("linear-prior")
-    assert lines(trained.folder / "linear-prior") == [line] and line["loss"] > 0
+    assert read_metrics(trained.folder / "linear-prior") == [line] and line["loss"] > 0

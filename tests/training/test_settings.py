@@ -1,4 +1,4 @@
-"""A run goes on by what it was begun with: what is not said is taken from its checkpoint, what is said and differs refused."""
+"""Resuming a run: options that are not given are those of its checkpoint, and options that differ are refused."""
 
 import json
 import re
@@ -9,28 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from kandinsky22.checkpoints import locate
 from kandinsky22.training import checkpoints, cli
 from kandinsky22.training.loop import Training
-from kandinsky22.training.recipes import BOX
 from kandinsky22.training.run import resume, run
+from kandinsky22.training.settings import Settings, refuse_changes
 from tests.training.known import RECIPE, line_fit
-from tests.training.test_model_trainer import SHORT
+from tests.training.test_photos import write_folder
 
 
-def stopped(folder: Path, settings: dict[str, object] | None = None) -> None:
-    """A run that was stopped at step 4 of 8."""
+def interrupt(folder: Path, settings: dict[str, object] | None = None) -> None:
+    """A run with a checkpoint at step 4 of 8."""
     for line in run(Training(*line_fit(), RECIPE, 8, settings=settings), folder, every=4):
         if line["step"] == 5:
             break
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        ({"batch": 4}, "began with --batch 8, and not with --batch 4; leave it out to go on, or begin anew"),
+        ({"batch": 4}, "began with --batch 8, and not with --batch 4; leave it out to resume, or start a new run"),
         ({"seed": 1}, "began with --seed 0, and not with --seed 1"),
-        ({"untold": 0.2}, "began with --untold 0.1, and not with --untold 0.2"),
+        ({"cond_dropout": 0.2}, "began with --cond-dropout 0.1, and not with --cond-dropout 0.2"),
         ({"min_snr": 5.0}, "began without --min-snr, and not with --min-snr 5"),
         ({"decay": False}, "began with --decay, and not with --no-decay"),
         ({"betas": (0.9, 0.98)}, "began with --betas 0.9 --betas 0.99"),
@@ -40,99 +42,119 @@ def stopped(folder: Path, settings: dict[str, object] | None = None) -> None:
         ),
     ],
 )
-def test_another_recipe_is_refused_by_name(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
-    stopped(tmp_path)
-    with pytest.raises(ValueError, match=sentence):
+def test_resume_refuses_another_recipe_by_option(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    with pytest.raises(ValueError, match=message):
         resume(Training(*line_fit(), replace(RECIPE, **change), 8), tmp_path)
 
 
-def test_a_lower_rate_and_what_changes_no_numbers_are_gone_on_with(tmp_path: Path) -> None:
-    stopped(tmp_path)
+def test_resume_accepts_a_lower_learning_rate_and_options_for_memory(tmp_path: Path) -> None:
+    interrupt(tmp_path)
     lowered = replace(RECIPE, learning_rate=0.01, accumulate=2, checkpointing=True)
     training = Training(*line_fit(), lowered, 8)
     assert resume(training, tmp_path) and training.step == 4
     list(run(training, tmp_path, every=4))
-    assert checkpoints.settings(tmp_path)["learning_rate"] == 0.01, "it is the lower one that it goes on by from now on"
+    assert checkpoints.settings(tmp_path)["learning_rate"] == 0.01, "the next resume compares with the lower one"
 
 
-def test_what_is_not_said_is_what_the_run_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_settings_of_earlier_versions_are_compared_under_their_current_names() -> None:
+    refuse_changes({"untold": 0.1, "anew": True}, {"cond_dropout": 0.1, "from_scratch": True})
+    with pytest.raises(ValueError, match=r"began with --cond-dropout 0\.1, and not with --cond-dropout 0\.2"):
+        refuse_changes({"untold": 0.1}, {"cond_dropout": 0.2})
+    with pytest.raises(ValueError, match="began with --from-scratch, and not without --from-scratch"):
+        refuse_changes({"anew": True}, {"from_scratch": None})
+
+
+def test_options_not_given_are_taken_from_the_checkpoint(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same weights, as if everything had been said again."""
-    monkeypatch.setattr(cli, "BOX", SHORT)
-    monkeypatch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
-    whole, other = tmp_path / "whole", tmp_path / "other"
-    said = ["--batch", "3", "--seed", "5", "--warmup", "1", "--no-decay", "--ema-decay", "0.9"]
-    cli.main(["movq", "--folder", str(whole), "--steps", "4", "--every", "2", *said])
-    shutil.copytree(whole, other, ignore=shutil.ignore_patterns("model", "added", "00000004"))
+    """A run resumed with its folder alone reaches the same weights as one with all options."""
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    data = ["--data", str(write_folder(tmp_path / "pictures", 5)), "--start-from", str(tiny_model)]
+    options = ["--batch", "3", "--seed", "5", "--warmup", "1", "--no-decay", "--ema-decay", "0.9"]
+    cli.main(["movq", "--folder", str(uninterrupted), "--steps", "4", "--every", "2", *data, *options])
+    shutil.copytree(uninterrupted, resumed, ignore=shutil.ignore_patterns("model", "added", "00000004"))
     capsys.readouterr()
-    cli.main(["movq", "--folder", str(other), "--every", "1"])
-    assert re.search(r"step 3 of 4, \d+ (seconds|minutes) left: loss", capsys.readouterr().out), (
-        "without a terminal, too"
-    )
-    reached = [load(folder / "model" / "decoder" / "movq") for folder in (whole, other)]
-    assert all(torch.equal(value, reached[1][name]) for name, value in reached[0].items())
+    cli.main(["movq", "--folder", str(resumed), "--every", "1"])
+    assert re.search(r"step 3 of 4, \d+ (seconds|minutes) left: loss", capsys.readouterr().out), "without a terminal"
+    weights = [
+        load_file(next((f / "model" / "decoder" / "movq").glob("*.safetensors"))) for f in (uninterrupted, resumed)
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     with pytest.raises(ValueError, match="began with --batch 3, and not with --batch 2"):
-        cli.main(["movq", "--folder", str(other), "--batch", "2"])
+        cli.main(["movq", "--folder", str(resumed), "--batch", "2"])
 
 
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(next(folder.glob("*.safetensors")))
+def write_checkpoint(folder: Path, settings: Settings) -> None:
+    """A checkpoint of a decoder's run, of which only the settings are needed."""
+    checkpoint = folder / "decoder" / checkpoints.FOLDER / "00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / checkpoints.STATE).write_text(json.dumps({"settings": settings}))
 
 
 @pytest.fixture
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A decoder's run on a mixture, with a checkpoint; and what `train` would be called with instead of training."""
+def mixture_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a run of the decoder on a mixture of two folders in `run`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "BOX", BOX)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    written: list[Any] = []
-    monkeypatch.setattr(cli, "train", lambda *arguments: written.append(arguments))
-    cli.main(
+    args, recipe, _ = cli.configure(
         ["decoder", "--data", "a:3", "--data", "b:1", "--side", "64", "--folder", "run", "--learning-rate", "1e-3"]
     )
-    chosen, recipe, *_ = written[0]
-    checkpoint = tmp_path / "run" / "decoder" / checkpoints.FOLDER / "00000004"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / checkpoints.STATE).write_text(json.dumps({"settings": cli.settings(chosen, recipe)}))
-    monkeypatch.setattr(cli, "train", lambda *arguments: written.__setitem__(slice(None), [arguments]))
-    monkeypatch.setattr(cli, "written", written, raising=False)
+    write_checkpoint(tmp_path / "run", cli.settings(args, recipe))
     return tmp_path
 
 
-def test_a_mixture_is_taken_from_the_checkpoint_with_its_weights(begun: Path) -> None:
-    cli.main(["decoder", "--folder", "run"])
-    chosen, recipe, *_ = cli.written[0]  # type: ignore[attr-defined]
-    assert [(source.path.name, source.weight) for source in cli.own(chosen).sources] == [("a", 3.0), ("b", 1.0)]  # type: ignore[union-attr]
+def test_mixture_and_its_weights_are_taken_from_the_checkpoint(mixture_run: Path) -> None:
+    args, recipe, _ = cli.configure(["decoder", "--folder", "run"])
+    dataset = cli.dataset_config(args)
+    assert dataset is not None
+    assert [(source.path.name, source.weight) for source in dataset.sources] == [("a", 3.0), ("b", 1.0)]
     assert (recipe.side, recipe.runs["decoder"].learning_rate, recipe.runs["decoder"].batch) == (64, 1e-3, 16)
-    cli.main(["decoder", "--folder", "run", "--data", "a:3", "--data", "b:1", "--start-from", "box", "--batch", "16"])
-    cli.main(["decoder", "--folder", "run", "--learning-rate", "1e-4", "--accumulate", "4", "--every", "5"])
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    "options",
+    [
+        ["--data", "a:3", "--data", "b:1", "--start-from", "box", "--batch", "16"],
+        ["--learning-rate", "1e-4", "--accumulate", "4", "--every", "5"],
+    ],
+)
+def test_resume_accepts_equal_options_and_those_that_change_no_numbers(mixture_run: Path, options: list[str]) -> None:
+    cli.configure(["decoder", "--folder", "run", *options])
+
+
+def test_options_of_an_earlier_version_are_taken_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions store `cond_dropout` as `untold`, and `from_scratch` as `anew`."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "run", {"untold": 0.2, "anew": True, "recipe": "box"})
+    args, recipe, _ = cli.configure(["decoder", "--folder", "run"])
+    assert cli.is_from_scratch(args) and recipe.runs["decoder"].cond_dropout == 0.2
+    with pytest.raises(ValueError, match=r"began with --cond-dropout 0\.2, and not with --cond-dropout 0\.1"):
+        cli.configure(["decoder", "--folder", "run", "--cond-dropout", "0.1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
     [
         (["--data", "a:1", "--data", "b:3"], r"began with --data \S+a:3 --data \S+b:1, and not with --data \S+a:1"),
         (["--data", "a"], "began with --data"),
         (["--side", "128"], "began with --side 64, and not with --side 128"),
         (["--min-side", "32"], "began with --min-side 0, and not with --min-side 32"),
         (["--licence", "cc0"], "began without --licence, and not with --licence cc0"),
-        (["--anew"], "began without --anew, and not with --anew"),
+        (["--from-scratch"], "began without --from-scratch, and not with --from-scratch"),
         (["--predict", "epsilon"], "began with --predict v_prediction, and not with --predict epsilon"),
         (["--batch", "4"], "began with --batch 16, and not with --batch 4"),
         (["--start-from", "twin"], r"began with --start-from box, and not with --start-from \S+twin"),
         (["--learning-rate", "1e-2"], "began with --learning-rate 0.001"),
     ],
 )
-def test_what_is_said_and_differs_is_refused_before_anything_is_read(
-    begun: Path, said: list[str], sentence: str
+def test_options_that_differ_from_the_checkpoint_are_refused(
+    mixture_run: Path, options: list[str], message: str
 ) -> None:
-    from kandinsky22.checkpoints import locate
-
-    (begun / "twin").symlink_to(locate.model_folder("box"))
-    with pytest.raises(ValueError, match=sentence) as refused:
-        cli.main(["decoder", "--folder", "run", *said])
-    assert "\n" not in str(refused.value)
+    (mixture_run / "twin").symlink_to(locate.model_folder("box"))
+    with pytest.raises(ValueError, match=message) as error:
+        cli.main(["decoder", "--folder", "run", *options])
+    assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What is computed once: the right rows, from the right things, and a stopped computation goes on."""
+"""Shards: rows are read as they were computed, other inputs are refused, and interrupted computations continue."""
 
 import json
 import os
@@ -8,147 +8,149 @@ import pytest
 import torch
 from torch import Tensor
 
-from kandinsky22.training.shards import INDEX, Shards, computed, fill, seal
+from kandinsky22.training.shards import INDEX, Shards, fill, load_or_compute, write_index
 
 COUNT, ROWS = 100, 24
 
 
 def squares(rows: range) -> Tensor:
-    """[n, 2, 3] of which row i is i**2 in every place but one."""
+    """Values [n, 2, 3] whose row i is i**2, except i in one place."""
     values = torch.tensor(rows, dtype=torch.float32)[:, None, None].expand(-1, 2, 3).clone() ** 2
     values[:, 1, 2] = torch.tensor(rows)
     return values
 
 
-def of(rows: list[int]) -> Tensor:
+def squares_of(rows: list[int]) -> Tensor:
+    """`squares` of rows in any order."""
     return torch.cat([squares(range(i, i + 1)) for i in rows])
 
 
-def written(folder: Path, **options: int) -> Shards:
-    return computed(folder, "a", COUNT, squares, rows=ROWS, dtype=torch.float32, **options)  # type: ignore[arg-type]
+def compute_squares(folder: Path, **options: int) -> Shards:
+    """Shards of `squares` in float32."""
+    return load_or_compute(folder, "a", COUNT, squares, rows=ROWS, dtype=torch.float32, **options)  # type: ignore[arg-type]
 
 
-def test_rows_come_in_the_order_and_as_often_as_they_are_named(tmp_path: Path) -> None:
-    shards = written(tmp_path)
+def test_rows_are_read_in_any_order_and_with_repetitions(tmp_path: Path) -> None:
+    shards = compute_squares(tmp_path)
     assert len(shards) == COUNT and shards.shape == (2, 3) and shards.dtype == torch.float32
     rows = [99, 0, 50, 50, 24, 23, 99, 1]
-    assert torch.equal(shards[torch.tensor(rows)], of(rows))
-    assert torch.equal(shards[20:50], of([*range(20, 50)])) and torch.equal(shards[-1:], of([99]))
+    assert torch.equal(shards[torch.tensor(rows)], squares_of(rows))
+    assert torch.equal(shards[20:50], squares_of([*range(20, 50)])) and torch.equal(shards[-1:], squares_of([99]))
     assert shards[:0].shape == shards[torch.tensor([], dtype=torch.int64)].shape == (0, 2, 3)
     for wrong in (-1, 100):
         with pytest.raises(IndexError, match="from 0 to 99"):
             shards[torch.tensor([wrong])]
 
 
-def test_what_is_given_is_not_the_file(tmp_path: Path) -> None:
-    shards = written(tmp_path)
+def test_values_read_are_a_copy(tmp_path: Path) -> None:
+    shards = compute_squares(tmp_path)
     shards[:10].fill_(7)
-    assert torch.equal(shards[:10], of([*range(10)]))
+    assert torch.equal(shards[:10], squares_of([*range(10)]))
 
 
-def test_batches_are_small_and_within_a_shard(tmp_path: Path) -> None:
-    asked: list[range] = []
+def test_values_are_computed_in_small_batches_within_a_shard(tmp_path: Path) -> None:
+    calls: list[range] = []
     steps: list[tuple[int, int]] = []
-    computed(
+    load_or_compute(
         tmp_path,
         "a",
         COUNT,
-        lambda rows: asked.append(rows) or squares(rows),
+        lambda rows: calls.append(rows) or squares(rows),
         rows=ROWS,
         progress=lambda *s: steps.append(s),
     )
-    assert [i for rows in asked for i in rows] == [*range(COUNT)]
-    assert all(len(rows) <= 16 and rows.start // ROWS == (rows.stop - 1) // ROWS for rows in asked)
+    assert [i for rows in calls for i in rows] == [*range(COUNT)]
+    assert all(len(rows) <= 16 and rows.start // ROWS == (rows.stop - 1) // ROWS for rows in calls)
     assert steps[-1] == (COUNT, COUNT) and steps == sorted(steps)
 
 
-def test_values_are_kept_in_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
-    shards = computed(tmp_path, "a", COUNT, squares, rows=ROWS, dtype=torch.bfloat16)
-    assert torch.equal(shards[:], of([*range(COUNT)]).bfloat16())
+def test_values_are_stored_in_the_given_dtype(tmp_path: Path) -> None:
+    shards = load_or_compute(tmp_path, "a", COUNT, squares, rows=ROWS, dtype=torch.bfloat16)
+    assert torch.equal(shards[:], squares_of([*range(COUNT)]).bfloat16())
     shards.verify()
 
 
-def test_a_stopped_computation_goes_on_where_it_was(tmp_path: Path) -> None:
-    asked: list[int] = []
+def test_interrupted_computation_continues_where_it_stopped(tmp_path: Path) -> None:
+    calls: list[int] = []
 
-    def stopped(rows: range) -> Tensor:
+    def interrupted(rows: range) -> Tensor:
         if rows.start >= 60:
             raise KeyboardInterrupt
-        asked.extend(rows)
+        calls.extend(rows)
         return squares(rows)
 
     with pytest.raises(KeyboardInterrupt):
-        computed(tmp_path, "a", COUNT, stopped, rows=ROWS, dtype=torch.float32)
+        load_or_compute(tmp_path, "a", COUNT, interrupted, rows=ROWS, dtype=torch.float32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.safetensors", "00001.safetensors"]
     with pytest.raises(ValueError, match="is not complete"):
         Shards(tmp_path, "a", COUNT)
-    asked.clear()
-    shards = computed(
-        tmp_path, "a", COUNT, lambda rows: asked.extend(rows) or squares(rows), rows=ROWS, dtype=torch.float32
+    calls.clear()
+    shards = load_or_compute(
+        tmp_path, "a", COUNT, lambda rows: calls.extend(rows) or squares(rows), rows=ROWS, dtype=torch.float32
     )
-    assert asked == [*range(2 * ROWS, COUNT)]
-    assert torch.equal(shards[:], of([*range(COUNT)]))
-    asked.clear()
-    written(tmp_path)
-    assert asked == []
+    assert calls == [*range(2 * ROWS, COUNT)]
+    assert torch.equal(shards[:], squares_of([*range(COUNT)]))
+    calls.clear()
+    compute_squares(tmp_path)
+    assert calls == []
 
 
-def test_what_was_computed_from_something_else_is_refused(tmp_path: Path) -> None:
-    """Also where it is not complete yet."""
+def test_values_computed_from_other_inputs_are_refused(tmp_path: Path) -> None:
+    """Even if the folder is incomplete."""
     fill(tmp_path, "a", COUNT, squares, rows=ROWS, rank=1, processes=2)
     for other in (("b", COUNT, ROWS), ("a", COUNT + 1, ROWS), ("a", COUNT, ROWS + 1)):
         with pytest.raises(ValueError, match=rf"{tmp_path.name} was computed with .*remove the folder"):
-            computed(tmp_path, *other[:2], squares, rows=other[2])
+            load_or_compute(tmp_path, *other[:2], squares, rows=other[2])
     with pytest.raises(ValueError, match=r"with dtype torch\.float16, and it is now torch\.float32"):
-        written(tmp_path)
-    computed(tmp_path, "a", COUNT, squares, rows=ROWS)
+        compute_squares(tmp_path)
+    load_or_compute(tmp_path, "a", COUNT, squares, rows=ROWS)
     for fingerprint, count in (("b", COUNT), ("a", COUNT + 1)):
         with pytest.raises(ValueError, match=rf"{tmp_path.name} was computed with .*remove the folder"):
             Shards(tmp_path, fingerprint, count)
 
 
-def test_several_processes_share_the_shards_out(tmp_path: Path) -> None:
-    asked: dict[int, list[int]] = {0: [], 1: []}
+def test_processes_compute_different_shards(tmp_path: Path) -> None:
+    calls: dict[int, list[int]] = {0: [], 1: []}
     for rank in (1, 0):
         if rank == 0:
             with pytest.raises(ValueError, match=r"00000\.safetensors is missing"):
-                seal(tmp_path, "a", COUNT)
+                write_index(tmp_path, "a", COUNT)
         fill(
             tmp_path,
             "a",
             COUNT,
-            lambda rows, rank=rank: asked[rank].extend(rows) or squares(rows),
+            lambda rows, rank=rank: calls[rank].extend(rows) or squares(rows),
             rows=ROWS,
             dtype=torch.float32,
             rank=rank,
             processes=2,
         )
-    assert asked[1] == [*range(24, 48), *range(72, 96)] and sorted(asked[0] + asked[1]) == [*range(COUNT)]
-    seal(tmp_path, "a", COUNT)
-    assert torch.equal(Shards(tmp_path, "a", COUNT)[:], of([*range(COUNT)]))
+    assert calls[1] == [*range(24, 48), *range(72, 96)] and sorted(calls[0] + calls[1]) == [*range(COUNT)]
+    write_index(tmp_path, "a", COUNT)
+    assert torch.equal(Shards(tmp_path, "a", COUNT)[:], squares_of([*range(COUNT)]))
 
 
-def test_a_damaged_shard_is_named_and_only_that_one_computed_again(tmp_path: Path) -> None:
-    written(tmp_path).verify()
+def test_damaged_shard_is_named_and_only_that_one_is_computed_again(tmp_path: Path) -> None:
+    compute_squares(tmp_path).verify()
     second = tmp_path / "00001.safetensors"
-    whole = second.read_bytes()
-    for damaged in (whole[:-4], whole + b"0000", b""):
+    intact = second.read_bytes()
+    for damaged in (intact[:-4], intact + b"0000", b""):
         second.write_bytes(damaged)
-        for again in (lambda: Shards(tmp_path, "a", COUNT), lambda: written(tmp_path)):
+        for access in (lambda: Shards(tmp_path, "a", COUNT), lambda: compute_squares(tmp_path)):
             with pytest.raises(ValueError, match=r"00001\.safetensors is damaged; remove this file"):
-                again()
-    second.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+                access()
+    second.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     shards = Shards(tmp_path, "a", COUNT)
     with pytest.raises(ValueError, match=r"00001\.safetensors is damaged"):
         shards.verify()
     second.unlink()
     with pytest.raises(ValueError, match=r"00001\.safetensors is missing"):
         Shards(tmp_path, "a", COUNT)
-    written(tmp_path).verify()
+    compute_squares(tmp_path).verify()
 
 
-def test_the_index_says_what_is_there(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_index_describes_the_shards(tmp_path: Path) -> None:
+    compute_squares(tmp_path)
     index = json.loads((tmp_path / INDEX).read_text())
     assert (index["fingerprint"], index["count"], index["shape"], index["dtype"]) == (
         "a",
@@ -162,22 +164,22 @@ def test_the_index_says_what_is_there(tmp_path: Path) -> None:
         Shards(tmp_path, "a", COUNT)
 
 
-def test_values_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"rows 16 to 31 is not finite in torch\.float16"):
-        computed(tmp_path, "a", COUNT, lambda rows: squares(rows) * 100, rows=ROWS * 2)
+        load_or_compute(tmp_path, "a", COUNT, lambda rows: squares(rows) * 100, rows=ROWS * 2)
     assert [*tmp_path.iterdir()] == []
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds."""
+    """The resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not say how much memory is held")
-def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure resident memory")
+def test_only_indexed_rows_are_read(tmp_path: Path) -> None:
     """Two files of 32 MiB; rows of 32 KiB."""
     fill(tmp_path, "a", 2048, lambda rows: torch.ones(len(rows), 16, 1024), rows=1024)
-    seal(tmp_path, "a", 2048)
+    write_index(tmp_path, "a", 2048)
     before = resident()
     shards = Shards(tmp_path, "a", 2048)
     assert torch.equal(shards[torch.tensor([1, 700, 2047])], torch.ones(3, 16, 1024).half())

@@ -1,1 +1,1 @@
-"""Whoever else carries out requests: the processes of this machine. All of them are `events.Backend`s."""
+"""Ways to carry out requests besides a model in this process: work units, and a pool of processes on this machine."""

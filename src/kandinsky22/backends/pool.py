@@ -1,7 +1,7 @@
-"""This machine's processes as one backend: each has the model, and they paint packs side by side. Imports no torch.
+"""Several processes of this machine as one backend; each has the model, and they paint side by side. Imports no torch.
 
-A process that dies, by whatever signal, is started again, and what it was painting is tried again (see `Pack.failed`). The
-same packs give the same pixels however many processes there are, if each has as many threads.
+A process that dies, by any signal, is started again, and its work is retried (see `WorkUnit.retry`). The same work
+units give the same pixels however many processes there are, if each has the same number of threads.
 """
 
 import contextlib
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kandinsky22.backends.work_units import TRIES, Outcome, Pack, finished
-from kandinsky22.backends.worker import About, Job, Load, Pictures, Worker
+from kandinsky22.backends.work_units import TRIES, Outcome, WorkUnit
+from kandinsky22.backends.worker import DescribeJob, Job, LoadBackend, PaintJob, Worker
+from kandinsky22.generators import drain
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Started
 
@@ -25,13 +26,16 @@ K = TypeVar("K", bound=Hashable)
 
 
 def cores() -> int:
-    """Of the processor, those that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
-    """How a process makes its model: `Kandinsky.load` with so many threads. What is fetched should have been before."""
+class LoadKandinsky:
+    """Loads a model in a worker process, with `Kandinsky.load` and so many threads.
+
+    A published model should be on this machine already: otherwise every process would download it.
+    """
 
     model: str
     device: str | None = None
@@ -40,7 +44,7 @@ class Loading:
     request: Request | None = None
 
     def __call__(self) -> "Kandinsky":
-        """The model. torch arrives here."""
+        """The model. Imports torch."""
         import torch
 
         from kandinsky22.engine.kandinsky import Kandinsky
@@ -50,13 +54,13 @@ class Loading:
 
 
 class Pool:
-    """Processes that each have a model. Closing it ends them; so does the end of this process, even by kill -9.
+    """Processes that each have a model. They end when it is closed, and when this process ends, even by kill -9.
 
-    load: makes the model, in each process. batch: requests of a pack. Raises `ValueError` for less than one of either. Any
-    number of threads may ask it at once; one that finds no process free waits for one.
+    load: loads the model, in each process. batch: requests that a work unit should have. Raises `ValueError` for less
+    than one process or request. Any number of threads may use it at once; while no process is free they wait.
     """
 
-    def __init__(self, load: Load, *, processes: int, batch: int = 1) -> None:
+    def __init__(self, load: LoadBackend, *, processes: int, batch: int = 1) -> None:
         for name, number in (("processes", processes), ("batch", batch)):
             if number < 1:
                 raise ValueError(f"{name} must be a whole number from 1 up, got {number!r}")
@@ -79,10 +83,17 @@ class Pool:
         threads: int | None = None,
         request: Request | None = None,
     ) -> Self:
-        """Processes with a model each, of a published one what `request` needs, and as many threads (None: the cores are shared
-        out)."""
+        """A pool whose processes each load `model`; of a published one, the networks that `request` needs.
+
+        threads: of each process; None divides the cores among them.
+        """
         threads = threads or max(1, cores() // max(1, processes))
-        return cls(Loading(model, device, dtype, threads, request), processes=processes, batch=batch)
+        return cls(LoadKandinsky(model, device, dtype, threads, request), processes=processes, batch=batch)
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of its processes."""
+        return [worker.pid for worker in self._workers]
 
     def __enter__(self) -> Self:
         return self
@@ -97,77 +108,81 @@ class Pool:
             worker.close()
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Carry out one request. If its process dies, that is a notice and it begins anew; the third time it is a
-        `ChildProcessError`. Progress has no previews."""
-        results, _ = yield from self._asked(Pictures({0: request}, told=True))
+        """The events of one request, without previews.
+
+        If its process dies, a notice says so and the request starts again with the same seed; the third death raises
+        `ChildProcessError`.
+        """
+        results, _ = yield from self._run(PaintJob({0: request}, with_events=True))
         yield results[0]
 
-    def about(self, request: Request) -> tuple[Request, dict[str, Any]]:
-        """The request resolved, and what else decides its pixels."""
-        asked = self._asked(About(request))
-        while True:
-            try:
-                next(asked)
-            except StopIteration as end:
-                known: tuple[Request, dict[str, Any]] = end.value
-                return known
+    def describe(self, request: Request) -> tuple[Request, dict[str, Any]]:
+        """The resolved request, and what else decides its pixels."""
+        description: tuple[Request, dict[str, Any]] = drain(self._run(DescribeJob(request)))
+        return description
 
-    def paint(self, packs: Iterable[Pack[K]]) -> Generator[Outcome[K], None, None]:
-        """Carry out packs on all processes that are free; see `Painter`. They are asked for as processes get free."""
-        with self._taken(self.processes) as workers:
-            coming, again = iter(packs), deque[Pack[K]]()
-            painting: dict[Worker, Pack[K]] = {}
+    def paint(self, units: Iterable[WorkUnit[K]]) -> Generator[Outcome[K], None, None]:
+        """Paint units on all processes that are free; see `UnitBackend`.
+
+        `units` is advanced as processes become free.
+        """
+        with self._reserved(self.processes) as workers:
+            new, retries = iter(units), deque[WorkUnit[K]]()
+            running: dict[Worker, WorkUnit[K]] = {}
             outcomes: list[Outcome[K]] = []
             while True:
                 for worker in workers:
-                    if worker not in painting and (pack := again.popleft() if again else next(coming, None)):
-                        worker.begin(Pictures(pack.requests))
-                        painting[worker] = pack
-                yield from outcomes  # whatever becomes of them, the processes are at work
-                if not painting:
+                    if worker not in running and (unit := retries.popleft() if retries else next(new, None)):
+                        worker.submit(PaintJob(unit.requests))
+                        running[worker] = unit
+                yield from outcomes  # after submitting, so that the processes work while the caller handles these
+                if not running:
                     return
                 outcomes = []
-                speaking = wait([worker.pipe for worker in painting])
-                for worker in [worker for worker in painting if worker.pipe in speaking]:
-                    process, answer = worker.process, worker.hear()
-                    if answer.what == "done":
-                        results, seconds = answer.content
-                        outcomes += finished(painting.pop(worker), results, seconds, process)
-                    elif answer.last:
-                        tries, given_up = painting.pop(worker).failed(str(answer.content))
-                        again += tries
-                        outcomes += given_up
+                ready = wait([worker.pipe for worker in running])
+                for worker in [worker for worker in running if worker.pipe in ready]:
+                    pid, message = worker.pid, worker.receive()
+                    if message.kind == "done":
+                        results, seconds = message.content
+                        outcomes += running.pop(worker).finished(results, seconds, pid)
+                    elif message.ends_job:
+                        units_to_retry, failures = running.pop(worker).retry(str(message.content))
+                        retries += units_to_retry
+                        outcomes += failures
 
-    def _asked(self, job: Job) -> Generator[Event, None, Any]:
-        """Have one process carry out a job, and tell of its events; returns what came of it."""
-        with self._taken(1) as (worker,):
-            for left in reversed(range(TRIES)):
-                worker.begin(job)
-                while not (answer := worker.hear()).last:
-                    if isinstance(answer.content, Started):  # what is drawn is drawn once, even if it begins anew
-                        job = Pictures({0: answer.content.request}, told=True)
-                    if answer.what == "event":
-                        yield answer.content
-                if answer.what == "done":
-                    return answer.content
-                if answer.what == "failed":
-                    raise answer.content
-                if left:
-                    yield Notice(f"{answer.content}; it begins anew")
-            raise ChildProcessError(f"{answer.content}, {TRIES} times")
+    def _run(self, job: Job) -> Generator[Event, None, Any]:
+        """Have one process carry out a job: yields its events, and returns the content of its "done" message."""
+        with self._reserved(1) as (worker,):
+            for tries_left in reversed(range(TRIES)):
+                worker.submit(job)
+                while not (message := worker.receive()).ends_job:
+                    if isinstance(message.content, Started):  # a random seed is drawn once: a retry uses the same one
+                        job = PaintJob({0: message.content.request}, with_events=True)
+                    if message.kind == "event":
+                        yield message.content
+                if message.kind == "done":
+                    return message.content
+                if message.kind == "failed":
+                    raise message.content
+                if tries_left:
+                    yield Notice(f"{message.content}; the request starts again")
+            raise ChildProcessError(f"{message.content}, {TRIES} times")
 
     @contextlib.contextmanager
-    def _taken(self, most: int) -> Iterator[list[Worker]]:
-        """Up to so many processes that have nothing to do, at least one. Afterwards they have nothing to do again."""
+    def _reserved(self, most: int) -> Iterator[list[Worker]]:
+        """Up to `most` free workers, at least one; waits for the first.
+
+        On exit their jobs are cancelled and they are free.
+        """
         if self._closed:
             raise ValueError("this pool is closed; open another")
-        taken = [self._free.get()]
+        workers = [self._free.get()]
         with contextlib.suppress(queue.Empty):
-            while len(taken) < most:
-                taken.append(self._free.get_nowait())
+            while len(workers) < most:
+                workers.append(self._free.get_nowait())
         try:
-            yield taken
+            yield workers
         finally:
-            for worker in taken:
+            for worker in workers:
                 worker.cancel()
                 self._free.put(worker)

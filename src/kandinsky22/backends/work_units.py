@@ -1,10 +1,11 @@
-"""Packs: requests that are painted together, and what becomes of one that fails. Imports no torch.
+"""Work units: requests that are painted as one batch, and the rule for retrying a unit that fails. Imports no torch.
 
-Company changes how sums are rounded, and so the last bits of some pixels. Whoever wants the same pixels again must ask for
-the same packs, in the same order within each; then it does not matter which were painted before, or by whom.
+The size of a batch changes how sums are rounded, and so the last bits of some pixels. The same work units, with the
+same requests in the same order, give the same pixels again; it does not matter in which order units are painted, or by
+which process.
 """
 
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -17,7 +18,7 @@ TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Finished(Generic[K]):
-    """A request that was carried out, its share of the seconds its pack took, and the process that did it."""
+    """A request that was painted. seconds: its share of the time its work unit took. worker: the id of the process."""
 
     key: K
     result: Result
@@ -27,7 +28,7 @@ class Finished(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Failure(Generic[K]):
-    """A request that was given up: what went wrong last, in a sentence, and how often it was tried."""
+    """A request that was given up. error: the last error, in one sentence. tries: how often it was attempted."""
 
     key: K
     error: str
@@ -38,60 +39,48 @@ Outcome = Finished[K] | Failure[K]
 
 
 @dataclass(frozen=True, slots=True)
-class Pack(Generic[K]):
-    """Requests to be painted together, in order, and how often they have been tried."""
+class WorkUnit(Generic[K]):
+    """Requests to be painted as one batch, in order, and how often they have been tried."""
 
     requests: Mapping[K, Request]
     tries: int = 0
 
-    def failed(self, error: str) -> "tuple[list[Pack[K]], list[Failure[K]]]":
-        """What to do next, and what was given up.
+    def retry(self, error: str) -> "tuple[list[WorkUnit[K]], list[Failure[K]]]":
+        """The units to try next after this one failed, and the requests that are given up.
 
-        A pack is tried once more as it is: what went wrong may have nothing to do with it, and then no pixel differs. Its
-        last try is each request's own, so that one that cannot be painted costs nobody else a picture.
+        The second try repeats the whole unit: the error may have had another cause, and then no pixel changes. The
+        third and last try paints each request alone, so that one that cannot be painted does not cost the others their
+        picture.
         """
         tries = self.tries + 1
         if tries == TRIES:
             return [], [Failure(key, error, tries) for key in self.requests]
         if tries < TRIES - 1:
             return [replace(self, tries=tries)], []
-        return [Pack({key: request}, tries) for key, request in self.requests.items()], []
+        return [WorkUnit({key: request}, tries) for key, request in self.requests.items()], []
 
-
-def cut(requests: Iterable[tuple[K, Request]], most: int) -> Iterator[Pack[K]]:
-    """Packs of up to `most` requests of one size each, in the order in which they are full; what is left comes last."""
-    open_packs: dict[object, dict[K, Request]] = {}
-    for key, request in requests:
-        size = (request.height, request.width, request.aspect)
-        pack = open_packs.setdefault(size, {})
-        pack[key] = request
-        if len(pack) == most:
-            yield Pack(open_packs.pop(size))
-    yield from map(Pack, open_packs.values())
+    def finished(self, results: Mapping[K, Result], seconds: float, worker: int) -> list[Outcome[K]]:
+        """The outcomes of a unit that succeeded in so many seconds, in the order of its requests."""
+        return [Finished(key, results[key], seconds / len(results), worker) for key in self.requests]
 
 
 @runtime_checkable
-class Painter(Backend, Protocol):
-    """A backend that paints packs, as many at a time as it has processes."""
+class UnitBackend(Backend, Protocol):
+    """A backend that paints work units, as many at a time as it has processes; `batch` requests are a unit."""
 
-    batch: int  # requests that a pack should have
+    batch: int
     processes: int
 
-    def about(self, request: Request) -> tuple[Request, dict[str, Any]]:
-        """The request resolved, and what else decides its pixels (see `Kandinsky.made_by`)."""
+    def describe(self, request: Request) -> tuple[Request, dict[str, Any]]:
+        """The resolved request, and what else decides its pixels (see `Kandinsky.made_by`)."""
         ...
 
-    def paint(self, packs: Iterable[Pack[K]]) -> Generator[Outcome[K], None, None]:
-        """Carry out packs, and yield what came of every request, as packs are done. Closing it cancels."""
+    def paint(self, units: Iterable[WorkUnit[K]]) -> Generator[Outcome[K], None, None]:
+        """Paint units, and yield the outcome of every request as units end. Closing the generator cancels."""
         ...
 
 
-def finished(pack: Pack[K], results: Mapping[K, Result], seconds: float, worker: int) -> list[Outcome[K]]:
-    """What came of a pack that went well."""
-    return [Finished(key, results[key], seconds / len(results), worker) for key in pack.requests]
-
-
-def sentence(error: BaseException) -> str:
-    """What an error says, on one line; errors that are not meant for people are named."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, ValueError | FloatingPointError) else f"{type(error).__name__}: {said}"
+def error_message(error: BaseException) -> str:
+    """An error's message on one line; the error's type is named unless the message was written for users."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, ValueError | FloatingPointError) else f"{type(error).__name__}: {message}"

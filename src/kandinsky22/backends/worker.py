@@ -1,7 +1,9 @@
-"""One process of a pool, from both sides: `work` is what runs in it, `Worker` is how it is spoken to. Imports no torch.
+"""One process of a pool, from both sides: `run_worker` runs in it, `Worker` is the pool's end of the pipe.
 
-A worker is given jobs one at a time over a pipe and answers until a job is ended. It writes no file. It ends when its pipe is
-closed, between two steps of painting, and at once when the process that started it has died.
+Imports no torch.
+
+A worker receives jobs one at a time over a pipe and sends messages until the job ends. It writes no file. It exits
+between two steps of painting when its pipe is closed, and at once when its parent process has died.
 """
 
 import contextlib
@@ -15,107 +17,111 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, NamedTuple
 
-from kandinsky22.backends.local import Here
-from kandinsky22.backends.work_units import TRIES, sentence
+from kandinsky22.backends.local import Local
+from kandinsky22.backends.work_units import TRIES, error_message
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend, Event, Progress, Result
 
-SPAWN = get_context("spawn")  # a fork of a process that has threads, as torch has, may never wake
-PATIENCE = 10.0  # seconds for a step of painting to end, before the process is ended with it
+SPAWN = get_context("spawn")  # after a fork, locks of the parent's threads (torch has some) may stay locked for ever
+STEP_TIMEOUT = 10.0  # seconds that a step of painting may take to end before the process is killed
 
-Load = Callable[[], Backend]
-"""What makes the model in the process itself. Must be picklable."""
+LoadBackend = Callable[[], Backend]
+"""Loads the model in the process that calls it. Must be picklable."""
 
 
-class Pictures(NamedTuple):
-    """A job: paint a pack. `told`: it is one request, and its events are wanted; without it, only results."""
+class PaintJob(NamedTuple):
+    """A job: paint requests as one batch. with_events: of the one request, send all events, not only the result."""
 
     requests: Mapping[Any, Request]
-    told: bool = False
+    with_events: bool = False
 
 
-class About(NamedTuple):
-    """A job: say what a request would be."""
+class DescribeJob(NamedTuple):
+    """A job: resolve a request, and say what else decides its pixels."""
 
     request: Request
 
 
-Job = Pictures | About
+Job = PaintJob | DescribeJob
 
 
-class Answer(NamedTuple):
-    """What a worker says. Of a job: an "event", then "done" with (results by key, seconds) or what was asked about, or
-    "failed" with an error, or "cancelled"; of itself: "ready", "broken" with why it cannot be, or "died" of what."""
+class Message(NamedTuple):
+    """A message from a worker.
 
-    what: Literal["ready", "broken", "event", "done", "failed", "cancelled", "died"]
+    About a job: "event", then one of "done" with (results by key, seconds) or the description, "failed" with an
+    exception, or "cancelled". About the process: "ready", "broken" with the exception that loading raised, or "died"
+    with the reason.
+    """
+
+    kind: Literal["ready", "broken", "event", "done", "failed", "cancelled", "died"]
     content: Any = None
 
     @property
-    def last(self) -> bool:
-        """Whether the job is ended."""
-        return self.what in ("done", "failed", "cancelled", "died")
+    def ends_job(self) -> bool:
+        """Whether it is the last message of a job."""
+        return self.kind in ("done", "failed", "cancelled", "died")
 
 
-def work(load: Load, pipe: "Connection[Answer, Job | None]") -> None:
-    """Load the model, then carry out jobs until the pipe is closed. None, while a job is carried out, cancels it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C, whoever started this decides what becomes
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def run_worker(load: LoadBackend, pipe: "Connection[Message, Job | None]") -> None:
+    """Load the model, then carry out jobs until the pipe is closed. Receiving None during a job cancels it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process decides
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         try:
-            here = Here(load())
+            local = Local(load())
         except Exception as error:
-            pipe.send(Answer("broken", _plain(error)))
+            pipe.send(Message("broken", _plain(error)))
             return
-        pipe.send(Answer("ready"))
+        pipe.send(Message("ready"))
         while True:
             job = pipe.recv()
-            if job is not None:  # a None that came too late
-                for answer in _answers(here, job, pipe):
-                    pipe.send(answer)
+            if job is not None:  # a None here cancels a job that has ended by now
+                for message in _messages(local, job, pipe):
+                    pipe.send(message)
 
 
-def _answers(here: Here, job: Job, pipe: "Connection[Answer, Job | None]") -> Iterator[Answer]:
-    began, results = time.perf_counter(), {}
+def _messages(local: Local, job: Job, pipe: "Connection[Message, Job | None]") -> Iterator[Message]:
+    start, results = time.perf_counter(), {}
     try:
-        if isinstance(job, About):
-            yield Answer("done", here.about(job.request))
+        if isinstance(job, DescribeJob):
+            yield Message("done", local.describe(job.request))
             return
-        for key, event in _events(here, job):
+        for key, event in _events(local, job):
             if pipe.poll():
-                _heard(pipe)
-                yield Answer("cancelled")
+                _receive_or_exit(pipe)
+                yield Message("cancelled")
                 return
             if isinstance(event, Result):
                 results[key] = event
-            elif job.told:  # a preview would be decoded by this process, which has gone on by then
-                yield Answer("event", replace(event, preview=None) if isinstance(event, Progress) else event)
-        yield Answer("done", (results, time.perf_counter() - began))
-    except Exception as error:  # whatever it is, it is told; only `SystemExit` ends the process
-        yield Answer("failed", _plain(error))
+            elif job.with_events:  # previews stay here: decoding one later would need this step's latents
+                yield Message("event", replace(event, preview=None) if isinstance(event, Progress) else event)
+        yield Message("done", (results, time.perf_counter() - start))
+    except Exception as error:  # every error is sent to the pool; only `SystemExit` ends the process
+        yield Message("failed", _plain(error))
 
 
-def _heard(pipe: "Connection[Answer, Job | None]") -> Job | None:
-    """What was said meanwhile. Where the pipe was closed, the process ends."""
+def _receive_or_exit(pipe: "Connection[Message, Job | None]") -> None:
+    """Receive the cancellation; a closed pipe ends the process."""
     try:
-        return pipe.recv()
+        pipe.recv()
     except (EOFError, OSError):
         raise SystemExit from None
 
 
-def _events(here: Here, job: Pictures) -> Iterator[tuple[Any, Event]]:
-    if not job.told:
-        return here.stream_pack(job.requests)
+def _events(local: Local, job: PaintJob) -> Iterator[tuple[Any, Event]]:
+    if not job.with_events:
+        return local.stream_unit(job.requests)
     ((key, request),) = job.requests.items()
-    return ((key, event) for event in here.stream(request))
+    return ((key, event) for event in local.stream(request))
 
 
 def _plain(error: Exception) -> Exception:
-    """An error that every process can read."""
+    """An error with the same message, of a built-in type that every process can unpickle."""
     kind = next((kind for kind in (ValueError, FloatingPointError) if isinstance(error, kind)), RuntimeError)
-    return kind(sentence(error))
+    return kind(error_message(error))
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -123,81 +129,81 @@ def _end_with_parent() -> None:
 
 
 class Worker:
-    """A process that carries out jobs; one that died is started again with the next.
+    """The pool's end of a process that carries out jobs. A process that died is started again with the next job.
 
-    Where it cannot be started, `hear` raises what `load` raised, a `ValueError` as it is and others as `RuntimeError`, and
-    `ChildProcessError` where it died three times while it loaded.
+    Where it cannot be started, `receive` raises the `ValueError` that `load` raised, other errors as `RuntimeError`,
+    and `ChildProcessError` where the process died three times while it loaded.
     """
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: LoadBackend) -> None:
         self._load = load
         self._job: Job | None = None
-        self._ready, self._stillborn = False, 0
+        self._ready, self._failed_starts = False, 0
         self._start()
 
     @property
-    def process(self) -> int:
-        """The id of the process that has the job."""
+    def pid(self) -> int:
+        """The id of the process."""
         assert self._process.pid is not None
         return self._process.pid
 
-    def begin(self, job: Job) -> None:
-        """Give it a job; the one before must have ended."""
+    def submit(self, job: Job) -> None:
+        """Send a job; the previous one must have ended."""
         self._job = job
         if self.pipe.closed or not self._process.is_alive():
-            self._end(patience=0)
+            self._end(timeout=0)
             self._start()
-        with contextlib.suppress(OSError):  # it died just now, which `hear` will find
+        with contextlib.suppress(OSError):  # the process has just died, which `receive` will notice
             self.pipe.send(job)
 
-    def hear(self) -> Answer:
-        """Wait for the next answer to the job."""
+    def receive(self) -> Message:
+        """Wait for the next message about the job."""
         while True:
             try:
-                answer: Answer = self.pipe.recv()
-            except (EOFError, OSError):  # between two answers, or amid one
-                how = self._end(patience=PATIENCE)
+                message: Message = self.pipe.recv()
+            except (EOFError, OSError):  # the process died, between two messages or within one
+                exit_status = self._end(timeout=STEP_TIMEOUT)
                 if not self._ready:
-                    self._begin_once_more(how)
+                    self._restart(exit_status)
                     continue
-                answer = Answer("died", f"the process that painted it died ({how})")
-            if answer.last or answer.what == "broken":
+                message = Message("died", f"the process that painted it died ({exit_status})")
+            if message.ends_job or message.kind == "broken":
                 self._job = None
-            if answer.what == "broken":
-                raise answer.content
-            self._ready, self._stillborn = True, 0
-            return answer
+            if message.kind == "broken":
+                raise message.content
+            self._ready, self._failed_starts = True, 0
+            return message
 
     def cancel(self) -> None:
-        """End the job, if it has not ended: between two steps, or with the process."""
+        """End the job, if it has not ended: between two steps, or by killing the process if a step takes too long."""
         if self._job is None or self.pipe.closed:
             return
         with contextlib.suppress(OSError):
             self.pipe.send(None)
-        until = time.monotonic() + PATIENCE
-        while self._ready and self.pipe.poll(max(0.0, until - time.monotonic())):
-            if self.hear().last:
+        deadline = time.monotonic() + STEP_TIMEOUT
+        while self._ready and self.pipe.poll(max(0.0, deadline - time.monotonic())):
+            if self.receive().ends_job:
                 return
         self._job = None
-        self._end(patience=0)
+        self._end(timeout=0)
 
     def close(self) -> None:
         """End the process."""
-        self._end(patience=PATIENCE if self._ready else 0)
+        self._end(timeout=STEP_TIMEOUT if self._ready else 0)
 
     def _start(self) -> None:
-        self.pipe, theirs = SPAWN.Pipe()
-        self._process = SPAWN.Process(target=work, args=(self._load, theirs), daemon=True)
+        self.pipe, worker_end = SPAWN.Pipe()
+        self._process = SPAWN.Process(target=run_worker, args=(self._load, worker_end), daemon=True)
         self._process.start()
-        theirs.close()
+        worker_end.close()
         self._ready = False
 
-    def _end(self, patience: float) -> str:
-        """End the process if it does not end by itself; returns how it ended."""
+    def _end(self, timeout: float) -> str:
+        """Close the pipe, and kill the process if it does not exit within `timeout` seconds; returns how it ended."""
         if self.pipe.closed:
             return "closed"
         self.pipe.close()
-        self._process.join(patience)
+        self._process.join(timeout)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -205,13 +211,13 @@ class Worker:
         self._process.close()
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
-    def _begin_once_more(self, how: str) -> None:
-        """After a death before the job began, for which the job is not to blame."""
-        job, self._stillborn = self._job, self._stillborn + 1
-        if self._stillborn == TRIES:
-            self._job, self._stillborn = None, 0
+    def _restart(self, exit_status: str) -> None:
+        """Start again after a death while loading, which counts as no try of the job."""
+        job, self._failed_starts = self._job, self._failed_starts + 1
+        if self._failed_starts == TRIES:
+            self._job, self._failed_starts = None, 0
             raise ChildProcessError(
-                f"a process died {TRIES} times while it loaded the model ({how}); is there enough memory?"
+                f"a process died {TRIES} times while it loaded the model ({exit_status}); is there enough memory?"
             )
         assert job is not None
-        self.begin(job)
+        self.submit(job)

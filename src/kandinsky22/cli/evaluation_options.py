@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
     from kandinsky22.evaluation.captions import Captions
     from kandinsky22.evaluation.features import ClipFeatures
-    from kandinsky22.evaluation.generate import Standing
+    from kandinsky22.evaluation.generate import RunProgress
     from kandinsky22.evaluation.manifest import Run, Shard
 
 PAINT_OPTIONS = (
@@ -157,27 +157,28 @@ def run_notes(options: Mapping[str, Any], *, linear: bool = False) -> Callable[[
 def paint_captions(options: Mapping[str, Any], captions: "Captions", shard: "Shard | None" = None, **how: Any) -> "Run":
     """Paint a shard of captions, and return its run; prints an estimate first, with the time after the first work unit.
 
-    how: `least` is passed to `generate.generate`, `check` and `seed` to `generate.begin`.
+    how: `least` is passed to `generate.generate`, `check` and `seed` to `generate.open_run`.
     """
     from kandinsky22.evaluation import generate
-    from kandinsky22.evaluation.manifest import WHOLE
+    from kandinsky22.evaluation.estimate import estimate
+    from kandinsky22.evaluation.manifest import UNSHARDED
 
-    shard, retry, least = shard or WHOLE, options.get("retry", False), how.pop("least", 1)
+    shard, retry, least = shard or UNSHARDED, options.get("retry", False), how.pop("least", 1)
     with start_pool(options) as painter:
         request = template_of(options)
         notes = run_notes(options, linear=request.prior.linear)
-        run = generate.begin(painter, options["out"], captions, request, noted=notes, **how)
+        run = generate.open_run(painter, options["out"], captions, request, annotations=notes, **how)
 
-        def paint(packs: int | None = None) -> "Iterator[tuple[str, Standing]]":
-            for standing in generate.generate(painter, run, shard=shard, retry=retry, packs=packs, least=least):
-                yield run.folder.name, standing
+        def paint(max_units: int | None = None) -> "Iterator[tuple[str, RunProgress]]":
+            for progress in generate.generate(painter, run, shard=shard, retry=retry, max_units=max_units, least=least):
+                yield run.folder.name, progress
 
-        estimate = generate.estimate(run, shard, processes=painter.processes, retry=retry)
-        if estimate.seconds is None:
-            print(f"{describe_estimate(estimate)}; the first work unit is timed", flush=True)
-            show_progress(paint(packs=1))
-            estimate = generate.estimate(run, shard, processes=painter.processes, retry=retry)
-        print(describe_estimate(estimate), flush=True)
+        needs = estimate(run, shard, processes=painter.processes, retry=retry)
+        if needs.seconds is None:
+            print(f"{describe_estimate(needs)}; the first work unit is timed", flush=True)
+            show_progress(paint(max_units=1))
+            needs = estimate(run, shard, processes=painter.processes, retry=retry)
+        print(describe_estimate(needs), flush=True)
         show_progress(paint())
     return run
 

@@ -9,27 +9,28 @@ from typing import TYPE_CHECKING, Any
 from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
 
 if TYPE_CHECKING:
-    from kandinsky22.evaluation.generate import Estimate, Standing
+    from kandinsky22.evaluation.estimate import Estimate
+    from kandinsky22.evaluation.generate import RunProgress
 
 
-def show_progress(standings: "Iterable[tuple[str, Standing]]") -> None:
-    """Display the progress of painting by name. Iterating over `standings` is what paints."""
+def show_progress(updates: "Iterable[tuple[str, RunProgress]]") -> None:
+    """Display the progress of painting by name. Iterating over `updates` is what paints."""
     if is_terminal():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         pace = TextColumn("{task.fields[pace]}")
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), pace) as bars:
             tasks: dict[str, Any] = {}
-            for name, now in standings:
+            for name, now in updates:
                 if name not in tasks:
-                    tasks[name] = bars.add_task(name, total=now.of, pace="")
+                    tasks[name] = bars.add_task(name, total=now.total, pace="")
                 bars.update(tasks[name], completed=now.done + now.failed, pace=_pace(now))
         return
     last = 0.0
-    for name, now in standings:
-        if now.done + now.failed == now.of or time.monotonic() - last >= LINE_EVERY:
+    for name, now in updates:
+        if now.done + now.failed == now.total or time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            print(f"{name}: {now.done} of {now.of}  {_pace(now)}", flush=True)
+            print(f"{name}: {now.done} of {now.total}  {_pace(now)}", flush=True)
 
 
 @contextmanager
@@ -62,10 +63,10 @@ def describe_estimate(estimate: "Estimate") -> str:
     return text if estimate.seconds is None else f"{text}, about {_clock(estimate.seconds)}"
 
 
-def _pace(now: "Standing") -> str:
+def _pace(now: "RunProgress") -> str:
     parts = [f"{now.failed} failed"] if now.failed else []
-    if now.rate is not None and now.left is not None:
-        parts = [f"{now.rate:.2f} pictures/s", f"{_clock(now.left)} left", *parts]
+    if now.rate is not None and now.seconds_left is not None:
+        parts = [f"{now.rate:.2f} pictures/s", f"{_clock(now.seconds_left)} left", *parts]
     return ", ".join(parts)
 
 

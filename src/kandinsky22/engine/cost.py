@@ -1,5 +1,4 @@
-"""About how long a picture takes: the network's operations, counted on the meta device, over this device's measured
-rate."""
+"""An estimate of how long a picture takes: the networks' operations over the measured speed of this device."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.request.sizes import MIN_SIDE
 
-TRIALS, CHANNELS = 5, 384  # of the convolution whose rate is measured: one of the published U-Net's
+TRIALS, CHANNELS = 5, 384  # of the convolution that is timed, one of the published U-Net's
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +28,20 @@ class Work:
     decode: int
 
     def of_a_picture(self, prior_steps: int, decoder_steps: int) -> int:
-        """Of a guided picture: two texts, two rows a step."""
+        """The operations of one guided picture: two texts, two rows per step."""
         return 2 * self.text + 2 * prior_steps * self.prior_step + 2 * decoder_steps * self.decoder_step + self.decode
 
 
 class UNetStep(NamedTuple):
-    """Operations of one step of one row: of the whole U-Net, and of its first level alone, with deep features used
-    again."""
+    """Operations of one step of one row: of the whole U-Net, and of the first level alone (the deeper ones being
+    reused)."""
 
     whole: int
     first: int
 
     @classmethod
     def of(cls, config: UNetConfig, h: int, w: int) -> "UNetStep":
-        """Counted for latents of h x w cells. No memory is allocated."""
+        """For latents of h x w cells, counted on the meta device."""
         with torch.device("meta"):
             unet, z, t = UNet(config), torch.empty(1, config.in_channels, h, w), torch.empty(1)
             conditioned = unet.condition(torch.empty(1, config.encoder_hid_dim))
@@ -74,17 +73,17 @@ def work(
 
 
 def rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that this device does in a convolution like the decoder's; takes a second or two."""
+    """Operations per second of this device in a convolution like the decoder's; takes a second or two."""
     conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
     x = torch.randn(2, CHANNELS, 32, 32, device=device, dtype=dtype)
     count = 2 * 9 * CHANNELS**2 * x.shape[0] * x.shape[2] * x.shape[3]
     times = []
     for _ in range(TRIALS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         conv(x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return count / sorted(times[1:])[TRIALS // 2 - 1]  # the first one warms up
 
 

@@ -351,7 +351,8 @@ class Kandinsky:
                 yield reminder
         if not request.decoder.exact and self.name != catalog.BOX:
             yield (
-                "guidance_interval and reuse were only evaluated with the model in the box; on this one they are untested"
+                "guidance_interval and reuse were only evaluated with the model in the box; with this one they are "
+                "untested"
             )
         shape = (request.num_images, *canvas.size)
         if self.networks.compiled and shape not in self._compiled:

@@ -1,4 +1,4 @@
-"""Whether a request fits: an estimate of what it needs beside the weights, against what is free."""
+"""Whether requests fit into memory: an estimate of their peak beside the weights, compared with what is free."""
 
 import os
 from collections.abc import Sequence
@@ -10,29 +10,29 @@ import torch
 from kandinsky22.models.movq import MAX_UNTILED_PIXELS, UNTILED_TENSORS, MoVQConfig
 from kandinsky22.models.unet import UNetConfig
 
-# In tiles it is what enters the last level, or leaves it twice: 1.2 seen with the box at 1536 x 1536, 1.5 and 1.9 with
-# the published configuration at 1024 and 512, where the tiles themselves weigh more.
+# With tiles: tensors at the input, or twice at the output, of the last level. Measured: 1.2 with the box at 1536 x
+# 1536, 1.5 and 1.9 with the published configuration at 1024 and 512, where the tiles themselves weigh more.
 TILED_TENSORS = 2
-# Tensors of the first level alive at once in a step, and what the run is conditioned on: 46 seen with the published
-# configuration at 512, 16 with the box, whose levels have one layer and not three.
+# Tensors of the first level alive at once in a step, and the condition. Measured: 46 with the published configuration
+# at 512, 16 with the box, whose levels have one layer instead of three.
 UNET_TENSORS = 48
-BYTES_KEPT = 16  # for each pixel of a picture: decoded, cropped, and as it is saved
+PICTURE_BYTES = 16  # per pixel of a finished picture: decoded, cropped, and encoded
 Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
 
 def needed(unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int) -> int:
-    """Bytes that requests need at their peak: `unread` for weights still to be read; numbers of `itemsize` bytes for
-    decoding one picture, or a guided step of all of them; and the pictures."""
+    """The peak memory of requests in bytes: `unread` for weights still to be loaded, plus decoding one picture or one
+    guided step of all (numbers of `itemsize` bytes), plus the finished pictures."""
     largest, (last, *before) = max(height * width for _, height, width in sizes), movq.block_out_channels[:2]
     decoding = UNTILED_TENSORS * max(last, *before) * min(largest, MAX_UNTILED_PIXELS)
     decoding += TILED_TENSORS * max(2 * last, *before) * max(largest - MAX_UNTILED_PIXELS, 0)
     cells = sum(2 * n * height * width // movq.factor**2 for n, height, width in sizes)
-    kept = sum(BYTES_KEPT * n * height * width for n, height, width in sizes)
-    return unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells) * itemsize + kept
+    pictures = sum(PICTURE_BYTES * n * height * width for n, height, width in sizes)
+    return unread + max(decoding, UNET_TENSORS * unet.block_out_channels[0] * cells) * itemsize + pictures
 
 
 def free(device: torch.device) -> int:
-    """Bytes that can still be taken."""
+    """Bytes that can still be allocated."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     page = os.sysconf("SC_PAGE_SIZE")
@@ -46,11 +46,11 @@ def free(device: torch.device) -> int:
 def check(
     unet: UNetConfig, movq: MoVQConfig, sizes: Sequence[Size], unread: int, itemsize: int, device: torch.device
 ) -> None:
-    """Raises `ValueError` for requests that memory cannot hold."""
-    wanted, there = needed(unet, movq, sizes, unread, itemsize), free(device)
-    if wanted > there:
-        asked = ", ".join(f"{n} of {height}x{width}" for n, height, width in sizes)
+    """Raises `ValueError` for requests that do not fit into memory."""
+    required, available = needed(unet, movq, sizes, unread, itemsize), free(device)
+    if required > available:
+        sizes_text = ", ".join(f"{n} of {height}x{width}" for n, height, width in sizes)
         raise ValueError(
-            f"painting {asked} pixels would need about {wanted / 1e9:.0f} GB of memory and {there / 1e9:.0f} GB is free; "
-            "ask for smaller pictures, or fewer at a time"
+            f"painting {sizes_text} pixels would need about {required / 1e9:.0f} GB of memory and "
+            f"{available / 1e9:.0f} GB is free; ask for smaller pictures, or fewer at a time"
         )

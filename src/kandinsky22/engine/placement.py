@@ -1,11 +1,11 @@
-"""Where networks are while a request is carried out, and when they come and go.
+"""Where networks are while requests run: loaded, moved to the device, released.
 
-"keep": what was read stays on the device. "offload": a network is there only while a stage needs it, so a run needs
-room for its largest stage and not for the sum. "sequential": the weights stay in the processor's memory, and a large
-one is on the device only while it is used. The numbers are the same in all three. On a CPU there is nowhere else to be:
-there a network that leaves is let go and read again when it is next needed, and "sequential" is "offload".
+"keep": a network that was loaded stays on the device. "offload": a network is there only while a stage needs it, so a
+run needs memory for its largest stage instead of the sum. "sequential": weights stay in main memory, and a large weight
+is on the device only while it is used. All three compute the same numbers. On a CPU there is no other place: a network
+that is released is freed and loaded again when it is next needed, and "sequential" means "offload".
 
-Networks that come and go are for reading: what is changed in one is lost when it leaves.
+Networks that are moved or freed are for inference: changes to their weights are lost when they are released.
 """
 
 import os
@@ -26,20 +26,21 @@ N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound=Config)
 Placement = Literal["keep", "offload", "sequential"]
 CPU = torch.device("cpu")
-COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # in the environment, where torch keeps what it compiled
-SMALL_NETWORK = (
-    256 << 20
-)  # bytes; one is moved whole even in "sequential". MoVQ is one: its tiles look at a weight often
-SMALL_WEIGHT = 256 << 10  # bytes; those of a large network that are not worth a journey stay on the device
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable for the folder of torch's compiled code
+# Bytes. A smaller network is moved whole even with "sequential", such as MoVQ, whose tiles use each weight many times.
+SMALL_NETWORK = 256 << 20
+SMALL_WEIGHT = (
+    256 << 10
+)  # bytes; smaller weights of a large network stay on the device, as moving them does not pay off
 
 
 class Networks:
-    """The networks that are loaded, by the `NetworkSource` they come from. Raises `ValueError` for an unknown placement, and
-    for what cannot be compiled.
+    """The loaded networks, by the `NetworkSource` they come from.
 
-    dtype: of their weights, which is `held`; what they are to be given is `dtype`, a wider one where the device has no
-    instructions for that. accelerated: whether they compute by what is fastest here (see `acceleration`); None is
-    wherever it can be. compiled: by torch's compiler too, on a GPU.
+    dtype: of the weights (`weight_dtype`). Inputs must be in `self.dtype`, which is wider if the device has no
+    instructions for that dtype. accelerated: whether to use the fast implementations of `acceleration`; None: wherever
+    possible. compiled: also compile with torch, on a GPU. Raises `ValueError` for an unknown placement, and for
+    networks that cannot be compiled.
     """
 
     def __init__(
@@ -61,87 +62,87 @@ class Networks:
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
                 raise ValueError(
-                    "compiling is for networks that stay on cuda, accelerated; leave compiled out, or use --placement keep"
+                    "compiled networks must be accelerated and stay on cuda; use --placement keep, or leave compiled out"
                 )
             os.environ.setdefault(COMPILED, str(cache_dir() / "compiled"))
         self._loaded: dict[NetworkSource[Any, Any], nn.Module] = {}
-        self._homes: dict[
-            NetworkSource[Any, Any], Mapping[str, Tensor]
-        ] = {}  # on the CPU, of networks that are moved whole
-        self._away: set[NetworkSource[Any, Any]] = set()  # of those, the ones on the device
-        self._at_work: set[NetworkSource[Any, Any]] = set()  # on a CPU, those that a stage is not done with
+        self._cpu_weights: dict[NetworkSource[Any, Any], Mapping[str, Tensor]] = {}  # of networks that are moved whole
+        self._moved: set[NetworkSource[Any, Any]] = set()  # of those, the ones on the device now
+        self._in_use: set[NetworkSource[Any, Any]] = set()  # on a CPU, the ones between `get` and `release`
 
-    @torch.inference_mode(False)  # what is made here may be trained later
+    @torch.inference_mode(False)  # its parameters may be trained later
     def get(self, stored: NetworkSource[N, C]) -> N:
-        """The network, ready to compute on the device; it is read when it is first needed. On a CPU, what it frees
-        while it computes is kept for it until it leaves."""
+        """The network, ready to compute on the device; it is loaded when it is first needed.
+
+        On a CPU, memory that it frees while computing is reused by it until `release`.
+        """
         if stored not in self._loaded:
-            free_unused()  # what left a moment ago may only now be free
+            free_unused()  # a network released just before may only be free now
             self._loaded[stored] = self._read(stored)
         network: Any = self._loaded[stored]
-        if stored in self._homes and stored not in self._away:
-            moved = {name: value.to(self.device) for name, value in self._homes[stored].items()}
+        if stored in self._cpu_weights and stored not in self._moved:
+            moved = {name: value.to(self.device) for name, value in self._cpu_weights[stored].items()}
             network.load_state_dict(moved, assign=True)
-            self._away.add(stored)
+            self._moved.add(stored)
         if self.accelerated and self.device.type == "cpu":
-            self._at_work.add(stored)
+            self._in_use.add(stored)
             allocator.keep_freed(self)
         return network
 
     @torch.inference_mode(False)
     def release(self, stored: NetworkSource[N, C]) -> None:
-        """A stage is done with a network. Whoever still has it must not use it before the next `get`, unless it is
-        kept."""
-        self._at_work.discard(stored)
-        if not self._at_work:
+        """Declare that a stage is done with a network, which must not be used before the next `get`, unless placement
+        is "keep"."""
+        self._in_use.discard(stored)
+        if not self._in_use:
             allocator.stop_keeping(self)
         if self.placement == "keep":
             return
-        if stored in self._away:
+        if stored in self._moved:
             acceleration.release_graphs(self._loaded[stored])
-            self._loaded[stored].load_state_dict(self._homes[stored], assign=True)
-            self._away.remove(stored)
+            self._loaded[stored].load_state_dict(self._cpu_weights[stored], assign=True)
+            self._moved.remove(stored)
         if self.device.type == "cpu":
             self._loaded.pop(stored, None)
         free_unused()
 
     def is_on_device(self, stored: NetworkSource[N, C]) -> bool:
-        """Whether a network takes room on the device already."""
-        return stored in self._loaded and (stored not in self._homes or stored in self._away)
+        """Whether a network is on the device."""
+        return stored in self._loaded and (stored not in self._cpu_weights or stored in self._moved)
 
     def bytes_to_load(self, needed: Iterable[NetworkSource[Any, Any]]) -> int:
-        """How many bytes networks will take on the device, at once, for a run that needs these."""
+        """The bytes that must still be loaded onto the device at the same time, for a run that needs these networks."""
         coming = [self._bytes(stored) for stored in needed if not self.is_on_device(stored)]
         if self.placement == "sequential" and self.device.type != "cpu":
             coming = [min(count, SMALL_NETWORK) for count in coming]
         return sum(coming) if self.placement == "keep" else max(coming, default=0)
 
     def described(self) -> str:
-        """What accelerates them; it shows in last bits."""
+        """How the networks are accelerated, which shows in the last bits of results."""
         return acceleration.describe(self.weight_dtype, self.device, compiled=self.compiled)
 
     def _read(self, stored: NetworkSource[N, C]) -> N:
-        whole = self.placement == "keep" or self.device.type == "cpu"
-        network = stored.load(self.weight_dtype, self.device if whole else CPU)
-        if not whole and self.placement == "sequential" and self._bytes(stored) > SMALL_NETWORK:
-            visit(network, self.device)
+        on_device = self.placement == "keep" or self.device.type == "cpu"
+        network = stored.load(self.weight_dtype, self.device if on_device else CPU)
+        if not on_device and self.placement == "sequential" and self._bytes(stored) > SMALL_NETWORK:
+            stream_weights(network, self.device)
             return network
         if self.accelerated:
             room = acceleration.filter_budget(self.device)
             acceleration.prepare(network, budget=room, dtype=self.dtype, device=self.device, compiled=self.compiled)
-        if not whole:
-            self._homes[stored] = network.state_dict()
+        if not on_device:
+            self._cpu_weights[stored] = network.state_dict()
         return network
 
     def _bytes(self, stored: NetworkSource[Any, Any]) -> int:
-        """What a network holds: its weights, and other forms of them."""
+        """The memory of a network: its weights and their transformed copies."""
         room = acceleration.filter_budget(self.device)
         more = acceleration.extra_bytes(stored.outline, self.weight_dtype, room) if self.accelerated and room else 0
         return stored.elements * self.weight_dtype.itemsize + more
 
 
-class _Visit(nn.Module):
-    """What a weight is to whoever looks at it: a copy on the device, gone when it was used."""
+class _CopyToDevice(nn.Module):
+    """A parametrization: a weight is read as a copy on the device, which is freed after use."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -152,20 +153,19 @@ class _Visit(nn.Module):
 
 
 @torch.inference_mode(False)
-def visit(network: nn.Module, device: torch.device) -> None:
-    """Keep a network's large weights where they are and bring each to the device when it is used; the rest moves
-    there."""
-    visiting = _Visit(device)
+def stream_weights(network: nn.Module, device: torch.device) -> None:
+    """Leave a network's large weights in main memory, each copied to the device when it is used; move the others."""
+    copying = _CopyToDevice(device)
     for module in list(network.modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.nbytes > SMALL_WEIGHT:
-                parametrize.register_parametrization(module, name, visiting, unsafe=True)
+                parametrize.register_parametrization(module, name, copying, unsafe=True)
             else:
                 setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
 
 
 def free_unused() -> None:
-    """Return memory that is free but still held, the device's and the processor's, to the system."""
+    """Return unused memory of the device and of this process to the system."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     allocator.free_unused()

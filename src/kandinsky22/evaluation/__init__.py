@@ -1,3 +1,4 @@
-"""How good a model's pictures are, in numbers: pictures for many captions, their features, the distances between sets of them,
-reference sets that are kept, and reports. The metrics know networks and files of pictures, and not how those came about.
+"""Measuring how good a model's pictures are: painting many captions, features, distances between sets, and reports.
+
+The metrics work on feature networks and picture files, and do not depend on how the pictures were made.
 """

@@ -1,7 +1,7 @@
-"""Networks that turn pictures into features: Inception for FID and KID, a CLIP for CMMD and the CLIP score.
+"""Feature networks: Inception for FID and KID, a CLIP for CMMD and the CLIP score.
 
-Weights are a model's own, or a file's or folder's that the user names; nothing is fetched. What a number depends on is said by
-a network's `name`, `fingerprint` and `resize`.
+Weights are those of a model's own CLIP, or come from a file or folder that the user names; nothing is downloaded. A
+network's `name`, `fingerprint` and `resize` identify everything that its features depend on besides the pictures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.verify import sha256
 from kandinsky22.checkpoints.weight_files import weight_files
 from kandinsky22.evaluation import inception
-from kandinsky22.evaluation.resize import WAYS, centre_crop
+from kandinsky22.evaluation.resize import RESIZINGS, centre_crop
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.config import Config
 from kandinsky22.models.tokenizer import Tokenizer
@@ -31,31 +31,31 @@ C = TypeVar("C", bound=Config)
 
 
 class Features(Protocol):
-    """A feature network and how pictures are prepared for it."""
+    """A feature network, with the way pictures are prepared for it."""
 
     @property
     def name(self) -> str:
-        """What it is called, such as "inception-2015"."""
+        """Its name, such as "inception-2015"."""
 
     @property
     def fingerprint(self) -> str:
-        """What tells its weights from others: the SHA-256 of a file that the user named."""
+        """Identifies its weights, usually by the SHA-256 of their file."""
 
     @property
     def resize(self) -> str:
-        """How pictures become its pixels, in words; features of pictures that became so otherwise are not comparable."""
+        """The preprocessing of pictures, in words; only features with the same preprocessing are comparable."""
 
     @property
     def dim(self) -> int:
-        """Numbers of a feature."""
+        """The length of a feature vector."""
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pictures of any sizes, at least one -> float32 [n, dim] on the CPU; all go through the network at once."""
+        """Pictures of any sizes, at least one -> float32 [n, dim] on the CPU, in one call of the network."""
 
 
 @contextmanager
-def in_float32() -> Iterator[None]:
-    """Float32 on CUDA is float32 for as long, and not TF32, which keeps ten binary digits, whatever the process has set."""
+def without_tf32() -> Iterator[None]:
+    """Switch off TF32, which has a mantissa of ten bits, on CUDA for the length of a `with` block."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -65,10 +65,11 @@ def in_float32() -> Iterator[None]:
 
 
 class InceptionFeatures:
-    """The last pool of the Inception network of 2015, [n, 2048].
+    """The features of the 2015 Inception network's last pool, [n, 2048].
 
-    path: see `inception.load`. resize: one of `resize.WAYS`. crop: whether to take the middle square first, as COCO's 30,000
-    are; clean-fid takes pictures whole, however that distorts them. Raises `CheckpointError`, and `ValueError` for another way.
+    path: see `inception.load`. resize: one of `resize.RESIZINGS`. crop: take the central square first, as is done for
+    COCO's 30,000 pictures; clean-fid resizes whole pictures, which distorts them. Raises `CheckpointError`, and
+    `ValueError` for another resizing.
     """
 
     name, dim = inception.NAME, inception.DIM
@@ -76,27 +77,27 @@ class InceptionFeatures:
     def __init__(
         self, path: Path, resize: str = "clean", device: torch.device | str = "cpu", *, crop: bool = True
     ) -> None:
-        if resize not in WAYS:
-            raise ValueError(f"pictures are resized by one of {', '.join(WAYS)}, got {resize!r}")
+        if resize not in RESIZINGS:
+            raise ValueError(f"resize must be one of {', '.join(RESIZINGS)}, got {resize!r}")
         request_huge_pages()
         self._network, self.fingerprint = inception.load(path)
         self._network.to(device)
-        self._way, self._device, self._crop = WAYS[resize], device, crop
+        self._resizing, self._device, self._crop = RESIZINGS[resize], device, crop
         self.resize = f"{'centre crop, ' if crop else ''}{resize} to {inception.SIDE}"
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """See `Features`."""
         squares = map(centre_crop, pictures) if self._crop else pictures
-        pixels = torch.stack([self._way.resize(picture, inception.SIDE) for picture in squares]).to(self._device)
-        with in_float32():
-            return self._network((pixels - self._way.centre) / self._way.centre).cpu()
+        pixels = torch.stack([self._resizing.resize(picture, inception.SIDE) for picture in squares]).to(self._device)
+        with without_tf32():
+            return self._network((pixels - self._resizing.centre) / self._resizing.centre).cpu()
 
 
 class ClipFeatures:
-    """The embeddings of a CLIP, [n, D], not of unit length: of pictures when it is called, of captions by `texts`.
+    """A CLIP's projected embeddings, [n, D], not normalised: of pictures when it is called, of captions by `texts`.
 
-    Pictures are cut to the middle square first, as CMMD does, then prepared as the CLIP's own file says.
+    Pictures are cropped to the central square, as for CMMD, and then prepared as the CLIP's own configuration says.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class ClipFeatures:
     def of_model(
         cls, stored: StoredPrior, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Self:
-        """The two towers that a model itself works with. Raises `CheckpointError`."""
+        """The CLIP of a Kandinsky model. Raises `CheckpointError`."""
         device = torch.device(device)
         return cls(
             stored.image_encoder.load(dtype, device),
@@ -133,24 +134,26 @@ class ClipFeatures:
 
     @classmethod
     def of_folder(cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """A CLIP in a folder as transformers saves `CLIPModel`, such as openai/clip-vit-large-patch14-336 for CMMD and
-        openai/clip-vit-base-patch32 for the CLIP score: config.json, the weights, preprocessor_config.json, vocab.json,
-        merges.txt and tokenizer_config.json.
+        """The CLIP of a folder in transformers' format.
 
-        Raises `CheckpointError` where any is missing or damaged, or is not of that CLIP.
+        For example openai/clip-vit-large-patch14-336 for CMMD and openai/clip-vit-base-patch32 for the CLIP score. The
+        folder has config.json, the weights, preprocessor_config.json, vocab.json, merges.txt and tokenizer_config.json.
+
+        Raises `CheckpointError` where one of them is missing, damaged, or does not fit the others.
         """
         request_huge_pages()
         stored = Stored(folder, _Pair, _PairConfig)
         tokenizer = load_tokenizer(folder)
         processor = CLIPImageProcessor.from_dict(read_json(folder / "preprocessor_config.json"))
         text, vision = stored.config.text, stored.config.vision
-        for what, one, other in (
+        for what, in_file, in_config in (
             ("tokens", len(tokenizer.vocab), text.vocab_size),
-            ("pixels a side", processor.crop_size, vision.image_size),
+            ("pixels per side", processor.crop_size, vision.image_size),
         ):
-            if one != other:
+            if in_file != in_config:
                 raise CheckpointError(
-                    f"the files of {folder} are not of one CLIP: they tell of {one} and of {other} {what}; fetch them again"
+                    f"the files of {folder} are not of one CLIP: one has {in_file} {what} and config.json {in_config}; "
+                    "download them again"
                 )
         pair = stored.load(dtype, torch.device(device))
         fingerprint = "+".join(map(sha256, weight_files(stored.path)))
@@ -160,20 +163,20 @@ class ClipFeatures:
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """See `Features`."""
         pixels = self._processor([centre_crop(picture.convert("RGB")) for picture in pictures])
-        with in_float32():
+        with without_tf32():
             return self._vision(pixels.to(self._device, self._dtype)).float().cpu()
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Captions, at least one -> float32 [n, dim] on the CPU; what does not fit the text tower is left out."""
+        """Captions, at least one -> float32 [n, dim] on the CPU; long captions are truncated."""
         ids = self._tokenizer(list(captions)).trimmed().ids
-        with in_float32():
+        with without_tf32():
             return self._text(ids.to(self._device)).embed.float().cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PairConfig(Config):
-    """Both towers, from the `config.json` of transformers' `CLIPModel`."""
+    """The configuration of both towers, from the `config.json` of transformers' `CLIPModel`."""
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
@@ -183,7 +186,10 @@ class _PairConfig(Config):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Raises `ValueError` for another kind of model. What a file leaves out is the value of transformers' own classes."""
+        """Missing values are the defaults of transformers' configuration classes.
+
+        Raises `ValueError` for another model type.
+        """
         if values.get("model_type") != "clip":
             raise ValueError(
                 f"model_type is {values.get('model_type')!r}, not 'clip'; name a CLIP's folder, such as that of "
@@ -216,15 +222,15 @@ VISION_DEFAULTS = {
 
 
 def _tower(config: type[C], values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> C:
-    """A tower's configuration; old files say some of it again in a `_dict`, which counts. Both project to the pair's width."""
-    said = {**defaults, **(values.get(key) or {}), **(values.get(f"{key}_dict") or {})}
+    """A tower's configuration, with the pair's projection width; the `_dict` of older files takes precedence."""
+    given = {**defaults, **(values.get(key) or {}), **(values.get(f"{key}_dict") or {})}
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]  # every configuration is a dataclass
     width = values.get("projection_dim", 512)
-    return config.from_dict({**{name: said[name] for name in known & said.keys()}, "projection_dim": width})
+    return config.from_dict({**{name: given[name] for name in known & given.keys()}, "projection_dim": width})
 
 
 class _Pair(nn.Module):
-    """Both towers under the names of one file."""
+    """Both towers, with the tensor names of a `CLIPModel` file."""
 
     def __init__(self, config: _PairConfig) -> None:
         super().__init__()
@@ -233,9 +239,9 @@ class _Pair(nn.Module):
         self.text_model, self.text_projection = text.text_model, text.text_projection
         self.vision_model, self.visual_projection = vision.vision_model, vision.visual_projection
         self.logit_scale = nn.Parameter(torch.zeros(()))
-        self._towers = (vision, text)  # no modules of this one: their parts are
+        self._towers = (vision, text)  # in a tuple, so that their weights are not registered twice
 
     @property
     def towers(self) -> tuple[CLIPVision, CLIPText]:
-        """They share their parts with this pair."""
+        """The vision and text tower; their modules are those of this pair."""
         return self._towers

@@ -1,11 +1,10 @@
-"""Prompt fidelity in the picture world: which parts of its caption a picture shows, as the oracle reads it.
+"""Prompt fidelity in the picture world: which attributes of its caption a picture shows, as read by the oracle.
 
-Rates are of one attribute each, with Wilson's interval; those of two sets of pictures add up.
+Every attribute has a rate with Wilson's interval.
 """
 
 from collections.abc import Iterable, Mapping
-from functools import reduce
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,11 +22,11 @@ ATTRIBUTES: Mapping[str, str] = {
     "style": "style",
     "whole": "whole caption",
 }
-"""What is judged, and how it is said."""
+"""The attributes that are scored, and their names for readers."""
 
 
 class Rate(NamedTuple):
-    """So many of so many are right."""
+    """`right` of `of` pictures are right."""
 
     right: int
     of: int
@@ -39,12 +38,8 @@ class Rate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where it lies for 95 of 100 such sets (Wilson)."""
+        """Wilson's interval at 95%, (low, high)."""
         return wilson(self.right, self.of)
-
-    def merged(self, other: Self) -> "Rate":
-        """Of both sets."""
-        return Rate(self.right + other.right, self.of + other.of)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -55,22 +50,16 @@ Rates = Mapping[str, Rate]
 
 
 def verdict(picture: Image.Image, scene: Scene) -> dict[str, bool]:
-    """Which of `ATTRIBUTES` are right in a picture; `relation` only where the scene has one, `plain` is all but the style."""
-    said = judge(read(np.asarray(picture.convert("RGB"))), scene)
-    return said | {"plain": all(said[name] for name in said.keys() - {"style", "whole"})}
+    """Whether each of `ATTRIBUTES` is right in a picture of a scene.
+
+    `relation` is there only if the scene has one; `plain` is all attributes but the style.
+    """
+    verdicts = judge(read(np.asarray(picture.convert("RGB"))), scene)
+    return verdicts | {"plain": all(verdicts[name] for name in verdicts.keys() - {"style", "whole"})}
 
 
 def rates(verdicts: Iterable[Mapping[str, bool]]) -> Rates:
-    """How often each attribute is right, of the verdicts that judge it; at least one must."""
-    told = list(verdicts)
-    lists = {name: [said[name] for said in told if name in said] for name in ATTRIBUTES}
-    return {name: Rate(sum(values), len(values)) for name, values in lists.items() if values}
-
-
-def merged(parts: Iterable[Rates]) -> Rates:
-    """The rates of several sets together."""
-
-    def both(a: Rates, b: Rates) -> Rates:
-        return {name: a[name].merged(b[name]) if name in a and name in b else (a | b)[name] for name in a | b}  # type: ignore[operator]
-
-    return reduce(both, parts)
+    """How often each attribute is right, among the verdicts that contain it; attributes in no verdict are left out."""
+    all_verdicts = list(verdicts)
+    values = {name: [verdict[name] for verdict in all_verdicts if name in verdict] for name in ATTRIBUTES}
+    return {name: Rate(sum(of_name), len(of_name)) for name, of_name in values.items() if of_name}

@@ -1,13 +1,17 @@
-"""Pictures of a manifest, over any backend: a run that was killed goes on and ends with the pictures of one that was not.
+"""Painting the pictures of a run folder with any backend.
 
-A picture is written under a temporary name, logged and then renamed, so what has its name is whole and in the log. A pack is
-done when each of its items has its picture or is known to have failed; any other is painted anew, whole, which gives its
-pictures the same bytes: company is the only thing that a picture depends on beside its request. So it is on one kind of
-processor with one number of threads; elsewhere, or where processes died twice over one pack, pictures are the same to rounding.
+A run that was killed resumes, and ends with the same pictures.
+
+A picture is written under a temporary name, logged and then moved to its final name, so every picture with its final
+name is complete and in the log. A work unit is finished when each of its items has a picture or has failed; any other
+is painted again as one batch, which gives its pictures the same bytes, since a picture depends on its request and its
+batch alone.
+
+This holds on one kind of processor with one number of threads. On others, and where processes died twice over the same
+unit, pictures are the same up to rounding.
 """
 
 import hashlib
-import os
 import shutil
 import time
 from collections import deque
@@ -15,71 +19,51 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from kandinsky22.backends.local import Here
-from kandinsky22.backends.work_units import Failure, Finished, Painter
+from kandinsky22.backends.local import Local
+from kandinsky22.backends.work_units import Failure, Finished, UnitBackend
 from kandinsky22.evaluation import logs
 from kandinsky22.evaluation.captions import Captions
-from kandinsky22.evaluation.manifest import MADE_BY, WHOLE, Item, Run, Shard, filled, items, unfilled
+from kandinsky22.evaluation.estimate import RECENT, estimate
+from kandinsky22.evaluation.manifest import (
+    MADE_BY,
+    UNSHARDED,
+    Item,
+    Run,
+    Shard,
+    as_template,
+    items,
+    with_item,
+)
+from kandinsky22.evaluation.run_state import failed, is_complete_png, unfinished_units
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend
 
-SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"  # what a PNG begins and ends with
-RECENT = 64  # pictures that speed and size are judged by
-RECIPE = 4096  # bytes, for what a picture's file holds beside its pixels
-IN_A_ROW = 10  # captions that fail one after the other are not to blame
+MAX_FAILURES_IN_A_ROW = 10  # so many suggest that something other than the captions is wrong
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a shard is: pictures done, of how many, and captions given up; pictures a second of late, and the seconds left
-    at that speed, both None before there is one."""
+class RunProgress:
+    """The progress of a shard.
+
+    done, total: pictures. failed: captions that were given up. rate: recent pictures per second; seconds_left: at that
+    rate; both None before the first picture.
+    """
 
     done: int
-    of: int
+    total: int
     failed: int
     rate: float | None
-    left: float | None
+    seconds_left: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a shard still needs: pictures to paint, calls of the decoder for them, bytes of disk, of how many that are free, and
-    seconds; None where none was painted yet."""
-
-    pictures: int
-    calls: int
-    bytes: int
-    free: int
-    seconds: float | None
-
-    @classmethod
-    def none(cls, folder: Path) -> Self:
-        """Nothing, in a folder."""
-        return cls(0, 0, 0, shutil.disk_usage(folder).free, 0.0)
-
-    def __add__(self, other: Self) -> Self:
-        """Of both, on one disk, one after the other."""
-        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
-        pictures, calls = self.pictures + other.pictures, self.calls + other.calls
-        return type(self)(pictures, calls, self.bytes + other.bytes, min(self.free, other.free), seconds)
-
-    def check(self) -> None:
-        """Raises `ValueError` where the disk has too little room."""
-        if self.bytes > self.free:
-            raise ValueError(
-                f"{self.pictures} pictures need about {self.bytes / 1e9:.3g} GB and {self.free / 1e9:.3g} GB of the disk are "
-                "free; make room, or choose a folder on another disk"
-            )
+def as_unit_backend(backend: Backend) -> UnitBackend:
+    """The backend itself if it paints work units; otherwise one that paints each request alone, in this process."""
+    return backend if isinstance(backend, UnitBackend) else Local(backend)
 
 
-def painter_of(backend: Backend) -> Painter:
-    """A backend that paints packs; others, and models, paint one request at a time in this process."""
-    return backend if isinstance(backend, Painter) else Here(backend)
-
-
-def begin(
+def open_run(
     backend: Backend,
     folder: Path,
     captions: Captions,
@@ -87,195 +71,147 @@ def begin(
     *,
     seed: int = 0,
     check: Callable[[Request], None] = lambda template: None,
-    noted: Callable[[], Mapping[str, Any]] = dict,
+    annotations: Callable[[], Mapping[str, Any]] = dict,
 ) -> Run:
-    """The run of captions in a folder, each painted as `request` says, with their prompts and seeds in its place; begun if it
-    is not there.
+    """The run of a folder, created if there is none: each caption replaces the prompt and the seed of `request`.
 
-    check: is shown the resolved request before anything is written, and may raise. noted: see `Run.begun`. Raises `ValueError`
-    as `Run.begun` does, and for a request that the backend refuses.
+    check: called with the resolved request before anything is written; it may raise. seed, annotations: see
+    `Run.create_or_open`. Raises `ValueError` as that does, and for a request that the backend refuses.
     """
-    painter = painter_of(backend)
+    unit_backend = as_unit_backend(backend)
     first = items(captions, seed)[0]
-    template, made_by = painter.about(filled(unfilled(request), first))
+    template, made_by = unit_backend.describe(with_item(as_template(request), first))
     check(template)
-    return Run.begun(folder, captions, template, made_by, batch=painter.batch, seed=seed, noted=noted)
-
-
-def generate(
-    backend: Backend, run: Run, *, shard: Shard = WHOLE, retry: bool = False, packs: int | None = None, least: int = 1
-) -> Iterator[Standing]:
-    """Paint what a shard lacks, telling how far it is, first before anything is painted.
-
-    Captions that failed before are passed over, unless `retry`. packs: no more than so many. least: pictures that the whole run
-    is of no use without. Closing the iterator stops it between two steps of painting. Raises `ValueError` for a shard that
-    another process is painting, for a backend that paints otherwise than the run began, for a disk without room, where ten
-    captions in a row fail, which are then not recorded, and as soon as so many have failed that fewer than `least` are left.
-    """
-    painter = painter_of(backend)
-    if painter.batch != run.batch:
-        raise ValueError(
-            f"{run.folder} was begun with batch {run.batch}, and now it is {painter.batch}; use {run.batch}"
-        )
-    with _held(run, shard) as desk:
-        estimate(run, shard, processes=painter.processes, retry=retry).check()
-        lacking = _lacking(run, shard, retry=retry)
-        meanwhile = 1 if retry else least  # those that are tried again may come out well
-        _check_left(run, meanwhile)
-        pace = _Pace(run, shard, lacking)
-        yield pace.standing()
-        doubted: list[Failure[str]] = []
-        with closing(painter.paint(map(run.pack, lacking[:packs]))) as outcomes:
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    doubted.append(outcome)
-                    if len(doubted) == IN_A_ROW:
-                        raise ValueError(f"{IN_A_ROW} captions in a row failed, the last because: {outcome.error}")
-                else:
-                    _keep(run, shard, desk, outcome)
-                    _record(run, shard, doubted)
-                    if doubted:
-                        _check_left(run, meanwhile)
-                    doubted.clear()
-                pace.count(outcome)
-                yield pace.standing()
-        _record(run, shard, doubted)
-        _check_left(run, least)
-
-
-def estimate(run: Run, shard: Shard = WHOLE, *, processes: int = 1, retry: bool = False) -> Estimate:
-    """What a shard still needs, judged by the latest pictures of the run; before there are any, disk by the size of their
-    pixels. `list(generate(..., packs=1))` paints some, for an estimate of time."""
-    lacking = sum(len(pack) for pack in _lacking(run, shard, retry=retry))
-    there = [path for record in _latest(run) if (path := run.pictures / f"{record['id']}.png").exists()]
-    mean = sum(path.stat().st_size for path in there) / len(there) if there else 0
-    raw = 3 * (run.template.height or 0) * (run.template.width or 0) + RECIPE
-    seconds = seconds_each(run)
-    return Estimate(
-        lacking,
-        lacking * calls(run.template),
-        round(lacking * (mean or raw)),
-        shutil.disk_usage(run.folder).free,
-        None if seconds is None and lacking else (seconds or 0) * lacking / processes,
+    return Run.create_or_open(
+        folder, captions, template, made_by, batch=unit_backend.batch, seed=seed, annotations=annotations
     )
 
 
-def seconds_each(run: Run) -> float | None:
-    """How long a picture of a run takes one process, judged by the latest; None where none was painted yet."""
-    latest = _latest(run)
-    return sum(record["milliseconds"] for record in latest) / 1000 / len(latest) if latest else None
+def generate(
+    backend: Backend,
+    run: Run,
+    *,
+    shard: Shard = UNSHARDED,
+    retry: bool = False,
+    max_units: int | None = None,
+    least: int = 1,
+) -> Iterator[RunProgress]:
+    """Paint what is left of a shard; yields the progress before the first picture and after each.
 
+    retry: captions that failed before are tried again. max_units: paint no more work units than this. least: the number
+    of pictures below which the run is of no use. Closing the iterator stops between two steps of painting.
 
-def calls(request: Request) -> int:
-    """Of the decoder's network for a picture painted from noise, as a resolved request says."""
-    steps = request.decoder.steps
-    assert steps is not None
-    return 2 * steps - 1 if request.decoder.sampler == "heun" else steps
-
-
-def logged(run: Run) -> dict[str, dict[str, Any]]:
-    """What the logs of all shards say of pictures, by id: "sha256" of the file, "milliseconds", "worker"."""
-    return logs.by_id(sorted(run.folder.glob("log-*.jsonl")))
-
-
-def failed(run: Run) -> dict[str, dict[str, Any]]:
-    """What is known of captions that failed, by id: "error" and "tries". One that has a picture by now has not."""
-    records = logs.by_id(sorted(run.folder.glob("failed-*.jsonl")))
-    return {name: record for name, record in records.items() if not is_whole(run.pictures / f"{name}.png")}
-
-
-def _latest(run: Run) -> list[dict[str, Any]]:
-    return [*logged(run).values()][-RECENT:]
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a PNG is there, from its first bytes to its last."""
-    try:
-        with path.open("rb") as file:
-            begins = file.read(len(SIGNATURE)) == SIGNATURE
-            file.seek(-len(END), os.SEEK_END)
-            return begins and file.read() == END
-    except OSError:
-        return False
+    Raises `ValueError` for a shard that another process is painting, for a backend whose batch or weights are not those
+    of the run, for a disk without space, after ten captions failed in a row (which are then not recorded), and as soon
+    as so many have failed that fewer than `least` pictures are possible.
+    """
+    unit_backend = as_unit_backend(backend)
+    if unit_backend.batch != run.batch:
+        raise ValueError(
+            f"{run.folder} was created with batch {run.batch}, and now it is {unit_backend.batch}; use {run.batch}"
+        )
+    with _locked_shard(run, shard) as folder:
+        estimate(run, shard, processes=unit_backend.processes, retry=retry).check()
+        units = unfinished_units(run, shard, retry=retry)
+        least_for_now = 1 if retry else least  # captions that are tried again may succeed
+        _check_enough_left(run, least_for_now)
+        progress = _ProgressMeter(run, shard, units)
+        yield progress.current()
+        pending: list[Failure[str]] = []  # failures since the last success
+        with closing(unit_backend.paint(map(run.work_unit, units[:max_units]))) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    pending.append(outcome)
+                    if len(pending) == MAX_FAILURES_IN_A_ROW:
+                        raise ValueError(
+                            f"{MAX_FAILURES_IN_A_ROW} captions in a row failed, the last because: {outcome.error}"
+                        )
+                else:
+                    _save_picture(run, shard, folder, outcome)
+                    _record_failures(run, shard, pending)
+                    if pending:
+                        _check_enough_left(run, least_for_now)
+                    pending.clear()
+                progress.count(outcome)
+                yield progress.current()
+        _record_failures(run, shard, pending)
+        _check_enough_left(run, least)
 
 
 @contextmanager
-def _held(run: Run, shard: Shard) -> Iterator[Path]:
-    """The shard for this process alone, cleared of what a killed one left, and a folder for pictures that are not whole yet."""
-    taken = f"another process is painting part {shard} of {run.folder}; let it, or paint another part"
-    desk = run.desk(shard)
-    with logs.locked(run.log(shard), taken):
+def _locked_shard(run: Run, shard: Shard) -> Iterator[Path]:
+    """Lock a shard for this process, and clear what a killed process left; yields a folder for unfinished pictures."""
+    error = f"another process is painting shard {shard} of {run.folder}; wait for it, or paint another shard"
+    folder = run.unfinished(shard)
+    with logs.locked(run.log(shard), error):
         for path in (run.log(shard), run.failures(shard)):
-            logs.mend(path)
-        shutil.rmtree(desk, ignore_errors=True)
+            logs.truncate_partial_line(path)
+        shutil.rmtree(folder, ignore_errors=True)
         run.pictures.mkdir(exist_ok=True)
         try:
-            yield desk
+            yield folder
         finally:
-            shutil.rmtree(desk, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lacking(run: Run, shard: Shard, *, retry: bool) -> list[tuple[Item, ...]]:
-    """The packs that are not done."""
-    given_up = {} if retry else failed(run)
-    packs = run.packs(shard)
-    return [pack for pack in packs if not all(item.id in given_up or is_whole(run.picture(item)) for item in pack)]
-
-
-def _keep(run: Run, shard: Shard, desk: Path, outcome: Finished[str]) -> None:
-    """Write a picture, log it, and give it its name."""
+def _save_picture(run: Run, shard: Shard, folder: Path, outcome: Finished[str]) -> None:
+    """Write a picture into `folder`, log it, and move it to its final name."""
     (picture,) = outcome.result.pictures
     for name in MADE_BY:
-        if (now := picture.made_by.get(name)) != (then := run.about.get(name)):
-            raise ValueError(f"{run.folder} was begun with {name} {then}, and this picture was painted with {now}")
-    written = picture.save(desk / f"{outcome.key}.png")
+        if (now := picture.made_by.get(name)) != (before := run.settings.get(name)):
+            raise ValueError(
+                f"{run.folder} was created with {name} {before}, and this picture was painted with {now}; "
+                "give another folder"
+            )
+    path = picture.save(folder / f"{outcome.key}.png")
     record = {
         "id": outcome.key,
-        "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "milliseconds": round(1000 * outcome.seconds),
         "worker": outcome.worker,
     }
     logs.append(run.log(shard), record)
-    written.replace(run.pictures / written.name)
+    path.replace(run.pictures / path.name)
 
 
-def _record(run: Run, shard: Shard, failures: list[Failure[str]]) -> None:
+def _record_failures(run: Run, shard: Shard, failures: list[Failure[str]]) -> None:
     for failure in failures:
         record = {"id": failure.key, "error": failure.error, "tries": failure.tries}
         logs.append(run.failures(shard), record)
 
 
-def _check_left(run: Run, least: int) -> None:
-    lost, of = len(failed(run)), len(run.items)
-    if of - lost < least:
+def _check_enough_left(run: Run, least: int) -> None:
+    lost, total = len(failed(run)), len(run.items)
+    if total - lost < least:
         raise ValueError(
-            f"{lost} of {of} captions failed, and the numbers need {least} pictures; see failed-*.jsonl in {run.folder}, then "
-            "try these again with --retry, or give more captions in another folder"
+            f"{lost} of {total} captions failed, and the numbers need {least} pictures; see failed-*.jsonl in "
+            f"{run.folder}, then try these again with --retry, or give more captions in another folder"
         )
 
 
-class _Pace:
-    """Counts pictures and the time they take."""
+class _ProgressMeter:
+    """Counts pictures, and measures how fast they are painted."""
 
-    def __init__(self, run: Run, shard: Shard, lacking: list[tuple[Item, ...]]) -> None:
-        packs = run.packs(shard)
-        self.of, to_do = sum(map(len, packs)), {item.id for pack in lacking for item in pack}
-        there = [is_whole(run.picture(item)) for pack in packs for item in pack if item.id not in to_do]
-        self.done = sum(there)
-        self.failed = len(there) - self.done
-        self.times = deque([time.monotonic()], maxlen=RECENT + 1)
+    def __init__(self, run: Run, shard: Shard, to_do: list[tuple[Item, ...]]) -> None:
+        units = run.units(shard)
+        self._total, to_do_ids = sum(map(len, units)), {item.id for unit in to_do for item in unit}
+        painted = [is_complete_png(run.picture(item)) for unit in units for item in unit if item.id not in to_do_ids]
+        self._done = sum(painted)
+        self._failed = len(painted) - self._done
+        self._times = deque([time.monotonic()], maxlen=RECENT + 1)
 
     def count(self, outcome: Finished[str] | Failure[str]) -> None:
-        """One more is done, or given up."""
-        self.times.append(time.monotonic())
+        """Count one more picture or failure."""
+        self._times.append(time.monotonic())
         if isinstance(outcome, Failure):
-            self.failed += 1
+            self._failed += 1
         else:
-            self.done += 1
+            self._done += 1
 
-    def standing(self) -> Standing:
-        """How far it is."""
-        if len(self.times) == 1:
-            return Standing(self.done, self.of, self.failed, None, None)
-        rate = (len(self.times) - 1) / max(1e-9, self.times[-1] - self.times[0])
-        return Standing(self.done, self.of, self.failed, rate, (self.of - self.done - self.failed) / rate)
+    def current(self) -> RunProgress:
+        """The progress so far."""
+        if len(self._times) == 1:
+            return RunProgress(self._done, self._total, self._failed, None, None)
+        rate = (len(self._times) - 1) / max(1e-9, self._times[-1] - self._times[0])
+        left = self._total - self._done - self._failed
+        return RunProgress(self._done, self._total, self._failed, rate, left / rate)

@@ -1,31 +1,34 @@
-"""Files that grow by a line of JSON at a time and may be cut off anywhere, and files that one process has. Imports no torch."""
+"""Logs of one JSON record per line that survive a kill at any moment, and exclusive files. Imports no torch."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kandinsky22.files import lock
+
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a record; when this returns it is on the disk."""
+    """Add a record; it is on the disk when this returns."""
     with path.open("ab") as file:
         file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def mend(path: Path) -> None:
-    """Cut off a line that was not written to its end, so that the next one is not added to it."""
+def truncate_partial_line(path: Path) -> None:
+    """Remove a last line that was not written completely, so that the next record starts on a line of its own."""
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
-def by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The latest record of each "id" in files, but for a line that is being written. Raises `ValueError` naming a line that
-    holds none."""
+def latest_by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The latest record of each "id" in some logs; a last line without an end is ignored, as it is being written.
+
+    Raises `ValueError` naming a line that holds no record.
+    """
     records: dict[str, dict[str, Any]] = {}
     for path in paths:
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
@@ -33,20 +36,18 @@ def by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
                 record = json.loads(line)
                 records[record["id"]] = record
             except (ValueError, TypeError, KeyError):
-                raise ValueError(f"{path}, line {number}, is damaged; remove that line, and begin again") from None
+                raise ValueError(f"{path}, line {number}, is damaged; remove that line and run again") from None
     return records
 
 
 @contextlib.contextmanager
-def locked(path: Path, taken: str | None = None) -> Iterator[None]:
-    """Nobody else has this file, which is made, locked for as long; the end of the process ends it too.
+def locked(path: Path, error: str | None = None) -> Iterator[None]:
+    """Lock a file, created if needed, for the length of a `with` block; the end of the process also releases it.
 
-    taken: what to say, as a `ValueError`, if somebody has; None is to wait.
+    error: the message of the `ValueError` to raise if another process has the lock; None waits for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise ValueError(taken) from None
+        if not lock(file, None if error is None else 0):
+            raise ValueError(error)
         yield

@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG that stands in its page: no file beside it, nothing fetched. Needs matplotlib."""
+"""The plots of a report, as SVG for embedding in its page. Needs matplotlib."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ OURS, THEIRS = "#c2410c", "#94a3b8"
 
 
 class Point(NamedTuple):
-    """A value, and from where to where it lies."""
+    """A value y at x, with its interval from `low` to `high`."""
 
     x: float
     y: float
@@ -21,46 +21,48 @@ class Point(NamedTuple):
 
 
 def check() -> None:
-    """Raises `ValueError` where matplotlib is missing; asked before hours of painting."""
+    """Raises `ValueError` if matplotlib is missing; called before hours of painting."""
     try:
-        import matplotlib  # noqa: F401  # only whether it is there
+        import matplotlib  # noqa: F401  # only whether it can be imported
     except ImportError:
         raise ValueError("a report has plots, and matplotlib draws them: pip install 'kandinsky22[evaluate]'") from None
 
 
-def lines(curves: Mapping[str, Sequence[Point]], across: str, up: str) -> str:
-    """Curves by name, with a bar for where each value lies."""
+def lines(curves: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> str:
+    """Curves by name, with an error bar for each value."""
     figure = _figure()
     axes = figure.subplots()
     for name, points in curves.items():
         below, above = [p.y - p.low for p in points], [p.high - p.y for p in points]
-        at, values = [p.x for p in points], [p.y for p in points]
-        axes.errorbar(at, values, yerr=[below, above], label=name, marker="o", markersize=4, linewidth=1.4, capsize=2)
-    axes.set(xlabel=across, ylabel=up)
+        xs, ys = [p.x for p in points], [p.y for p in points]
+        axes.errorbar(xs, ys, yerr=[below, above], label=name, marker="o", markersize=4, linewidth=1.4, capsize=2)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False, ncols=2)
     return _svg(figure)
 
 
-def bars(values: Mapping[str, float], across: str, ours: str | None = None) -> str:
-    """Named values, the smallest on top; `ours` is the name of the one that stands out."""
+def bars(values: Mapping[str, float], x_label: str, ours: str | None = None) -> str:
+    """Bars of named values, the smallest on top; the bar called `ours` is highlighted."""
     names = sorted(values, key=values.__getitem__, reverse=True)
     figure = _figure(height=0.9 + 0.26 * len(names))
     axes = figure.subplots()
-    drawn = axes.barh(names, [values[name] for name in names], color=[OURS if n == ours else THEIRS for n in names])
-    axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
-    axes.set(xlabel=across)
+    rectangles = axes.barh(
+        names, [values[name] for name in names], color=[OURS if n == ours else THEIRS for n in names]
+    )
+    axes.bar_label(rectangles, fmt="%.2f", padding=3, fontsize=8)
+    axes.set(xlabel=x_label)
     axes.margins(x=0.12)
     return _svg(figure)
 
 
-def histogram(values: Sequence[float], across: str) -> str:
-    """How often values come."""
+def histogram(values: Sequence[float], x_label: str) -> str:
+    """A histogram of values."""
     figure = _figure()
     axes = figure.subplots()
     axes.hist(values, bins=40, color=OURS)
-    axes.set(xlabel=across, ylabel="pictures")
+    axes.set(xlabel=x_label, ylabel="pictures")
     return _svg(figure)
 
 
@@ -71,13 +73,13 @@ def _figure(height: float = INCHES[1]) -> "Figure":
 
 
 def _svg(figure: "Figure") -> str:
-    """Without the prologue that a file has; the same bytes for the same values."""
+    """The SVG element, without a file's XML prologue; the same values give the same bytes."""
     import matplotlib as mpl
 
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    drawn = io.StringIO()
+    buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "kandinsky22", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    text = drawn.getvalue()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
     return text[text.index("<svg") :]

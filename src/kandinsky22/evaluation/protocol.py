@@ -1,4 +1,7 @@
-"""What a number follows from, beside the pictures: kept with it in `protocol.json`. Files are named, not where they lie."""
+"""The protocol of an evaluation, for `protocol.json`: everything that its numbers depend on.
+
+Files are named without folders.
+"""
 
 import hashlib
 import os
@@ -18,67 +21,68 @@ import kandinsky22
 from kandinsky22.engine.device import processor
 from kandinsky22.evaluation import inception, reference
 from kandinsky22.evaluation.features import Features
-from kandinsky22.evaluation.generate import failed, is_whole
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.reference import Statistics
+from kandinsky22.evaluation.run_state import failed, is_complete_png
 from kandinsky22.imaging.images import read_recipe
 
-PAINTER = ("device", "processor", "dtype", "threads", "torch")  # what of a picture's `made_by` says who painted it
+MACHINE = ("device", "processor", "dtype", "threads", "torch")  # entries of a picture's `made_by` about the machine
 
 
-def of_run(run: Run, features: Mapping[str, Features], command: str, **more: Any) -> dict[str, Any]:
-    """The protocol of a painted run: how it was begun, who painted, which networks looked at it, and on what it was scored.
+def run_protocol(run: Run, features: Mapping[str, Features], command: str, **more: Any) -> dict[str, Any]:
+    """The protocol of a run: its settings, the machines that painted it, the feature networks, and what scored it.
 
-    command: the one that scores. The one that painted is told first, where they are two: options that need no saying again,
-    once all is painted, may be missing in the other.
+    command: the command that scores. If another one painted, both are stored: options of painting may be left out of a
+    command that only scores.
     """
-    painted_by = run.about.get("command", command)
+    painted_by = run.settings.get("command", command)
     return {
         "command": painted_by,
         **({"scored_by": command} if command != painted_by else {}),
-        "run": run.about,
+        "run": run.settings,
         **more,
         "features": networks(features),
         "failed": sorted(failed(run)),
-        "painted_on": painters(run),
+        "painted_on": painting_machines(run),
         "scored_on": hardware(),
         "versions": versions(),
     }
 
 
-def painters(run: Run) -> list[dict[str, Any]]:
-    """On what pictures were painted, and how many: every machine and setting that took part, as the pictures say."""
-    told: Counter[tuple[tuple[str, Any], ...]] = Counter()
+def painting_machines(run: Run) -> list[dict[str, Any]]:
+    """The machines and settings that painted a run, and how many pictures each, from the pictures' metadata."""
+    machines: Counter[tuple[tuple[str, Any], ...]] = Counter()
     for item in run.items:
-        if is_whole(run.picture(item)):
+        if is_complete_png(run.picture(item)):
             made_by = read_recipe(run.picture(item)).made_by
-            told[tuple((name, made_by[name]) for name in PAINTER if name in made_by)] += 1
-    return [{**dict(painter), "pictures": count} for painter, count in told.most_common()]
+            machines[tuple((name, made_by[name]) for name in MACHINE if name in made_by)] += 1
+    return [{**dict(machine), "pictures": count} for machine, count in machines.most_common()]
 
 
 def networks(features: Mapping[str, Features]) -> dict[str, Any]:
-    """What saw the pictures: its weights, and how pictures were resized for it; of Inception, whether it is the published one."""
+    """The name, weights and resizing of each feature network, and whether Inception has the published weights."""
     return {
-        name: reference.by(of)._asdict() | ({"published": published(of)} if of.name == inception.NAME else {})
-        for name, of in features.items()
+        name: reference.source_of(network)._asdict()
+        | ({"published": is_published(network)} if network.name == inception.NAME else {})
+        for name, network in features.items()
     }
 
 
-def published(features: Features) -> bool:
-    """Whether a network's weights are the file of 2015 that published numbers were measured with."""
+def is_published(features: Features) -> bool:
+    """Whether a network's weights are the 2015 file of Inception with which published numbers were measured."""
     return features.fingerprint == inception.SHA256
 
 
-def of_reference(place: Path, statistics: Statistics) -> dict[str, Any]:
-    """What the reference is: its name, and what tells its contents from others'."""
-    counted = statistics.count if statistics.names else None
+def reference_protocol(place: Path, statistics: Statistics) -> dict[str, Any]:
+    """The name of a reference, and what identifies its contents."""
+    count = statistics.count if statistics.names else None
     digest = hashlib.sha256(statistics.moments.mean.numpy().tobytes()).hexdigest()
     sizes = [list(size) for size in statistics.sizes[:20]]
-    return {"name": place.resolve().name, "pictures": counted, "sizes": sizes, "mean_sha256": digest}
+    return {"name": place.resolve().name, "pictures": count, "sizes": sizes, "mean_sha256": digest}
 
 
 def versions() -> dict[str, str]:
-    """Of what scores; what painted is told by the run."""
+    """The versions of the software that scores; the run has those of what painted."""
     return {
         "kandinsky22": kandinsky22.__version__,
         "torch": torch.__version__,
@@ -89,16 +93,16 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """On what it is scored."""
+    """The machine that scores."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"processor": processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
 
 
 def command() -> str:
-    """The command that is running."""
+    """The running command, with files and folders by their names alone."""
 
-    def shown(word: str) -> str:
+    def without_folder(word: str) -> str:
         option, sign, value = word.rpartition("=")
         return f"{option}{sign}{Path(value).name}" if Path(value).exists() and os.sep in value else word
 
-    return shlex.join(["kandinsky22", *map(shown, sys.argv[1:])])
+    return shlex.join(["kandinsky22", *map(without_folder, sys.argv[1:])])

@@ -1,6 +1,7 @@
-"""What an evaluation leaves in its folder: the numbers, the protocol they follow from, and a page to look at.
+"""The report files of an evaluation.
 
-`report.json` and `protocol.json` are for programs, `report.html` is one file for people, with pictures and plots in it.
+`report.json` has the numbers and `protocol.json` what they depend on; `report.html` is a page that embeds pictures and
+plots.
 """
 
 import base64
@@ -17,12 +18,12 @@ from PIL import Image
 from kandinsky22.files import atomic_write
 
 REPORT, PROTOCOL, PAGE = "report.json", "protocol.json", "report.html"
-SHOWN, THUMBNAIL = 48, 256  # pictures on the page, and their longer side in pixels
+MAX_PICTURES, THUMBNAIL_SIDE = 48, 256  # pictures on the page, and their longer side in pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as people read it, and what to know about it."""
+    """A number as text, and what to know about it."""
 
     name: str
     value: str
@@ -31,7 +32,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot that `plots` drew."""
+    """A plot from `plots`, as SVG."""
 
     title: str
     svg: str
@@ -39,7 +40,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells; `ours` is the row that stands out."""
+    """Rows of cells; `ours` is the index of the row to highlight."""
 
     title: str
     header: Sequence[str]
@@ -49,35 +50,35 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A picture's file, and its caption."""
+class Picture:
+    """A picture's file and caption."""
 
     path: Path
     caption: str
 
     @property
     def data(self) -> str:
-        """A small JPEG of it, in base64."""
+        """A small JPEG of the picture, in base64."""
         with Image.open(self.path) as picture:
             small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        written = io.BytesIO()
-        small.save(written, "JPEG", quality=88)
-        return base64.b64encode(written.getvalue()).decode()
+        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=88)
+        return base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Pictures to be compared: rows with a heading each, below the columns' headings; None where one could not be painted."""
+    """A table of pictures. columns: headings. rows: (heading, pictures); None for one that could not be painted."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Shown | None]]]
+    rows: Sequence[tuple[str, Sequence[Picture | None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that is told of an evaluation. values, protocol: what JSON can hold."""
+    """The contents of a report. values, protocol: JSON values, for `report.json` and `protocol.json`."""
 
     title: str
     summary: str
@@ -88,11 +89,11 @@ class Report:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     grids: Sequence[Grid] = ()
-    shown: Sequence[Shown] = ()
+    pictures: Sequence[Picture] = ()
 
 
 def write(folder: Path, report: Report) -> Path:
-    """Write the three files, each whole, the page last; returns where that is. Raises `OSError`."""
+    """Write the three files, each atomically and the page last; returns the page's path. Raises `OSError`."""
     from jinja2 import Environment
 
     template = files("kandinsky22.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")

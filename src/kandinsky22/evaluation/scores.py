@@ -1,4 +1,4 @@
-"""The numbers of a run's pictures: against a reference, against their captions, and what to say beside each."""
+"""The scores of a run's pictures, against a reference and against their captions, as a report shows them."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ from kandinsky22.evaluation.reference import Statistics
 from kandinsky22.evaluation.report import Number, Plot, Table
 from kandinsky22.moments import Moments
 
-Say = Callable[[str, int, int], None]
-"""(what is being done, how much of it is done, of how much)"""
-FEWER = (8, 4, 2)  # parts of the pictures at which the Frechet distance is shown as well
+ShowProgress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all)"""
+DIVISORS = (8, 4, 2)  # the Frechet distance is also plotted for these fractions of the pictures
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Numbers as JSON holds them (`values`), as people read them, and drawn. Those of several measures add up."""
+    """Scores as JSON (`values`), as text, and as plots and tables. Those of several metrics can be added."""
 
     values: dict[str, Any] = field(default_factory=dict)
     numbers: tuple[Number, ...] = ()
@@ -37,114 +37,122 @@ class Scores:
         return type(self)(values, self.numbers + other.numbers, self.plots + other.plots, self.tables + other.tables)
 
 
-def measured(
-    pictures: Mapping[str, Path], features: Features, folder: Path, name: str, say: Say, *, part: bool = False
+def cached_statistics(
+    pictures: Mapping[str, Path],
+    features: Features,
+    folder: Path,
+    name: str,
+    show_progress: ShowProgress,
+    *,
+    part: bool = False,
 ) -> Statistics:
-    """The statistics of pictures, kept in `folder` under a name that tells these very files and this network from others.
+    """The statistics of pictures, cached in `folder` in a file whose name identifies the picture files and the network.
 
-    part: of a set that workers share out; whoever asks for the whole set later takes what is kept of its parts, and measures the
-    rest. Raises `ValueError` as `reference.measure` does.
+    part: these are part of a larger set, measured by one of several workers; a later call for the complete set uses the
+    parts that are cached and measures the rest. Raises `ValueError` as `reference.measure` does.
     """
     stem = f"{name}-part" if part else name
-    kept = folder / f"{stem}-{_digest(pictures, features)}.safetensors"
-    if kept.exists():
-        return reference.load(kept)
-    parts = [*_parts(pictures, features, folder, name)]
-    there = {picture for of in parts for picture in of.names}
-    lacking = {picture: path for picture, path in pictures.items() if picture not in there}
-    if lacking:
-        what = f"looking at the {name.replace('-', ' ')}"
-        parts.append(reference.measure(lacking, features, progress=lambda done, of: say(what, done, of)))
-    made = reduce(add, parts)
-    reference.save(kept, made)
+    cache = folder / f"{stem}-{_digest(pictures, features)}.safetensors"
+    if cache.exists():
+        return reference.load(cache)
+    parts = [*_cached_parts(pictures, features, folder, name)]
+    measured = {picture for statistics in parts for picture in statistics.names}
+    missing = {picture: path for picture, path in pictures.items() if picture not in measured}
+    if missing:
+        what = f"measuring {name.replace('-', ' ')}"
+        parts.append(reference.measure(missing, features, progress=lambda done, of: show_progress(what, done, of)))
+    statistics = reduce(add, parts)
+    reference.save(cache, statistics)
     if not part:
-        for other in set(folder.glob(f"{name}-{'[0-9a-f]' * 16}.safetensors")) - {kept}:
-            other.unlink()
-    return made
+        for outdated in set(folder.glob(f"{name}-{'[0-9a-f]' * 16}.safetensors")) - {cache}:
+            outdated.unlink()
+    return statistics
 
 
 def _digest(pictures: Mapping[str, Path], features: Features) -> str:
-    """What tells these very files, seen by this network, from others."""
-    told = [*reference.by(features)]
+    """Identifies picture files, by name, size and time of modification, and the network that measures them."""
+    identity = [*reference.source_of(features)]
     for picture, path in sorted(pictures.items()):
-        found = path.stat()
-        told += [picture, str(found.st_size), str(found.st_mtime_ns)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        status = path.stat()
+        identity += [picture, str(status.st_size), str(status.st_mtime_ns)]
+    return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
 
 
-def _parts(pictures: Mapping[str, Path], features: Features, folder: Path, name: str) -> Iterator[Statistics]:
-    """What is kept of parts of these pictures that do not overlap, as the files are now."""
+def _cached_parts(pictures: Mapping[str, Path], features: Features, folder: Path, name: str) -> Iterator[Statistics]:
+    """The cached statistics of disjoint parts of these pictures whose files have not changed since."""
     seen: set[str] = set()
-    for kept in sorted(folder.glob(f"{name}-part-*.safetensors")):
-        part = reference.load(kept)
+    for cache in sorted(folder.glob(f"{name}-part-*.safetensors")):
+        part = reference.load(cache)
         if not seen.isdisjoint(part.names) or not pictures.keys() >= set(part.names):
             continue
-        if _digest({picture: pictures[picture] for picture in part.names}, features) == kept.stem.rpartition("-")[2]:
+        if _digest({picture: pictures[picture] for picture in part.names}, features) == cache.stem.rpartition("-")[2]:
             seen.update(part.names)
             yield part
 
 
 def frechet_distance(name: str, ours: Statistics, theirs: Statistics) -> Scores:
-    """FID, or what it is called with other features, and how it falls with the number of pictures: it is biased upwards by
-    few. Raises `ValueError` for too few."""
+    """The Frechet distance, called `name`, also plotted for fewer pictures, since few pictures bias it upwards.
+
+    Raises `ValueError` for too few pictures.
+    """
     value = frechet(ours.moments, theirs.moments)
     rows, points = ours.rows, []
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    for part in FEWER:
-        some = rows[order[: len(rows) // part]]
-        if len(some) > rows.shape[1]:
-            distance = frechet(Moments.of(some), theirs.moments)
-            points.append(plots.Point(len(some), distance, distance, distance))
+    for divisor in DIVISORS:
+        subset = rows[order[: len(rows) // divisor]]
+        if len(subset) > rows.shape[1]:
+            distance = frechet(Moments.of(subset), theirs.moments)
+            points.append(plots.Point(len(subset), distance, distance, distance))
     points.append(plots.Point(len(rows), value, value, value))
     about = f"{ours.count:.0f} pictures against {_count(theirs)}; lower is better, and few pictures raise it"
-    drawn = Plot(f"{name} against the number of pictures", plots.lines({name: points}, "pictures", name))
+    plot = Plot(f"{name} against the number of pictures", plots.lines({name: points}, "pictures", name))
     key = name.lower().replace(" ", "_")
-    return Scores({key: value}, (Number(name, f"{value:.3f}", about),), (drawn,) if len(points) > 1 else ())
+    return Scores({key: value}, (Number(name, f"{value:.3f}", about),), (plot,) if len(points) > 1 else ())
 
 
-def kernel(ours: Statistics, theirs: Statistics, size: int) -> Scores:
-    """KID with its deviation over subsets. Raises `ValueError` for fewer pictures than a subset has."""
+def kid(ours: Statistics, theirs: Statistics, size: int) -> Scores:
+    """KID, with its standard deviation over subsets of `size`. Raises `ValueError` for fewer pictures than that."""
     mean, deviation = kernel_distance(ours.rows, theirs.rows, size=size)
-    shown = f"{1000 * mean:.3f} ± {1000 * deviation:.3f}"
+    text = f"{1000 * mean:.3f} ± {1000 * deviation:.3f}"
     about = f"times 1000; over {SUBSETS} subsets of {size}, ± their standard deviation; not biased by few pictures"
     values = {"mean": mean, "deviation": deviation, "subsets": SUBSETS, "size": size, "seed": SEED}
-    return Scores({"kid": values}, (Number("KID", shown, about),))
+    return Scores({"kid": values}, (Number("KID", text, about),))
 
 
-def mean_discrepancy(ours: Statistics, theirs: Statistics) -> Scores:
-    """CMMD."""
+def cmmd_score(ours: Statistics, theirs: Statistics) -> Scores:
+    """CMMD; both sets have embeddings of the same CLIP."""
     value = cmmd(ours.rows, theirs.rows)
-    by = ours.by.name if ours.by is not None else ""
+    by = ours.source.name if ours.source is not None else ""
     return Scores({"cmmd": value}, (Number("CMMD", f"{value:.3f}", f"by {by}; lower is better"),))
 
 
 def caption_score(
-    ours: Statistics, captions: Mapping[str, str], clip: ClipFeatures, say: Say, batch: int = 64
+    ours: Statistics, captions: Mapping[str, str], clip: ClipFeatures, show_progress: ShowProgress, batch: int = 64
 ) -> Scores:
-    """The CLIP score of pictures, whose statistics are by the same CLIP, and the captions of their names."""
+    """The CLIP score of pictures, from their embeddings by the same CLIP; captions: by the pictures' names."""
     means: list[Mean] = []
     values: list[float] = []
     names = ours.names
     for start in range(0, len(names), batch):
-        some = names[start : start + batch]
-        texts, rows = clip.texts([captions[name] for name in some]), ours.rows[start : start + batch]
+        part = names[start : start + batch]
+        texts, rows = clip.texts([captions[name] for name in part]), ours.rows[start : start + batch]
         means.append(clip_score(texts, rows))
         values += [100 * max(0.0, float(c)) for c in torch.nn.functional.cosine_similarity(texts, rows)]
-        say("reading the captions", min(start + batch, len(names)), len(names))
+        show_progress("embedding captions", min(start + batch, len(names)), len(names))
     total = means[0]
     for other in means[1:]:
         total = total + other
     low, high = total.interval if total.count > 1 else (total.value, total.value)
     about = f"by {clip.name}; 100 times the cosine of a picture and its caption; higher is better"
     number = Number("CLIP score", f"{total.value:.2f} ({low:.2f}-{high:.2f})", about)
-    drawn = Plot("CLIP score of each picture", plots.histogram(values, "CLIP score"))
+    plot = Plot("CLIP score of each picture", plots.histogram(values, "CLIP score"))
     return Scores(
-        {"clip_score": {"mean": total.value, "interval": [low, high], "by": clip.fingerprint}}, (number,), (drawn,)
+        {"clip_score": {"mean": total.value, "interval": [low, high], "by": clip.fingerprint}}, (number,), (plot,)
     )
 
 
 def fidelity(rates: Rates) -> Scores:
-    """What the oracle found right, attribute by attribute."""
+    """Prompt fidelity: the rate of each attribute, as the oracle reads it."""
     values = {
         name: {"right": rate.right, "of": rate.of, "share": rate.share, "interval": [*rate.interval]}
         for name, rate in rates.items()
@@ -165,7 +173,7 @@ def _count(statistics: Statistics) -> str:
 
 
 def total(parts: Sequence[Scores]) -> Scores:
-    """All of them."""
+    """All scores together."""
     added = Scores()
     for part in parts:
         added = added + part

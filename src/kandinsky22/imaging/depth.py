@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DEFAULT = "Intel/dpt-large"  # what the card's unnamed `pipeline("depth-estimation")` loads
-MISSING = 0.1  # of a network's tensors: the published dpt-large lacks an unused layer's, a stranger's file nearly all
-METRIC = {"depth_pro", "glpn", "tipsv2_dpt", "zoedepth"}  # model types that say how far in metres, not how near
-UNTOLD = {"_name_or_path", "transformers_version"}  # of its configuration: where it lies and who wrote it
-FLAT = 1e-5  # of the depth itself: a range that is rounding alone
-CLOSEST = 1e-3  # metres: what is nearer is this near
+MISSING = 0.1  # of a network's tensors: the published dpt-large lacks an unused layer's, an unrelated file nearly all
+METRIC = {"depth_pro", "glpn", "tipsv2_dpt", "zoedepth"}  # model types that predict distance in metres, not nearness
+IGNORED = {"_name_or_path", "transformers_version"}  # configuration keys that do not change what it computes
+FLAT = 1e-5  # of the depth: a smaller range is only rounding
+CLOSEST = 1e-3  # metres: smaller distances are clamped to this
 
 
 def depth(picture: Source, *, model: str | os.PathLike[str] | None = None, device: str = "cpu") -> Picture:
@@ -42,7 +42,7 @@ def depth(picture: Source, *, model: str | os.PathLike[str] | None = None, devic
 
 
 def load(model: str | os.PathLike[str] | None = None, *, device: str = "cpu") -> "Estimator":
-    """What `depth` estimates with, for many pictures. Raises `ValueError` as it does."""
+    """The estimator that `depth` uses, for many pictures. Raises `ValueError` as `depth` does."""
     with _quiet():
         return _load(os.fspath(model or DEFAULT), _device(device))
 
@@ -55,7 +55,7 @@ class Estimator(NamedTuple):
     device: "torch.device"
 
     def __call__(self, picture: Source) -> Picture:
-        """The depth of a picture, as `depth` says it."""
+        """The depth of a picture, as `depth` returns it."""
         image = Picture.of(picture).rgb
         with _quiet():
             return Picture.of(_grey(self.nearness(image)))
@@ -67,7 +67,7 @@ class Estimator(NamedTuple):
         import torch
 
         settings = [
-            {k: v for k, v in part.to_dict().items() if k not in UNTOLD}
+            {k: v for k, v in part.to_dict().items() if k not in IGNORED}
             for part in (self.network.config, self.processor)
         ]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -77,7 +77,7 @@ class Estimator(NamedTuple):
 
     @property
     def is_metric(self) -> bool:
-        """Whether it says metres."""
+        """Whether it predicts metres."""
         config = self.network.config
         return config.model_type in METRIC or getattr(config, "depth_estimation_type", None) == "metric"
 
@@ -93,7 +93,7 @@ class Estimator(NamedTuple):
             found = self.processor.post_process_depth_estimation(outputs, [size])[0]["predicted_depth"]
             found = found.float().reshape(size)
             if not found.isfinite().all():
-                raise ValueError("the depth checkpoint says depths that are no numbers; fetch it again")
+                raise ValueError("the depth checkpoint predicts values that are not finite; fetch it again")
             return (1 / found.clamp(min=CLOSEST) if self.is_metric else found).cpu().numpy()
 
 
@@ -105,15 +105,15 @@ def _load(model: str, device: "torch.device") -> Estimator:
     folder = _folder(model)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with torch.random.fork_rng(devices=[]):  # what a file lacks is drawn
+        with torch.random.fork_rng(devices=[]):  # tensors that the file lacks are drawn
             network, report = AutoModelForDepthEstimation.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **options
             )
         # Pillow everywhere: torchvision's resizing gives another hint where it happens to be installed
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
-    except Exception as error:  # anything may be in a stranger's folder, and its readers raise all kinds
-        said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        raise ValueError(f"{model} is no depth checkpoint that transformers can load: {said}") from error
+    except Exception as error:  # the folder may hold anything, and its readers raise all kinds of errors
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(f"{model} is no depth checkpoint that transformers can load: {reason}") from error
     missing = len(report["missing_keys"]) + len(report["mismatched_keys"])
     if missing > MISSING * len(network.state_dict()):
         raise ValueError(f"{model} lacks {missing} of its network's tensors; fetch it again")
@@ -136,8 +136,8 @@ def _folder(model: str) -> Path:
         if isinstance(found, str):
             return Path(found).parent
     raise ValueError(
-        f"the depth checkpoint {model} is not here; fetch it once with `hf download {model}`, name a folder that holds one, "
-        "or give the depth picture itself as hint"
+        f"the depth checkpoint {model} is not here; fetch it once with `hf download {model}`, name a folder that "
+        "holds one, or give the depth picture itself as hint"
     )
 
 
@@ -172,7 +172,8 @@ def _quiet() -> Iterator[None]:
         from transformers.utils import logging
     except ImportError as error:
         raise ValueError(
-            "estimating depth needs transformers: pip install 'kandinsky22[depth]', or give the depth picture itself as hint"
+            "estimating depth needs transformers: pip install 'kandinsky22[depth]', "
+            "or give the depth picture itself as hint"
         ) from error
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

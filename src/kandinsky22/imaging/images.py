@@ -1,5 +1,4 @@
-"""Pictures and their files: the request that made a picture is stored in it, and a file is written whole or not at
-all."""
+"""Picture files: a saved picture carries the request that made it, and files are written atomically."""
 
 import json
 import math
@@ -30,8 +29,7 @@ class Painting:
     made_by: dict[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG that carries its request. Raises `ValueError` where it cannot be written; an old file stays
-        whole."""
+        """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays."""
         info = PngImagePlugin.PngInfo()
         recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
         info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))
@@ -39,7 +37,7 @@ class Painting:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlugin.PngInfo | None = None) -> Path:
-    """Write a PNG under a temporary name, then rename it. Raises `ValueError` where it cannot be written."""
+    """Write a PNG atomically. Raises `ValueError` if it cannot be written."""
     path = Path(path).expanduser()
     if path.suffix.lower() != ".png":
         raise ValueError(
@@ -57,14 +55,14 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlu
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a saved picture says of how it came about."""
+    """What a saved picture records: its request, and what else decided its pixels."""
 
     request: Request
     made_by: dict[str, Any]
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe stored in a picture. Raises `ValueError` where there is none or no picture."""
+    """The recipe stored in a PNG. Raises `ValueError` if there is none or the file is no PNG."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()  # text after the pixels is read only then
@@ -82,7 +80,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
-    """Pictures of one size side by side, brought to a size for viewing, each with its label beneath."""
+    """A contact sheet: pictures of one size side by side, resized for viewing, each with its label beneath."""
     columns = len(images) if len(images) <= 4 else math.ceil(len(images) ** 0.5)
     scale = min(TILE, ROW // columns) / max(images[0].size)
     width, height = (max(1, round(side * scale)) for side in images[0].size)
@@ -110,19 +108,19 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
 def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool) -> Path:
     """Write pictures of one size as a film: GIF, APNG (.png, .apng), or MP4 where ffmpeg is installed.
 
-    loop: played again and again. Raises `ValueError` for another ending, and where it cannot be written.
+    loop: play it repeatedly. Raises `ValueError` for another suffix, and if it cannot be written.
     """
     check_film(path, fps)
     path, shown = (
         Path(path).expanduser(),
         {"save_all": True, "append_images": [*images[1:]], "duration": round(1000 / fps)},
     )
-    ending = path.suffix.lower()
+    suffix = path.suffix.lower()
     try:
         with atomic_write(path) as partial:
-            if ending == ".gif":
+            if suffix == ".gif":
                 images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
-            elif ending in (".png", ".apng"):
+            elif suffix in (".png", ".apng"):
                 images[0].save(partial, "PNG", **shown, loop=0 if loop else 1, default_image=False)
             else:
                 _save_mp4(images, partial, fps)
@@ -132,11 +130,11 @@ def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fp
 
 
 def check_film(path: str | os.PathLike[str], fps: float) -> None:
-    """Raises `ValueError` for a film that could not be written: another ending, no ffmpeg, no such rate."""
-    ending = Path(path).suffix.lower()
-    if ending not in (".gif", ".png", ".apng", ".mp4"):
+    """Raises `ValueError` for a film that cannot be written: unknown suffix, no ffmpeg, impossible frame rate."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".gif", ".png", ".apng", ".mp4"):
         raise ValueError(f"a film is written as .gif, .apng or .mp4, got {Path(path).name}")
-    if ending == ".mp4" and shutil.which("ffmpeg") is None:
+    if suffix == ".mp4" and shutil.which("ffmpeg") is None:
         raise ValueError(
             "an .mp4 needs the program ffmpeg, which is not installed here; a .gif or an .apng needs nothing"
         )

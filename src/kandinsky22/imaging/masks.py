@@ -1,9 +1,8 @@
-"""Where a picture is repainted, and what of it stays untouched: the geometry of inpainting, on pixels.
+"""The geometry of inpainting on pixels: which area is repainted, and what stays untouched.
 
-An area is float32 [H, W] in [0, 1], where 1 is repainted. Whatever was given as a mask becomes one first
-(`repaint_area`), and everything else starts from it: a crop around it (`window`), the way back from the painted crop
-(`feathered`, `paste_back`), and a picture with new room at its sides (`padded`). Knows numpy and Pillow; no network and
-no request.
+An area is float32 [H, W] in [0, 1], where 1 is repainted. Any mask becomes an area first (`repaint_area`). From it
+follow the window to compute (`window`), how the painted window is blended back (`feathered`, `paste_back`), and
+extended pictures (`padded`). Knows numpy and Pillow; no network and no request.
 """
 
 import math
@@ -14,22 +13,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 REPAINTS = ("white", "black")  # which colour of a mask means: paint here
-MUCH = 0.6  # a share of the picture that is seldom meant; the other colour often is
-MOST = 0.7  # a crop of more than this share of the picture would enlarge it by less than a fifth
-FAINT = 8 / 255  # what JPEG of good quality leaves of black where black was, and lacks of white
-ZOOM = 4  # a crop enlarged more than this shows the network nothing to go on from
+MUCH = 0.6  # share of the picture above which the mask's colours may be swapped by mistake
+MOST = 0.7  # share of the picture above which a window does not pay off: it is enlarged by less than a fifth
+FAINT = 8 / 255  # how far JPEG of good quality moves black and white
+ZOOM = 4  # how much a window is enlarged at most, so that it still shows some context
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
 
 def repaint_area(mask: Image.Image | FloatArray, size: tuple[int, int], repaint: str = "white") -> FloatArray:
-    """What is to be repainted: float32 [H, W] in [0, 1], 1 is repaint; greys stay greys, but for the all but black and
-    white.
+    """The area to repaint: float32 [H, W] in [0, 1]. Greys stay, except for values next to black and white (JPEG
+    noise).
 
-    mask: a picture of mode L, RGB or RGBA, or floats [H, W] in [0, 1]. What is transparent is never repainted,
-    whichever colour is, and what is half transparent only half. It is stretched to `size`, which is (height, width),
-    with an antialiased triangle filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that
-    repaints, "white" or "black". Raises `ValueError` for another colour, and for floats of another shape or range.
+    mask: a picture of mode L, RGB or RGBA, or floats [H, W] in [0, 1]. Transparent pixels are never repainted,
+    whichever colour repaints, and half-transparent ones half. It is resized to `size`, (height, width), with an
+    antialiased triangle filter, which keeps 0 among zeros and 1 among ones exact. repaint: the colour that repaints,
+    "white" or "black". Raises `ValueError` for another colour, and for floats of another shape or range.
     """
     if repaint not in REPAINTS:
         raise ValueError(f"mask_mode must be 'white' or 'black', the colour that is repainted, got {repaint!r}")
@@ -44,13 +43,13 @@ def repaint_area(mask: Image.Image | FloatArray, size: tuple[int, int], repaint:
 
 
 def _picture_values(mask: Image.Image) -> FloatArray:
-    """A picture's brightness and how opaque it is, [2, H, W] in [0, 1]."""
+    """A picture's brightness and opacity, [2, H, W] in [0, 1]."""
     values: FloatArray = np.asarray(mask.convert("LA"), np.float32).transpose(2, 0, 1) / np.float32(255)
     return values
 
 
 def _array_values(mask: FloatArray) -> FloatArray:
-    """An array as a brightness that is opaque, [2, H, W] in [0, 1], a copy."""
+    """An array as the brightness of an opaque picture, [2, H, W] in [0, 1], a copy."""
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"the mask must have one value per pixel, [height, width], got the shape {list(mask.shape)}")
     if not (mask.min() >= 0 and mask.max() <= 1):  # also what is not a number
@@ -61,38 +60,38 @@ def _array_values(mask: FloatArray) -> FloatArray:
 
 
 def check(area: FloatArray, repaint: str = "white") -> None:
-    """Raises `ValueError` where nothing is to be repainted."""
+    """Raises `ValueError` if nothing is to be repainted."""
     if not area.any():
         other = "black" if repaint == "white" else "white"
         raise ValueError(
             f"the mask repaints nothing; make {repaint}, and not transparent, what should change, "
-            f"or say mask_mode='{other}' if {other} should"
+            f"or use mask_mode='{other}' if {other} should"
         )
 
 
 def share(area: FloatArray) -> float:
-    """How much of the picture is repainted, 0 to 1."""
+    """The share of the picture that is repainted, in [0, 1]."""
     return float(area.mean(dtype=np.float64))
 
 
 def reminder(share: float, repaint: str = "white") -> str | None:
-    """One sentence on which colour repaints, where so much would be that the other may be meant; else None."""
+    """A sentence on which colour repaints, if so much is repainted that the other may be meant; else None."""
     if share <= MUCH:
         return None
     other = "black" if repaint == "white" else "white"
     return (
-        f"the mask repaints {share:.0%} of the picture, for {repaint} is what is repainted; "
-        f"if {repaint} was to stay, say mask_mode='{other}'"
+        f"the mask repaints {share:.0%} of the picture, since {repaint} is repainted; "
+        f"if {repaint} should stay, use mask_mode='{other}'"
     )
 
 
 def feathered(area: FloatArray, pixels: int) -> FloatArray:
-    """How much of the painted picture to take, float32 [H, W]: 1 inside the area, 0 outside, smooth between.
+    """The blending weight of the painted picture, float32 [H, W]: 1 inside the area, 0 outside, smooth between.
 
-    It falls inwards over `pixels` from the border of the area, so it is exactly 0 wherever the area is, and no pixel
-    outside it changes. The picture's own edge is no border. Where the area is too thin to reach 1 that way, it falls
-    from its middle instead, so a line is repainted too. Greys of the area that are lower stay. Raises `ValueError` for
-    less than 0.
+    It falls over `pixels` inwards from the border of the area, so it is exactly 0 wherever the area is 0, and no pixel
+    outside the area changes. The picture's own edge is no border. Where the area is too thin to reach 1, the weight
+    falls from the area's middle instead, so a line is repainted too. Lower greys of the area stay. Raises `ValueError`
+    for less than 0.
     """
     if pixels < 0:
         raise ValueError(f"feather must be a number of pixels from 0 up, got {pixels}; try 16")
@@ -107,9 +106,9 @@ def feathered(area: FloatArray, pixels: int) -> FloatArray:
 
 
 def _depth(inside: NDArray[np.bool_], reach: int) -> FloatArray:
-    """Euclidean distance of each pixel to the nearest that is not inside, at most `reach`; 0 outside.
+    """The Euclidean distance of each pixel to the nearest one outside, at most `reach`; 0 outside.
 
-    First along the columns, then the least over the row of what Pythagoras makes of it (Saito and Toriwaki, 1994).
+    First along the columns, then the minimum over the row by Pythagoras (Saito and Toriwaki, 1994).
     """
     height, width = inside.shape
     row = np.arange(height)[:, None]
@@ -124,8 +123,7 @@ def _depth(inside: NDArray[np.bool_], reach: int) -> FloatArray:
 
 
 def _deepest(depth: FloatArray, steps: int) -> FloatArray:
-    """The highest depth within `steps` steps of each pixel, never stepping outside the area, to any of the eight
-    around."""
+    """The largest depth within `steps` steps of each pixel, moving inside the area to any of the eight neighbours."""
     inside = depth > 0
     for _ in range(steps):
         wider = np.pad(depth, 1)
@@ -135,9 +133,9 @@ def _deepest(depth: FloatArray, steps: int) -> FloatArray:
 
 
 def paste_back(original: Image.Image, painted: Image.Image, weight: FloatArray) -> Image.Image:
-    """The painted picture where `weight` [H, W] is 1, the original where it is 0, both bit for bit; rounded between.
+    """The painted picture where `weight` [H, W] is 1 and the original where it is 0, bit for bit; blended between.
 
-    Raises `ValueError` where the three are not of one size.
+    Raises `ValueError` if the three differ in size.
     """
     if not original.size == painted.size == weight.shape[::-1]:
         sizes = ", ".join(f"{h}x{w}" for w, h in (original.size, painted.size, weight.shape[::-1]))
@@ -167,12 +165,12 @@ class Box(NamedTuple):
 
 
 def window(area: FloatArray, height: int, width: int, *, margin: float = 0.5) -> Box | None:
-    """The smallest box to paint at height x width instead of the whole picture, or None where no box pays.
+    """The smallest window to compute at height x width instead of the whole picture; None if no window pays off.
 
-    It holds all of the area with `margin` of the area's own height and width around it on each side, as far as the
-    picture goes, has the sides' ratio height : width to the pixel, and is never enlarged more than `ZOOM` times unless
-    the picture itself is. There is none where it would be most of the picture, nor where no box of that ratio holds the
-    area. Raises `ValueError` where there is nothing to repaint, and for a negative margin.
+    It contains the area with `margin` times the area's own height and width on each side, as far as the picture goes,
+    has the ratio height : width to the pixel, and is enlarged at most `ZOOM` times, unless the picture itself is. There
+    is none if it would be most of the picture, or if no window of that ratio contains the area. Raises `ValueError` if
+    nothing is to be repainted, and for a negative margin.
     """
     check(area)
     if margin < 0:
@@ -195,23 +193,23 @@ def _nearest(side: float) -> int:
 
 
 def _span(area: FloatArray, across: int) -> tuple[int, int]:
-    """From the first row to after the last that holds some of the area; columns where `across` is 0."""
+    """The first and one past the last row that contains some of the area; columns if `across` is 0."""
     places = np.flatnonzero(area.max(axis=across))
     return int(places[0]), int(places[-1]) + 1
 
 
 def _place(start: int, stop: int, length: int, whole: int) -> int:
-    """Where a stretch of `length` begins that is centred on start..stop and shifted into 0..whole."""
+    """The start of an interval of `length` that is centred on start..stop and shifted into 0..whole."""
     return min(max((start + stop - length) // 2, 0), whole - length)
 
 
 def padded(
     image: Image.Image, top: int = 0, right: int = 0, bottom: int = 0, left: int = 0
 ) -> tuple[Image.Image, FloatArray]:
-    """The picture with new room at its sides, RGB, and the area that is new: 1 there, 0 on the old picture.
+    """The picture with new pixels at its sides, RGB, and the new area: 1 there, 0 on the old picture.
 
-    The room holds the picture's own edge, drawn out: the softest thing MoVQ can see beside what is kept. Raises
-    `ValueError` for a negative number of pixels.
+    The new pixels repeat the picture's edge, the smoothest surroundings for MoVQ's encoder. Raises `ValueError` for a
+    negative number of pixels.
     """
     if min(top, right, bottom, left) < 0:
         raise ValueError("a picture is extended by 0 pixels or more on each side; crop it first to lose some")

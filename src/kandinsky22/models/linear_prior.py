@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.models.config import Config, Network
+from kandinsky22.models.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class LinearPriorConfig(Config):
         return {"_class_name": "LinearPrior"}
 
 
-class LinearPrior(Network):
+class LinearPrior(nn.Module):
     """The map: weight [D, E], bias [D]."""
 
     def __init__(self, config: LinearPriorConfig) -> None:

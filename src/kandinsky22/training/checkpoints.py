@@ -1,6 +1,7 @@
-"""Checkpoints of a run: folders in the format of torch.distributed.checkpoint, which any number of processes can go on from.
+"""Checkpoints of a run, in the format of torch.distributed.checkpoint: any number of processes can resume from them.
 
-A checkpoint gets its name when all of it is written, so that one which a crash or a full disk tore never counts.
+A checkpoint is written under a temporary name and renamed when it is complete, so one that a crash or a full disk
+interrupted is never resumed from.
 """
 
 import contextlib
@@ -23,39 +24,40 @@ from kandinsky22.training.loop import Training
 from kandinsky22.training.settings import Settings
 
 FOLDER, STATE = "checkpoints", "state.json"
-KEPT, TORN = 3, ".part"
+MAX_CHECKPOINTS, PARTIAL_SUFFIX = 3, ".part"
 
 
 def save(training: Training, folder: Path) -> None:
-    """Write where `training` is to `folder/checkpoints`, and remove all but the last three. All processes must ask together.
+    """Write a checkpoint to `folder/checkpoints/<step>` and remove all but the last three. All processes must call this
+    together.
 
-    Raises `OSError` with the system's reason where it cannot be written, for instance on a full disk; the last checkpoint is
-    then untouched.
+    Raises `OSError` with the system's reason where it cannot be written, for instance on a full disk; the previous
+    checkpoints are then untouched.
     """
     processes = training.processes
-    path = folder / FOLDER / f"{training.step:08d}"
-    partial = path.with_suffix(TORN)
+    path = _path(folder, training.step)
+    partial = path.with_suffix(PARTIAL_SUFFIX)
 
-    def make_room() -> None:
-        for torn in (folder / FOLDER).glob(f"*{TORN}"):
-            shutil.rmtree(torn, ignore_errors=True)
+    def make_partial() -> None:
+        for interrupted in (folder / FOLDER).glob(f"*{PARTIAL_SUFFIX}"):
+            shutil.rmtree(interrupted, ignore_errors=True)
         partial.mkdir(parents=True)
 
-    def give_name() -> None:
+    def complete() -> None:
         with atomic_write(partial / STATE) as state:
             state.write_text(json.dumps(training.state()), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
-        for old in steps(folder)[:-KEPT]:
-            removed = (folder / FOLDER / f"{old:08d}").replace(folder / FOLDER / f"{old:08d}{TORN}")
+        for old in steps(folder)[:-MAX_CHECKPOINTS]:
+            removed = _path(folder, old).replace(_path(folder, old).with_suffix(PARTIAL_SUFFIX))
             shutil.rmtree(removed, ignore_errors=True)
 
     try:
-        processes.told_by_first(make_room)
-        with _quiet():
+        processes.broadcast_from_rank0(make_partial)
+        with _ignore_warnings():
             state_dict_saver.save(training.tensors(), storage_writer=_Writer(partial), no_dist=processes.count == 1)
-        processes.told_by_first(give_name)
-    except (CheckpointException, OSError) as error:  # no RuntimeError: another process that died is not a full disk
+        processes.broadcast_from_rank0(complete)
+    except (CheckpointException, OSError) as error:  # not RuntimeError: that is another process that died
         if processes.first:
             shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
@@ -64,70 +66,71 @@ def save(training: Training, folder: Path) -> None:
 
 
 def load(training: Training, folder: Path) -> bool:
-    """Go on from the folder's last checkpoint, if it has one, whatever number of processes wrote it.
+    """Load the folder's last checkpoint, written by any number of processes. Returns False if there is none.
 
-    Raises `ValueError` if that learnt from something else, or is of another network.
+    Raises `ValueError` if it was trained with other settings or data, or is of another network.
     """
     if not steps(folder):
         return False
-    path = _last(folder)
-    training.go_on_from(_state(folder))
+    training.load_state(_last_state(folder))
+    path = _path(folder, steps(folder)[-1])
     try:
-        with _quiet():
+        with _ignore_warnings():
             state_dict_loader.load(training.tensors(), checkpoint_id=path, no_dist=training.processes.count == 1)
-    except (CheckpointException, ValueError) as error:  # nor is it a damaged file
+    except (CheckpointException, ValueError) as error:  # another network's, or a damaged file
         raise ValueError(
-            f"{path} is not of this network, or damaged ({_cause(error)}); remove it to go on from an earlier one"
+            f"{path} is not of this network, or damaged ({_cause(error)}); remove it to resume from an earlier one"
         ) from error
     return True
 
 
 def settings(folder: Path) -> Settings:
-    """What the run of the last checkpoint learns by; nothing where there is none."""
-    if not steps(folder):
-        return {}
-    found: Settings = _state(folder).get("settings", {})
+    """The settings of the last checkpoint; empty if there is none."""
+    found: Settings = _last_state(folder).get("settings", {}) if steps(folder) else {}
     return found
 
 
-def sound(folder: Path) -> str:
-    """What a run that stops here can be gone on from, in words."""
-    earlier = steps(folder)
-    return f"the checkpoint of step {earlier[-1]} is sound" if earlier else "there is no checkpoint yet"
+def describe_last(folder: Path) -> str:
+    """A clause for messages of a run that stops: which checkpoint it can be resumed from."""
+    saved = steps(folder)
+    return f"the checkpoint of step {saved[-1]} is sound" if saved else "there is no checkpoint yet"
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a complete checkpoint, in order."""
-    here = folder / FOLDER
-    return sorted(int(path.name) for path in here.iterdir() if path.name.isdigit()) if here.is_dir() else []
+    """The steps of the complete checkpoints, in order."""
+    parent = folder / FOLDER
+    return sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.is_dir() else []
 
 
-def _last(folder: Path) -> Path:
-    return folder / FOLDER / f"{steps(folder)[-1]:08d}"
+def _path(folder: Path, step: int) -> Path:
+    return folder / FOLDER / f"{step:08d}"
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((_last(folder) / STATE).read_text(encoding="utf-8"))
+def _last_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((_path(folder, steps(folder)[-1]) / STATE).read_text(encoding="utf-8"))
     return state
 
 
 class _Writer(FileSystemWriter):
-    """Raises the system's error where a file cannot be written. Torch's own, which is raised on top of it as the torn file is
-    closed, does not say why, and what is raised in another process arrives without what is beneath it."""
+    """Raises the system's `OSError` where a file cannot be written.
+
+    Torch raises an error of its own on top of it when it closes the incomplete file. That error does not give the
+    reason, and loses its cause on the way to another process.
+    """
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this process's part."""
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
-            beneath: BaseException | None = error
-            while beneath is not None and not isinstance(beneath, OSError):
-                beneath = beneath.__cause__ or beneath.__context__
-            raise beneath or error from None
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, in a line."""
+    """The innermost reason of an error, in one line."""
     if isinstance(error, CheckpointException) and error.failures:
         failure = next(iter(error.failures.values()))
         error = failure[0] if isinstance(failure, tuple) else failure
@@ -137,8 +140,9 @@ def _cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's remarks that a single process, or gloo, is what it was told to use."""
+def _ignore_warnings() -> Iterator[None]:
+    """Suppresses torch's warnings about saving from a single process and about gloo, both of which are intended
+    here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""`kandinsky22 train NETWORK`: one network of a model, with progress, metrics, sheets and checkpoints."""
+"""`kandinsky22 train NETWORK`: trains one network of a model, with progress bars, metrics, sheets and checkpoints."""
 
 import argparse
 import os
@@ -6,218 +6,235 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBars
 
 from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
-from kandinsky22.imaging.depth import load
+from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
-from kandinsky22.training.loop import Recipe, refuse_uncut
-from kandinsky22.training.model_trainer import Workshop
-from kandinsky22.training.options import parser, refuse_what_means_nothing
+from kandinsky22.training.loop import Recipe, check_batch_split
+from kandinsky22.training.model_trainer import ModelTrainer
+from kandinsky22.training.options import parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
-from kandinsky22.training.precompute import Own
+from kandinsky22.training.precompute import DatasetConfig, Progress
 from kandinsky22.training.processes import Processes, join
-from kandinsky22.training.recipes import BOX, PAINTERS, PUBLISHED, STAGES, ModelRecipe, of_model
-from kandinsky22.training.settings import Settings, of_sources, refuse_other
-from kandinsky22.training.sources import Source, find
+from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
+from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
+from kandinsky22.training.sources import Source, find_pictures
 
-NOTHING = "nothing"  # what a stage begins with that needs no other
-ABOUT_DATA = ("min_side", "min_aesthetic", "licence", "depth_model")
+NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
+DATA_OPTIONS = ("min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Train as the arguments say. Raises `ValueError` and `CheckpointError` for what cannot be done."""
+    """Train as the arguments say, and return an exit status. Raises `ValueError`, `CheckpointError` and `OSError`."""
     request_huge_pages()
-    made = parser()
-    chosen, said = made.parse_args(arguments), made.said(arguments)
-    refuse_what_means_nothing(chosen.network, said)
-    began = {} if "plan" in chosen else checkpoints.settings(chosen.folder / chosen.network)
-    take_what_is_not_said(chosen, said, began)
-    refuse_what_is_of_no_use(chosen)
-    start = starting(chosen)
-    recipe = recipe_of(chosen, start)
-    refuse_other(began, settings(chosen, recipe))
-    if chosen.network in recipe.runs:
-        count = max(chosen.processes, int(os.environ.get("WORLD_SIZE", "1")))
-        refuse_uncut(recipe.runs[chosen.network], count, coupled=chosen.network == "clip")
-    if "plan" in chosen:
-        from kandinsky22.training.planning import say_plan
+    args, recipe, base = configure(arguments)
+    if "plan" in args:
+        from kandinsky22.training.network_plans import print_plan
 
-        pictures = sum(len(find(source.path)[0]) for source in chosen.data) if "data" in chosen else None
-        steps = getattr(chosen, "steps", None)
-        say_plan(recipe, chosen.network, steps, chosen.processes, chosen.plan, every=chosen.every, pictures=pictures)
+        pictures = sum(len(find_pictures(source.path)[0]) for source in args.data) if "data" in args else None
+        steps = getattr(args, "steps", None)
+        print_plan(recipe, args.network, steps, args.processes, args.plan, every=args.every, pictures=pictures)
         return None
-    if supervisor.wanted(chosen.processes, chosen.relaunch):
-        return supervisor.supervise(arguments, chosen.folder / chosen.network, chosen.processes, chosen.relaunch)
-    torch.set_num_threads(chosen.threads)
+    folder = args.folder / args.network
+    if supervisor.is_needed(args.processes, args.relaunch):
+        return supervisor.supervise(arguments, folder, args.processes, args.relaunch)
+    torch.set_num_threads(args.threads)
     try:
         allocator.keep_freed(train)  # to the end: 1.1-1.4 times faster on a CPU, with the same numbers
-        train(chosen, recipe, start, join(getattr(chosen, "device", None)))
+        train(args, recipe, base, join(getattr(args, "device", None)))
     except (ValueError, OSError, FloatingPointError) as error:
-        if not supervisor.is_watched():
+        if not supervisor.is_supervised():
             raise
-        supervisor.leave_word(chosen.folder / chosen.network, error)
+        supervisor.write_stop_reason(folder, error)
         return supervisor.STOPPED
     return None
 
 
-def refuse_what_is_of_no_use(chosen: argparse.Namespace) -> None:
-    """Raises `ValueError` for options that would do nothing, and for what is missing only once all pictures were looked at."""
-    if "data" not in chosen:
-        for name in ABOUT_DATA:
-            if name in chosen:
+def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, ModelRecipe, dict[str, Path]]:
+    """The options, completed with those of the run's last checkpoint, the recipe, and the parts of the base model.
+
+    Checks all that can be checked before a picture or a network is read. Raises `ValueError` and `CheckpointError`.
+    """
+    option_parser = parser()
+    args, given = option_parser.parse_args(arguments), option_parser.given(arguments)
+    refuse_inapplicable(args.network, given)
+    folder = args.folder / args.network
+    stored = {} if "plan" in args else with_current_names(checkpoints.settings(folder))
+    complete_from_checkpoint(args, given, stored)
+    refuse_incomplete(args)
+    base = base_parts(args)
+    recipe = recipe_of(args, base)
+    refuse_changes(stored, settings(args, recipe))
+    if args.network in recipe.runs:
+        count = max(args.processes, int(os.environ.get("WORLD_SIZE", "1")))
+        check_batch_split(recipe.runs[args.network], count, coupled=args.network == "clip")
+    return args, recipe, base
+
+
+def complete_from_checkpoint(args: argparse.Namespace, given: Sequence[str], stored: Settings) -> None:
+    """Set options that are not given to those of the checkpoint. Raises `ValueError` for pictures that do not exist."""
+    for name, value in stored.items():
+        if name not in given and value is not None:
+            if name == "data" and isinstance(value, list):
+                value = [Source.parse(text) for text in value]
+            setattr(args, name, tuple(value) if isinstance(value, list) else value)
+
+
+def refuse_incomplete(args: argparse.Namespace) -> None:
+    """Raises `ValueError` for options that need another one which is missing."""
+    if "data" not in args:
+        for name in DATA_OPTIONS:
+            if name in args:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
-        if getattr(chosen, "recipe", "") == "fine-tune":
+        if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
-    if chosen.network == "controlnet" and "data" in chosen and "plan" not in chosen and "depth_model" not in chosen:
+    if args.network == "controlnet" and "data" in args and "plan" not in args and "depth_model" not in args:
         raise ValueError(
             "a decoder that follows hints learns from depth pictures; name what estimates those of yours: --depth-model"
         )
 
 
-def take_what_is_not_said(chosen: argparse.Namespace, said: Sequence[str], began: Settings) -> None:
-    """Let what a run began with hold for what is not said now. Raises `ValueError` for pictures that are no longer there."""
-    for name, value in began.items():
-        if name not in said and value is not None:
-            if name == "data" and isinstance(value, list):
-                value = [Source.parsed(text) for text in value]
-            setattr(chosen, name, tuple(value) if isinstance(value, list) else value)
-
-
-def settings(chosen: argparse.Namespace, recipe: ModelRecipe) -> Settings:
-    """All that decides what a network learns, whether it is said or follows."""
-    if chosen.network not in recipe.runs:
+def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
+    """All options that decide what a network learns, given or not; checkpoints store them."""
+    if args.network not in recipe.runs:
         return {}
-    started, allowed = start_of(chosen), filter_of(chosen)
-    elsewhere = started is not None and started != catalog.BOX and Path(started).expanduser().is_dir()
-    found: dict[str, object] = {
-        **recipe.runs[chosen.network].settings,
-        "recipe": name_of(chosen),
-        "start_from": str(Path(str(started)).expanduser().absolute()) if elsewhere else started,
-        "anew": begins_anew(chosen) or None,
+    base, filter = base_name(args), filter_of(args)
+    is_folder = base is not None and base != catalog.BOX and Path(base).expanduser().is_dir()
+    result: dict[str, object] = {
+        **recipe.runs[args.network].settings,
+        "recipe": recipe_name(args),
+        "start_from": str(Path(str(base)).expanduser().absolute()) if is_folder else base,
+        "from_scratch": is_from_scratch(args) or None,
         "side": recipe.side,
-        "data": of_sources(chosen.data) if "data" in chosen else None,
+        "data": of_sources(args.data) if "data" in args else None,
     }
-    if chosen.network in PAINTERS:
-        found["predict"] = recipe.decoder_scheduler["prediction_type"]
-    if "data" in chosen:
-        found |= {
-            "min_side": allowed.side,
-            "min_aesthetic": allowed.aesthetic,
-            "licence": [*allowed.licences],
-            "depth_model": getattr(chosen, "depth_model", None),
+    if args.network in UNETS:
+        result["predict"] = recipe.decoder_scheduler["prediction_type"]
+    if "data" in args:
+        result |= {
+            "min_side": filter.side,
+            "min_aesthetic": filter.aesthetic,
+            "licence": [*filter.licences],
+            "depth_model": getattr(args, "depth_model", None),
         }
-    return found
+    return result
 
 
-def name_of(chosen: argparse.Namespace) -> str:
-    """The recipe's."""
-    return getattr(chosen, "recipe", "fine-tune" if "data" in chosen else "box")
+def recipe_name(args: argparse.Namespace) -> str:
+    """The name of the recipe."""
+    return getattr(args, "recipe", "fine-tune" if "data" in args else "box")
 
 
-def start_of(chosen: argparse.Namespace) -> str | None:
-    """The model to begin with, as it is called, if there is one."""
-    usual = catalog.BOX if "data" in chosen and name_of(chosen) == "fine-tune" else None
-    return getattr(chosen, "start_from", usual)
+def base_name(args: argparse.Namespace) -> str | None:
+    """The name or folder of the base model, if there is one."""
+    default = catalog.BOX if "data" in args and recipe_name(args) == "fine-tune" else None
+    return getattr(args, "start_from", default)
 
 
-def starting(chosen: argparse.Namespace) -> dict[str, Path]:
-    """The parts of the model to begin with. Raises `ValueError` where it is not here."""
-    name = start_of(chosen)
+def base_parts(args: argparse.Namespace) -> dict[str, Path]:
+    """The parts of the base model. Raises `ValueError` if it is not on this machine."""
+    name = base_name(args)
     return locate.part_folders(name) if name is not None else {}
 
 
-def filter_of(chosen: argparse.Namespace) -> Filter:
+def filter_of(args: argparse.Namespace) -> Filter:
     """Which pictures are used."""
-    stage = STAGES.get(name_of(chosen))
-    usual = stage.filter if stage else Filter()
+    stage = STAGES.get(recipe_name(args))
+    default = stage.filter if stage else Filter()
     return Filter(
-        side=getattr(chosen, "min_side", usual.side),
-        aesthetic=getattr(chosen, "min_aesthetic", usual.aesthetic),
-        licences=tuple(getattr(chosen, "licence", usual.licences)),
+        side=getattr(args, "min_side", default.side),
+        aesthetic=getattr(args, "min_aesthetic", default.aesthetic),
+        licences=tuple(getattr(args, "licence", default.licences)),
     )
 
 
-def recipe_of(chosen: argparse.Namespace, start: Mapping[str, Path]) -> ModelRecipe:
-    """The recipe that is named, with the values that are given. Raises `ValueError` where they do not go together."""
-    name, network = name_of(chosen), chosen.network
+def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe:
+    """The named recipe with the values given as options. Raises `ValueError` if they do not go together."""
+    name, network = recipe_name(args), args.network
     if name == "fine-tune":
-        recipe = of_model(start)
+        recipe = of_model(base)
     elif name in STAGES:
         if STAGES[name].network != network:
             raise ValueError(f"--recipe {name} trains the {STAGES[name].network}, not the {network}")
-        if not (start or STAGES[name].begins.startswith(NOTHING) or "plan" in chosen):
+        if not (base or STAGES[name].begins.startswith(NOTHING) or "plan" in args):
             raise ValueError(f"--recipe {name} begins with {STAGES[name].begins}: name its model with --start-from")
         recipe = STAGES[name].recipe
     else:
         recipe = BOX if name == "box" else PUBLISHED
-        if start and of_model(start).unet.block_out_channels != recipe.unet.block_out_channels:
-            raise ValueError(f"--recipe {name} is of another size than {chosen.start_from}; fine-tune it, with --data")
-    if name not in ("box", "fine-tune") and "data" not in chosen and "plan" not in chosen:
+        if base and of_model(base).unet.block_out_channels != recipe.unet.block_out_channels:
+            raise ValueError(f"--recipe {name} is of another size than {args.start_from}; fine-tune it, with --data")
+    if name not in ("box", "fine-tune") and "data" not in args and "plan" not in args:
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
     if network == "linear-prior":
         return recipe
-    given = {field.name: getattr(chosen, field.name) for field in fields(Recipe) if field.name in chosen}
+    given = {field.name: getattr(args, field.name) for field in fields(Recipe) if field.name in args}
     runs = {**recipe.runs, network: replace(recipe.runs[network], **given)}
-    if "predict" in chosen:
-        recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": chosen.predict})
-    return replace(recipe, runs=runs, side=getattr(chosen, "side", recipe.side))
+    if "predict" in args:
+        recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": args.predict})
+    return replace(recipe, runs=runs, side=getattr(args, "side", recipe.side))
 
 
-def begins_anew(chosen: argparse.Namespace) -> bool:
-    """Whether the network begins with random weights, whatever the model has: where it is said, or the stage says so."""
-    stage = STAGES.get(getattr(chosen, "recipe", ""))
-    return "anew" in chosen or (stage is not None and stage.begins.startswith(NOTHING))
+def is_from_scratch(args: argparse.Namespace) -> bool:
+    """Whether the network starts from random weights even if the base model has it: by option, or in this stage."""
+    stage = STAGES.get(getattr(args, "recipe", ""))
+    return "from_scratch" in args or (stage is not None and stage.begins.startswith(NOTHING))
 
 
-def own(chosen: argparse.Namespace) -> Own | None:
-    """The pictures that are named, and which of them. Raises `ValueError` where what estimates their depth cannot be used."""
-    if "data" not in chosen:
+def dataset_config(args: argparse.Namespace) -> DatasetConfig | None:
+    """The user's pictures, if any are given. Raises `ValueError` if their depth model cannot be loaded."""
+    if "data" not in args:
         return None
-    model = getattr(chosen, "depth_model", None)
-    if model is not None:
-        load(model)  # now, and not after all pictures were looked at
-    return Own(tuple(chosen.data), filter_of(chosen), model)
+    depth_model = getattr(args, "depth_model", None)
+    if depth_model is not None:
+        depth.load(depth_model)  # to fail now rather than after all pictures are checked
+    return DatasetConfig(tuple(args.data), filter_of(args), depth_model)
 
 
-def train(chosen: argparse.Namespace, recipe: ModelRecipe, start: Mapping[str, Path], processes: Processes) -> None:
-    """Carry it out, showing how far it is."""
-    with shown(quiet=not processes.first) as (progress, say):
-        workshop = Workshop(
-            recipe, chosen.folder, start, own(chosen), processes, say, begins_anew(chosen), settings(chosen, recipe)
+def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path], processes: Processes) -> None:
+    """Train the network, showing progress bars, and print metrics whenever they are validated."""
+    with progress_bars(quiet=not processes.first) as (bars, progress):
+        trainer = ModelTrainer(
+            recipe,
+            args.folder,
+            base,
+            dataset_config(args),
+            processes,
+            progress,
+            is_from_scratch(args),
+            settings(args, recipe),
         )
-        if report := workshop.material(chosen.network).report:
-            progress.console.print(report, highlight=False)
+        if report := trainer.data(args.network).report:
+            bars.console.print(report, highlight=False)
         task: TaskID | None = None
-        first = 0.0  # the step that this process goes on from
-        for line in workshop.train(
-            chosen.network,
-            steps=getattr(chosen, "steps", None),
-            minutes=getattr(chosen, "minutes", None),
-            every=chosen.every,
-            tensorboard=chosen.tensorboard,
+        first = 0.0  # the step that this process resumes from
+        for line in trainer.train(
+            args.network,
+            steps=getattr(args, "steps", None),
+            minutes=getattr(args, "minutes", None),
+            every=args.every,
+            tensorboard=args.tensorboard,
         ):
             if task is None:
                 first = line["step"] - 1
-                task = progress.add_task(chosen.network, total=None, said="")
-            said = f"loss {line['loss']:.4f}"
-            progress.update(task, total=line["of"], completed=line["step"], said=said)
-            if line["step"] % chosen.every == 0 or line["step"] == line["of"]:  # a held-out set was looked at
-                measured = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
+                task = bars.add_task(args.network, total=None, status="")
+            bars.update(task, total=line["of"], completed=line["step"], status=f"loss {line['loss']:.4f}")
+            if line["step"] % args.every == 0 or line["step"] == line["of"]:
+                metrics = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
                 left = (line["of"] - line["step"]) * line.get("seconds", 0.0) / (line["step"] - first)
-                said = f"step {line['step']} of {line['of']}, {spoken(left)} left: {', '.join(measured)}"
-                progress.console.print(said, highlight=False)
+                text = f"step {line['step']} of {line['of']}, {duration(left)} left: {', '.join(metrics)}"
+                bars.console.print(text, highlight=False)
     if processes.first:
-        print(f"the model so far is in {workshop.model}")
+        print(f"the model so far is in {trainer.model.path}")
 
 
-def spoken(seconds: float) -> str:
-    """A time, as a person says it."""
+def duration(seconds: float) -> str:
+    """A time in its largest fitting unit."""
     for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}s"
@@ -225,21 +242,21 @@ def spoken(seconds: float) -> str:
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[tuple[Progress, Any]]:
-    """A bar for each thing that takes long, and what tells it how far that is."""
+def progress_bars(*, quiet: bool) -> Iterator[tuple[ProgressBars, Progress]]:
+    """Progress bars on the terminal, and a function that shows the progress of a named task there."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
     )
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(quiet=quiet), disable=quiet) as progress:
+    tasks: dict[str, TaskID] = {}
+    with ProgressBars(*columns, console=Console(quiet=quiet), disable=quiet) as bars:
 
-        def say(what: str, done: int, of: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, said="")
-            progress.update(bars[what], total=of, completed=done)
+        def show(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, status="")
+            bars.update(tasks[task], total=total, completed=done)
 
-        yield progress, say
+        yield bars, show

@@ -1,7 +1,7 @@
-"""What the depth decoder learns beside painting: to follow a depth picture, through its hint block.
+"""Training inputs of the depth decoder: depth pictures, which enter through the U-Net's hint block.
 
-It grows from the plain decoder's weights: the channels that the hint enters by start at zero, so it begins by painting what
-that one paints.
+Training starts from the plain decoder's weights. The channels that the hint enters by start at zero, so at the first
+step the network predicts what the plain decoder predicts.
 """
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from kandinsky22.training.decoder import Bucket
 
-FULL_RANGE = 0.5  # the share of hints stretched to black and white, as depth estimators give them
+FULL_RANGE = 0.5  # the share of hints stretched from black to white, as depth estimators return them
 
 
-def hinted(bucket: Bucket, rows: Tensor, x0: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
-    """`Beside` of the depth decoder: depth pictures [B, 3, H, W] in [0, 1], white is near."""
+def hint_inputs(bucket: Bucket, rows: Tensor, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """`ExtraInputs` of the depth decoder: depth pictures [B, 3, H, W] in [0, 1], white is near."""
     assert bucket.depths is not None
     depth = bucket.depths[rows][:, None].float() / 255
     far, near = depth.amin(dim=(2, 3), keepdim=True), depth.amax(dim=(2, 3), keepdim=True)
     stretched = (depth - far) / (near - far).clamp(min=1 / 255)
-    chosen = torch.rand(len(rows), 1, 1, 1, generator=draw) < FULL_RANGE
-    return {"hint": torch.where(chosen, stretched, depth).expand(-1, 3, -1, -1)}
+    stretch = torch.rand(len(rows), 1, 1, 1, generator=generator) < FULL_RANGE
+    return {"hint": torch.where(stretch, stretched, depth).expand(-1, 3, -1, -1)}

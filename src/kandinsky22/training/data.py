@@ -1,4 +1,4 @@
-"""The picture world as training data: rendered once to a memory-mapped file, captioned anew at every look."""
+"""The picture world as training data: rendered once to a memory-mapped file, with a new caption at each draw."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,22 +15,21 @@ from kandinsky22.compositions import Scene, caption, layers, render, sample
 from kandinsky22.files import atomic_write
 from kandinsky22.models.clip import CLIPImageProcessor
 
-WORLD = "v2"  # of the rendering: pictures of an older one must not be taken for these
-
+WORLD = "v2"  # version of the rendering: pictures of another version must not be taken for these
 
 Indices = Sequence[int] | np.ndarray
 
 
 class Pictures(Protocol):
-    """Pictures of one shape and what is said of them: the world's (`Compositions`), or a person's own (`photos.Photos`)."""
+    """Captioned pictures of one shape: of the picture world (`Compositions`) or the user's (`photos.Photos`)."""
 
     @property
     def name(self) -> str:
-        """What tells these pictures from others."""
+        """Identifies the pictures and their captions."""
 
     @property
-    def look(self) -> str:
-        """What tells their pixels from others'."""
+    def pixels_name(self) -> str:
+        """Identifies the pixels alone: names what is computed from them."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,28 +37,28 @@ class Pictures(Protocol):
 
     @property
     def share(self) -> float:
-        """How often a step is taken with these."""
+        """The probability that a training step draws from this set."""
 
     def __len__(self) -> int: ...
 
     def pictures(self, indices: Indices) -> Tensor:
-        """Float [B, 3, H, W] in [-1, 1]."""
+        """Pictures, float [B, 3, H, W] in [-1, 1]."""
 
-    def seen(self, indices: Indices) -> Tensor:
-        """As CLIP sees them, float [B, 3, S, S]."""
+    def clip_inputs(self, indices: Indices) -> Tensor:
+        """Pictures preprocessed for CLIP's image encoder, float [B, 3, S, S]."""
 
     def crops(self, indices: Indices, corners: np.ndarray, size: int) -> Tensor:
         """Squares of `size` pixels, float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their (top, left)."""
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
-        """A caption for each."""
+        """A caption for each picture."""
 
 
 class Compositions:
-    """`count` scenes of the world, and their pictures, kept in `folder`. Scene i depends on (seed, i) alone; pictures that
-    are not square show the square's scene, stretched. `side` is the shorter side in pixels, `size` is (height, width).
+    """`count` scenes of the picture world and their pictures, stored in `folder`.
 
-    `processor` prepares them for CLIP as it will when the model is used.
+    Scene i depends on (seed, i) alone; pictures that are not square show the square's scene, stretched. `side` is the
+    shorter side in pixels, `size` is (height, width). `processor` is CLIP's preprocessing, the same as in inference.
     """
 
     def __init__(
@@ -81,20 +80,20 @@ class Compositions:
         self._scenes: dict[int, Scene] = {}
 
     def stretched(self, height: float, width: float, count: int, share: float = 1.0) -> "Compositions":
-        """The first `count` of these scenes on pictures of another shape; the shorter of the two is 1."""
+        """The first `count` scenes on pictures of another shape; the shorter of `height` and `width` is 1."""
         return Compositions(
             self.folder, min(count, self.count), self.side, self.seed, height=height, width=width, share=share
         )
 
     @property
     def name(self) -> str:
-        """What tells these pictures from others."""
+        """Identifies the pictures and their captions."""
         shape = str(self.side) if self.size == (self.side, self.side) else "{}x{}".format(*self.size)
         return f"{WORLD}-{self.seed}-{shape}-{self.count}"
 
     @property
-    def look(self) -> str:
-        """What tells their pixels from others': captions are worded anew anyway."""
+    def pixels_name(self) -> str:
+        """The same as `name`: captions are not stored but drawn."""
         return self.name
 
     def __len__(self) -> int:
@@ -113,7 +112,7 @@ class Compositions:
 
     @cached_property
     def depths(self) -> np.ndarray:
-        """How near each pixel is, uint8 [count, H, W], 255 nearest; rendered on first use."""
+        """The nearness of each pixel, uint8 [count, H, W], 255 nearest; rendered on first use."""
         return self._rendered("depths", self.size, lambda scene: to_bytes(layers(scene, self.side).depth))
 
     def _drawn(self, index: int) -> Scene:
@@ -128,11 +127,11 @@ class Compositions:
                 for index in range(self.count):
                     pictures[index] = draw(self._drawn(index))
                 pictures.flush()
-        found: np.ndarray = np.load(path, mmap_mode="c")
-        return found
+        pixels: np.ndarray = np.load(path, mmap_mode="c")
+        return pixels
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
-        """A caption for each, worded anew."""
+        """A caption for each picture, with wording drawn from `rng`."""
         return [caption(self.scene(int(i)), rng) for i in indices]
 
     def pictures(self, indices: Indices) -> Tensor:
@@ -140,18 +139,17 @@ class Compositions:
         chosen = torch.from_numpy(self.pixels[np.asarray(indices)])
         return chosen.movedim(-1, 1).to(torch.float32) / 127.5 - 1
 
-    def seen(self, indices: Indices) -> Tensor:
-        """Pictures as CLIP sees them, float [B, 3, S, S]."""
+    def clip_inputs(self, indices: Indices) -> Tensor:
+        """Pictures preprocessed for CLIP's image encoder, float [B, 3, S, S]."""
         assert self.processor is not None
         return self.processor([Image.fromarray(self.pixels[i]) for i in indices])
 
     def crops(self, indices: Indices, corners: np.ndarray, size: int) -> Tensor:
-        """Squares of `size` pixels cut from pictures, as float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their
-        upper left ones, as (top, left)."""
+        """Squares of `size` pixels, float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their (top, left)."""
         cut = [self.pixels[i, y : y + size, x : x + size] for i, (y, x) in zip(indices, corners, strict=True)]
         return torch.from_numpy(np.stack(cut)).movedim(-1, 1).to(torch.float32) / 127.5 - 1
 
 
 def to_bytes(depth: np.ndarray) -> np.ndarray:
-    """Nearness in [0, 1] as the greys of a depth picture."""
+    """Nearness in [0, 1] as the grey values of a depth picture, uint8."""
     return (depth * 255).round().astype(np.uint8)

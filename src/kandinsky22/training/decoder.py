@@ -1,6 +1,6 @@
-"""The decoder's objective: what was mixed into a latent (eps, or v), given the embedding of its picture.
+"""The decoder's objective: predict the noise in a latent (epsilon, or v), given the CLIP embedding of its picture.
 
-The inpainting and the depth decoder learn the same, with more to look at: what `Beside` gives them.
+The inpainting and the depth decoder have the same objective with further inputs to the U-Net: see `ExtraInputs`.
 """
 
 import math
@@ -17,17 +17,23 @@ from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_ma
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import Conditioned, UNet
-from kandinsky22.training.loop import Batch, Objective, Recipe, generator, on
-from kandinsky22.training.run import Sheet, grid, stand_in, visiting
+from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
+from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
 
-VALIDATION, AT_ONCE = 16, 16  # batches whose loss is looked at, and their rows at most
-SHOWN, COLUMNS, STEPS = 16, 8, 20  # pictures that a sheet paints, side by side, and steps of each
-PAINTED = 4  # pictures of a sheet at once: so few need less than the gradients, which are not there then
-BESIDE = ("masked", "hint")  # what `Beside` may give
+VALIDATION_BATCHES, VALIDATION_ROWS = 16, 16  # batches of the validation loss, and their rows at most
+NUM_SAMPLES, GRID_COLUMNS, SAMPLING_STEPS = (
+    16,
+    8,
+    20,
+)  # pictures of a sample grid, its columns, and steps of each picture
+SAMPLING_BATCH = (
+    4  # pictures sampled together: these need less memory than a training step's gradients, which are freed
+)
+EXTRA_INPUTS = ("masked", "hint")  # names of the tensors that `ExtraInputs` may return
 
 
 class Rows(Protocol):
-    """What was computed once of pictures, a row of each: a tensor, or one that stays on disk (`shards.Shards`)."""
+    """A precomputed value of each picture, one per row: a tensor, or a file on disk (`shards.Shards`)."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: Tensor, /) -> Tensor:
@@ -35,13 +41,13 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> Sequence[int]:
-        """Ends with that of a row."""
+        """Ends with the shape of a row."""
 
 
 class Bucket(NamedTuple):
-    """Pictures of one shape: their latents [N, 4, h, w], the embeddings [N, D] of the same pictures in the same order, and,
-    for hints, how near their pixels are, uint8 [N, H, W]. Where one has more rows than another, its last are not used.
-    `share` is how often a step is taken with this shape.
+    """Pictures of one shape: latents [N, 4, h, w], CLIP embeddings [N, D] of the same pictures in the same order, and
+    for the depth decoder their nearness, uint8 [N, H, W]. If one has more rows than another, its last rows are not
+    used. `share` is the relative frequency of steps with this bucket.
     """
 
     latents: Rows
@@ -51,21 +57,22 @@ class Bucket(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many pictures."""
+        """The number of pictures."""
         return min(len(rows) for rows in (self.latents, self.embeds, self.depths) if rows is not None)
 
 
-Beside = Callable[[Bucket, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
-"""(bucket, rows [B], their latents [B, 4, h, w], random numbers) -> what else `UNet.condition` is given."""
+ExtraInputs = Callable[[Bucket, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
+"""(bucket, rows [B], their latents [B, 4, h, w], random generator) -> further arguments of `UNet.condition`, by
+name."""
 
 
-def nothing(bucket: Bucket, rows: Tensor, x0: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
-    """What the plain decoder sees beside its state."""
+def no_extra_inputs(bucket: Bucket, rows: Tensor, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """The `ExtraInputs` of the plain decoder: none."""
     return {}
 
 
 def target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What a network of the schedule's prediction type is asked for."""
+    """What a network of the schedule's prediction type is trained to predict."""
     match schedule.prediction_type:
         case "epsilon":
             return noise
@@ -75,14 +82,14 @@ def target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Ten
             return x0
 
 
-def looked_at(recipe: Recipe) -> Recipe:
-    """A run's recipe for a look at held-out pictures: few rows at a time, in one process, and all timesteps alike."""
-    return replace(recipe, batch=min(recipe.batch, AT_ONCE), min_snr=None)
+def validation_recipe(recipe: Recipe) -> Recipe:
+    """A run's recipe for the validation loss: small batches, and no weighting of timesteps."""
+    return replace(recipe, batch=min(recipe.batch, VALIDATION_ROWS), min_snr=None)
 
 
 def timestep_weights(schedule: NoiseSchedule, t: Tensor, gamma: float | None) -> Tensor:
-    """What squared errors at timesteps [B] count, [B]: all alike, or min-SNR (Hang et al. 2023, section 3.4): the error of x0
-    counts SNR, at most `gamma` of it, whatever the network is asked for."""
+    """Weights [B] of squared errors at timesteps [B]: all 1, or min-SNR's (Hang et al. 2023, section 3.4), by which
+    the error of x0 has weight min(SNR, `gamma`) whatever the prediction type."""
     if gamma is None:
         return torch.ones_like(t, dtype=torch.float32)
     snr = schedule.snr(t)
@@ -99,36 +106,37 @@ def objective(
     unet: UNet,
     schedule: NoiseSchedule,
     buckets: Sequence[Bucket],
-    zero: Tensor,
+    zero_embed: Tensor,
     recipe: Recipe,
-    beside: Beside = nothing,
+    extra_inputs: ExtraInputs = no_extra_inputs,
 ) -> Objective:
-    """Mean squared error of the prediction, over pictures of one shape a step; `zero` [1, D] is what the untold learn from.
+    """Mean squared error of the prediction; each step takes rows of one bucket.
 
-    A batch of another shape than the first bucket's has as many cells, and so fewer or more pictures. The learned-variance
-    channels get no loss: the published schedule samples with a fixed variance and never looks.
+    `zero_embed` [1, D] is the embedding of rows whose condition is dropped. All buckets' batches have the same number
+    of latent cells as one of the first bucket has, so another shape has fewer or more rows. The learned-variance
+    channels have no loss: the published schedule samples with a fixed variance and ignores them.
     """
     shares = torch.tensor([bucket.share for bucket in buckets])
     cells = recipe.batch * math.prod(buckets[0].latents.shape[-2:])
 
     def draw(step: int) -> Batch:
-        numbers = generator(recipe.seed, step)
-        bucket = buckets[int(torch.multinomial(shares, 1, generator=numbers))]
+        generator = step_generator(recipe.seed, step)
+        bucket = buckets[int(torch.multinomial(shares, 1, generator=generator))]
         batch = max(1, cells // math.prod(bucket.latents.shape[-2:]))
-        rows = torch.randint(bucket.rows, (batch,), generator=numbers)
+        rows = torch.randint(bucket.rows, (batch,), generator=generator)
         x0 = bucket.latents[rows].float()
-        told = torch.rand(batch, 1, generator=numbers) >= recipe.untold
+        conditional = torch.rand(batch, 1, generator=generator) >= recipe.cond_dropout
         return {
             "x0": x0,
-            "embeds": torch.where(told, bucket.embeds[rows].float(), zero),
-            **beside(bucket, rows, x0, numbers),
-            "t": torch.randint(schedule.num_train_timesteps, (batch,), generator=numbers),
-            "noise": torch.randn(x0.shape, generator=numbers),
+            "embeds": torch.where(conditional, bucket.embeds[rows].float(), zero_embed),
+            **extra_inputs(bucket, rows, x0, generator),
+            "t": torch.randint(schedule.num_train_timesteps, (batch,), generator=generator),
+            "noise": torch.randn(x0.shape, generator=generator),
         }
 
     def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, t, noise = rows["x0"], rows["t"], rows["noise"]
-        conditioned = unet.condition(rows["embeds"], **{name: rows[name] for name in BESIDE if name in rows})
+        conditioned = unet.condition(rows["embeds"], **{name: rows[name] for name in EXTRA_INPUTS if name in rows})
         output = unet(schedule.add_noise(x0, noise, t), t, conditioned).float()
         prediction, _ = split_variance(output, x0)
         errors = (prediction - target(schedule, x0, noise, t)).square().mean(dim=(1, 2, 3))
@@ -138,23 +146,23 @@ def objective(
 
 
 @torch.no_grad()
-def paint(
+def sample_latents(
     unet: UNet,
     schedule: NoiseSchedule,
     embeds: Tensor,
-    zero: Tensor,
+    zero_embed: Tensor,
     size: tuple[int, int],
-    beside: dict[str, Tensor],
+    extra_inputs: dict[str, Tensor],
     *,
     sampler: str = "ddim",
-    steps: int = STEPS,
+    steps: int = SAMPLING_STEPS,
     guidance_scale: float = 3.0,
     seed: int = 0,
 ) -> Tensor:
-    """Latents [N, 4, h, w] for embeddings [N, D], deterministic by seed."""
+    """Latents [N, 4, h, w] sampled for embeddings [N, D]; `size` is (h, w). The same seed gives the same latents."""
     n = len(embeds)
     noise = Noise(range(seed, seed + n), "decoder")
-    cond, uncond = unet.condition(embeds, **beside), unet.condition(zero.expand(n, -1), **beside)
+    cond, uncond = unet.condition(embeds, **extra_inputs), unet.condition(zero_embed.expand(n, -1), **extra_inputs)
     guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
     denoiser: Denoiser[Conditioned] = Denoiser(unet, schedule, guided, torch.float32)
@@ -162,53 +170,57 @@ def paint(
     return last.x
 
 
-def sheet(
+def sample_grid(
     unet: UNet,
     movq: MoVQ,
     schedule: NoiseSchedule,
     held_out: Bucket,
-    zero: Tensor,
+    zero_embed: Tensor,
     recipe: Recipe,
-    beside: Beside = nothing,
-) -> Sheet:
-    """Held-out pictures above what is painted from their embeddings, and the loss on fixed noise.
-
-    Between them, where the network sees more: the hint, or what was left of the picture.
+    extra_inputs: ExtraInputs = no_extra_inputs,
+) -> SampleGrid:
+    """Validation pictures above pictures sampled from their embeddings, and the loss on fixed noise. A network with
+    further inputs has a row between them: the hint, or the masked picture.
     """
     device, config = next(unet.parameters()).device, unet.config
-    columns = min(COLUMNS, held_out.rows)
-    first = torch.arange(min(SHOWN // COLUMNS, held_out.rows // columns) * columns)
-    x0, embeds = held_out.latents[first].float(), held_out.embeds[first].float()
-    seen = beside(held_out, first, x0, generator(recipe.seed, -1))
+    columns = min(GRID_COLUMNS, held_out.rows)
+    rows = torch.arange(min(NUM_SAMPLES // GRID_COLUMNS, held_out.rows // columns) * columns)
+    x0, embeds = held_out.latents[rows].float(), held_out.embeds[rows].float()
+    extra = extra_inputs(held_out, rows, x0, step_generator(recipe.seed, -1))
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        copy = stand_in(lambda: UNet(config), weights, device)
-        validation = objective(copy, schedule, [held_out], zero, looked_at(recipe), beside)
-        with torch.no_grad(), visiting(movq, device):
-            losses = [float(validation.loss(on(device, validation.draw(i)))[0].mean()) for i in range(VALIDATION)]
-            parts = []
-            for some in torch.arange(len(first)).split(PAINTED):
-                told = on(device, {name: value[some] for name, value in seen.items()})
-                size, seed = (x0.shape[2], x0.shape[3]), int(some[0])
-                parts.append(paint(copy, schedule, embeds[some].to(device), zero.to(device), size, told, seed=seed))
-            painted = torch.cat(parts)
-            shown = [_decoded(movq, x0), *_shown(movq, seen), _decoded(movq, painted)]
-        starts = range(0, len(first), columns)
-        rows = [picture for start in starts for pictures in shown for picture in pictures[start : start + columns]]
-        return grid(rows, columns), {"validation": sum(losses) / len(losses)}
+        averaged = network_with(lambda: UNet(config), weights, device)
+        validation = objective(
+            averaged, schedule, [held_out], zero_embed, validation_recipe(recipe), extra_inputs=extra_inputs
+        )
+        with torch.no_grad(), on_device(movq, device):
+            batches = (move_batch(validation.draw(i), device) for i in range(VALIDATION_BATCHES))
+            losses = [float(validation.loss(batch)[0].mean()) for batch in batches]
+            sampled = []
+            for part in torch.arange(len(rows)).split(SAMPLING_BATCH):
+                inputs = move_batch({name: value[part] for name, value in extra.items()}, device)
+                size, seed = (x0.shape[2], x0.shape[3]), int(part[0])
+                zero = zero_embed.to(device)
+                sampled.append(
+                    sample_latents(averaged, schedule, embeds[part].to(device), zero, size, inputs, seed=seed)
+                )
+            kinds = [_decode(movq, x0), *_extra_pictures(movq, extra), _decode(movq, torch.cat(sampled))]
+        starts = range(0, len(rows), columns)
+        cells = [picture for start in starts for pictures in kinds for picture in pictures[start : start + columns]]
+        return image_grid(cells, columns), {"validation": sum(losses) / len(losses)}
 
     return draw
 
 
-def _shown(movq: MoVQ, seen: dict[str, Tensor]) -> list[Tensor]:
-    """What a network sees beside its state, as pictures: a hint, or a picture with grey where it is to be repainted."""
-    if "masked" in seen:
-        known = F.interpolate(seen["masked"][:, -1:], scale_factor=movq.config.factor)
-        return [_decoded(movq, seen["masked"][:, :-1]) * known]
-    return [seen["hint"] * 2 - 1] if "hint" in seen else []
+def _extra_pictures(movq: MoVQ, extra: dict[str, Tensor]) -> list[Tensor]:
+    """Further inputs as pictures: a hint, or a picture whose area to repaint is grey."""
+    if "masked" in extra:
+        known = F.interpolate(extra["masked"][:, -1:], scale_factor=movq.config.factor)
+        return [_decode(movq, extra["masked"][:, :-1]) * known]
+    return [extra["hint"] * 2 - 1] if "hint" in extra else []
 
 
-def _decoded(movq: MoVQ, latents: Tensor) -> Tensor:
-    """Pictures on the CPU, decoded where MoVQ is, one at a time."""
+def _decode(movq: MoVQ, latents: Tensor) -> Tensor:
+    """Pictures on the CPU, decoded one at a time on MoVQ's device."""
     device = next(movq.parameters()).device
-    return torch.cat([movq.decode(one.to(device)).cpu() for one in latents.split(1)])
+    return torch.cat([movq.decode(latent.to(device)).cpu() for latent in latents.split(1)])

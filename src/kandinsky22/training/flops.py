@@ -1,4 +1,4 @@
-"""Counting operations, two for each multiplication with addition: those that are needed, and those that are done again."""
+"""Floating-point operations, two for each multiply-add, and how many of them checkpointing computed a second time."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -7,55 +7,57 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
-class Operations(FlopCounterMode):
-    """Counts what is computed within it. `again` is how much of `total` checkpointed blocks computed a second time."""
+class FlopCounter(FlopCounterMode):
+    """Counts the operations computed within it; `recomputed` are those of `total` that checkpointed blocks computed
+    again."""
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=_ATTENTION)
-        self.again = 0
+        self.recomputed = 0
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All operations, recomputed ones included."""
         return int(self.get_total_flops())
 
-    def __enter__(self) -> "Operations":
+    def __enter__(self) -> "FlopCounter":
         super().__enter__()
-        AGAIN.counting.append(self)
+        _RECOMPUTATION.counters.append(self)
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        AGAIN.counting.remove(self)
+        _RECOMPUTATION.counters.remove(self)
         super().__exit__(*raised)
 
 
-class _Again:
-    """The context of a checkpointed block's second forward pass: tells whoever counts. These may lie in one another."""
+class _Recomputation:
+    """The context of a checkpointed block's second forward pass, which adds to `FlopCounter.recomputed`. Contexts
+    may be nested: the outermost counts."""
 
     def __init__(self) -> None:
-        self.counting: list[Operations] = []
-        self._before: list[list[int]] = []
+        self.counters: list[FlopCounter] = []
+        self._totals: list[list[int]] = []
 
     def __enter__(self) -> None:
-        self._before.append([counter.total for counter in self.counting])
+        self._totals.append([counter.total for counter in self.counters])
 
     def __exit__(self, *raised: object) -> None:
-        before = self._before.pop()
-        if not self._before:
-            for counter, was in zip(self.counting, before, strict=True):
-                counter.again += counter.total - was
+        before = self._totals.pop()
+        if not self._totals:
+            for counter, total in zip(self.counters, before, strict=True):
+                counter.recomputed += counter.total - total
 
 
-AGAIN = _Again()
+_RECOMPUTATION = _Recomputation()
 
 
-def contexts() -> tuple[Any, Any]:
-    """For `torch.utils.checkpoint.checkpoint`: around the first pass, and around the second."""
-    return nullcontext(), AGAIN
+def checkpoint_contexts() -> tuple[Any, Any]:
+    """`context_fn` of `torch.utils.checkpoint.checkpoint`: the contexts of the first forward pass and of the second."""
+    return nullcontext(), _RECOMPUTATION
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    """PyTorch counts every attention but the CPU's, which does the same; these are shapes."""
+    """For the CPU's attention kernel, which PyTorch does not count. Arguments are shapes."""
     return sdpa_flop_count(q, k, v)
 
 

@@ -1,7 +1,7 @@
-"""What was found out about a person's pictures, kept with the run: none is decoded a second time to learn the same.
+"""The sizes of the user's pictures, stored with the run, so that no file is decoded twice to check it.
 
-A line for each picture's file, added as pictures are looked at, so that looking which was stopped goes on. It knows sizes and
-what is broken, and nothing of filters and captions, which may change while the picture stays.
+One line per file, added while pictures are checked, so that an interrupted check continues. It stores sizes and which
+files are broken, but no captions or results of filters, which may change while the picture stays the same.
 """
 
 import json
@@ -11,60 +11,61 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kandinsky22.training.lock import held
-from kandinsky22.training.sources import Part
+from kandinsky22.training.run_lock import run_lock
+from kandinsky22.training.sources import ByteRange
 
 FOLDER, INDEX = "pictures", "index.jsonl"
-WAITING = 6 * 3600.0  # seconds for another network that looks through the same pictures
+TIMEOUT = 6 * 3600.0  # seconds to wait for another network that checks the same pictures
 
 
 class Size(NamedTuple):
-    """A picture's height and width in pixels, upright."""
+    """A picture's height and width in pixels, after EXIF orientation."""
 
     height: int
     width: int
 
 
-Verdict = Size | None
-"""What a file is: a picture of some size, or broken."""
+class ImageIndex:
+    """The sizes of decoded files; None for a broken file.
 
-
-class Judged:
-    """What is known of files. `known` and `note` may be called from any thread; what was noted is written by `write`."""
+    `lookup` and `add` may be called from any thread; `write` stores what was added. Without a `path` nothing is stored.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._known: dict[tuple[str, int], tuple[str, Verdict]] = {}
-        self._new: list[tuple[Part, str, Verdict]] = []
+        self._entries: dict[tuple[str, int], tuple[str, Size | None]] = {}
+        self._unwritten: list[tuple[ByteRange, str, Size | None]] = []
         if path is not None and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError):  # a crash tore it; the first is empty
+                with suppress(ValueError):  # incomplete after a crash; the first line is empty
                     file, offset, stamp, height, width = json.loads(line)
-                    self._known[sys.intern(file), offset] = stamp, Size(height, width) if height else None
+                    self._entries[sys.intern(file), offset] = stamp, Size(height, width) if height else None
 
-    def known(self, part: Part, stamp: str) -> tuple[bool, Verdict]:
-        """Whether it is known what these bytes are, and what; `stamp` is that of their file, and tells whether it changed."""
-        noted, verdict = self._known.get((str(part.path.absolute()), part.offset), ("", None))
-        return noted == stamp, verdict
+    def lookup(self, content: ByteRange, stamp: str) -> tuple[bool, Size | None]:
+        """Whether the picture is in the index, and its size; `stamp` changes with its file."""
+        stored_stamp, size = self._entries.get((str(content.path.absolute()), content.offset), ("", None))
+        return stored_stamp == stamp, size
 
-    def note(self, part: Part, stamp: str, verdict: Verdict) -> None:
-        """Keep what was found out."""
-        self._new.append((part, stamp, verdict))
+    def add(self, content: ByteRange, stamp: str, size: Size | None) -> None:
+        """Add a picture's size, or None for a broken one."""
+        self._unwritten.append((content, stamp, size))
 
     def write(self) -> None:
-        """Add what was noted since to the file, if there is one. Raises `OSError` where it cannot be written."""
-        new, self._new = self._new, []
-        if self.path is None or not new:
+        """Append what was added since the last call to the file. Raises `OSError` if it cannot be written."""
+        added, self._unwritten = self._unwritten, []
+        if self.path is None or not added:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = ([str(c.path.absolute()), c.offset, stamp, *(size or (0, 0))] for c, stamp, size in added)
         with self.path.open("a", encoding="utf-8") as file:
-            rows = ([str(part.path.absolute()), part.offset, stamp, *(size or (0, 0))] for part, stamp, size in new)
-            file.write("".join(f"\n{json.dumps(row)}" for row in rows))  # begun anew, after whatever a crash left
+            file.write("".join(f"\n{json.dumps(row)}" for row in rows))  # a crash may have left a row without its end
 
 
 @contextmanager
-def kept_in(folder: Path) -> Iterator[Judged]:
-    """What is kept in a run's folder, held against other networks that would look at the same pictures meanwhile. Raises
-    `OSError` where one does so for hours."""
-    with held(folder / FOLDER, WAITING):
-        yield Judged(folder / FOLDER / INDEX)
+def open_index(folder: Path) -> Iterator[ImageIndex]:
+    """The index in a run's folder, locked against other networks that would check the same pictures meanwhile.
+
+    Raises `OSError` if another one has it locked for hours.
+    """
+    with run_lock(folder / FOLDER, TIMEOUT):
+        yield ImageIndex(folder / FOLDER / INDEX)

@@ -1,28 +1,26 @@
-"""A network that begins with the weights of another, which may see less than it does."""
+"""Initialising a network with the weights of another, which may have fewer input channels."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 
-def grown(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state `own` of a network with the `given` weights where they fit.
+def initial_state(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's state dict with `weights` copied in by name where their shapes fit.
 
-    A convolution [O, I, k, k] that takes more channels than the given one takes nothing of the new ones yet: a U-Net for
-    inpainting or hints so begins by painting what the plain one paints. What has no namesake stays as it is.
+    In a convolution [O, I, k, k] with more input channels than the given one, the weights of the new channels are zero,
+    so a U-Net for inpainting or hints starts by painting what the plain one paints. Other tensors stay as they are.
     """
-    state = dict(own)
-    for name, value in given.items():
-        if name not in own:
+    result = dict(state)
+    for name, value in weights.items():
+        if name not in state:
             continue
-        wanted = own[name].shape
-        if value.shape == wanted:
-            state[name] = value
+        shape = state[name].shape
+        if value.shape == shape:
+            result[name] = value
         elif (
-            value.ndim == 4
-            and (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:])
-            and len(value[0]) < wanted[1]
+            value.ndim == 4 and value.shape[0] == shape[0] and value.shape[2:] == shape[2:] and len(value[0]) < shape[1]
         ):
-            state[name] = own[name].new_zeros(wanted)
-            state[name][:, : value.shape[1]] = value
-    return state
+            result[name] = state[name].new_zeros(shape)
+            result[name][:, : value.shape[1]] = value
+    return result

@@ -1,4 +1,5 @@
-"""The linear prior in closed form: ridge regression with an intercept, in float64, from sums over all rows."""
+"""Fits the linear prior in closed form: ridge regression with an intercept, in float64, from moments accumulated
+over batches."""
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -14,76 +15,81 @@ from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.moments import Moments
-from kandinsky22.training.prior import Told
+from kandinsky22.training.prior import CaptionedEmbeds
 
-RIDGE = 1e-2  # within 1% of the best for 1,500 of the world's pictures, and for 200 far better than less
+RIDGE = 1e-2  # within 1% of the best for 1,500 of the world's pictures, and for 200 far better than a smaller one
 
 
-class Solved(NamedTuple):
-    """The best map, float64: weight [D, E], bias [D], and its mean squared error on the rows it was fitted to."""
+class Regression(NamedTuple):
+    """A fitted map, float64: weight [D, E], bias [D], and its mean squared error on the rows it was fitted to."""
 
     weight: Tensor
     bias: Tensor
     loss: float
 
 
-def solved(moments: Moments, text_dim: int, ridge: float) -> Solved:
-    """Ridge regression of the columns from `text_dim` on, from those before; `ridge` is in units of their mean variance.
+def ridge_regression(moments: Moments, text_dim: int, ridge: float) -> Regression:
+    """Regression of the columns from `text_dim` on from those before, given the moments of all. `ridge` is in units of
+    the mean variance of the latter.
 
-    Where rows do not tell directions apart, and there is no ridge, the smallest map of the best ones.
+    Without a ridge, and where rows leave directions undetermined, the map with the smallest norm among the best.
     """
     scatter, eye = moments.scatter, torch.eye(text_dim, dtype=torch.float64)
     xx, xy = scatter[:text_dim, :text_dim], scatter[:text_dim, text_dim:]
     weight = (torch.linalg.pinv(xx + ridge * xx.trace() / text_dim * eye, hermitian=True) @ xy).T
     x, y = moments.mean.split([text_dim, len(moments.mean) - text_dim])
-    error = torch.cat([-weight, torch.eye(len(y), dtype=torch.float64)], dim=1)  # of a row: this times its deviations
-    loss = float((error @ scatter * error).sum()) / (moments.weight * len(y))
-    return Solved(weight, y - weight @ x, loss)
+    residual = torch.cat([-weight, torch.eye(len(y), dtype=torch.float64)], dim=1)  # times a row's deviations
+    loss = float((residual @ scatter * residual).sum()) / (moments.weight * len(y))
+    return Regression(weight, y - weight @ x, loss)
 
 
 @torch.no_grad()
-def fitted(
+def fit(
     text: CLIPText,
     tokenizer: Tokenizer,
-    told: Sequence[Told],
-    held_out: Told,
+    sets: Sequence[CaptionedEmbeds],
+    held_out: CaptionedEmbeds,
     *,
-    wordings: int = 1,
+    captions_per_picture: int = 1,
     ridge: float = RIDGE,
     batch: int = 256,
 ) -> tuple[LinearPrior, dict[str, float]]:
-    """The linear prior of all pictures that are told of, on the CPU, each with `wordings` captions; `batch` are encoded at once.
+    """Fit the linear prior to all pictures; `batch` captions are encoded at once.
 
-    A set counts its `share`, however many its pictures. Also returns "loss", the mean squared error on the pictures it was
-    fitted to, and that on held-out ones, "validation", with the mean "cosine" there.
+    A set has its `share` as weight, whatever its number of pictures. Returns the prior, on the CPU, and its metrics:
+    "loss", the mean squared error on the pictures it was fitted to; "validation", that on held-out ones; "cosine", the
+    mean similarity there.
     """
     rng = np.random.default_rng(0)
     moments = reduce(
         add,
         (
-            Moments.of(torch.cat([x.double(), y.double()], dim=1), pictures.share / (wordings * len(pictures.embeds)))
-            for pictures in told
-            for _ in range(wordings)
+            Moments.of(
+                torch.cat([x.double(), y.double()], dim=1),
+                pictures.share / (captions_per_picture * len(pictures.embeds)),
+            )
+            for pictures in sets
+            for _ in range(captions_per_picture)
             for x, y in _pairs(text, tokenizer, pictures, rng, batch)
         ),
     )
     config = LinearPriorConfig(text_dim=text.config.projection_dim, embedding_dim=held_out.embeds.shape[-1])
-    weight, bias, loss = solved(moments, config.text_dim, ridge)
+    weight, bias, loss = ridge_regression(moments, config.text_dim, ridge)
     prior = LinearPrior(config).requires_grad_(False)
     prior.load_state_dict({"weight": weight, "bias": bias})
 
-    unseen = list(_pairs(text, tokenizer, held_out, np.random.default_rng(1), batch))
-    given, truth = torch.cat([prior(x) for x, _ in unseen]), torch.cat([y for _, y in unseen])
-    cosine = F.cosine_similarity(given, truth).mean()
-    return prior, {"loss": loss, "validation": float(F.mse_loss(given, truth)), "cosine": float(cosine)}
+    validation = list(_pairs(text, tokenizer, held_out, np.random.default_rng(1), batch))
+    predicted, truth = torch.cat([prior(x) for x, _ in validation]), torch.cat([y for _, y in validation])
+    cosine = F.cosine_similarity(predicted, truth).mean()
+    return prior, {"loss": loss, "validation": float(F.mse_loss(predicted, truth)), "cosine": float(cosine)}
 
 
 def _pairs(
-    text: CLIPText, tokenizer: Tokenizer, told: Told, rng: np.random.Generator, batch: int
+    text: CLIPText, tokenizer: Tokenizer, pictures: CaptionedEmbeds, rng: np.random.Generator, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Embeddings [n, E] of a caption and [n, D] of its picture, float32 on the CPU: every picture once."""
-    device, count = next(text.parameters()).device, len(told.embeds)
+    """Embeddings of captions [n, E] and of their pictures [n, D], float32 on the CPU: every picture once."""
+    device, count = next(text.parameters()).device, len(pictures.embeds)
     for start in range(0, count, batch):
         indices = np.arange(start, min(start + batch, count))
-        ids = tokenizer(told.captions(indices, rng)).trimmed().ids
-        yield text(ids.to(device)).embed.float().cpu(), told.embeds[torch.from_numpy(indices)].float().cpu()
+        ids = tokenizer(pictures.captions(indices, rng)).trimmed().ids
+        yield text(ids.to(device)).embed.float().cpu(), pictures.embeds[torch.from_numpy(indices)].float().cpu()

@@ -1,53 +1,60 @@
-"""The training loop, as a generator: it owns the optimiser, the schedule, the moving average and the step counter.
+"""The training loop as a generator: it owns the optimiser, the learning-rate schedule, the weight average and the step
+counter.
 
-What is learnt is an objective. Its rows are drawn from the step's own seed, and how wrong the network is about a row does not
-depend on who asks, so a run that is stopped and resumed, cut into smaller parts, or shared out among processes learns the
-same. Callers own progress, logging and stopping.
+What is trained on is an `Objective`. Its rows depend on the run's seed and the step alone, and a row's loss does not
+depend on the other rows. So a run learns the same weights when it is resumed, computed in smaller parts, or distributed
+over processes. Progress, logging and stopping are left to the caller.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kandinsky22.engine.device import computes_bfloat16
-from kandinsky22.training.processes import ALONE, Processes, unsharded
-from kandinsky22.training.settings import Settings, refuse_other
+from kandinsky22.training.processes import ALONE, Processes, full_tensor, local_shards
+from kandinsky22.training.settings import Settings, refuse_changes
 
-Batch = dict[str, Tensor]
-"""The rows of a step: the first dimension of every tensor counts them."""
+Batch: TypeAlias = dict[str, Tensor]
+"""The rows of a step, by name; the first dimension of every tensor is the row."""
+Loss: TypeAlias = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+"""Rows -> the loss of each, [n], and further metrics by name, [n] each."""
 
-FOR_MEMORY = ("accumulate", "checkpointing")  # of a recipe: what they change is not what is learnt
-BINS = 4  # of the timesteps, over which the loss is told apart
+MEMORY_FIELDS = ("accumulate", "checkpointing")  # of a recipe: they change memory use, not what is learned
+QUARTERS = 4  # equal ranges of timesteps over which the loss is also reported
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is learnt.
+    """What a network is trained on.
 
-    `draw` gives a step's rows on the CPU, from the step alone. `loss` takes any of these rows, on the network's device, and
-    returns how wrong the network is about each, [n], and what else is worth logging, [n] each; their means over the step's
-    rows are what counts. A `coupled` loss compares a row with the others, so its rows are not cut into parts.
-    `timesteps` is how many the rows' "t" may be, where they have one.
+    `draw` returns the rows of a step, on the CPU, as a function of the step number alone. `loss` takes any of these
+    rows, on the network's device; the step's loss and metrics are the means over its rows. `coupled`: a row's loss
+    depends on the other rows (contrastive), so a batch cannot be computed in parts. `timesteps`: the number of
+    timesteps that the rows' "t" is drawn from, 0 if they have no "t".
     """
 
     draw: Callable[[int], Batch]
-    loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+    loss: Loss
     coupled: bool = False
     timesteps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how fast: values of a run. `bfloat16` is the dtype of matrix products, on a device that computes in it;
-    weights stay float32.
+    """Hyperparameters of a run.
 
-    `accumulate` cuts a batch into parts that are computed one after the other; `checkpointing` keeps no activations of
-    blocks, and computes them again. Both change the memory a step takes and nothing that is learnt. `untold` is the share of rows
-    that learn without their condition, for guidance; `min_snr` the gamma of Hang et al. 2023, which weighs timesteps.
+    `batch` is the number of rows of a step over all processes. `bfloat16`: matrix products are computed in bfloat16 on
+    a device that has instructions for it; weights stay float32. `cond_dropout` is the share of rows trained without
+    their condition, for classifier-free guidance. `min_snr` is gamma of min-SNR loss weighting (Hang et al. 2023); None
+    weighs all timesteps alike.
+
+    `accumulate` computes a batch in that many parts, one after the other; `checkpointing` recomputes the activations of
+    blocks in the backward pass. Both reduce memory and change nothing that is learned.
     """
 
     batch: int
@@ -62,25 +69,42 @@ class Recipe:
     seed: int = 0
     accumulate: int = 1
     checkpointing: bool = False
-    untold: float = 0.1
+    cond_dropout: float = 0.1
     min_snr: float | None = None
 
     @property
     def settings(self) -> dict[str, object]:
-        """What decides the numbers that are learnt, as JSON takes it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in FOR_MEMORY}
+        """The values that decide what is learned, as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in MEMORY_FIELDS}
         return {name: [*value] if isinstance(value, tuple) else value for name, value in values.items()}
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate: linear warm-up, then, unless it is to stay there, a cosine to a hundredth."""
+        """The learning rate of a step: linear warm-up, and with `decay` a cosine down to a hundredth."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         cosine = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))) if self.decay else 1.0
         return self.learning_rate * warm * cosine
 
 
-def refuse_uncut(recipe: Recipe, processes: int, *, coupled: bool) -> None:
-    """Raises `ValueError` where a batch cannot be cut into the parts that are asked for, which can be said before anything is
-    read. `coupled`: rows are compared with one another."""
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step measured over its rows, on all processes.
+
+    `means`: over all rows, of "loss" and of the objective's further metrics. `quarters`: the mean loss of the rows in
+    each quarter of the timesteps, by the quarter's number; a quarter without rows is absent.
+    """
+
+    means: Mapping[str, float]
+    quarters: Mapping[int, float]
+
+    @property
+    def line(self) -> dict[str, float]:
+        """As in metrics.jsonl: the loss of quarter i is "loss_ti"."""
+        return {**self.means, **{f"loss_t{quarter}": loss for quarter, loss in self.quarters.items()}}
+
+
+def check_batch_split(recipe: Recipe, processes: int, *, coupled: bool) -> None:
+    """Raises `ValueError` where a batch cannot be split over processes and accumulated parts. `coupled`: as in
+    `Objective`."""
     if coupled and recipe.accumulate > 1:
         raise ValueError(
             "this network compares every row of a batch with every other, so a batch cannot be cut into "
@@ -98,13 +122,17 @@ def refuse_uncut(recipe: Recipe, processes: int, *, coupled: bool) -> None:
 
 
 class Training:
-    """A run: what learns, what it learns, how, and how far it is. `ema` holds the averaged weights that are kept; `products` is
-    the dtype of matrix products, `rows` how many the last step had, and `shapes` what they were.
+    """A training run: network, objective, recipe and progress.
 
-    `learnt_from` names what the objective is made of (fingerprints of frozen networks, the data), so that a checkpoint does
-    not go on with something else; `settings` is what decides the numbers beside the recipe. The network is moved to the
-    processes' device and, where there are several, shared out.
-    Raises `ValueError` where the batch cannot be cut as asked.
+    `fingerprints` name what the objective depends on (frozen networks, data), so that a checkpoint is not resumed with
+    something else. `settings` are further values that decide what is learned, beside the recipe's. The network is moved
+    to the processes' device and sharded over them.
+
+    Attributes: `step` counts the steps taken; `ema` holds the averaged weights, by parameter name; `compute_dtype` is
+    the dtype of matrix products; `rows`, `shapes` and `metrics` are the number of rows of the last step, the shapes of
+    its tensors, and what it measured.
+
+    Raises `ValueError` where the batch cannot be split as the recipe says.
     """
 
     def __init__(
@@ -113,103 +141,98 @@ class Training:
         objective: Objective,
         recipe: Recipe,
         steps: int,
-        learnt_from: Mapping[str, str] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
         processes: Processes = ALONE,
         settings: Settings | None = None,
     ) -> None:
-        refuse_uncut(recipe, processes.count, coupled=objective.coupled)
+        check_batch_split(recipe, processes.count, coupled=objective.coupled)
         self.network, self.objective, self.recipe, self.steps = network, objective, recipe, steps
         self.processes = processes
-        self.learnt_from = dict(learnt_from or {})
+        self.fingerprints = dict(fingerprints or {})
         self.settings = {**(settings or {}), **recipe.settings}
         self.step, self.rows = 0, recipe.batch
         self.shapes: tuple[torch.Size, ...] = ()
-        quick = recipe.bfloat16 and computes_bfloat16(processes.device)
-        self.products = torch.bfloat16 if quick else torch.float32
-        self._template = _empty(network)
-        self.learner = processes.shared_out(network, objective.loss, checkpointing=recipe.checkpointing)
-        named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.parameters = list(named.values())
-        self.ema = {name: p.detach().clone() for name, p in named.items()}
+        self.metrics = StepMetrics({}, {})
+        use_bfloat16 = recipe.bfloat16 and computes_bfloat16(processes.device)
+        self.compute_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
+        self._template = _meta_copy(network)
+        self.loss_module = processes.shard(network, objective.loss, checkpointing=recipe.checkpointing)
+        trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.parameters = list(trainable.values())
+        self.ema = {name: p.detach().clone() for name, p in trainable.items()}
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
 
     def __iter__(self) -> Iterator[dict[str, float]]:
-        """Train to the end, yielding what was measured after every step."""
+        """Train to the last step, yielding each step's metrics."""
         while self.step < self.steps:
             yield self.advance()
 
     def advance(self) -> dict[str, float]:
-        """One step. Raises `FloatingPointError` where the loss or its gradient is not finite; the weights are then as before."""
+        """Take one step; returns its metrics as a line of metrics.jsonl.
+
+        Raises `FloatingPointError` where the loss or its gradient is not finite; the weights are then unchanged.
+        """
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step, self.steps)
-        measured = self.gradients(self.step)
-        norm = float(unsharded(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
+        self.metrics = self.compute_gradients(self.step)
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the loss or its gradient is not finite at step {self.step}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.processes.own(self.ema.values()), self.processes.own(self.parameters), 1 - decay)
+            torch._foreach_lerp_(local_shards(self.ema.values()), local_shards(self.parameters), 1 - decay)
         self.step += 1
-        return {"step": self.step, "of": self.steps, **measured, "grad_norm": norm}
+        return {"step": self.step, "of": self.steps, **self.metrics.line, "grad_norm": norm}
 
-    def gradients(self, step: int) -> dict[str, float]:
-        """Add the gradient of a step's loss to the parameters, and return what was measured over all its rows."""
-        recipe, processes = self.recipe, self.processes
+    def compute_gradients(self, step: int) -> StepMetrics:
+        """Add the gradient of a step's loss to the parameters' gradients; returns what was measured over all its
+        rows."""
+        recipe, processes, timesteps = self.recipe, self.processes, self.objective.timesteps
         batch = self.objective.draw(step)
         self.rows = rows = len(next(iter(batch.values())))
         self.shapes = tuple(value.shape for value in batch.values())
         sums: dict[str, Tensor] = {}
+        quarters = torch.zeros(2, QUARTERS if timesteps else 0, dtype=torch.float64, device=processes.device)
         for part in range(recipe.accumulate):
-            processes.gather_gradients_after(self.learner, part == recipe.accumulate - 1)
+            processes.set_gradient_sync(self.loss_module, part == recipe.accumulate - 1)
             start, stride = processes.rank + part * processes.count, processes.count * recipe.accumulate
-            # where there are fewer rows than parts, some look at one that does not count: all must use the same parameters
+            # With fewer rows than parts, some parts compute a row that is not counted: FSDP needs all processes to use
+            # the same parameters.
             counted = start < rows
-            mine = on(processes.device, {name: value[start % rows :: stride] for name, value in batch.items()})
-            with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16):
-                losses, measured = self.learner(mine)
+            part_rows = move_batch(
+                {name: value[start % rows :: stride] for name, value in batch.items()}, processes.device
+            )
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.compute_dtype == torch.bfloat16):
+                losses, measured = self.loss_module(part_rows)
             (losses.sum() * (counted * processes.count / rows)).backward()
-            for name, value in self._told(losses, measured, mine).items():
-                sums[name] = sums.get(name, 0) + counted * value
-        return self._means(processes.summed(sums), rows)
+            for name, value in {"loss": losses, **measured}.items():
+                sums[name] = sums.get(name, 0) + counted * value.detach().double().sum()
+            if timesteps:
+                quarters += counted * _sums_by_quarter(losses, part_rows["t"], timesteps)
+        totals = processes.all_reduce(torch.cat([torch.stack([*sums.values()]), quarters.flatten()])).tolist()
+        means = {name: total / rows for name, total in zip(sums, totals[: len(sums)], strict=True)}
+        losses_and_counts = zip(totals[len(sums) :][:QUARTERS], totals[len(sums) :][QUARTERS:], strict=True)
+        return StepMetrics(means, {i: total / n for i, (total, n) in enumerate(losses_and_counts) if n})
 
-    def _told(self, losses: Tensor, measured: Mapping[str, Tensor], rows: Batch) -> dict[str, Tensor]:
-        """Sums over rows, float64: of the loss, of what was measured, and of the loss in each stretch of the timesteps."""
-        losses = losses.detach().double()
-        told = {"loss": losses.sum(), **{name: value.detach().double().sum() for name, value in measured.items()}}
-        if self.objective.timesteps:
-            at = rows["t"] * BINS // self.objective.timesteps
-            for number in range(BINS):
-                told[f"loss_t{number}"] = (losses * (at == number)).sum()
-                told[f"rows_t{number}"] = (at == number).sum().double()
-        return told
-
-    def _means(self, sums: Mapping[str, float], rows: int) -> dict[str, float]:
-        means = {name: value / rows for name, value in sums.items() if "_t" not in name}
-        for number in range(BINS) if self.objective.timesteps else ():
-            if sums[f"rows_t{number}"]:
-                means[f"loss_t{number}"] = sums[f"loss_t{number}"] / sums[f"rows_t{number}"]
-        return means
-
-    def averaged(self) -> dict[str, Tensor]:
-        """The network's state dict, whole and on the CPU, with the averaged weights in place of the current ones.
-
-        All processes must ask together.
-        """
+    def ema_state_dict(self) -> dict[str, Tensor]:
+        """The network's complete state dict on the CPU, with averaged weights. All processes must call this
+        together."""
         state = {**self.network.state_dict(), **self.ema}
-        return {name: unsharded(value.detach()).cpu() for name, value in state.items()}
+        return {name: full_tensor(value.detach()).cpu() for name, value in state.items()}
 
-    def finished(self) -> nn.Module:
-        """A network of its own with the averaged weights, on the CPU, for inference. All processes must ask together."""
-        self._template.load_state_dict(self.averaged(), assign=True)
+    def ema_network(self) -> nn.Module:
+        """A separate, frozen network with the averaged weights, on the CPU. All processes must call this together."""
+        self._template.load_state_dict(self.ema_state_dict(), assign=True)
         return self._template.eval().requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that a resumed run needs, by name; loading into them sets them."""
+        """All tensors of a checkpoint, by name: weights, averages and the optimiser's state. Loading into them sets
+        them."""
         for p in self.parameters:
             if p not in self.optimizer.state:
                 self.optimizer.state[p] = {
@@ -217,41 +240,53 @@ class Training:
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
-        held = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         for (name, average), p in zip(self.ema.items(), self.parameters, strict=True):
-            held[f"ema.{name}"] = average
-            held |= {f"{kind}.{name}": self.optimizer.state[p][kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
-        return held
+            tensors[f"ema.{name}"] = average
+            tensors |= {f"{kind}.{name}": self.optimizer.state[p][kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
+        return tensors
 
     def state(self) -> dict[str, object]:
-        """All that is not a tensor, as JSON takes it."""
-        return {"step": self.step, "steps": self.steps, "learnt_from": self.learnt_from, "settings": self.settings}
+        """All of a checkpoint that is not a tensor, as JSON values."""
+        return {"step": self.step, "steps": self.steps, "learnt_from": self.fingerprints, "settings": self.settings}
 
-    def go_on_from(self, state: Mapping[str, object]) -> None:
-        """Go on from a saved run, to its number of steps. Raises `ValueError` if it learnt from something else, or in
-        another way."""
-        refuse_other(state.get("settings", {}), self.settings)  # type: ignore[arg-type]  # it is as `state` wrote it
-        before = dict(state["learnt_from"])  # type: ignore[call-overload]  # it is as `state` wrote it
-        if changed := [name for name in before if before[name] != self.learnt_from.get(name)]:
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `state` of a checkpoint, up to its number of steps.
+
+        Raises `ValueError` if it was trained with other settings, data or frozen networks.
+        """
+        refuse_changes(state.get("settings", {}), self.settings)
+        saved: dict[str, str] = state["learnt_from"]
+        if changed := [name for name in saved if saved[name] != self.fingerprints.get(name)]:
             raise ValueError(
-                f"the checkpoint learnt from another {' and '.join(changed)} than there is now; go on with what it learnt "
-                "from, or start anew in another --folder"
+                f"the checkpoint was trained with a different {' and '.join(changed)}; "
+                "resume with what it was trained with, or train in another --folder"
             )
-        self.step, self.steps = int(str(state["step"])), int(str(state["steps"]))
+        self.step, self.steps = int(state["step"]), int(state["steps"])
 
 
-def _empty(network: nn.Module) -> nn.Module:
-    """The same network with no numbers in it."""
+def _sums_by_quarter(losses: Tensor, t: Tensor, timesteps: int) -> Tensor:
+    """The sum of the losses [n] in each quarter of the timesteps `t` [n], and the number of rows there: float64 [2,
+    4]."""
+    losses, quarter = losses.detach().double(), t * QUARTERS // timesteps
+    within = [quarter == i for i in range(QUARTERS)]
+    return torch.stack([*((losses * rows).sum() for rows in within), *(rows.sum().double() for rows in within)]).view(
+        2, -1
+    )
+
+
+def _meta_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, without numbers."""
     memo: dict[int, Tensor] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
     memo |= {id(b): b.to("meta") for b in network.buffers()}
     return copy.deepcopy(network, memo)
 
 
-def on(device: torch.device, rows: Batch) -> Batch:
-    """The rows, on a device."""
-    return {name: value.to(device) for name, value in rows.items()}
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The same rows on a device."""
+    return {name: value.to(device) for name, value in batch.items()}
 
 
-def generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step: a function of the run's seed and the step alone."""
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random generator of one step, which depends on the run's seed and the step alone."""
     return torch.Generator().manual_seed((seed << 32) + step)

@@ -1,7 +1,7 @@
-"""How different two pictures look to a frozen network, as LPIPS compares them (Zhang et al. 2018, arXiv:1801.03924).
+"""A perceptual distance like LPIPS (Zhang et al. 2018, arXiv:1801.03924).
 
-The network is a CLIP vision tower, of whichever model is at hand, in the place of the paper's VGG; nothing is fitted to
-people's judgements, so every channel counts the same.
+The features are those of a CLIP vision tower in place of the paper's VGG. All channels have the same weight, as nothing
+is fitted to human judgements.
 """
 
 import torch
@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPVision
 
-LOOKS = 4  # depths of the tower that are compared, at most
+DEPTHS = 4  # at most; depths of the tower whose features are compared
 
 
 class Perceptual:
-    """Mean squared distance of unit-length features, over the patches of a picture and several depths of the tower.
+    """Mean squared distance of unit-length features, over the patches of a picture and several depths of a vision
+    tower.
 
-    Not a module: what holds it neither trains the tower nor saves it. The tower is frozen, and goes to the device of the
-    pictures.
+    Not a module, so that a module that holds it neither trains nor saves the tower. The tower is frozen, and is moved
+    to the pictures' device.
     """
 
     def __init__(self, vision: CLIPVision, processor: CLIPImageProcessor) -> None:
@@ -27,13 +28,13 @@ class Perceptual:
         self.std = torch.tensor(processor.image_std).view(3, 1, 1)
         inner = vision.vision_model
         layers = [*inner.get_submodule("encoder.layers").children()]
-        # Before each of as many stretches of layers; not at the top, where only the class token was ever taught.
-        each = -(-len(layers) // LOOKS)
-        stretches = [nn.Sequential(*layers[i : i + each]) for i in range(0, len(layers) - each, each)]
-        self.stages = [inner[:2], *stretches]
+        # Features are taken before each group of layers. Not after the last: there CLIP trains the class token alone.
+        size = -(-len(layers) // DEPTHS)
+        groups = [nn.Sequential(*layers[i : i + size]) for i in range(0, len(layers) - size, size)]
+        self.stages = [inner[:2], *groups]
 
-    def __call__(self, pictures: Tensor, others: Tensor) -> Tensor:
-        """Pictures [n, 3, H, W] in [-1, 1], of any size, and as many others -> [n], float32, from 0 (alike) to 4.
+    def __call__(self, pictures: Tensor, targets: Tensor) -> Tensor:
+        """Two sets of pictures, [n, 3, H, W] in [-1, 1], of any size -> distances, float32 [n], from 0 (alike) to 4.
 
         Gradients reach `pictures` alone.
         """
@@ -41,12 +42,13 @@ class Perceptual:
             self.vision.to(pictures.device)
         features = self._features(pictures)
         with torch.no_grad():
-            known = self._features(others)
-        distances = [(a - b).square().sum(-1).mean(-1) for a, b in zip(features, known, strict=True)]
+            target_features = self._features(targets)
+        distances = [(a - b).square().sum(-1).mean(-1) for a, b in zip(features, target_features, strict=True)]
         return torch.stack(distances).mean(0)
 
     def _features(self, pictures: Tensor) -> list[Tensor]:
-        """Of every patch at every depth, [n, patches, width] each, of length one. The class token has no place: left out."""
+        """Unit-length features of the patches at each depth, [n, patches, width] each. The class token is left out:
+        it has no position in the picture."""
         pixels = F.interpolate(pictures.float(), (self.side, self.side), mode="bicubic", antialias=True)
         x = ((pixels + 1) / 2 - self.mean.to(pixels.device)) / self.std.to(pixels.device)
         features = []

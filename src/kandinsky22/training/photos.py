@@ -1,6 +1,6 @@
-"""A person's own pictures as training data: looked through once, told apart by shape, and decoded anew at every look.
+"""The user's pictures as training data: checked once, grouped by shape, and decoded again at each draw.
 
-What cannot be used is passed over, and said. Knows nothing of what is learnt from them.
+Pictures that cannot be used are skipped and reported. Independent of what is learned from them.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ from torch import Tensor
 
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.request import Picture
-from kandinsky22.training.image_index import Judged, Size, Verdict
-from kandinsky22.training.sources import PICTURES, Found, Part, Source, find
+from kandinsky22.training.image_index import ImageIndex, Size
+from kandinsky22.training.sources import PICTURES, ByteRange, Source, SourcePicture, find_pictures
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders that are let near them
-AESTHETIC = ("aesthetic", "aesthetic_score")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders that may open them
+AESTHETIC = ("aesthetic", "aesthetic_score")  # metadata keys
 LICENCE = ("license", "licence")
-GRAIN = 64  # pixels: what sides of shapes are multiples of
-FEW = 20  # pictures of a source: with fewer, what is held out is trained on as well
-MOST_HELD_OUT = 1000  # pictures of a source
-NAMED = 3  # of what was passed over for a reason
-THREADS = 8  # that decode; PIL lets the others run meanwhile
-ROUND = 1024  # pictures that are waited for together while looking through them
+GRAIN = 64  # pixels: sides of training shapes are multiples of it
+MIN_TO_SEPARATE = 20  # pictures of a source: with fewer, held-out pictures are trained on as well
+MAX_HELD_OUT = 1000  # pictures of a source
+MAX_NAMES = 3  # names given of pictures skipped for one reason
+THREADS = 8  # that decode; PIL releases the interpreter lock meanwhile
+CHUNK = 1024  # pictures checked before the index is written
 # What a decoder raises for a broken file; struct's and zlib's errors come from chunks beside the pixels
 BROKEN = (
     OSError,
@@ -47,109 +47,113 @@ BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
+TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""(how many are done, of how many)"""
+"""(pictures done, pictures in all)"""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which pictures are used. One that does not say what is asked about it is not.
+    """Which pictures are used; one without metadata that a condition needs is not.
 
-    `side` is the least of the shorter side in pixels, `aesthetic` the least score, `licences` are those that will do, in
-    capitals or not; none: all will do.
+    `side` is the minimum of the shorter side in pixels, `aesthetic` the minimum score, `licences` are those allowed, in
+    any case; none: all are.
     """
 
     side: int = 0
     aesthetic: float | None = None
     licences: tuple[str, ...] = ()
 
-    def refused(self, about: Mapping[str, Any]) -> str | None:
-        """Why a picture is refused for what is said of it, if it is."""
-        if self.aesthetic is not None and not _number(_said(about, AESTHETIC)) >= self.aesthetic:
+    def refusal(self, metadata: Mapping[str, Any]) -> str | None:
+        """Why a picture with this metadata is not used, or None."""
+        if self.aesthetic is not None and not _number(_first(metadata, AESTHETIC)) >= self.aesthetic:
             return f"without an aesthetic score of at least {self.aesthetic:g}"
-        if self.licences and str(_said(about, LICENCE)).casefold() not in map(str.casefold, self.licences):
+        if self.licences and str(_first(metadata, LICENCE)).casefold() not in map(str.casefold, self.licences):
             return f"without a licence of {', '.join(self.licences)}"
         return None
 
 
-EVERYTHING = Filter()
+NO_FILTER = Filter()
 
 
 @dataclass
 class Report:
-    """What became of the pictures that were found. `passed` counts the reasons for passing over, `names` gives some names
-    for each; `damaged` are tars that were read as far as they go, `few` the sources too small to spare what is held out.
+    """How the pictures of the sources were used.
+
+    `skipped` counts pictures by the reason why they are not used, `names` gives a few names for each reason. `damaged`
+    are tars that were read up to the damage, `small_sources` those trained on completely, held-out pictures included.
     """
 
-    found: int = 0
+    total: int = 0  # pictures in the sources
     used: int = 0
     enlarged: int = 0  # of those used
     held_out: int = 0  # of those used
-    passed: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     damaged: list[str] = field(default_factory=list)
-    few: list[str] = field(default_factory=list)
+    small_sources: list[str] = field(default_factory=list)
 
-    def pass_over(self, reason: str, names: Sequence[str], count: int = 1) -> None:
-        """Count `count` pictures, and keep a few of their names."""
-        self.passed[reason] += count
-        self.names[reason] += names[: NAMED - len(self.names[reason])]
+    def skip(self, reason: str, names: Sequence[str], count: int = 1) -> None:
+        """Count `count` skipped pictures, and store a few of their names."""
+        self.skipped[reason] += count
+        self.names[reason] += names[: MAX_NAMES - len(self.names[reason])]
 
     def add(self, other: "Report") -> None:
-        """Count what another report counts."""
-        self.found, self.used = self.found + other.found, self.used + other.used
+        """Add the counts of another report."""
+        self.total, self.used = self.total + other.total, self.used + other.used
         self.enlarged, self.held_out = self.enlarged + other.enlarged, self.held_out + other.held_out
-        self.damaged, self.few = self.damaged + other.damaged, self.few + other.few
-        for reason, count in other.passed.items():
-            self.pass_over(reason, other.names[reason], count)
+        self.damaged, self.small_sources = self.damaged + other.damaged, self.small_sources + other.small_sources
+        for reason, count in other.skipped.items():
+            self.skip(reason, other.names[reason], count)
 
     def __str__(self) -> str:
-        said = [f"used {self.used} of {self.found} pictures"]
-        if self.passed:
-            each = (f"{n} {reason} ({_listed(self.names[reason], n)})" for reason, n in self.passed.most_common())
-            said.append(f"passed over {', '.join(each)}")
+        parts = [f"used {self.used} of {self.total} pictures"]
+        if self.skipped:
+            reasons = (f"{n} {reason} ({_listed(self.names[reason], n)})" for reason, n in self.skipped.most_common())
+            parts.append(f"passed over {', '.join(reasons)}")
         if self.enlarged:
-            said.append(f"enlarged {self.enlarged} that are smaller than what is trained on")
+            parts.append(f"enlarged {self.enlarged} that are smaller than what is trained on")
         if self.held_out:
-            said.append(f"held out {self.held_out}")
-        if self.few:
-            said.append(f"trained as well on what is held out of {', '.join(self.few)}, which has fewer than {FEW}")
+            parts.append(f"held out {self.held_out}")
+        if self.small_sources:
+            sources = ", ".join(self.small_sources)
+            parts.append(f"trained as well on what is held out of {sources}, which has fewer than {MIN_TO_SEPARATE}")
         if self.damaged:
-            names = _listed(self.damaged[:NAMED], len(self.damaged))
-            said.append(f"read {len(self.damaged)} damaged .tar as far as it goes ({names})")
-        return "; ".join(said)
+            names = _listed(self.damaged[:MAX_NAMES], len(self.damaged))
+            parts.append(f"read {len(self.damaged)} damaged .tar as far as it goes ({names})")
+        return "; ".join(parts)
 
 
 class Photo(NamedTuple):
-    """A picture that can be used. `stamp` changes with its file; height and width are those of it upright, in pixels."""
+    """A usable picture. `stamp` changes with its file; `height` and `width` are in pixels, after EXIF orientation."""
 
     name: str
-    picture: Part
+    picture: ByteRange
     stamp: str
     height: int
     width: int
-    wordings: tuple[str, ...]
+    captions: tuple[str, ...]  # alternatives
 
-    def decoded(self) -> Image.Image:
-        """It upright, in RGB, where transparent over white. Raises `ValueError` where the file is no longer what it was."""
+    def decode(self) -> Image.Image:
+        """The picture after EXIF orientation, in RGB, over white. Raises `ValueError` if its file has changed."""
         try:
             with Image.open(BytesIO(self.picture.read()), formats=FORMATS) as image:
                 image.load()
                 return Picture.of(image).rgb
         except BROKEN as error:
             raise ValueError(
-                f"cannot read {self.name} in {self.picture.path}, which has changed since it was looked through; start anew"
+                f"cannot read {self.name} in {self.picture.path}, which has changed since it was checked; start again"
             ) from error
 
 
 class Photos:
-    """Pictures of one source that are trained on in one shape; in the place of `Compositions`.
+    """Pictures of one source that are trained on in one shape (implements `data.Pictures`).
 
-    Every picture is resized to cover `size`, (height, width) in pixels, and cropped to its centre; `side` is the shorter side.
-    `share` is how often a step is taken with them. `processor` prepares the pictures, uncropped, for CLIP.
+    Every picture is resized to cover `size`, (height, width) in pixels, and cropped to its centre; `side` is the
+    shorter side. `share` is the probability that a step draws from this set. `processor` is CLIP's preprocessing, which
+    gets the uncropped pictures.
     """
 
     def __init__(
@@ -163,190 +167,192 @@ class Photos:
         self.side = min(size)
 
     @cached_property
-    def look(self) -> str:
-        """What tells the pixels from others, whatever their captions: what is computed from them alone goes by it."""
+    def pixels_name(self) -> str:
+        """Identifies the pictures without their captions: names what is computed from the pixels alone."""
         return f"photos-{_hash([[*self.size], *([p.name, p.stamp] for p in self.photos)])}-{'{}x{}'.format(*self.size)}"
 
     @cached_property
     def name(self) -> str:
-        """What tells these pictures and captions from others."""
-        return f"{self.look}-{_hash([p.wordings for p in self.photos])}"
+        """Identifies the pictures and their captions."""
+        return f"{self.pixels_name}-{_hash([p.captions for p in self.photos])}"
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Pictures as float [B, 3, H, W] in [-1, 1]. Raises `ValueError` for one whose file has changed."""
-        return _to_float(self._each(self._fitted, indices))
+        return _to_float(self._map(self._fit, indices))
 
     def crops(self, indices: Sequence[int] | np.ndarray, corners: np.ndarray, size: int) -> Tensor:
-        """Squares of `size` pixels cut from pictures, as float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their
-        upper left ones, as (top, left)."""
-        whole = self._each(self._fitted, indices)
-        return _to_float([pixels[y : y + size, x : x + size] for pixels, (y, x) in zip(whole, corners, strict=True)])
+        """Squares of `size` pixels, float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their (top, left)."""
+        pictures = self._map(self._fit, indices)
+        return _to_float([pixels[y : y + size, x : x + size] for pixels, (y, x) in zip(pictures, corners, strict=True)])
 
-    def seen(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Pictures as CLIP sees them, float [B, 3, S, S]: as the pipelines would show them to it, not as they are cropped."""
+    def clip_inputs(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """Pictures preprocessed for CLIP's image encoder, float [B, 3, S, S]: uncropped, as the pipelines do it."""
         processor = self.processor
         assert processor is not None
-        return torch.cat(self._each(lambda photo: processor([photo.decoded()]), indices))
+        return torch.cat(self._map(lambda photo: processor([photo.decode()]), indices))
 
     def captions(self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One wording of each picture's caption, at random; "" where it has none."""
-        every = [self.photos[i].wordings or ("",) for i in indices]
-        return [wordings[rng.integers(len(wordings))] for wordings in every]
+        """One of each picture's captions, drawn from `rng`; "" for a picture without one."""
+        alternatives = [self.photos[i].captions or ("",) for i in indices]
+        return [captions[rng.integers(len(captions))] for captions in alternatives]
 
-    def _fitted(self, photo: Photo) -> np.ndarray:
+    def _fit(self, photo: Photo) -> np.ndarray:
         height, width = self.size
-        return np.asarray(ImageOps.fit(photo.decoded(), (width, height), Image.Resampling.LANCZOS))
+        return np.asarray(ImageOps.fit(photo.decode(), (width, height), Image.Resampling.LANCZOS))
 
-    def _each(self, look: Callable[[Photo], T], indices: Sequence[int] | np.ndarray) -> list[T]:
+    def _map(self, function: Callable[[Photo], T], indices: Sequence[int] | np.ndarray) -> list[T]:
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(look, [self.photos[i] for i in indices]))
+            return list(pool.map(function, [self.photos[i] for i in indices]))
 
 
-def shapes(side: int, most: float = 2.0) -> list[tuple[int, int]]:
-    """The (height, width) in pixels that pictures are trained in; the square first, then by how long they are.
+def shapes(side: int, max_aspect: float = 2.0) -> list[tuple[int, int]]:
+    """The (height, width) in pixels of the training shapes; the square first, then with growing aspect ratio.
 
-    Sides are multiples of 64. The longer side is any from that of the square on, and the shorter one the largest with which
-    the area is at most side**2; both ways round, and none longer than `most` (at least 1) to 1. Raises `ValueError` for a
-    side below 64.
+    Sides are multiples of 64. The longer side runs up from that of the square, and the shorter one is the largest with
+    which the area is at most side**2; in both orientations, up to an aspect ratio of `max_aspect` (at least 1). Raises
+    `ValueError` for a side below 64.
     """
     if side < GRAIN:
         raise ValueError(f"pictures are trained on with sides of at least {GRAIN} pixels, got {side}; use {GRAIN}")
-    found = []
+    sizes = []
     longer = side // GRAIN * GRAIN
-    while (shorter := min(longer, side**2 // longer // GRAIN * GRAIN)) * most >= longer:
-        found += [(shorter, longer), (longer, shorter)] if shorter < longer else [(shorter, longer)]
+    while (shorter := min(longer, side**2 // longer // GRAIN * GRAIN)) * max_aspect >= longer:
+        sizes += [(shorter, longer), (longer, shorter)] if shorter < longer else [(shorter, longer)]
         longer += GRAIN
-    return found
+    return sizes
 
 
-def read(
+def read_sources(
     sources: Sequence[Source],
     side: int,
     *,
-    filter: Filter = EVERYTHING,
+    filter: Filter = NO_FILTER,
     captioned: bool = True,
     processor: CLIPImageProcessor | None = None,
     held_out: float = 0.02,
     progress: Progress | None = None,
-    judged: Judged | None = None,
+    index: ImageIndex | None = None,
 ) -> tuple[list[Photos], list[Photos], Report]:
-    """The pictures to train on, those held out to measure progress, and what was passed over.
+    """The sets to train on, the held-out sets, and a report of what was skipped.
 
-    Each is told apart by source and by the one of `shapes(side)` whose aspect is nearest, and the shares of each sum to 1.
-    `captioned`: pictures without a caption are of no use. `held_out` is a share of each source, at least one picture and at
-    most 1000; which ones follows from their names, so no picture that was trained on is held out when others are added. Of
-    a source of fewer than 20 pictures they are trained on as well. At 0 none is held out. Every picture is decoded once, but
-    for those that are `judged` already, and others are added there; `progress` is told of each. Raises `ValueError` for a
-    source of which nothing can be used, and for metadata that cannot be read.
+    Pictures are grouped by source and by the one of `shapes(side)` with the nearest aspect ratio; the shares of the
+    sets sum to 1. `captioned`: pictures without a caption are skipped. `held_out` is the share held out of each source,
+    at least one picture and at most 1000; which ones follows from a hash of their names, so no picture that was trained
+    on becomes held out when others are added. Of a source of fewer than 20 pictures they are trained on as well. At 0
+    none is held out. Every picture is decoded once, except those in the `index`, to which the others are added;
+    `progress` is called after each. Raises `ValueError` for a source without usable pictures, and for metadata that
+    cannot be read.
     """
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"the share that is held out must be in [0, 0.5], got {held_out:g}; try 0.02")
-    allowed, found = shapes(side), [find(source.path) for source in sources]
-    weights, of = sum(source.weight for source in sources), sum(len(pictures) for pictures, _ in found)
+    allowed, contents = shapes(side), [find_pictures(source.path) for source in sources]
+    weights, total = sum(source.weight for source in sources), sum(len(pictures) for pictures, _ in contents)
     training: list[Photos] = []
-    unseen: list[Photos] = []
-    total, done = Report(), 0
-    for source, (pictures, damaged) in zip(sources, found, strict=True):
-        report, photos = Report(found=len(pictures), damaged=damaged), []
-        for picture, looked in _looked_through(pictures, filter, captioned, judged or Judged()):
-            if isinstance(looked, Photo):
-                photos.append(looked)
+    validation: list[Photos] = []
+    summary, done = Report(), 0
+    for source, (pictures, damaged) in zip(sources, contents, strict=True):
+        report, photos = Report(total=len(pictures), damaged=damaged), []
+        for picture, checked in _check_all(pictures, filter, captioned, index or ImageIndex()):
+            if isinstance(checked, Photo):
+                photos.append(checked)
             else:
-                report.pass_over(looked, [picture.name])
+                report.skip(checked, [picture.name])
             done += 1
             if progress is not None:
-                progress(done, of)
+                progress(done, total)
         report.used = len(photos)
         if not photos:
-            raise ValueError(_nothing(source.path, report))
-        kept = _held_out([photo.name for photo in photos], held_out)
-        report.held_out = len(kept)
-        if kept and len(photos) < FEW:
-            report.few.append(source.path.name)
-        trained = [photo for i, photo in enumerate(photos) if i not in kept or len(photos) < FEW]
-        for part, into in ((trained, training), ([photos[i] for i in sorted(kept)], unseen)):
+            raise ValueError(_unusable(source.path, report))
+        rows = _held_out([photo.name for photo in photos], held_out)
+        report.held_out = len(rows)
+        if rows and len(photos) < MIN_TO_SEPARATE:
+            report.small_sources.append(source.path.name)
+        trained = [photo for i, photo in enumerate(photos) if i not in rows or len(photos) < MIN_TO_SEPARATE]
+        for part, into in ((trained, training), ([photos[i] for i in sorted(rows)], validation)):
             into += _by_shape(part, allowed, source.weight / weights, processor)
         report.enlarged = sum(
             bucket.size[0] > photo.height or bucket.size[1] > photo.width
             for bucket in _by_shape(photos, allowed, 1.0, None)
             for photo in bucket.photos
         )
-        total.add(report)
-    return training, unseen, total
+        summary.add(report)
+    return training, validation, summary
 
 
 def _by_shape(
     photos: Sequence[Photo], allowed: Sequence[tuple[int, int]], share: float, processor: CLIPImageProcessor | None
 ) -> list[Photos]:
-    """Pictures in the shapes nearest to theirs; a crop takes the same share of a picture that is twice as long and half."""
+    """Pictures grouped by the nearest shape, comparing logarithms of aspect ratios: too wide counts like too high."""
     buckets: dict[tuple[int, int], list[Photo]] = {size: [] for size in allowed}
     for photo in photos:
         aspect = math.log(photo.width / photo.height)
         buckets[min(allowed, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))].append(photo)
-    return [Photos(held, size, share * len(held) / len(photos), processor) for size, held in buckets.items() if held]
+    return [
+        Photos(group, size, share * len(group) / len(photos), processor) for size, group in buckets.items() if group
+    ]
 
 
 def _held_out(names: Sequence[str], share: float) -> set[int]:
-    """Which rows are held out: those of the smallest hashes, so that adding pictures only ever frees some."""
+    """The rows that are held out: those with the smallest hashes, so none is held out later that was trained on."""
     hashes = [int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) for name in names]
     count = sum(value < share * 2**64 for value in hashes)
     order = sorted(range(len(names)), key=hashes.__getitem__)
-    return set(order[: min(max(count, 1), MOST_HELD_OUT)]) if share else set()
+    return set(order[: min(max(count, 1), MAX_HELD_OUT)]) if share else set()
 
 
-def _looked_through(
-    pictures: Sequence[Found], filter: Filter, captioned: bool, judged: Judged
-) -> Iterator[tuple[Found, Photo | str]]:
-    """Each picture with what it is, or why it is passed over."""
+def _check_all(
+    pictures: Sequence[SourcePicture], filter: Filter, captioned: bool, index: ImageIndex
+) -> Iterator[tuple[SourcePicture, Photo | str]]:
+    """Each picture with its `Photo`, or with the reason why it is skipped."""
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(pictures), ROUND):
-            some = pictures[start : start + ROUND]
-            looked = pool.map(lambda found: _looked_at(found, filter, captioned, judged), some)
-            yield from zip(some, looked, strict=True)
-            judged.write()
+        for start in range(0, len(pictures), CHUNK):
+            chunk = pictures[start : start + CHUNK]
+            checked = pool.map(lambda picture: _check(picture, filter, captioned, index), chunk)
+            yield from zip(chunk, checked, strict=True)
+            index.write()
 
 
-def _looked_at(found: Found, filter: Filter, captioned: bool, judged: Judged) -> Photo | str:
-    about, wordings = found.about()
-    if (reason := filter.refused(about)) is not None:
+def _check(picture: SourcePicture, filter: Filter, captioned: bool, index: ImageIndex) -> Photo | str:
+    metadata, captions = picture.describe()
+    if (reason := filter.refusal(metadata)) is not None:
         return reason
-    if captioned and not wordings:
+    if captioned and not captions:
         return "without a readable caption"
-    part = found.picture
+    content = picture.picture
     try:
-        status = part.path.stat()
-        stamp = f"{status.st_size} {status.st_mtime_ns} {part.offset}"
-        is_known, size = judged.known(part, stamp)
-        if not is_known:
-            size = decoded_size(part.read())
-            judged.note(part, stamp, size)
-    except OSError:  # it cannot be read now, and perhaps another time
+        status = content.path.stat()
+        stamp = f"{status.st_size} {status.st_mtime_ns} {content.offset}"
+        is_indexed, size = index.lookup(content, stamp)
+        if not is_indexed:
+            size = decoded_size(content.read())
+            index.add(content, stamp, size)
+    except OSError:  # not in the index: it may be readable another time
         size = None
     if size is None:
         return "broken"
     if min(size) < filter.side:
         return f"smaller than {filter.side} pixels"
-    return Photo(found.name, part, stamp, *size, wordings)
+    return Photo(picture.name, content, stamp, *size, captions)
 
 
-def decoded_size(file: bytes) -> Verdict:
-    """The size of a picture, all of which is decoded; None for one that is broken."""
+def decoded_size(file: bytes) -> Size | None:
+    """The size of a picture, which is decoded completely; None for a broken one."""
     try:
         with Image.open(BytesIO(file), formats=FORMATS) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-            width, height = image.size[::-1] if turned else image.size
-            image.draft(None, (1, 1))  # all of a JPEG is read, and an eighth of its pixels is worked out
+            transposed = image.getexif().get(ExifTags.Base.Orientation) in TRANSPOSED
+            width, height = image.size[::-1] if transposed else image.size
+            image.draft(None, (1, 1))  # all of a JPEG is read, and an eighth of its pixels computed
             image.load()
     except BROKEN:
         return None
     return Size(height, width)
 
 
-def _said(about: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((about[key] for key in keys if about.get(key) is not None), None)
+def _first(metadata: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((metadata[key] for key in keys if metadata.get(key) is not None), None)
 
 
 def _number(value: Any) -> float:
@@ -356,12 +362,11 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _nothing(path: Path, report: Report) -> str:
-    if not report.found:
+def _unusable(path: Path, report: Report) -> str:
+    if not report.total:
         damaged = f" ({report})" if report.damaged else ""
-        return (
-            f"{path} holds no pictures{damaged}; give a folder or a .tar with files that end in {', '.join(PICTURES)}"
-        )
+        extensions = ", ".join(PICTURES)
+        return f"{path} holds no pictures{damaged}; give a folder or a .tar with files that end in {extensions}"
     return f"nothing in {path} can be used: {report}; repair the pictures, add captions or ask for less"
 
 
@@ -374,5 +379,5 @@ def _hash(value: object) -> str:
 
 
 def _to_float(pixels: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [H, W, 3] each, as float [B, 3, H, W] in [-1, 1]."""
+    """Pixels, uint8 [H, W, 3] each -> float [B, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.stack(pixels)).movedim(-1, 1).to(torch.float32) / 127.5 - 1

@@ -1,6 +1,6 @@
-"""What networks learn from: pictures, the world's or a person's own, and what frozen networks say of them, computed once.
+"""The training data of a run, and what is computed from it once: latents, CLIP embeddings and depth.
 
-Everything computed is kept in `folder`, under the name of the pictures and the fingerprint of the network it came from.
+Computed values are stored under the name of the pictures and the fingerprint of the network that computed them.
 """
 
 import hashlib
@@ -28,17 +28,18 @@ from kandinsky22.training.sources import Source
 HELD_OUT_SEED, HELD_OUT = 1, 1000
 
 Encode = Callable[[Tensor], Tensor]
-Say = Callable[[str, int, int], None]
-"""(what is being done, how much of it is done, of how much)"""
+"""Pictures [B, 3, H, W], or CLIP inputs [B, 3, S, S] -> what is computed from each, [B, ...] on the CPU."""
+Progress = Callable[[str, int, int], None]
+"""(task, amount done, amount in all)"""
 
 
-def silent(what: str, done: int, of: int) -> None:
-    """Say nothing."""
+def no_progress(task: str, done: int, total: int) -> None:
+    """A `Progress` that reports nothing."""
 
 
 @dataclass(frozen=True)
-class Own:
-    """A person's own pictures, and which of them; `depth_model` is what estimates their depth, where hints are learnt from."""
+class DatasetConfig:
+    """The user's pictures, which of them are used, and the checkpoint that estimates depth for training on hints."""
 
     sources: tuple[Source, ...]
     filter: photos.Filter = field(default_factory=photos.Filter)
@@ -46,116 +47,121 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Material:
-    """The pictures of one run. `captioned`: those without a caption are of no use to it. `bfloat16` is the dtype of what is
-    computed from them, on a device that computes in it."""
+class TrainingData:
+    """The pictures that a network learns from: of `dataset`, else of the picture world.
+
+    `captioned`: pictures without a caption are skipped. `bfloat16`: latents, embeddings and depth are computed in
+    bfloat16, on a device that can.
+    """
 
     recipe: ModelRecipe
     folder: Path
     processor: CLIPImageProcessor
-    own: Own | None = None
+    dataset: DatasetConfig | None = None
     captioned: bool = True
     bfloat16: bool = True
     processes: Processes = ALONE
-    say: Say = silent
+    progress: Progress = no_progress
 
     @cached_property
     def sets(self) -> list[Pictures]:
-        """Pictures to learn from, a set for each shape; of the world, the squares are first. Raises `ValueError` where
-        there are none."""
-        if self._read is not None:
-            return [*self._read[0]]
+        """The pictures to learn from, a set for each shape; of the picture world, the squares are first.
+
+        Raises `ValueError` if there are none.
+        """
+        if self._user_pictures is not None:
+            return [*self._user_pictures[0]]
         recipe = self.recipe
-        rare = (1 - recipe.square) / max(1, len(recipe.shapes))
+        share = (1 - recipe.square) / max(1, len(recipe.shapes))
         squares = Compositions(self.folder, recipe.pictures, recipe.side, processor=self.processor, share=recipe.square)
-        return [squares, *(squares.stretched(*shape, recipe.stretched, rare) for shape in recipe.shapes)]
+        return [squares, *(squares.stretched(*shape, recipe.stretched, share) for shape in recipe.shapes)]
 
     @property
-    def seen(self) -> list[Pictures]:
-        """Those that CLIP sees: of the world the squares, whose scenes the other shapes show again."""
-        return self.sets if self.own is not None else self.sets[:1]
+    def distinct_sets(self) -> list[Pictures]:
+        """The sets with different contents: of the picture world the squares, whose scenes the other shapes repeat."""
+        return self.sets if self.dataset is not None else self.sets[:1]
 
     @cached_property
     def held_out(self) -> Pictures:
-        """Pictures to measure progress on, all of one shape; a person's own may be too few to hold any out."""
-        if self._read is not None:
-            return max(self._read[1] or self._read[0], key=len)
+        """The pictures for validation, all of one shape; of the user's those to learn from, if none are held out."""
+        if self._user_pictures is not None:
+            return max(self._user_pictures[1] or self._user_pictures[0], key=len)
         return Compositions(self.folder, HELD_OUT, self.recipe.side, HELD_OUT_SEED, processor=self.processor)
 
     @property
     def name(self) -> str:
-        """What tells these pictures, what is said of them and how often each is seen, from others."""
-        if self.own is None:
-            return "\n".join(pictures.name for pictures in self.seen)
-        names = "\n".join(f"{pictures.name} {pictures.share:.6g}" for pictures in self.seen)
+        """Identifies the pictures, their captions and how often each set is drawn from."""
+        if self.dataset is None:
+            return "\n".join(pictures.name for pictures in self.distinct_sets)
+        names = "\n".join(f"{pictures.name} {pictures.share:.6g}" for pictures in self.distinct_sets)
         return f"own-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
     @property
     def report(self) -> str:
-        """What was used of a person's own pictures, and what was not."""
-        return str(self._read[2]) if self._read is not None else ""
+        """How the user's pictures were used, and what was skipped; empty for the picture world."""
+        return str(self._user_pictures[2]) if self._user_pictures is not None else ""
 
     @cached_property
-    def _read(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report] | None:
-        return self.processes.told_by_first(self._looked_at) if self.own is not None else None
+    def _user_pictures(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report] | None:
+        """Checked by the first process, so that all processes have the same."""
+        return self.processes.broadcast_from_rank0(self._check_pictures) if self.dataset is not None else None
 
-    def _looked_at(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
-        """A person's own pictures: by one process, so that all have the same."""
-        assert self.own is not None
-        with image_index.kept_in(self.folder) as known:
-            return photos.read(
-                self.own.sources,
+    def _check_pictures(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
+        assert self.dataset is not None
+        with image_index.open_index(self.folder) as index:
+            return photos.read_sources(
+                self.dataset.sources,
                 self.recipe.side,
-                filter=self.own.filter,
+                filter=self.dataset.filter,
                 captioned=self.captioned,
-                judged=known,
+                index=index,
                 processor=self.processor,
-                progress=lambda done, of: self.say("looking at the pictures", done, of),
+                progress=lambda done, total: self.progress("checking the pictures", done, total),
             )
 
     def buckets(self, latents: tuple[str, Encode], embeds: tuple[str, Encode], *, hinted: bool) -> list[Bucket]:
-        """All sets as the decoders learn from them; both encoders go by a fingerprint."""
+        """All sets as the decoders learn from them; `latents` and `embeds` are encoders after their fingerprints."""
         return [self.bucket(pictures, latents, embeds, hinted=hinted) for pictures in self.sets]
 
     def bucket(
         self, pictures: Pictures, latents: tuple[str, Encode], embeds: tuple[str, Encode], *, hinted: bool
     ) -> Bucket:
-        """One set as the decoders learn from it."""
-        same = self.sets[0] if any(pictures is other for other in self.sets[1:]) and self.own is None else pictures
-        encoded, share = self.latents(pictures, *latents), pictures.share
-        if not hinted:
-            return Bucket(encoded, self.embeds(same, *embeds), None, share)
-        depths = self.depths(pictures)
-        return Bucket(encoded, self.embeds(same, *embeds), depths, share)
+        """One set as the decoders learn from it. Stretched pictures of the world have the embeddings of the squares."""
+        is_stretched = self.dataset is None and any(pictures is other for other in self.sets[1:])
+        encoded = self.latents(pictures, *latents)
+        depths = self.depths(pictures) if hinted else None
+        return Bucket(encoded, self.embeds(self.sets[0] if is_stretched else pictures, *embeds), depths, pictures.share)
 
     def latents(self, pictures: Pictures, fingerprint: str, encode: Encode) -> Rows:
-        """MoVQ's latents of all pictures, float16 [N, 4, h, w]."""
-        return self._computed("latents", pictures, fingerprint, lambda rows: encode(pictures.pictures(rows)))
+        """MoVQ latents of all pictures, float16 [N, 4, h, w]."""
+        return self._load_or_compute("latents", pictures, fingerprint, lambda rows: encode(pictures.pictures(rows)))
 
     def embeds(self, pictures: Pictures, fingerprint: str, encode: Encode) -> Rows:
-        """CLIP's embeddings of all pictures, float16 [N, D]."""
-        return self._computed("embeds", pictures, fingerprint, lambda rows: encode(pictures.seen(rows)))
+        """CLIP image embeddings of all pictures, float16 [N, D]."""
+        return self._load_or_compute("embeds", pictures, fingerprint, lambda rows: encode(pictures.clip_inputs(rows)))
 
     def depths(self, pictures: Pictures) -> Rows:
-        """How near pixels are, uint8 [N, H, W], 255 nearest: known in the world, else estimated. Raises `ValueError` where
-        there is nothing to estimate it with."""
+        """The nearness of pixels, uint8 [N, H, W], 255 nearest: rendered for the picture world, else estimated.
+
+        Raises `ValueError` if there is no network to estimate it with.
+        """
         if isinstance(pictures, Compositions):
-            known = pictures.stretched(pictures.height, pictures.width, self.recipe.hints)
-            return torch.from_numpy(known.depths)
-        if self.own is None or self.own.depth_model is None:
+            rendered = pictures.stretched(pictures.height, pictures.width, self.recipe.hints)
+            return torch.from_numpy(rendered.depths)
+        if self.dataset is None or self.dataset.depth_model is None:
             raise ValueError(
                 "a decoder that follows hints learns from depth pictures; name what estimates them: --depth-model"
             )
-        estimator = load(self.own.depth_model, device=str(self.processes.device))
-        return self._computed(
+        estimator = load(self.dataset.depth_model, device=str(self.processes.device))
+        return self._load_or_compute(
             "depths",
             pictures,
             estimator.fingerprint,
-            lambda rows: estimated(pictures.pictures(rows), estimator),
+            lambda rows: estimate_depth(pictures.pictures(rows), estimator),
             torch.uint8,
         )
 
-    def _computed(
+    def _load_or_compute(
         self,
         kind: str,
         pictures: Pictures,
@@ -164,31 +170,31 @@ class Material:
         dtype: torch.dtype = torch.float16,
     ) -> shards.Shards:
         device = self.processes.device
-        shown, quick = f"{kind} of {len(pictures):,} pictures", self.bfloat16 and computes_bfloat16(device)
+        task, in_bfloat16 = f"{kind} of {len(pictures):,} pictures", self.bfloat16 and computes_bfloat16(device)
 
-        def quickly(rows: range) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=quick):
+        def autocast(rows: range) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                 return compute(rows)
 
-        fingerprint = fingerprint_of(encoder, "bfloat16" if quick else "float32")
-        return shards.computed(
-            self.folder / f"{kind}-{fingerprint}-{pictures.look}",
+        fingerprint = fingerprint_of(encoder, "bfloat16" if in_bfloat16 else "float32")
+        return shards.load_or_compute(
+            self.folder / f"{kind}-{fingerprint}-{pictures.pixels_name}",
             fingerprint,
             len(pictures),
-            quickly,
+            autocast,
             dtype=dtype,
             processes=self.processes,
-            progress=lambda done, of: self.say(shown, done, of),
+            progress=lambda done, total: self.progress(task, done, total),
         )
 
 
-def estimated(pictures: Tensor, estimator: Estimator) -> Tensor:
-    """The depth of pictures [B, 3, H, W] in [-1, 1], uint8 [B, H, W], 255 nearest."""
-    shown = ((pictures + 1) * 127.5).round().byte().movedim(1, -1).numpy()
-    found = [np.array(estimator(Image.fromarray(pixels)).image.convert("L")) for pixels in shown]
-    return torch.from_numpy(np.stack(found))
+def estimate_depth(pictures: Tensor, estimator: Estimator) -> Tensor:
+    """The estimated depth of pictures [B, 3, H, W] in [-1, 1], uint8 [B, H, W], 255 nearest."""
+    pixels = ((pictures + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+    depths = [np.array(estimator(Image.fromarray(picture)).image.convert("L")) for picture in pixels]
+    return torch.from_numpy(np.stack(depths))
 
 
 def fingerprint_of(*parts: object) -> str:
-    """Twelve letters that tell what something follows from; parts as JSON takes them."""
+    """Twelve hexadecimal digits that identify the parts, given as JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

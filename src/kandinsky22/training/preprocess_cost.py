@@ -1,122 +1,81 @@
-"""What a run does beside its steps, counted: latents and embeddings before the first, sheets between them.
+"""Memory and operations of what a run computes without gradients: latents and embeddings before the first step, sample
+grids between steps.
 
-Nothing learns meanwhile, so what counts is the most that lives at once. Like a step, it is run on tensors without numbers.
+Like a training step, the work can be counted on fake tensors, which have shapes and no numbers.
 """
 
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from kandinsky22.training.flops import Operations
+from kandinsky22.training.flops import FlopCounter
+from kandinsky22.training.memory_modes import PeakMemory
 
 
-class Aside(NamedTuple):
-    """Bytes that are needed beside what a run keeps, and operations."""
+class InferenceCost(NamedTuple):
+    """Peak memory in bytes, beside what was there before, and operations, of some work without gradients."""
 
     memory: int = 0
     operations: int = 0
 
-    def times(self, count: float) -> "Aside":
-        """So often, one after the other."""
-        return Aside(self.memory, round(self.operations * count))
+    def times(self, count: float) -> "InferenceCost":
+        """The cost of the same work `count` times in a row."""
+        return InferenceCost(self.memory, round(self.operations * count))
 
-    def then(self, *others: "Aside") -> "Aside":
-        """One after the other."""
-        each = (self, *others)
-        return Aside(max(one.memory for one in each), sum(one.operations for one in each))
+    def then(self, *others: "InferenceCost") -> "InferenceCost":
+        """The cost of this work followed by others."""
+        costs = (self, *others)
+        return InferenceCost(max(cost.memory for cost in costs), sum(cost.operations for cost in costs))
 
-    def with_weights(self, *networks: nn.Module) -> "Aside":
-        """With these networks there all the while."""
-        return Aside(self.memory + sum(map(weight, networks)), self.operations)
-
-
-NOTHING = Aside()
+    def with_weights(self, *networks: nn.Module) -> "InferenceCost":
+        """The cost with the memory of these networks' weights."""
+        return InferenceCost(self.memory + sum(map(network_bytes, networks)), self.operations)
 
 
-class Once(NamedTuple):
-    """Something that is computed of every picture, and read from disk from then on."""
+NO_COST = InferenceCost()
 
-    what: str
+
+class PrecomputedCost(NamedTuple):
+    """A value that is computed once for every picture and then read from disk."""
+
+    name: str  # "latents", for example
     pictures: int
-    operations: int  # of one picture
-    disk: int  # bytes, of one picture
+    operations: int  # for one picture
+    disk: int  # bytes for one picture
 
 
-class Before(NamedTuple):
-    """All that is computed before the first step: bytes of memory meanwhile, and what."""
+class PreprocessCost(NamedTuple):
+    """Everything computed before the first step: the peak memory in bytes, and each precomputed value."""
 
     memory: int
-    each: tuple[Once, ...]
+    values: tuple[PrecomputedCost, ...]
 
     @property
     def operations(self) -> int:
-        """Of all pictures."""
-        return sum(one.pictures * one.operations for one in self.each)
+        """For all pictures."""
+        return sum(value.pictures * value.operations for value in self.values)
 
     @property
     def disk(self) -> int:
-        """Bytes of all pictures."""
-        return sum(one.pictures * one.disk for one in self.each)
+        """Bytes for all pictures."""
+        return sum(value.pictures * value.disk for value in self.values)
 
 
-def aside(work: Callable[[], object], *, bfloat16: bool = False) -> Aside:
-    """What some work without gradients takes, without what was there before it."""
+def inference_cost(work: Callable[[], object], *, bfloat16: bool = False) -> InferenceCost:
+    """The cost of some work without gradients; `bfloat16`: under autocast."""
     with (
         torch.no_grad(),
-        Operations() as counter,
-        living() as alive,
+        FlopCounter() as counter,
+        PeakMemory() as memory,
         torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
     ):
         result = work()
     del result
-    return Aside(alive.most, counter.total)
+    return InferenceCost(memory.peak, counter.total)
 
 
-def weight(network: nn.Module) -> int:
-    """Bytes of a network's numbers, of those that it shares once."""
+def network_bytes(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers; shared ones count once."""
     return sum(value.nbytes for value in {*network.parameters(), *network.buffers()})
-
-
-class Living(TorchDispatchMode):
-    """Watches tensors come and go: `now` and at `most` so many bytes of those that came since."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.most = 0, 0
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor) and (key := _address(value)) not in given and key not in self._alive:
-                self._came(key, value.untyped_storage())
-        return result
-
-    def _came(self, key: int, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-
-        def gone(_: object) -> None:
-            self.now -= size
-            del self._alive[key]
-
-        self._alive[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.most = max(self.most, self.now)
-
-
-@contextmanager
-def living() -> Iterator[Living]:
-    """Watch what is done within it."""
-    with Living() as alive:
-        yield alive
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -1,7 +1,7 @@
-"""What an embedding must say of a scene, as labels, and the linear heads that read it there.
+"""Linear probes: heads that predict a scene's attributes from a CLIP embedding, and the attributes as class labels.
 
-The heads share CLIP's training (its embeddings become linear in the attributes) and then measure it; they are not shipped.
-Attributes hang on the colour, because a scene's groups differ in colour.
+The heads are trained with CLIP, so that its embeddings become linear in the attributes, and then measure it; they are
+not shipped. Shape, count and place are attributes of a colour, because the groups of a scene differ in colour.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,22 @@ from torch.nn import functional as F
 
 from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, OPPOSITES, RELATIONS, SHAPES, STYLES, Scene
 
-# For each colour: which shape (the last class: absent), how many, and where (absent, alone, or one of the relations).
+# Classes of each colour: its shape (the last class: absent), count, and place (absent, alone, or one of the relations).
 PLACES = ("absent", "alone", *RELATIONS)
 PER_COLOR = {"shape": len(SHAPES) + 1, "count": 5, "place": len(PLACES)}
-WHOLE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS), "style": len(STYLES)}
+PER_SCENE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS), "style": len(STYLES)}
 UNSTATED = -100  # the class index that cross-entropy skips
-ABSENT_WEIGHT = 0.2  # of a colour that is not there, against one that is
+ABSENT_WEIGHT = 0.2  # weight of an absent colour's loss; a present one has 1
 
 
 def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Class indices: [N, 8] for what hangs on a colour, [N] for ground, decoration and style. With captions, a
-    ground or decoration that a caption leaves out is UNSTATED; where there is no decoration, silence is the word for it, and
-    so it is for paper, the usual style."""
+    """Class indices of scenes: [N, 8] for attributes of a colour, [N] for ground, decoration and style.
+
+    With captions, a ground or decoration that the caption does not mention is UNSTATED. No decoration, and paper, the
+    default style, are the empty word, so they count as mentioned.
+    """
     colors, grounds, shapes = list(COLORS), list(GROUNDS), list(SHAPES)
-    out = {
+    classes = {
         "shape": torch.full((len(scenes), len(colors)), len(shapes)),
         "count": torch.zeros(len(scenes), len(colors), dtype=torch.int64),
         "place": torch.zeros(len(scenes), len(colors), dtype=torch.int64),
@@ -37,33 +39,36 @@ def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> di
         places = ["alone"] if scene.relation is None else [scene.relation, OPPOSITES[scene.relation]]
         for group, place in zip(scene.groups, places, strict=True):
             color = colors.index(group.color)
-            out["shape"][row, color] = shapes.index(group.shape)
-            out["count"][row, color] = group.count
-            out["place"][row, color] = PLACES.index(place)
+            classes["shape"][row, color] = shapes.index(group.shape)
+            classes["count"][row, color] = group.count
+            classes["place"][row, color] = PLACES.index(place)
         if captions is not None:
             if scene.ground not in captions[row]:
-                out["ground"][row] = UNSTATED
+                classes["ground"][row] = UNSTATED
             if scene.decoration not in captions[row]:
-                out["decoration"][row] = UNSTATED
-    return out
+                classes["decoration"][row] = UNSTATED
+    return classes
 
 
 class Probes(nn.Module):
-    """One linear layer from an embedding [B, D] to logits for every attribute."""
+    """One linear layer from an embedding [B, D] to the logits of every attribute."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.sizes = {**{k: (len(COLORS), n) for k, n in PER_COLOR.items()}, **{k: (1, n) for k, n in WHOLE.items()}}
+        self.sizes = {
+            **{k: (len(COLORS), n) for k, n in PER_COLOR.items()},
+            **{k: (1, n) for k, n in PER_SCENE.items()},
+        }
         self.linear = nn.Linear(dim, sum(a * b for a, b in self.sizes.values()))
 
     def forward(self, embeds: Tensor) -> dict[str, Tensor]:
-        """Logits: [B, 8, classes] for what hangs on a colour, [B, classes] for the rest."""
+        """Logits: [B, 8, classes] for attributes of a colour, [B, classes] for the rest."""
         parts = self.linear(embeds).split([a * b for a, b in self.sizes.values()], dim=-1)
         shaped = {name: p.unflatten(-1, size) for (name, size), p in zip(self.sizes.items(), parts, strict=True)}
         return {name: p if name in PER_COLOR else p[:, 0] for name, p in shaped.items()}
 
     def loss(self, embeds: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of each embedding [B], summed over attributes; colours that are absent weigh little."""
+        """Cross-entropy of each embedding, [B], summed over attributes; absent colours have a small weight."""
         present = (targets["count"] > 0).float()
         weights = present + ABSENT_WEIGHT * (1 - present)
         total = embeds.new_zeros(len(embeds))
@@ -79,7 +84,8 @@ class Probes(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, embeds: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
-        """The share of right readings: of stated attributes, and for what hangs on a colour, of the colours present."""
+        """The share of correct predictions, by attribute: of the stated ones, and for attributes of a colour, of
+        colours present."""
         present = targets["count"] > 0
         rates = {}
         for name, logits in self(embeds).items():

@@ -1,12 +1,14 @@
-"""One process, or several that `torchrun` started: who shares what. Gradients, averages and the optimiser's state are
-sharded over them by FSDP2; a network is gathered whole for its forward and backward pass (ZeRO-2: the largest of
-Kandinsky 2.2 has 1.25 billion numbers, which one device can hold; the four more of each that training adds are what is heavy).
+"""The processes of a run: one, or several that `torchrun` started.
+
+FSDP2 shards gradients, averaged weights and the optimiser's state over them; the network's weights are gathered for the
+forward and backward pass (ZeRO-2). One device can hold the weights, 1.25 billion for the largest network of Kandinsky
+2.2; the four further values per weight that training adds are what needs sharding.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,20 +22,20 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from kandinsky22.training.flops import contexts
+from kandinsky22.training.flops import checkpoint_contexts
 
 T = TypeVar("T")
 
 CPU = torch.device("cpu")
 DEVICES = ("cpu", "cuda")
-PATIENCE = timedelta(hours=6)  # for one that computes latents or draws a sheet; one that died is told of at once
-SUPERVISOR = "KANDINSKY22_SUPERVISOR"  # the id of the process that watches over this one, in its environment
-GLANCE = 0.2  # seconds between looks at whether that is still there
+TIMEOUT = timedelta(hours=6)  # for a process that encodes images or samples a grid; one that died is noticed at once
+SUPERVISOR = "KANDINSKY22_SUPERVISOR"  # environment variable: the id of the process that supervises this one
+POLL = 0.2  # seconds between checks that the parent and the supervisor are alive
 
 
-class Learner(nn.Module):
-    """A network and how wrong it is, as one module: what FSDP gathers before its forward pass, whichever of the network's
-    methods the loss calls."""
+class LossModule(nn.Module):
+    """A network and its loss as one module: FSDP gathers the weights before this module's forward pass, whichever of
+    the network's methods the loss calls."""
 
     def __init__(self, network: nn.Module, loss: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class Learner(nn.Module):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`, and the device it computes on."""
+    """This process, number `rank` of `count`, and the device it computes on."""
 
     rank: int = 0
     count: int = 1
@@ -54,118 +56,114 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and reports."""
+        """Whether this is the process that writes files and reports progress."""
         return self.rank == 0
 
-    def shared_out(self, network: nn.Module, loss: Callable[[Any], Any], *, checkpointing: bool) -> Learner:
-        """The network on the device, its numbers sharded over the processes; they all have the first one's."""
+    def shard(self, network: nn.Module, loss: Callable[[Any], Any], *, checkpointing: bool) -> LossModule:
+        """Move the network to the device and shard its weights over the processes, starting from those of rank 0."""
         network.to(self.device)
         if checkpointing:
-            checkpointed(network)
-        learner = Learner(network, loss)
+            checkpoint_blocks(network)
+        module = LossModule(network, loss)
         if self.count > 1:
             for value in network.state_dict().values():
                 dist.broadcast(value, 0)
-            fully_shard(learner, mesh=init_device_mesh(self.device.type, (self.count,)), reshard_after_forward=False)
-        return learner
+            fully_shard(module, mesh=init_device_mesh(self.device.type, (self.count,)), reshard_after_forward=False)
+        return module
 
     @staticmethod
-    def gather_gradients_after(learner: nn.Module, this: bool) -> None:
-        """Whether the next backward pass is the one after which gradients are summed over the processes."""
-        if isinstance(learner, FSDPModule):
-            learner.set_requires_gradient_sync(this)
+    def set_gradient_sync(module: LossModule, sync: bool) -> None:
+        """Whether gradients are summed over the processes after the next backward pass."""
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(sync)
 
-    def summed(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Sums over all processes of float64 scalars."""
-        together = torch.stack(list(values.values()))
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, computed in place."""
         if self.count > 1:
-            dist.all_reduce(together)
-        return dict(zip(values, together.tolist(), strict=True))
+            dist.all_reduce(values)
+        return values
 
-    @staticmethod
-    def own(values: Iterable[Tensor]) -> list[Tensor]:
-        """The part of each tensor that lies in this process."""
-        return [value.to_local() if isinstance(value, DTensor) else value for value in values]
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows [n, ...] of all processes, which have the same number each, in the batch's order: row r of
+        process p of P becomes row rP + p. Gradients flow back to the process that a row came from."""
+        return rows if self.count == 1 else _GatherRows.apply(rows, self.rank, self.count)
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """The rows [n, ...] of all processes, each having as many, in the batch's order: row r of process p of P is row
-        rP + p of it. Gradients flow back to the process that a row came from."""
-        return rows if self.count == 1 else _Gathered.apply(rows, self.rank, self.count)
-
-    def told_by_first(self, work: Callable[[], T]) -> T:
-        """What the first process finds, which all wait for and are told. Where it raises `OSError` or `ValueError`, all do."""
-        told: list[Any] = [None, None]
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
+        """Run `work` in the first process and return its result in all. An `OSError` or `ValueError` is raised in
+        all."""
+        outcome: list[Any] = [None, None]
         if self.first:
             try:
-                told = [work(), None]
+                outcome = [work(), None]
             except (OSError, ValueError) as error:
-                told = [None, error]
+                outcome = [None, error]
         if self.count > 1:
-            dist.broadcast_object_list(told)
-        found, raised = told
+            dist.broadcast_object_list(outcome)
+        result, raised = outcome
         if raised is not None:
             raise raised
-        result: T = found
-        return result
+        value: T = result
+        return value
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             dist.barrier()
 
 
-class _Gathered(torch.autograd.Function):
-    """The rows of all processes, interleaved; a row's gradient is the sum of what they all found for it."""
+class _GatherRows(torch.autograd.Function):
+    """The rows of all processes, interleaved; a row's gradient is the sum of its gradients in all of them."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, rank: int, count: int) -> Tensor:
         ctx.rank, ctx.count = rank, count
-        every = [torch.empty_like(rows) for _ in range(count)]
-        dist.all_gather(every, rows.contiguous())
-        return torch.stack(every, dim=1).flatten(0, 1)
+        gathered = [torch.empty_like(rows) for _ in range(count)]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.stack(gathered, dim=1).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        summed = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed[ctx.rank :: ctx.count], None, None
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.rank :: ctx.count], None, None
 
 
 ALONE = Processes()
 
 
 def join(device: str | None = None) -> Processes:
-    """What `torchrun` started, or this process alone. `device` is a torch device type; without it, CUDA where there is one.
+    """Join the processes that `torchrun` started, or return this process alone. `device` is a torch device type; by
+    default CUDA where there is a device.
 
-    Raises `ValueError` for a device that is not here.
+    Raises `ValueError` for a device that this machine does not have.
     """
-    there = torch.cuda.is_available()
-    if device is not None and (device not in DEVICES or (device == "cuda" and not there)):
-        here = " or ".join(DEVICES) if there else "cpu, as there is no CUDA device here"
-        raise ValueError(f"networks cannot be trained on {device!r}; use {here}")
-    kind = device or ("cuda" if there else "cpu")
+    has_cuda = torch.cuda.is_available()
+    if device is not None and (device not in DEVICES or (device == "cuda" and not has_cuda)):
+        available = " or ".join(DEVICES) if has_cuda else "cpu, as there is no CUDA device here"
+        raise ValueError(f"networks cannot be trained on {device!r}; use {available}")
+    kind = device or ("cuda" if has_cuda else "cpu")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 or SUPERVISOR in os.environ:
-        threading.Thread(target=_end_with_parents, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_with_parents, args=(os.getppid(),), daemon=True).start()
     if count == 1:
         return Processes(device=torch.device(kind))
     local = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
     return Processes(dist.get_rank(), count, local)
 
 
-def _end_with_parents(parent: int) -> None:
-    """End this process when the one that started it, or the supervisor, was killed: whoever starts the run again must not
-    find it still going on, and writing to the same folder."""
+def _exit_with_parents(parent: int) -> None:
+    """End this process when its parent or the supervisor was killed: a run that is started again must not find this one
+    still writing to the same folder."""
     supervisor = int(os.environ.get(SUPERVISOR, parent))
-    while os.getppid() == parent and _lives(supervisor):
-        time.sleep(GLANCE)
+    while os.getppid() == parent and _is_alive(supervisor):
+        time.sleep(POLL)
     os._exit(1)
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -175,24 +173,29 @@ def _lives(process: int) -> bool:
     return True
 
 
-def unsharded(value: Tensor) -> Tensor:
-    """A tensor that may be sharded, whole; all processes must ask together."""
+def local_shards(values: Iterable[Tensor]) -> list[Tensor]:
+    """The part of each tensor that lies in this process."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in values]
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """The complete tensor of one that may be sharded; all processes must call this together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """A network's repeated parts: what its innermost lists of modules hold. Attention's `to_out`, a list for its name in the
-    published files, is none."""
+    """The repeated blocks of a network: the elements of its innermost module lists. Attention's `to_out`, which is a
+    list only to match the parameter names of published files, does not count."""
 
     def lists(within: nn.Module) -> list[nn.ModuleList]:
         named = within.named_modules()
         return [m for name, m in named if isinstance(m, nn.ModuleList) and not name.endswith("to_out")]
 
-    return [block for held in lists(network) for block in held if not lists(block)]
+    return [block for modules in lists(network) for block in modules if not lists(block)]
 
 
-def checkpointed(network: nn.Module) -> nn.Module:
-    """The same network, which keeps no activations of its blocks and computes them again for their gradients."""
+def checkpoint_blocks(network: nn.Module) -> nn.Module:
+    """The same network, whose blocks are now checkpointed: their activations are recomputed in the backward pass."""
     for block in blocks(network):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=checkpoint_contexts)
     return network

@@ -1,7 +1,7 @@
-"""Frozen values of training runs: whole models, and the published schedule stage by stage.
+"""Hyperparameters as frozen values: of complete models, and of the published training schedule stage by stage.
 
-`BOX` is the recipe of the shipped model, `PUBLISHED` that of the published networks, as far as anything was published; `of_model`
-is that of fine-tuning whatever model there is.
+`BOX` is the recipe of the shipped model, `PUBLISHED` that of the published networks, as far as their authors published
+one, and `of_model` that of fine-tuning any model.
 """
 
 from collections.abc import Mapping
@@ -19,31 +19,32 @@ from kandinsky22.training.loop import Recipe
 from kandinsky22.training.movq import Terms
 from kandinsky22.training.photos import Filter
 
-PAINTERS = {"decoder": catalog.DECODER, "inpaint": catalog.INPAINT, "controlnet": catalog.DEPTH}
-"""The U-Nets, and the part of a model that each is."""
-NETWORKS = ("movq", "clip", "prior", "linear-prior", *PAINTERS, "movq-decoder")
+UNETS = {"decoder": catalog.DECODER, "inpaint": catalog.INPAINT, "controlnet": catalog.DEPTH}
+"""The three U-Nets by the name they are trained under, and the part of a model that each belongs to."""
+NETWORKS = ("movq", "clip", "prior", "linear-prior", *UNETS, "movq-decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """A whole model. `side` is of the square pictures that the U-Nets learn, and gives the area of all others.
+    """Networks, schedules and hyperparameters of a complete model.
 
-    What says "world" is of the picture world alone: a person's own pictures are as many, and of the shapes, that they are.
+    `side` is the side of the U-Nets' square training pictures; pictures of other shapes have about as many pixels.
+    Fields marked "world" apply to pictures of the synthetic world alone, and not to a user's own pictures.
     """
 
     side: int  # pixels
-    crop: int  # pixels of the squares that MoVQ learns most of the time
-    pictures: int = 0  # world: how many squares
-    shapes: tuple[tuple[float, float], ...] = ()  # world: height and width of the others, the shorter is 1
-    stretched: int = 0  # world: how many of each other shape
-    square: float = 1.0  # world: the share of a U-Net's steps on squares
-    hints: int = 0  # world: pictures of each shape whose depth is known
-    hard_negatives: int = 0  # world: captions with one change, in each of CLIP's batches
+    crop: int  # pixels, the side of MoVQ's random crops
+    pictures: int = 0  # world: number of square pictures
+    shapes: tuple[tuple[float, float], ...] = ()  # world: (height, width) of the other shapes, the shorter side is 1
+    stretched: int = 0  # world: number of pictures of each other shape
+    square: float = 1.0  # world: the share of a U-Net's steps on square pictures
+    hints: int = 0  # world: pictures of each shape with a depth picture
+    hard_negatives: int = 0  # world: captions with one change in each of CLIP's batches
     vocabulary: int  # tokens at most
     text_length: int
     image_processor: CLIPImageProcessor
     vision: CLIPVisionConfig
-    text: Mapping[str, Any]  # of CLIPTextConfig, but for what the tokenizer decides
+    text: Mapping[str, Any]  # fields of CLIPTextConfig, without those that the tokenizer decides
     movq: MoVQConfig
     terms: Terms = field(default_factory=Terms)
     prior: PriorConfig
@@ -55,11 +56,13 @@ class ModelRecipe:
     defaults: Mapping[str, Mapping[str, Any]]
 
     def text_config(self, vocab_size: int) -> CLIPTextConfig:
-        """The text tower's configuration for a vocabulary."""
+        """The text tower's configuration for a vocabulary of `vocab_size` tokens."""
         return CLIPTextConfig(vocab_size=vocab_size, max_position_embeddings=self.text_length, **self.text)
 
 
-_DIM = 256  # CLIP's text width, both its projections, the prior's embedding and what the U-Net is told: diffusers needs one
+# CLIP's text width, both its projections, the prior's embedding and the U-Net's condition: diffusers needs them to be
+# equal.
+_DIM = 256
 _TEXT_LENGTH = 32
 _SIDE_OF_CLIP = 64
 _DDPM = {
@@ -191,7 +194,7 @@ PUBLISHED = ModelRecipe(
         "movq-decoder": replace(_LARGE, batch=64, betas=(0.5, 0.9), weight_decay=0.0),
         "clip": replace(_LARGE, batch=4096, learning_rate=5e-4, weight_decay=0.2, checkpointing=True),
         "prior": replace(_LARGE, batch=1024),
-        **dict.fromkeys(PAINTERS, replace(_LARGE, checkpointing=True)),
+        **dict.fromkeys(UNETS, replace(_LARGE, checkpointing=True)),
     },
     steps=dict.fromkeys(NETWORKS, 100_000),
     defaults={
@@ -199,15 +202,16 @@ PUBLISHED = ModelRecipe(
         "decoder": {"steps": catalog.PUBLISHED_STEPS[catalog.DECODER], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
     },
 )
-"""The published networks. MoVQ's terms, rate and betas are those of ai-forever/MoVQGAN, configs/movqgan_67M.yaml; all other
-batches, rates and steps are ours: the authors published none."""
+"""The published networks. MoVQ's terms, learning rate and betas are those of ai-forever/MoVQGAN,
+configs/movqgan_67M.yaml; all other batch sizes, learning rates and steps are ours: the authors published none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of the published schedule: which network learns, from what, for how long, and what it begins with.
+    """A stage of the published schedule: the network that is trained, the data, the number of steps, and the weights it
+    starts from.
 
-    `card` names the values that the model card gives; all others, those of `PUBLISHED` among them, are ours.
+    `card` names the fields that the model card states; all other values, including those of `PUBLISHED`, are ours.
     """
 
     network: str
@@ -220,7 +224,7 @@ class Stage:
 
     @property
     def recipe(self) -> ModelRecipe:
-        """The published networks, with this stage's values."""
+        """`PUBLISHED` with this stage's learning rate and steps."""
         run = replace(PUBLISHED.runs[self.network], learning_rate=self.learning_rate)
         runs, steps = {**PUBLISHED.runs, self.network: run}, {**PUBLISHED.steps, self.network: self.steps}
         return replace(PUBLISHED, runs=runs, steps=steps)
@@ -278,14 +282,16 @@ STAGES: Mapping[str, Stage] = {
         card=("steps", "begins"),
     ),
 }
-"""The card's schedule. The switch to another CLIP, the main change of 2.2, is its last two: the prior is trained again, and
-the decoder for 2,000 more iterations."""
+"""The model card's schedule. The last two stages are the change of the image encoder, the main change of version
+2.2: the prior is trained from scratch, and the decoder for 2,000 more iterations."""
 
 
 def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
-    """The recipe of fine-tuning a model: its own networks and schedules, few steps at a low rate. Values are ours.
+    """The recipe of fine-tuning a model: its networks and noise schedules, few steps at a low learning rate. Values are
+    ours.
 
-    What it has no part of is as published. Raises `CheckpointError` for a configuration that cannot be read.
+    `parts` are the folders of the model's parts; parts it does not have are as in `PUBLISHED`. Raises `CheckpointError`
+    for a configuration that cannot be read.
     """
     found: dict[str, Any] = {}
 
@@ -294,24 +300,24 @@ def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
         return read_json(path) if path is not None and path.is_file() else None
 
     text: Mapping[str, Any] = PUBLISHED.text
-    if said := config(catalog.PRIOR, "text_encoder"):
-        tower = CLIPTextConfig.from_dict(said)
+    if values := config(catalog.PRIOR, "text_encoder"):
+        tower = CLIPTextConfig.from_dict(values)
         text = {name: getattr(tower, name) for name in PUBLISHED.text}
         found |= {"vocabulary": tower.vocab_size, "text_length": tower.max_position_embeddings}
-    for name, of, part, folder in (
+    for name, config_class, part, folder in (
         ("prior", PriorConfig, catalog.PRIOR, "prior"),
         ("vision", CLIPVisionConfig, catalog.PRIOR, "image_encoder"),
         ("unet", UNetConfig, catalog.DECODER, "unet"),
         ("movq", MoVQConfig, catalog.DECODER, "movq"),
     ):
-        if said := config(part, folder):
-            found[name] = of.from_dict(said)
-    if said := config(catalog.PRIOR, "image_processor", "preprocessor_config.json"):
-        found["image_processor"] = CLIPImageProcessor.from_dict(said)
+        if values := config(part, folder):
+            found[name] = config_class.from_dict(values)
+    if values := config(catalog.PRIOR, "image_processor", "preprocessor_config.json"):
+        found["image_processor"] = CLIPImageProcessor.from_dict(values)
     for part in (catalog.PRIOR, catalog.DECODER):
-        if said := config(part, "scheduler", "scheduler_config.json"):
-            found[f"{part}_scheduler"] = said
-    gentle = Recipe(batch=16, learning_rate=5e-5, warmup=50, ema_decay=0.99)
+        if values := config(part, "scheduler", "scheduler_config.json"):
+            found[f"{part}_scheduler"] = values
+    run = Recipe(batch=16, learning_rate=5e-5, warmup=50, ema_decay=0.99)
     small = found.get("unet", PUBLISHED.unet).sample_size < PUBLISHED.unet.sample_size
     factor = found.get("movq", PUBLISHED.movq).factor
     return replace(
@@ -321,6 +327,6 @@ def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
         side=found.get("unet", PUBLISHED.unet).sample_size * factor,
         crop=64 if small else PUBLISHED.crop,
         terms=Terms(),
-        runs=dict.fromkeys(NETWORKS, replace(gentle, checkpointing=not small)),
+        runs=dict.fromkeys(NETWORKS, replace(run, checkpointing=not small)),
         steps=dict.fromkeys(NETWORKS, 1000),
     )

@@ -1,41 +1,50 @@
-"""What a run was begun with: its checkpoints keep it, and whoever goes on from one learns by the same."""
+"""The settings that a run was started with: its checkpoints store them, and a resumed run must use the same."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
 
 from kandinsky22.training.sources import Source
 
-LOWERED = "learning_rate"  # what may be lower from now on: a run whose numbers grew beyond bounds goes on so
+MAY_BE_LOWERED = "learning_rate"  # when resuming, as after a loss that is not finite
+RENAMED = {"untold": "cond_dropout", "anew": "from_scratch"}
+"""Option names in checkpoints of earlier versions -> the current names."""
 
 Settings: TypeAlias = Mapping[str, object]
-"""The values of options, by their names with underscores, as JSON takes them; None: it has none."""
+"""The values of options by their names with underscores, as JSON values; None: not set."""
 
 
-def refuse_other(began: Settings, now: Settings) -> None:
-    """Raises `ValueError` for a setting that was another when the run began. The learning rate may be lower by now."""
-    for name in began.keys() & now.keys():
-        if not _goes_on(name, began[name], now[name]):
+def with_current_names(settings: Settings) -> Settings:
+    """Settings of a checkpoint, with options that were renamed since under their current names."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+def refuse_changes(stored: Settings, settings: Settings) -> None:
+    """Raises `ValueError` for a setting that differs from a checkpoint's. The learning rate may be lower."""
+    stored = with_current_names(stored)
+    for name in stored.keys() & settings.keys():
+        if not _is_compatible(name, stored[name], settings[name]):
+            lower = " (or lower it)" if name == MAY_BE_LOWERED else ""
             raise ValueError(
-                f"this run began {_said(name, began[name])}, and not {_said(name, now[name])}; leave it out to go on"
-                f"{' (or lower it)' if name == LOWERED else ''}, or begin anew in another --folder"
+                f"this run began {_as_options(name, stored[name])}, and not {_as_options(name, settings[name])}; "
+                f"leave it out to resume{lower}, or start a new run in another --folder"
             )
 
 
 def of_sources(sources: tuple[Source, ...]) -> list[str]:
-    """Where pictures are and how often each is drawn from, as `Source.parsed` reads it in any folder."""
+    """Sources as texts that `Source.parse` reads in any working directory."""
     return [f"{source.path.absolute()}:{source.weight:g}" for source in sources]
 
 
-def _goes_on(name: str, began: object, now: object) -> bool:
-    if name == LOWERED:
-        return float(str(now)) <= float(str(began))
-    if isinstance(began, list) and isinstance(now, list) and name == "data":  # a fingerprint tells what is in them
-        return [text.rpartition(":")[2] for text in began] == [text.rpartition(":")[2] for text in now]
-    return began == now
+def _is_compatible(name: str, stored: object, value: object) -> bool:
+    if name == MAY_BE_LOWERED:
+        return float(str(value)) <= float(str(stored))
+    if isinstance(stored, list) and isinstance(value, list) and name == "data":  # contents are compared by fingerprint
+        return [text.rpartition(":")[2] for text in stored] == [text.rpartition(":")[2] for text in value]
+    return stored == value
 
 
-def _said(name: str, value: object) -> str:
-    """As it is said on the command line."""
+def _as_options(name: str, value: object) -> str:
+    """A setting as on the command line, after "with" or "without"."""
     option = f"--{name.replace('_', '-')}"
     if value is None or value == []:
         return f"without {option}"

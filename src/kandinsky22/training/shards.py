@@ -1,7 +1,7 @@
-"""What is computed once from pictures, row by row, in memory-mapped files of a folder.
+"""Values computed once from pictures, row by row, in memory-mapped files of a folder.
 
-Every file says what it was computed from, so a computation that was stopped goes on where it was, and never with something
-else. The index is written last. Several processes share the files out.
+Every file states what it was computed from, so an interrupted computation continues where it stopped, and only with the
+same inputs. The index is written last. Several processes compute different files.
 """
 
 import json
@@ -21,15 +21,15 @@ from kandinsky22.training.processes import ALONE, Processes
 
 INDEX = "index.json"
 SHARD = re.compile(r"\d{5,}\.safetensors")
-BATCH = 16  # rows that are computed at once
+BATCH = 16  # rows computed at once
 
 Compute = Callable[[range], Tensor]
 """Rows -> their values [n, ...], of any dtype and on any device."""
 Progress = Callable[[int, int], None]
-"""(how many rows are done, of how many) in this process"""
+"""(rows done, rows in all) in this process"""
 
 
-def computed(
+def load_or_compute(
     folder: Path,
     fingerprint: str,
     count: int,
@@ -40,9 +40,9 @@ def computed(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> "Shards":
-    """The values of `count` rows, computed where they are not there yet. All processes must ask together.
+    """The values of `count` rows, which are computed unless the folder has them. A collective call of all processes.
 
-    `fingerprint` names all that the values follow from. Raises `ValueError` as `fill` does.
+    `fingerprint` identifies all that the values depend on. Raises `ValueError` and `FloatingPointError` as `fill` does.
     """
     fill(
         folder,
@@ -57,7 +57,7 @@ def computed(
     )
     processes.wait()
     if processes.first:
-        seal(folder, fingerprint, count)
+        write_index(folder, fingerprint, count)
     processes.wait()
     return Shards(folder, fingerprint, count)
 
@@ -75,45 +75,46 @@ def fill(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Compute the shards rank::processes that are not there yet, `rows` rows each. `compute` is asked for at most 16 rows
-    at a time, in order.
+    """Compute the missing ones of the shards rank::processes, `rows` rows each; `compute` gets up to 16 rows, in order.
 
-    Raises `ValueError` for a folder that holds anything computed from something else and for a damaged shard, and
+    Raises `ValueError` if the folder has a shard that is damaged or was computed from something else, and
     `FloatingPointError` for values that are not finite in `dtype`.
     """
-    about = {"fingerprint": fingerprint, "count": str(count), "rows": str(rows), "dtype": str(dtype)}
+    metadata = {"fingerprint": fingerprint, "count": str(count), "rows": str(rows), "dtype": str(dtype)}
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
         if SHARD.fullmatch(path.name):
-            _check(folder, about, _mapped(path)[1])
-    mine = [range(start, min(start + rows, count)) for start in range(0, count, rows)][rank::processes]
-    done, of = 0, sum(map(len, mine))
-    for shard in mine:
+            _require_equal(folder, metadata, _open(path)[1])
+    assigned = [range(start, min(start + rows, count)) for start in range(0, count, rows)][rank::processes]
+    done, total = 0, sum(map(len, assigned))
+    for shard in assigned:
         path = folder / _name(shard.start // rows)
         if not path.exists():
             parts = []
             for start in range(shard.start, shard.stop, BATCH):
                 batch = range(start, min(start + BATCH, shard.stop))
-                parts.append(_kept(compute(batch), batch, dtype))
+                parts.append(_as_stored(compute(batch), batch, dtype))
                 if progress is not None:
-                    progress(done + batch.stop - shard.start, of)
+                    progress(done + batch.stop - shard.start, total)
             values = torch.cat(parts)
             with atomic_write(path) as partial:
-                save_file({"values": values}, partial, {**about, "crc32": str(_crc32(values))})
+                save_file({"values": values}, partial, {**metadata, "crc32": str(_crc32(values))})
         done += len(shard)
         if progress is not None:
-            progress(done, of)
+            progress(done, total)
 
 
-def seal(folder: Path, fingerprint: str, count: int) -> None:
-    """Write the index, once every process has filled its shards. Raises `ValueError` where one is missing, damaged or of
-    something else."""
-    values, first = _mapped(folder / _name(0))
-    _check(folder, {"fingerprint": fingerprint, "count": str(count)}, first)
+def write_index(folder: Path, fingerprint: str, count: int) -> None:
+    """Write the index, after all processes have filled their shards.
+
+    Raises `ValueError` if a shard is missing, damaged or was computed from something else.
+    """
+    values, first = _open(folder / _name(0))
+    _require_equal(folder, {"fingerprint": fingerprint, "count": str(count)}, first)
     rows, checksums = int(first["rows"]), {}
     for number in range(-(-count // rows)):
-        about = _mapped(folder / _name(number))[1]
-        _check(folder, {key: first[key] for key in ("fingerprint", "count", "rows", "dtype")}, about)
-        checksums[_name(number)] = int(about["crc32"])
+        metadata = _open(folder / _name(number))[1]
+        _require_equal(folder, {key: first[key] for key in ("fingerprint", "count", "rows", "dtype")}, metadata)
+        checksums[_name(number)] = int(metadata["crc32"])
     index = {
         "fingerprint": fingerprint,
         "count": count,
@@ -127,53 +128,53 @@ def seal(folder: Path, fingerprint: str, count: int) -> None:
 
 
 class Shards:
-    """Computed values of `len()` rows, each of `shape` and `dtype`; only what is asked for is read.
+    """Stored values of `len()` rows, each of `shape` and `dtype`; rows are read from disk when they are indexed.
 
-    Raises `ValueError` for a folder that is not complete, was computed from something else, or has a shard that is missing
-    or of a wrong length.
+    Raises `ValueError` for a folder that is incomplete, was computed from something else, or has a shard that is
+    missing or of a wrong length.
     """
 
     def __init__(self, folder: Path, fingerprint: str, count: int) -> None:
         self.folder = folder
         index = self._index()
-        _check(folder, {"fingerprint": fingerprint, "count": count}, index)
+        _require_equal(folder, {"fingerprint": fingerprint, "count": count}, index)
         self.count, self.rows = count, int(index["rows"])
         self.shape = torch.Size(index["shape"])
         self._checksums: dict[str, int] = index["crc32"]
-        self._values = [_mapped(folder / name)[0] for name in self._checksums]
+        self._values = [_open(folder / name)[0] for name in self._checksums]
         for number, (name, values) in enumerate(zip(self._checksums, self._values, strict=True)):
-            here = min(self.rows, count - number * self.rows)
-            if values.shape != (here, *self.shape) or str(values.dtype) != index["dtype"]:
+            length = min(self.rows, count - number * self.rows)
+            if values.shape != (length, *self.shape) or str(values.dtype) != index["dtype"]:
                 raise _damaged(folder / name)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values."""
+        """The dtype of the values."""
         return self._values[0].dtype
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """Values [B, ...] of rows, int64 [B], in their order and as often as they are named; in memory of their own.
+        """A copy of the values [B, ...] of rows, int64 [B], in any order and with repetitions.
 
-        Raises `IndexError` for rows that there are not.
+        Raises `IndexError` for rows out of range.
         """
         if isinstance(rows, slice):
             rows = torch.arange(self.count)[rows]
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.count:
             raise IndexError(f"rows must be from 0 to {self.count - 1}, got {int(rows.min())} to {int(rows.max())}")
-        found = torch.empty(len(rows), *self.shape, dtype=self.dtype)
+        values = torch.empty(len(rows), *self.shape, dtype=self.dtype)
         shards = rows // self.rows
         for number in shards.unique().tolist():
-            here = shards == number
-            found[here] = self._values[number][rows[here] - number * self.rows]
-        return found
+            in_shard = shards == number
+            values[in_shard] = self._values[number][rows[in_shard] - number * self.rows]
+        return values
 
     def verify(self) -> None:
-        """Read everything. Raises `ValueError` with the name of the first shard that is not as it was written."""
+        """Read all shards. Raises `ValueError` with the name of the first one whose checksum is wrong."""
         for name, checksum in self._checksums.items():
-            if _crc32(_mapped(self.folder / name)[0]) != checksum:
+            if _crc32(_open(self.folder / name)[0]) != checksum:
                 raise _damaged(self.folder / name)
 
     def _index(self) -> dict[str, Any]:
@@ -184,26 +185,27 @@ class Shards:
         except FileNotFoundError:
             raise ValueError(f"{self.folder} is not complete; compute the rest of it first") from None
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read; remove it, and it is written anew") from error
+            raise ValueError(f"{path} cannot be read; remove it, and it is written again") from error
 
 
 def _name(number: int) -> str:
     return f"{number:05}.safetensors"
 
 
-def _kept(values: Tensor, batch: range, dtype: torch.dtype) -> Tensor:
-    """Values as they are written. Lost or infinite ones would go unnoticed until something has learnt from them."""
+def _as_stored(values: Tensor, batch: range, dtype: torch.dtype) -> Tensor:
+    """Values as they are written; NaN and infinity, which would go unnoticed while learning from them, are refused."""
     assert len(values) == len(batch)
     values = values.to("cpu", dtype).contiguous()
     if not values.isfinite().all():
         raise FloatingPointError(
-            f"what was computed of rows {batch.start} to {batch.stop - 1} is not finite in {dtype}; compute it in float32"
+            f"what was computed of rows {batch.start} to {batch.stop - 1} is not finite in {dtype}; "
+            "compute it in float32"
         )
     return values
 
 
-def _mapped(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """The values of a shard, which stay in the file until they are used, and what the file says of itself."""
+def _open(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """The memory-mapped values of a shard, and its metadata."""
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("values"), file.metadata() or {}
@@ -213,12 +215,13 @@ def _mapped(path: Path) -> tuple[Tensor, dict[str, str]]:
         raise _damaged(path) from error
 
 
-def _check(folder: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises `ValueError` where a folder was computed from something else."""
-    for key, value in mine.items():
-        if theirs.get(key) != value:
+def _require_equal(folder: Path, expected: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Raises `ValueError` if a folder was computed from something else."""
+    for key, value in expected.items():
+        if metadata.get(key) != value:
             raise ValueError(
-                f"{folder} was computed with {key} {theirs.get(key)}, and it is now {value}; remove the folder to compute it anew"
+                f"{folder} was computed with {key} {metadata.get(key)}, and it is now {value}; remove the folder to "
+                "compute it again"
             )
 
 

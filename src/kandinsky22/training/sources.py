@@ -1,6 +1,6 @@
-"""Where a person's pictures are: folders with captions beside the pictures, and img2dataset's tars.
+"""Finding the user's pictures: folders with captions beside the pictures, and tars written by img2dataset.
 
-Pictures are found here, with what lies beside them; none is opened.
+Lists pictures and the files that describe them; opens no picture.
 """
 
 import csv
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # how their files' names end
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
-CAPTION = ("caption", "text")  # keys of what is said of a picture, in lower case
+CAPTION = ("caption", "text")  # metadata keys of the caption, in lower case
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures are: a folder of pictures or of tars, or a .tar; and how often it is drawn from, beside others.
+    """A folder of pictures or of tars, or a single tar, and its sampling weight relative to other sources.
 
     Raises `ValueError` for a weight that is not positive and finite.
     """
@@ -33,10 +33,10 @@ class Source:
             raise ValueError(f"the weight of {self.path} must be a positive number, got {self.weight:g}; try 1")
 
     @classmethod
-    def parsed(cls, text: str) -> "Source":
-        """The source that "folder" or "folder:2.5" names. Raises `ValueError` where it is not there."""
+    def parse(cls, text: str) -> "Source":
+        """The source that "folder" or "folder:2.5" names. Raises `ValueError` if it does not exist."""
         path = Path(text).expanduser()
-        if text and path.exists():  # no text as a path would be the folder we are in
+        if text and path.exists():  # an empty text would be the current folder
             return cls(path)
         before, colon, weight = text.rpartition(":")
         path = Path(before).expanduser()
@@ -50,106 +50,109 @@ class Source:
             ) from None
 
 
-class Part(NamedTuple):
-    """Some bytes of a file, or, with a length of -1, all from `offset` on."""
+class ByteRange(NamedTuple):
+    """Bytes of a file from `offset` on: `length` of them, or, if it is -1, all that follow."""
 
     path: Path
     offset: int = 0
     length: int = -1
 
     def read(self) -> bytes:
-        """The bytes; from any thread."""
+        """The bytes. Safe to call from any thread."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
 
 
-class Found(NamedTuple):
-    """A picture that was not looked at yet, and what lies beside it: parts by ending, a row of metadata."""
+class SourcePicture(NamedTuple):
+    """A picture that was not opened yet, the files with the same stem by their extension, and its row of metadata."""
 
     name: str  # within its source
-    picture: Part
-    beside: Mapping[str, Part]
+    picture: ByteRange
+    sidecars: Mapping[str, ByteRange]
     row: Mapping[str, Any]
 
-    def about(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """What is said of the picture, by keys in lower case, and the wordings of its caption; what cannot be read is as if it
-        were not there."""
-        about = {**self.row, **_json(self.beside.get("json"))}
-        caption = next((about[key] for key in CAPTION if about.get(key)), None)
-        return about, _lines(self.beside.get("txt")) or _wordings(caption)
+    def describe(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The metadata, by keys in lower case, and the alternative captions. Files that cannot be read are ignored."""
+        metadata = {**self.row, **_json(self.sidecars.get("json"))}
+        caption = next((metadata[key] for key in CAPTION if metadata.get(key)), None)
+        return metadata, _lines(self.sidecars.get("txt")) or _captions(caption)
 
 
-def find(path: Path) -> tuple[list[Found], list[str]]:
-    """The pictures of a source in a fixed order, and the names of tars that are damaged, of which it gives what comes before.
+def find_pictures(path: Path) -> tuple[list[SourcePicture], list[str]]:
+    """The pictures of a source in a fixed order, and the names of damaged tars, whose readable pictures are included.
 
-    Raises `ValueError` where there is no such source, and for metadata that cannot be read.
+    Raises `ValueError` if there is no such source, and for metadata that cannot be read.
     """
     if path.is_dir():
         return _in_folder(path)
     if path.suffix.lower() != ".tar" or not path.is_file():
         raise ValueError(f"{path} is neither a folder nor a .tar; give a folder of pictures, or unpack it into one")
-    found, damaged = _in_tar(path, path.name)
-    return found, [path.name] if damaged else []
+    pictures, is_damaged = _in_tar(path, path.name)
+    return pictures, [path.name] if is_damaged else []
 
 
-def _in_folder(root: Path) -> tuple[list[Found], list[str]]:
-    found: list[Found] = []
+def _in_folder(root: Path) -> tuple[list[SourcePicture], list[str]]:
+    pictures: list[SourcePicture] = []
     damaged: list[str] = []
     rows: dict[Path, dict[str, Any]] = {}
-    for place, folders, files in os.walk(root):
-        here, names, there = Path(place), sorted(name for name in files if not name.startswith(".")), set(files)
+    for parent, folders, files in os.walk(root):
+        folder, visible, all_names = Path(parent), sorted(n for n in files if not n.startswith(".")), set(files)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in METADATA:
-            if name in names:
-                _add_metadata(here / name, rows)
-        for name in names:
-            path = here / name
-            said, ending = path.relative_to(root).as_posix(), path.suffix[1:].lower()
-            if ending in PICTURES:
-                texts = {text: path.with_suffix(f".{text}") for text in ("txt", "json")}
-                beside = {text: Part(file) for text, file in texts.items() if file.name in there}
-                found.append(Found(said, Part(path), beside, rows.get(path, {})))
-            elif ending == "tar":
-                inside, torn = _in_tar(path, said)
-                found += inside
-                damaged += [said] if torn else []
-    return found, damaged
+        for file in METADATA:
+            if file in visible:
+                _add_metadata(folder / file, rows)
+        for file in visible:
+            path = folder / file
+            name, extension = path.relative_to(root).as_posix(), path.suffix[1:].lower()
+            if extension in PICTURES:
+                texts = {kind: path.with_suffix(f".{kind}") for kind in ("txt", "json")}
+                sidecars = {kind: ByteRange(text) for kind, text in texts.items() if text.name in all_names}
+                pictures.append(SourcePicture(name, ByteRange(path), sidecars, rows.get(path, {})))
+            elif extension == "tar":
+                inside, is_damaged = _in_tar(path, name)
+                pictures += inside
+                damaged += [name] if is_damaged else []
+    return pictures, damaged
 
 
-def _in_tar(path: Path, said: str) -> tuple[list[Found], bool]:
-    """The pictures in a tar, and whether it is damaged: what comes before the damage is given."""
-    members: dict[str, dict[str, Part]] = {}
+def _in_tar(path: Path, name: str) -> tuple[list[SourcePicture], bool]:
+    """The pictures in a tar, and whether it is damaged; the pictures before the damage are included."""
+    members: dict[str, dict[str, ByteRange]] = {}
     try:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                part = Part(path, member.offset_data, member.size)
-                if member.isreg() and not member.issparse() and part.offset + part.length <= size:
+                content = ByteRange(path, member.offset_data, member.size)
+                if member.isreg() and not member.issparse() and content.offset + content.length <= size:
                     folder, slash, file = member.name.removeprefix("./").rpartition("/")
-                    key, _, ending = file.partition(".")  # as WebDataset does: key.seg.png is no picture of the key
-                    if key:  # else it is hidden
-                        members.setdefault(folder + slash + key, {})[ending.lower()] = part
-        damaged = Part(path, tar.offset, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE)  # what ends a whole one
+                    key, _, extension = file.partition(".")  # as WebDataset does: key.seg.png is no picture of the key
+                    if key:  # else the file is hidden
+                        members.setdefault(folder + slash + key, {})[extension.lower()] = content
+        # a complete tar ends with a block of zeros
+        damaged = ByteRange(path, tar.offset, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError, ValueError, OverflowError):
         damaged = True
-    found = [
-        Found(f"{said}/{key}.{ending}", part, parts, {})
-        for key, parts in members.items()
-        for ending, part in parts.items()
-        if ending in PICTURES
+    pictures = [
+        SourcePicture(f"{name}/{key}.{extension}", content, sidecars, {})
+        for key, sidecars in members.items()
+        for extension, content in sidecars.items()
+        if extension in PICTURES
     ]
-    return found, damaged
+    return pictures, damaged
 
 
 def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
-    """Rows of an imagefolder's metadata by the pictures' paths; of several for one picture, each is a wording."""
+    """Add the rows of an imagefolder's metadata by the paths of their pictures.
+
+    Several rows for one picture are alternative captions.
+    """
     try:
         for row in _metadata(path):
             values = {str(key).casefold(): value for key, value in row.items()}
-            known = rows.setdefault(Path(os.path.normpath(path.parent / str(row["file_name"]))), {})
-            texts = [*known.get("text", ()), *_wordings(values.pop("text", None))]
-            known.update(values, text=texts)
+            row_of_picture = rows.setdefault(Path(os.path.normpath(path.parent / str(row["file_name"]))), {})
+            texts = [*row_of_picture.get("text", ()), *_captions(values.pop("text", None))]
+            row_of_picture.update(values, text=texts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read: it needs a file_name and a text in every row, in UTF-8; correct it or remove it"
@@ -164,25 +167,25 @@ def _metadata(path: Path) -> Iterable[Mapping[str, Any]]:
             yield from (json.loads(line) for line in file if line.strip())
 
 
-def _json(part: Part | None) -> dict[str, Any]:
-    """What a JSON file says, its keys in lower case; nothing where it cannot be read."""
+def _json(content: ByteRange | None) -> dict[str, Any]:
+    """The object in a JSON file, by keys in lower case; empty if it cannot be read."""
     try:
-        values = json.loads(part.read()) if part is not None else {}
+        values = json.loads(content.read()) if content is not None else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _lines(part: Part | None) -> tuple[str, ...]:
-    """The wordings in a text file, one a line; none where it cannot be read."""
+def _lines(content: ByteRange | None) -> tuple[str, ...]:
+    """The captions in a text file, one per line; none if it cannot be read."""
     try:
-        return _wordings(part.read().decode("utf-8-sig").splitlines()) if part is not None else ()
+        return _captions(content.read().decode("utf-8-sig").splitlines()) if content is not None else ()
     except (OSError, ValueError):
         return ()
 
 
-def _wordings(said: object) -> tuple[str, ...]:
-    """What is said of a picture, once or in a list, each on one line."""
-    listed = said if isinstance(said, list) else [said]
-    words = (" ".join(text.split()) for text in listed if isinstance(text, str))
-    return tuple(text for text in words if text)
+def _captions(value: object) -> tuple[str, ...]:
+    """The captions in a text or a list of texts, each on one line; empty ones are left out."""
+    values = value if isinstance(value, list) else [value]
+    captions = (" ".join(text.split()) for text in values if isinstance(text, str))
+    return tuple(text for text in captions if text)

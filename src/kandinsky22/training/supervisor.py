@@ -1,7 +1,8 @@
-"""Starting processes, and starting them again: torch's own restarts in place are unreliable with gloo (more than half of them
-failed or hung when it was tried), so a fresh `torchrun` goes on from the last complete checkpoint.
+"""Starting training processes, and restarting them after a crash from the last complete checkpoint.
 
-On a cluster, whatever starts its jobs does this; `torchrun ... -m kandinsky22 train ...` is all that it needs to know.
+A fresh `torchrun` is started instead of torch's own restarts, which are unreliable with gloo: more than half of them
+failed or hung when they were tried. On a cluster the scheduler restarts jobs; it runs
+`torchrun ... -m kandinsky22 train ...`.
 """
 
 import os
@@ -18,57 +19,55 @@ from kandinsky22.training import checkpoints
 from kandinsky22.training.processes import SUPERVISOR
 
 TRAIN = ("-m", "kandinsky22", "train")
-WORD = "stopped.txt"
-STOPPED = 2  # the status of a process that left word
-OWN = ("--processes", "--relaunch")  # options that are meant for this, not for those that it starts
+STOP_REASON = "stopped.txt"  # file of a run that stopped for a reason which a restart does not change
+STOPPED = 2  # exit status of a process that wrote its reason
+OPTIONS = ("--processes", "--relaunch")  # of the supervisor, not passed on to the processes that it starts
 
 
-def wanted(processes: int, relaunches: int) -> bool:
-    """Whether this process is to start others, and is not one of them itself."""
-    return (processes > 1 or relaunches > 0) and not is_watched() and "TORCHELASTIC_RUN_ID" not in os.environ
+def is_needed(processes: int, relaunches: int) -> bool:
+    """Whether this process must start others, and was not started by a supervisor or `torchrun` itself."""
+    return (processes > 1 or relaunches > 0) and not is_supervised() and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
-def is_watched() -> bool:
-    """Whether this process was started from here."""
+def is_supervised() -> bool:
+    """Whether a supervisor started this process."""
     return SUPERVISOR in os.environ
 
 
-def leave_word(folder: Path, error: Exception) -> None:
-    """Say why this process stops, so that it is not started again to stop for the same reason."""
-    with atomic_write(folder / WORD) as partial:
+def write_stop_reason(folder: Path, error: Exception) -> None:
+    """Store why this process stops, so that the supervisor does not restart it to stop for the same reason."""
+    with atomic_write(folder / STOP_REASON) as partial:
         partial.write_text(" ".join(str(error).split()), encoding="utf-8")
 
 
 def supervise(
     arguments: Sequence[str], folder: Path, processes: int, relaunches: int, program: Sequence[str] = TRAIN
 ) -> int:
-    """Run `kandinsky22 train` in as many processes, and after a crash again, at most `relaunches` times in a row without a
-    new checkpoint in `folder`, the run's. Returns an exit status; raises `ValueError` with the reason of a process that
-    stopped for one."""
-    module = (*program, *_theirs(arguments))
-    launch = (
-        (
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-            "--max-restarts",
-            "0",
-            *module,
-        )
-        if processes > 1
-        else module
+    """Run `kandinsky22 train` in `processes` processes, and restart it after a crash.
+
+    It is restarted at most `relaunches` times in a row without a new checkpoint in `folder`, the run's folder. Returns
+    the exit status 0; raises `ValueError` with the reason why a process stopped, or after too many crashes.
+    """
+    module = (*program, *_passed_on(arguments))
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "--max-restarts",
+        "0",
     )
-    word, left = folder / WORD, relaunches
+    launch = (*torchrun, *module) if processes > 1 else module
+    reason, left = folder / STOP_REASON, relaunches
     while True:
-        word.unlink(missing_ok=True)
+        reason.unlink(missing_ok=True)
         before = checkpoints.steps(folder)
-        status = _carried_out([sys.executable, *launch])
+        status = _run([sys.executable, *launch])
         if status == 0:
             return 0
-        if word.exists():
-            raise ValueError(word.read_text(encoding="utf-8"))
+        if reason.exists():
+            raise ValueError(reason.read_text(encoding="utf-8"))
         left = relaunches if checkpoints.steps(folder)[-1:] != before[-1:] else left
         if left == 0:
             times = f" {relaunches} times without a new checkpoint" if relaunches else ""
@@ -81,39 +80,39 @@ def supervise(
         )
 
 
-def _carried_out(command: Sequence[str]) -> int:
-    """Run a command to its end; whoever stops this process stops that one, too."""
+def _run(command: Sequence[str]) -> int:
+    """Run a command and return its exit status; signals that stop this process stop it too."""
     environment = {
         **os.environ,
         SUPERVISOR: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
-    with subprocess.Popen(command, env=environment) as running:
-        earlier = signal.signal(signal.SIGTERM, _stopped)
+    with subprocess.Popen(command, env=environment) as process:
+        handler = signal.signal(signal.SIGTERM, _exit)
         try:
-            return running.wait()
-        except (KeyboardInterrupt, SystemExit) as stopped:
-            running.send_signal(signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
-            running.wait()
+            return process.wait()
+        except (KeyboardInterrupt, SystemExit) as error:
+            process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            process.wait()
             raise
         finally:
-            signal.signal(signal.SIGTERM, earlier)
+            signal.signal(signal.SIGTERM, handler)
 
 
-def _stopped(number: int, frame: FrameType | None) -> NoReturn:
-    """What is asked to stop has not crashed, and is not started again."""
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM: a process that is stopped on purpose has not crashed, and is not restarted."""
     raise SystemExit(128 + number)
 
 
-def _theirs(arguments: Sequence[str]) -> list[str]:
-    """The arguments without those meant for this."""
-    kept: list[str] = []
+def _passed_on(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the supervisor's own options."""
+    result: list[str] = []
     skip = False
     for argument in arguments:
         if skip:
             skip = False
-        elif argument in OWN:
+        elif argument in OPTIONS:
             skip = True
-        elif not argument.startswith(tuple(f"{name}=" for name in OWN)):
-            kept.append(argument)
-    return kept
+        elif not argument.startswith(tuple(f"{name}=" for name in OPTIONS)):
+            result.append(argument)
+    return result

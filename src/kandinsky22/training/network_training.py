@@ -1,0 +1,353 @@
+"""The training of each network: its data, its objective, its initial weights, and how the result is added to the model.
+
+`NETWORK_TRAINING` has an entry for each network that `kandinsky22 train` knows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kandinsky22.checkpoints import catalog, zero_image
+from kandinsky22.checkpoints import linear_prior as linear_prior_file
+from kandinsky22.checkpoints.json_files import write_json
+from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
+from kandinsky22.checkpoints.tokenizer import save_tokenizer
+from kandinsky22.compositions import EXAMPLES, language
+from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.models.movq import MoVQ
+from kandinsky22.models.prior import PriorTransformer
+from kandinsky22.models.tokenizer import Tokenizer, learn
+from kandinsky22.models.unet import UNet, UNetConfig
+from kandinsky22.training import clip, controlnet, decoder, init_weights, inpaint, linear_prior, movq, prior, run
+from kandinsky22.training.context import TrainingContext
+from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.loop import Training
+from kandinsky22.training.perceptual import Perceptual
+from kandinsky22.training.precompute import TrainingData
+from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.processes import CPU
+from kandinsky22.training.recipes import UNETS
+from kandinsky22.training.sample_grid import SampleGrid
+
+UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
+TOKENIZER_CAPTIONS = 20_000  # that the tokenizer's vocabulary is learned from
+PROBES = "probes.safetensors"
+CODEBOOK = "codebook.json"  # of a codebook fitted after training: the share of its codes in use
+CODEBOOK_PICTURES = 1000  # that latents are standardised and the codebook is fitted on
+
+
+class Prepared(NamedTuple):
+    """A network's run, ready to start or to resume, and what draws its sample grid and validates it."""
+
+    training: Training
+    sample_grid: SampleGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTraining:
+    """How a network is trained, step by step.
+
+    `prepare` sets up its run; `add` writes the trained network to the model, in one process only. `component` is the
+    component of the model that `add` replaces, `requires` those that must always be trained before. `captioned`:
+    pictures without captions are of no use.
+    """
+
+    prepare: Callable[[TrainingContext, TrainingData], Prepared]
+    add: Callable[[TrainingContext, TrainingData, Any], None]
+    component: str
+    requires: tuple[str, ...] = ()
+    captioned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormTraining:
+    """How a network is fitted in one pass: `fit` adds it to the model and yields one line of metrics."""
+
+    fit: Callable[[TrainingContext, TrainingData], Iterator[dict[str, float]]]
+    requires: tuple[str, ...]
+    captioned: bool
+
+
+# MoVQ
+
+
+def prepare_movq(context: TrainingContext, data: TrainingData) -> Prepared:
+    """All of MoVQ."""
+    torch.manual_seed(0)
+    network = MoVQ(context.recipe.movq)
+    if not context.initialise_from_base("movq", network):
+        first = data.distinct_sets[0]
+        pictures = first.pictures(range(min(64, len(first))))
+        movq.initialise(network, pictures, quantised=context.recipe.terms.quantised)
+    return _prepare_autoencoder("movq", network, context, data, {})
+
+
+def prepare_movq_decoder(context: TrainingContext, data: TrainingData) -> Prepared:
+    """MoVQ's decoder alone: its latents stay as they are, so what is trained on them stays valid."""
+    network = context.model.stored("movq").load(torch.float32, CPU).requires_grad_(False)
+    for part in (network.post_quant_conv, network.decoder):
+        part.requires_grad_(True)
+    return _prepare_autoencoder("movq-decoder", network, context, data, {"movq": context.frozen.latent_space})
+
+
+def _prepare_autoencoder(
+    name: str, network: MoVQ, context: TrainingContext, data: TrainingData, inputs: Mapping[str, str]
+) -> Prepared:
+    recipe = context.recipe
+    autoencoder = movq.Autoencoder(network, recipe.terms)
+    perceptual = None
+    if recipe.terms.perceptual:
+        image_encoder = context.model.stored("image_encoder").load(torch.float32, CPU).to(context.processes.device)
+        perceptual = Perceptual(image_encoder, context.processor)
+
+    def uncropped_from() -> int:
+        return round(UNCROPPED_FROM * training.steps)  # which are decided later
+
+    objective = movq.objective(
+        autoencoder, data.distinct_sets, recipe.runs[name], recipe.crop, uncropped_from, perceptual
+    )
+    training = context.training(name, autoencoder, objective, data, inputs)
+    return Prepared(training, movq.sample_grid(autoencoder, data.held_out))
+
+
+def add_movq(context: TrainingContext, data: TrainingData, trained: movq.Autoencoder) -> None:
+    """Standardise the latents and fit the codebook, unless the latents were quantised in training."""
+    network, pictures = trained.movq, data.distinct_sets[0]
+    if not trained.terms.quantised:
+        movq.standardise(network, _encode(network, pictures, context.processes.device))
+        used = movq.fit_codebook(network.quantize.embedding, _encode(network, pictures, context.processes.device))
+        write_json(context.folder / "movq" / CODEBOOK, {"codes_used": used})
+    add_movq_decoder(context, data, trained)
+
+
+@torch.no_grad()
+def _encode(network: MoVQ, pictures: Pictures, device: torch.device, batch: int = 20) -> Tensor:
+    """Latents [N, 4, h, w] of the first pictures."""
+    count = min(CODEBOOK_PICTURES, len(pictures))
+    network.to(device)
+    batches = (pictures.pictures(range(i, min(i + batch, count))).to(device) for i in range(0, count, batch))
+    latents = torch.cat([network.encode(pixels).cpu() for pixels in batches])
+    network.cpu()
+    return latents
+
+
+def add_movq_decoder(context: TrainingContext, data: TrainingData, trained: movq.Autoencoder) -> None:
+    """Write MoVQ, without the discriminator."""
+    context.model.save("movq", trained.movq)
+
+
+# CLIP
+
+
+def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
+    """Both encoders of CLIP, with a tokenizer learned from the captions unless the base model has one."""
+    recipe, processes = context.recipe, context.processes
+    if context.dataset is None or catalog.PRIOR not in context.base:
+        tokenizer = learn_tokenizer(data.distinct_sets, recipe.vocabulary, recipe.text_length)
+        if processes.first:
+            save_tokenizer(context.model.path / catalog.PRIOR / "tokenizer", tokenizer)
+        processes.wait()
+    tokenizer = context.frozen.tokenizer
+    is_probed = context.dataset is None
+    torch.manual_seed(0)
+    network = clip.CLIP(recipe.vision, recipe.text_config(len(tokenizer.vocab)), probed=is_probed)
+    context.initialise_from_base("text_encoder", network.text)
+    context.initialise_from_base("image_encoder", network.vision)
+    hard = recipe.hard_negatives if is_probed else 0
+    hard -= hard % processes.count  # as many in each process
+    objective = clip.objective(
+        network, tokenizer, data.distinct_sets, recipe.runs["clip"], hard=hard, gather=processes.gather_rows
+    )
+    training = context.training("clip", network, objective, data, {})
+    return Prepared(training, clip.sample_grid(network, tokenizer, data.held_out, recipe.runs["clip"]))
+
+
+def learn_tokenizer(sets: list[Pictures], vocabulary: int, text_length: int) -> Tokenizer:
+    """A tokenizer with at most `vocabulary` tokens, learned from as many captions of each set."""
+    rng, count = np.random.default_rng(0), TOKENIZER_CAPTIONS // len(sets)
+    captions = [text for pictures in sets for text in pictures.captions(np.arange(count) % len(pictures), rng)]
+    return learn(captions, vocabulary, text_length)
+
+
+def add_clip(context: TrainingContext, data: TrainingData, network: clip.CLIP) -> None:
+    """Write both encoders, the preprocessing and the embedding of the zero image; and, beside the model, the probes."""
+    context.model.save("text_encoder", network.text)
+    context.model.save("image_encoder", network.vision)
+    folder = context.model.path / catalog.PRIOR
+    write_json(folder / "image_processor" / "preprocessor_config.json", context.processor.to_dict())
+    stored = context.model.stored("image_encoder")
+    zero_image.write(folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
+    if network.probes is not None:
+        save_file(network.probes.state_dict(), context.folder / PROBES)
+
+
+# The prior and the linear prior
+
+
+def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
+    """The prior, with the mean and deviation of the embeddings, on captions encoded by the frozen text encoder."""
+    recipe, frozen = context.recipe, context.frozen
+    sets = [_captioned_embeds(context, data, pictures) for pictures in data.distinct_sets]
+    torch.manual_seed(0)
+    network = PriorTransformer(recipe.prior)
+    if not (context.initialise_from_base("prior", network) and context.has_image_encoder_of_base):
+        for parameter, value in zip((network.clip_mean, network.clip_std), prior.statistics(sets), strict=True):
+            parameter.data.copy_(value)
+    for parameter in (network.clip_mean, network.clip_std):
+        parameter.requires_grad_(False)
+    schedule = NoiseSchedule.from_config(recipe.prior_scheduler)
+    text_encoder = frozen.text_encoder.to(context.processes.device)
+    conditioning, run_recipe = (text_encoder, frozen.tokenizer, schedule), recipe.runs["prior"]
+    fingerprint = context.model.stored("text_encoder").fingerprint
+    inputs = {"text_encoder": fingerprint, **frozen.image_encoder_fingerprints}
+    objective = prior.objective(network, *conditioning, sets, run_recipe)
+    training = context.training("prior", network, objective, data, inputs)
+    held_out = data.held_out
+    embeds, probe = _captioned_embeds(context, data, held_out), _probe(context, held_out)
+    return Prepared(training, prior.sample_grid(network, *conditioning, embeds, held_out, run_recipe, probe))
+
+
+def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pictures) -> prior.CaptionedEmbeds:
+    return prior.CaptionedEmbeds(
+        data.embeds(pictures, *context.frozen.image_embedder), pictures.captions, pictures.share
+    )
+
+
+def _probe(context: TrainingContext, held_out: Pictures) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
+    """The accuracy of CLIP's probes on embeddings of the picture world, if CLIP was trained with probes."""
+    if not isinstance(held_out, Compositions) or not (context.folder / PROBES).exists():
+        return None
+    probes = Probes(context.recipe.prior.embedding_dim)
+    probes.load_state_dict(load_file(context.folder / PROBES))
+
+    def accuracy(embeds: Tensor, captions: list[str]) -> dict[str, float]:
+        scenes = [held_out.scene(i) for i in range(len(captions))]
+        return probes.accuracy(embeds, labels(scenes, captions))
+
+    return accuracy
+
+
+def add_prior(context: TrainingContext, data: TrainingData, network: PriorTransformer) -> None:
+    """Write the prior and its scheduler."""
+    context.model.save("prior", network)
+    folder = context.model.path / catalog.PRIOR
+    write_json(folder / "scheduler" / "scheduler_config.json", context.recipe.prior_scheduler)
+    write_json(folder / "model_index.json", catalog.PRIOR_INDEX)
+
+
+def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[dict[str, float]]:
+    """Fit the linear prior in one pass over the captions, which every process makes, and write it."""
+    sets = [_captioned_embeds(context, data, pictures) for pictures in data.distinct_sets]
+    encoder = context.frozen.text_encoder.to(context.processes.device), context.frozen.tokenizer
+    fitted, measured = linear_prior.fit(*encoder, sets, _captioned_embeds(context, data, data.held_out))
+    line = {"step": 1, "of": 1, **measured}
+    if context.processes.first:
+        encoders = [context.model.stored(name).fingerprint for name in ("text_encoder", "image_encoder")]
+        linear_prior_file.save(context.model.path / catalog.PRIOR / linear_prior_file.FOLDER, fitted, *encoders)
+        run.write_metrics(context.folder / "linear-prior", line)
+    context.processes.wait()
+    yield line
+
+
+# The decoders
+
+
+def prepare_decoder(context: TrainingContext, data: TrainingData) -> Prepared:
+    """The decoder of text-to-image."""
+    return _prepare_unet("decoder", context.recipe.unet, decoder.no_extra_inputs, context, data)
+
+
+def prepare_inpaint(context: TrainingContext, data: TrainingData) -> Prepared:
+    """The decoder with the masked latents and the mask as further input channels."""
+    channels = 2 * context.recipe.movq.latent_channels + 1
+    return _prepare_unet(
+        "inpaint", replace(context.recipe.unet, in_channels=channels), inpaint.masked_inputs, context, data
+    )
+
+
+def prepare_controlnet(context: TrainingContext, data: TrainingData) -> Prepared:
+    """The decoder with an encoded depth hint as further input channels."""
+    channels = 2 * context.recipe.movq.latent_channels
+    config = replace(context.recipe.unet, in_channels=channels, addition_embed_type="image_hint")
+    return _prepare_unet("controlnet", config, controlnet.hint_inputs, context, data)
+
+
+def _prepare_unet(
+    name: str, config: UNetConfig, extra_inputs: decoder.ExtraInputs, context: TrainingContext, data: TrainingData
+) -> Prepared:
+    """A U-Net. Those for inpainting and hints are initialised with the plain decoder's, if the base model has none."""
+    frozen = context.frozen
+    encoders = frozen.latent_encoder, frozen.image_embedder
+    torch.manual_seed(0)
+    network = UNet(config)
+    if name != "decoder" and UNETS[name] not in context.base:
+        weights = context.model.stored("decoder").load(torch.float32, CPU).state_dict()
+        network.load_state_dict(init_weights.initial_state(network.state_dict(), weights))
+    context.initialise_from_base(name, network)
+    schedule = NoiseSchedule.from_config(context.recipe.decoder_scheduler)
+    zero = zero_image.zero_image_embed(context.model.parts[catalog.PRIOR])
+    buckets = data.buckets(*encoders, hinted=config.hinted)
+    held_out = data.bucket(data.held_out, *encoders, hinted=config.hinted)
+    frozen.movq.cpu()  # frees device memory for the training
+    recipe = context.recipe.runs[name]
+    objective = decoder.objective(network, schedule, buckets, zero, recipe, extra_inputs)
+    space = {"movq": frozen.latent_space, "prediction": schedule.prediction_type}
+    training = context.training(name, network, objective, data, {**space, **frozen.image_encoder_fingerprints})
+    return Prepared(training, decoder.sample_grid(network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs))
+
+
+def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
+    """Write the decoder of text-to-image; if it learned the picture world, with its vocabulary and default settings."""
+    add_unet("decoder", context, data, network)
+    if context.dataset is None and not (context.model.parts[catalog.DECODER] / METADATA_FILE).exists():
+        about = {"defaults": context.recipe.defaults, "words": language(), "examples": EXAMPLES}
+        write_json(context.model.path / catalog.DECODER / METADATA_FILE, about)
+
+
+def add_unet(name: str, context: TrainingContext, data: TrainingData, network: UNet) -> None:
+    """Write a decoder's U-Net and scheduler; MoVQ is only in the folder of the plain decoder."""
+    context.model.save(name, network)
+    folder = context.model.path / UNETS[name]
+    write_json(folder / "scheduler" / "scheduler_config.json", context.recipe.decoder_scheduler)
+    write_json(folder / "model_index.json", catalog.decoder_index(UNETS[name]))
+
+
+NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
+    "movq": NetworkTraining(prepare=prepare_movq, add=add_movq, component="movq"),
+    "clip": NetworkTraining(prepare=prepare_clip, add=add_clip, component="image_encoder", captioned=True),
+    "prior": NetworkTraining(
+        prepare=prepare_prior,
+        add=add_prior,
+        component="prior",
+        requires=("image_encoder", "text_encoder"),
+        captioned=True,
+    ),
+    "linear-prior": ClosedFormTraining(
+        fit=fit_linear_prior, requires=("image_encoder", "text_encoder"), captioned=True
+    ),
+    "decoder": NetworkTraining(
+        prepare=prepare_decoder, add=add_decoder, component="decoder", requires=("movq", "image_encoder")
+    ),
+    "inpaint": NetworkTraining(
+        prepare=prepare_inpaint,
+        add=partial(add_unet, "inpaint"),
+        component="inpaint",
+        requires=("movq", "image_encoder"),
+    ),
+    "controlnet": NetworkTraining(
+        prepare=prepare_controlnet,
+        add=partial(add_unet, "controlnet"),
+        component="controlnet",
+        requires=("movq", "image_encoder"),
+    ),
+    "movq-decoder": NetworkTraining(
+        prepare=prepare_movq_decoder, add=add_movq_decoder, component="movq", requires=("movq",)
+    ),
+}
+"""The networks that can be trained, in the order in which they are trained for a new model."""
