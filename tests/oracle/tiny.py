@@ -1,4 +1,4 @@
-"""Small networks of the published architecture with random weights, as diffusers' classes and as ours."""
+"""Small networks of the published architecture with random weights: diffusers' network and ours with the same ones."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,14 +26,14 @@ MOVQ = MoVQConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, num_v
 
 
 def twins(network: Any, theirs: Any, config: Config) -> tuple[Any, Any]:
-    """Our network and diffusers' with the same random weights, which diffusers saves and `Stored` loads."""
-    reference = theirs.from_config({k: v for k, v in config.to_dict().items() if not k.startswith("_")})
-    randomise(reference)
+    """Their network with random weights, saved by them, and ours, loaded from that folder."""
+    built = theirs.from_config({k: v for k, v in config.to_dict().items() if not k.startswith("_")})
+    randomise(built)
     with TemporaryDirectory() as folder:
-        reference.save_pretrained(folder)
+        built.save_pretrained(folder)
         ours = Stored(Path(folder), network, type(config)).load(torch.float32, torch.device("cpu"))
     assert ours.config == config
-    return ours, reference.eval().requires_grad_(False)
+    return ours, built.eval().requires_grad_(False)
 
 
 def priors(config: PriorConfig = PRIOR) -> tuple[PriorTransformer, Any]:
