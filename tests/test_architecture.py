@@ -210,35 +210,6 @@ def test_no_identifier_contains_a_banned_word() -> None:
     assert not offenders, f"rename these {len(offenders)} identifiers:\n" + "\n".join(sorted(offenders))
 
 
-def test_importing_any_module_has_no_side_effects() -> None:
-    """No module changes the environment, torch's default dtype, its number of threads or its random generator."""
-    paths = [file.relative_to(SRC.parent).with_suffix("") for file in FILES if file.stem != "__main__"]
-    modules = [".".join(path.parts).removesuffix(".__init__") for path in paths]
-    code = (
-        f"modules = {modules}"
-        + """
-import importlib, os, torch
-
-def state():
-    generator = torch.random.get_rng_state().tolist()
-    return dict(os.environ), torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), generator
-
-before = state()
-for module in modules:
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        assert error.name == "triton", f"importing {module} needs {error.name}"  # torch installs triton for GPUs only
-    after = state()
-    assert after[1:] == before[1:], f"importing {module} changes torch"
-    changed = sorted(set(before[0].items()) ^ set(after[0].items()))
-    assert not changed, f"importing {module} changes the environment: {changed}"
-"""
-    )
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-
-
 def test_formatter_and_line_length_have_no_exceptions() -> None:
     exceptions = [
         f"{file.relative_to(ROOT)}:{line}: {comment}"
