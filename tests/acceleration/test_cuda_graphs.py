@@ -20,7 +20,7 @@ from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
-from kandinsky22.models.unet import Conditioned, UNet
+from kandinsky22.models.unet import UNetCondition, UNet
 from kandinsky22.request.events import Notice
 from kandinsky22.request.tasks import text2img
 from tests.acceleration.comparison import UNET, for_inference, noise, relative_rms
@@ -69,7 +69,7 @@ def unet() -> tuple[UNet, UNet]:
     return plain, prepared(copy.deepcopy(plain))
 
 
-def unet_inputs(network: UNet, rows: int, *, seed: int = 0, side: int = 8) -> tuple[Tensor, Tensor, Conditioned]:
+def unet_inputs(network: UNet, rows: int, *, seed: int = 0, side: int = 8) -> tuple[Tensor, Tensor, UNetCondition]:
     """Random states, timesteps and conditions."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator)

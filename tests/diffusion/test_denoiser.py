@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
-from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
+from kandinsky22.models.unet import UNetCondition, UNet, UNetConfig
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
 
@@ -163,7 +163,7 @@ def unet() -> UNet:
     return network
 
 
-def conditioned(unet: UNet, n: int) -> Conditioned:
+def conditioned(unet: UNet, n: int) -> UNetCondition:
     return unet.condition(randn(n, 24, seed=9))
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, denoiser, sample_many
 from kandinsky22.diffusion.denoiser import BatchLayout, Denoiser, Guidance
 from kandinsky22.engine.runs import InpaintCondition, StartState
-from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
+from kandinsky22.models.unet import UNetCondition, UNet, UNetConfig
 from tests.diffusion.toy import DECODER
 
 META = torch.device("meta")
@@ -47,7 +47,7 @@ class NoBlockingCopies(TorchDispatchMode):
         return out
 
 
-def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidance[Conditioned]:
+def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidance[UNetCondition]:
     """The conditions of a request. `Guidance.of` would read the weights; it is called before the loop."""
     condition = network.precompute_timesteps(
         network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS

@@ -11,7 +11,7 @@ from kandinsky22.diffusion import SAMPLERS, Job, Noise, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.timestep_cache import MAX_TIMESTEPS, TimestepCache
-from kandinsky22.models.unet import Conditioned, UNet
+from kandinsky22.models.unet import UNetCondition, UNet
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import PRIOR, UNET
@@ -31,7 +31,7 @@ def prior_and_prefix() -> tuple[PriorTransformer, Prefix]:
     return network, network.prefill(noise(3, 7, 24), noise(3, 24, seed=1), mask)
 
 
-def unet_and_condition(**extra_config: int) -> tuple[UNet, Conditioned]:
+def unet_and_condition(**extra_config: int) -> tuple[UNet, UNetCondition]:
     network = UNet(replace(UNET, **extra_config)).double().eval().requires_grad_(False)
     randomise(network)
     masked = noise(3, 5, 8, 8, seed=3) if extra_config else None
@@ -116,7 +116,7 @@ def test_guided_rows_are_computed_with_both_conditions(name: str) -> None:
     t, guided_rows = torch.tensor([981, 500, 20]), torch.tensor([2, 0])
     repeated = torch.cat([guided_rows, torch.arange(3)])
     unconditional = rows[guided_rows.flip(0)]  # other conditions than those of the rows
-    if isinstance(unconditional, Conditioned) and unconditional.extra is not None:
+    if isinstance(unconditional, UNetCondition) and unconditional.extra is not None:
         unconditional = replace(unconditional, extra=rows[guided_rows].extra)  # with the same masked picture
     all_rows = network.precompute_timesteps(type(rows).cat([unconditional, rows]), TIMES)
     expected = network(x[repeated], t[repeated], all_rows)

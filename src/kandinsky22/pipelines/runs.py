@@ -17,7 +17,7 @@ from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep
 from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState, repeat_rows
 from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
 from kandinsky22.models.prior import Prefix
-from kandinsky22.models.unet import Conditioned
+from kandinsky22.models.unet import UNetCondition
 from kandinsky22.pipelines.arguments import check_finite, finite_number, positive_int
 from kandinsky22.pipelines.callbacks import StepCallbacks
 
@@ -230,7 +230,7 @@ class DecoderCall:
                 )
 
 
-def decoder_run(stage: DecoderStage, call: DecoderCall, embeds: Embeds) -> tuple[Run[Conditioned], Constrain]:
+def decoder_run(stage: DecoderStage, call: DecoderCall, embeds: Embeds) -> tuple[Run[UNetCondition], Constrain]:
     """A run conditioned on embeddings, and the constraint to apply to the finished latents, with t = -1."""
     options, device = call.options, stage.networks.device
     repeats = options.images_per_prompt
