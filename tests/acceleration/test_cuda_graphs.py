@@ -20,7 +20,7 @@ from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
-from kandinsky22.models.unet import UNetCondition, UNet
+from kandinsky22.models.unet import UNet, UNetCondition
 from kandinsky22.request.events import Notice
 from kandinsky22.request.tasks import text2img
 from tests.acceleration.comparison import UNET, for_inference, noise, relative_rms

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
-from kandinsky22.models.unet import UNetCondition, UNet, UNetConfig
+from kandinsky22.models.unet import UNet, UNetCondition, UNetConfig
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
 

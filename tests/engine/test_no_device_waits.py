@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, denoiser, sample_many
 from kandinsky22.diffusion.denoiser import BatchLayout, Denoiser, Guidance
 from kandinsky22.engine.runs import InpaintCondition, StartState
-from kandinsky22.models.unet import UNetCondition, UNet, UNetConfig
+from kandinsky22.models.unet import UNet, UNetCondition, UNetConfig
 from tests.diffusion.toy import DECODER
 
 META = torch.device("meta")

@@ -11,7 +11,7 @@ from kandinsky22.diffusion import SAMPLERS, Job, Noise, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.timestep_cache import MAX_TIMESTEPS, TimestepCache
-from kandinsky22.models.unet import UNetCondition, UNet
+from kandinsky22.models.unet import UNet, UNetCondition
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import PRIOR, UNET

@@ -21,7 +21,7 @@ from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer
-from kandinsky22.models.unet import UNetCondition, UNet
+from kandinsky22.models.unet import UNet, UNetCondition
 
 K = TypeVar("K", bound=Hashable)
 # The 3x3 neighbourhood by which the published inpainting weights were trained to grow the repainted region: all cells
