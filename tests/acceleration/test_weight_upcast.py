@@ -19,7 +19,7 @@ from kandinsky22.acceleration.weight_upcast import UPCAST_LAYERS, upcast_linear
 from kandinsky22.engine.placement import Networks
 from kandinsky22.models.layers import Conv3x3, UpsampleConv3x3
 from tests.acceleration.comparison import EXACT, MOVQ, UNET, for_inference, noise, relative_rms
-from tests.models.test_clip import SMALL_TEXT, prompts, text_and_theirs
+from tests.models.test_clip import SMALL_TEXT, padded_prompts, text_towers
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import movqs, priors, unets
 
@@ -75,12 +75,12 @@ def prior() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]
 
 
 def text() -> tuple[Any, Any, Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    ours, theirs = text_and_theirs(SMALL_TEXT)
+    ours, theirs = text_towers(SMALL_TEXT)
     return (
         for_inference(ours),
         for_inference(theirs),
-        lambda network: network(prompts()).hidden,
-        lambda network: network(prompts()).last_hidden_state,
+        lambda network: network(padded_prompts()).hidden,
+        lambda network: network(padded_prompts()).last_hidden_state,
     )
 
 

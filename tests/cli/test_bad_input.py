@@ -90,7 +90,7 @@ def make_infinite(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda path: path.unlink(), "has no weights; it should hold"),
+        (lambda path: path.unlink(), "has no weights; it should contain"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is damaged or incomplete"),
         (lambda path: path.write_bytes(path.read_bytes()[:4]), "is damaged or incomplete"),
         (lambda path: path.write_bytes(b""), "is damaged or incomplete"),

@@ -143,7 +143,7 @@ def test_a_run_whose_files_were_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.json cannot be read"):
         Run.open(tmp_path)
     (tmp_path / RUN).write_text("{}")
-    with pytest.raises(ValueError, match="no request of kandinsky22"):
+    with pytest.raises(ValueError, match="not a request of kandinsky22"):
         Run.open(tmp_path)
     (tmp_path / RUN).unlink()
     with pytest.raises(ValueError, match=r"holds no run; there is no run\.json in it"):
