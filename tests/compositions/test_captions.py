@@ -1,4 +1,4 @@
-"""Captions: grammar, truth and the words they may use; and what a perturbation changes."""
+"""Captions: grammar, facts and vocabulary; and the changes of a perturbation."""
 
 import re
 from dataclasses import replace
@@ -35,7 +35,7 @@ def many(number: int = 500) -> list[tuple[Scene, np.random.Generator]]:
     return [(sample(rng), rng) for rng in generators]
 
 
-def test_the_plain_caption_says_everything() -> None:
+def test_the_plain_caption_states_everything() -> None:
     assert caption(THREE_OVER_ONE) == "three red circles above a blue triangle on a cream ground with thin black lines"
     orange = Scene.of((Group(1, "orange", "half moon"),), None, "sky blue", "", np.random.default_rng(0))
     assert caption(orange) == "an orange half moon on a sky blue ground"
@@ -44,21 +44,21 @@ def test_the_plain_caption_says_everything() -> None:
     assert caption(replace(small, style="ink")) == "a small orange star on a grey ground with a grid in ink"
 
 
-def test_a_seed_is_a_caption() -> None:
-    said = [caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in (1, 1)]
-    assert said[0] == said[1]
+def test_a_caption_is_determined_by_its_seed() -> None:
+    first, second = (caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in (1, 1))
+    assert first == second
     assert len({caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in range(60)}) > 30
 
 
-def test_every_word_is_known_and_every_known_word_is_said() -> None:
-    said = {word for scene, rng in many(1500) for word in re.findall(r"\w+", caption(scene, rng))}
-    assert said == WORDS
+def test_captions_use_exactly_the_words_of_the_vocabulary() -> None:
+    used = {word for scene, rng in many(1500) for word in re.findall(r"\w+", caption(scene, rng))}
+    assert used == WORDS
     assert all(set(re.findall(r"\w+", example)) <= WORDS for example in EXAMPLES)
     assert "three red circles over a blue triangle" in EXAMPLES
     assert set(re.findall(r"\w+", " ".join(" ".join(kind) for kind in language().values()))) == WORDS
 
 
-def test_grammar() -> None:
+def test_captions_follow_the_grammar() -> None:
     kinds = {kind: "|".join(phrases) for kind, phrases in language().items()}
     singular, plural = "|".join(PLURALS), "|".join(PLURALS.values())
     one = rf"(?:an|one) orange|(?:a|one) (?:(?:{kinds['sizes']}) )?(?!orange)(?:{kinds['colors']})"
@@ -66,39 +66,39 @@ def test_grammar() -> None:
     group = rf"(?:{one}|(?:two|three|four) (?:{kinds['colors']}) (?:{plural}))"
     between = r"above|over|on top of|below|under|beneath|(?:(?:to|on) the )?(?:left|right) of"
     after = r"above|below|beneath|(?:to|on) the (?:left|right)"
-    told_after = rf"{group}, {group} (?:{after})"
+    relation_after = rf"{group}, {group} (?:{after})"
     subject = rf"{group}(?: (?:{between}) {group})?"
     ground = rf"(?:(?:on|against) a (?:{kinds['grounds']}) (?:ground|background)|on (?:{kinds['grounds']}))"
     decoration, style = r"with (?:thin black lines|a grid|arcs)", r"in (?:cut paper|watercolou?r|ink|pastel|clay)"
-    openings = [say for say in language()["styles"] if not say.startswith("in ")] + [*language()["openings"]]
+    openings = [phrase for phrase in language()["styles"] if not phrase.startswith("in ")] + [*language()["openings"]]
     rest = rf"(?: {ground})?(?: {decoration})?(?: {style})?"
     sentences = re.compile(
-        rf"(?:(?:{'|'.join(openings)}) )?(?:{subject}{rest}|{told_after}(?:,{rest})?)"
-        rf"|{ground}(?: {decoration})?, (?:{subject}(?: {style})?|{told_after}(?:, {style})?)"
+        rf"(?:(?:{'|'.join(openings)}) )?(?:{subject}{rest}|{relation_after}(?:,{rest})?)"
+        rf"|{ground}(?: {decoration})?, (?:{subject}(?: {style})?|{relation_after}(?:, {style})?)"
     )
     for scene, rng in many():
-        for said in (caption(scene), caption(scene, rng), caption(scene, rng, whole=True)):
-            assert sentences.fullmatch(said), said
+        for text in (caption(scene), caption(scene, rng), caption(scene, rng, whole=True)):
+            assert sentences.fullmatch(text), text
 
 
 def test_captions_fit_a_small_text_encoder() -> None:
     """Words and commas; with a start and an end they stay under the 32 positions of the small model."""
-    said = [caption(scene, rng, whole=True) for scene, rng in many(1500)]
-    assert max(len(re.findall(r"\w+|,", text)) for text in said) <= 28
+    captions = [caption(scene, rng, whole=True) for scene, rng in many(1500)]
+    assert max(len(re.findall(r"\w+|,", text)) for text in captions) <= 28
 
 
-def test_the_style_is_always_said_but_for_paper() -> None:
+def test_every_style_but_paper_is_always_stated() -> None:
     words = {"watercolour": "watercolou?r", "ink": "ink", "pastel": "pastel", "clay": "clay", "paper": "paper"}
-    told = []
+    is_stated = []
     for scene, rng in many(600):
-        said = caption(scene, rng)
-        found = [style for style in STYLES if re.search(rf"\b{words[style]}\b", said)]
+        text = caption(scene, rng)
+        found = [style for style in STYLES if re.search(rf"\b{words[style]}\b", text)]
         assert found == [scene.style] or (not found and scene.style == "paper")
-        told += [bool(found)] if scene.style == "paper" else []
-    assert 0.1 < sum(told) / len(told) < 0.35
+        is_stated += [bool(found)] if scene.style == "paper" else []
+    assert 0.1 < sum(is_stated) / len(is_stated) < 0.35
 
 
-def test_relations_are_told_truly_from_either_side() -> None:
+def test_relations_are_true_whichever_group_is_first() -> None:
     words = {
         "above": "above|over|on top of",
         "below": "below|under|beneath",
@@ -109,27 +109,27 @@ def test_relations_are_told_truly_from_either_side() -> None:
     for scene, rng in many(300):
         if scene.relation is None:
             continue
-        said = caption(scene, rng)
-        first, second = (re.search(rf"{group.color} {group.shape}", said) for group in scene.groups)
+        text = caption(scene, rng)
+        first, second = (re.search(rf"{group.color} {group.shape}", text) for group in scene.groups)
         assert first
         assert second
         orders.add(first.start() < second.start())
         relation = scene.relation if first.start() < second.start() else OPPOSITES[scene.relation]
         named = "|".join(PLURALS)
         if re.search(
-            rf"({named})(e?s)?, (a|an|one|two|three|four) ", said
+            rf"({named})(e?s)?, (a|an|one|two|three|four) ", text
         ):  # "one, another below": it is about the second
             relation = OPPOSITES[relation]
-        assert re.search(rf"\b({words[relation]})\b", said), (said, scene.relation)
-        assert not re.search(rf"\b({words[OPPOSITES[relation]]})\b", said), (said, scene.relation)
+        assert re.search(rf"\b({words[relation]})\b", text), (text, scene.relation)
+        assert not re.search(rf"\b({words[OPPOSITES[relation]]})\b", text), (text, scene.relation)
     assert orders == {True, False}
 
 
-def test_grounds_and_decorations_go_unsaid_sometimes_but_not_when_whole() -> None:
+def test_grounds_decorations_and_sizes_may_be_omitted_but_not_from_whole_captions() -> None:
     pairs = [(scene, caption(scene, rng), caption(scene, rng, whole=True)) for scene, rng in many() if scene.decoration]
     for kind in ("ground", "decoration"):
-        said = sum(f" {getattr(scene, kind)}" in free for scene, free, _ in pairs) / len(pairs)
-        assert 0.65 < said < 0.85
+        share = sum(f" {getattr(scene, kind)}" in free for scene, free, _ in pairs) / len(pairs)
+        assert 0.65 < share < 0.85
         assert all(f" {getattr(scene, kind)}" in whole for scene, _, whole in pairs)
     assert all(
         group.size is None
