@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kandinsky22.checkpoints.network import Stored
 from safetensors.torch import load_file
 
+from kandinsky22.checkpoints.network import Stored
 from kandinsky22.compositions.thing_scenes import ThingScene
 from kandinsky22.compositions.things import DRAWINGS
 from kandinsky22.models.movq import MoVQ, MoVQConfig
