@@ -25,7 +25,7 @@ run: .venv/.installed ## install what is missing, then paint PROMPT, or somethin
 	@if [ -n "$$PROMPT" ]; then $(KANDINSKY22) $(ARGS) -- "$$PROMPT"; else $(KANDINSKY22) $(ARGS); fi
 
 test: check ## install what is missing, then run the checks, and all tests except the slow ones
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.installed-test ## the checks that take seconds: ruff and mypy
 	.venv/bin/python -m ruff check .

@@ -85,8 +85,8 @@ def steps(a: argparse.Namespace, pipe: Any, at_each: Callable[[Any], None]) -> N
 
 
 def unet(a: argparse.Namespace, turns: Turns) -> None:
-    """Guidance steps of the decoder: two rows through the U-Net, and the sampler. One step of the same run per turn; the
-    first turn is two steps, because in the second this package stores the filters that later steps use."""
+    """Guidance steps of the decoder: two rows through the U-Net, and the sampler. One step of the same run per turn;
+    the first turn is two steps, because in the second this package stores the filters that later steps use."""
     pipe = read(a, pipeline(a, "decoder"))
     steps_done = count(1)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import locate
 from kandinsky22.checkpoints.model import StoredDecoder, StoredPrior
 from kandinsky22.diffusion import SAMPLERS, Noise, NoiseSchedule, Prediction, guide, interpret, sample, split_variance
 
@@ -52,7 +52,7 @@ def paint(
     prompt: str, model: str, seed: int = 7, prior_sampling: Sampling = PRIOR, sampling: Sampling = DECODER
 ) -> Image.Image:
     """The picture of a prompt, at the model's own size."""
-    folders, where = catalog.parts(model), (torch.float32, torch.device("cpu"))
+    folders, where = locate.part_folders(model), (torch.float32, torch.device("cpu"))
     priors, decoders = StoredPrior(folders["prior"]), StoredDecoder(folders["decoder"])
     text_encoder, prior = priors.text_encoder.load(*where), priors.prior.load(*where)
     unet, movq = decoders.unet.load(*where), decoders.movq.load(*where)

@@ -107,7 +107,7 @@ def main() -> int:
             side.begin()
         values = {side.name: found_by(side) for side in (old, new)}
         add_what_old_left(old, new, values)
-    same = told(values["old"], values["new"])
+    same = print_comparison(values["old"], values["new"])
     if same:
         shutil.rmtree(folder)
         return 0
@@ -419,23 +419,23 @@ def returned(shared: Path) -> Values:
     words = {"prompt": PROMPT, "negative_prompt": "a green ring", "num_inference_steps": 4}
     prior = pipelines.KandinskyV22PriorPipeline.from_pretrained(model / "prior")
     size = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "np"}
-    led = {**prior(**words, generator=seeded()), **size}
-    told = {**words, **size, "prior_num_inference_steps": 3}
-    begun, masked = {"image": photo, "strength": 0.5}, {"image": photo, "mask_image": mask}
+    decoder_options = {**prior(**words, generator=seeded()), **size}
+    options = {**words, **size, "prior_num_inference_steps": 3}
+    with_start, with_mask = {"image": photo, "strength": 0.5}, {"image": photo, "mask_image": mask}
     calls: dict[str, tuple[str, dict[str, Any]]] = {
         "KandinskyV22PriorPipeline": ("prior", words),
-        "KandinskyV22PriorEmb2EmbPipeline": ("prior", words | begun),
-        "KandinskyV22Pipeline": ("decoder", led),
-        "KandinskyV22Img2ImgPipeline": ("decoder", led | begun),
-        "KandinskyV22InpaintPipeline": ("decoder-inpaint", led | masked),
-        "KandinskyV22ControlnetPipeline": ("controlnet-depth", led | {"hint": hint}),
-        "KandinskyV22ControlnetImg2ImgPipeline": ("controlnet-depth", led | begun | {"hint": hint}),
-        "KandinskyV22CombinedPipeline": ("decoder", told),
-        "KandinskyV22Img2ImgCombinedPipeline": ("decoder", told | begun),
-        "KandinskyV22InpaintCombinedPipeline": ("decoder-inpaint", told | masked),
-        "AutoPipelineForText2Image": ("decoder", told),
-        "AutoPipelineForImage2Image": ("decoder", told | begun),
-        "AutoPipelineForInpainting": ("decoder-inpaint", told | masked),
+        "KandinskyV22PriorEmb2EmbPipeline": ("prior", words | with_start),
+        "KandinskyV22Pipeline": ("decoder", decoder_options),
+        "KandinskyV22Img2ImgPipeline": ("decoder", decoder_options | with_start),
+        "KandinskyV22InpaintPipeline": ("decoder-inpaint", decoder_options | with_mask),
+        "KandinskyV22ControlnetPipeline": ("controlnet-depth", decoder_options | {"hint": hint}),
+        "KandinskyV22ControlnetImg2ImgPipeline": ("controlnet-depth", decoder_options | with_start | {"hint": hint}),
+        "KandinskyV22CombinedPipeline": ("decoder", options),
+        "KandinskyV22Img2ImgCombinedPipeline": ("decoder", options | with_start),
+        "KandinskyV22InpaintCombinedPipeline": ("decoder-inpaint", options | with_mask),
+        "AutoPipelineForText2Image": ("decoder", options),
+        "AutoPipelineForImage2Image": ("decoder", options | with_start),
+        "AutoPipelineForInpainting": ("decoder-inpaint", options | with_mask),
     }
     public = {name for name in pipelines.__all__ if name.startswith("AutoPipeline") or name.endswith("Pipeline")}
     assert public == set(calls), public ^ set(calls)
@@ -447,7 +447,7 @@ def returned(shared: Path) -> Values:
     values["KandinskyV22PriorPipeline.interpolate"] = numbers_of(mixed)
     decoder = pipelines.KandinskyV22Pipeline.from_pretrained(model / "decoder")
     decoder.scheduler = pipelines.DDIMScheduler.from_config(decoder.scheduler.config)
-    values["KandinskyV22Pipeline with DDIMScheduler"] = numbers_of(decoder(**led, generator=seeded()))
+    values["KandinskyV22Pipeline with DDIMScheduler"] = numbers_of(decoder(**decoder_options, generator=seeded()))
     return values
 
 
@@ -611,7 +611,7 @@ def write_tokenizer(folder: Path) -> None:
     start, end = "<|startoftext|>", "<|endoftext|>"
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), start, end]
-    told = {
+    config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": TEXT_LENGTH,
         "bos_token": start,
@@ -622,7 +622,7 @@ def write_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def tiny_unet(**changes: Any) -> Any:
@@ -697,8 +697,8 @@ def content_of(path: Path) -> bytes:
     return json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
 
 
-def told(old: Values, new: Values) -> bool:
-    """Print what was found on both sides, and whether all of it is the same."""
+def print_comparison(old: Values, new: Values) -> bool:
+    """Print the values of both commits; return whether all are equal."""
     names = list(dict.fromkeys([*old, *new]))
     width, same = max(map(len, names)), 0
     print(f"\n{'check':{width}}  {'old':12}  {'new':12}")

@@ -20,7 +20,7 @@ from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
 from kandinsky22.models.layers import Norm
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
-from kandinsky22.models.unet import Conditioned, UNet
+from kandinsky22.models.unet import UNet, UNetCondition
 from kandinsky22.request.events import Notice
 from kandinsky22.request.tasks import text2img
 from tests.acceleration.comparison import UNET, for_inference, noise, relative_rms
@@ -69,7 +69,7 @@ def unet() -> tuple[UNet, UNet]:
     return plain, prepared(copy.deepcopy(plain))
 
 
-def unet_inputs(network: UNet, rows: int, *, seed: int = 0, side: int = 8) -> tuple[Tensor, Tensor, Conditioned]:
+def unet_inputs(network: UNet, rows: int, *, seed: int = 0, side: int = 8) -> tuple[Tensor, Tensor, UNetCondition]:
     """Random states, timesteps and conditions."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator)
@@ -281,7 +281,7 @@ def test_a_step_that_cannot_be_compiled_warns_once_and_runs_uncompiled(monkeypat
         compiled.append(graph)
         return graph.forward
 
-    traced = torch.compile(UNet.forward_cached, backend=backend, fullgraph=True, dynamic=False)
+    traced = torch.compile(UNet.forward, backend=backend, fullgraph=True, dynamic=False)
     monkeypatch.setattr(gpu, "compile_step", lambda _: traced)
     for i in range(3):
         assert relative_rms(fast(*unet_inputs(plain, 2, seed=i)), plain(*unet_inputs(plain, 2, seed=i))) < 1e-5
@@ -331,5 +331,5 @@ def test_devices_have_the_acceleration_that_applies_to_them(monkeypatch: pytest.
 
 
 def test_compiling_without_a_gpu_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(ValueError, match="compiling is for networks that stay on cuda"):
+    with pytest.raises(ValueError, match="compiled networks must be accelerated"):
         Kandinsky.load(tiny_model, device="cpu", compiled=True)

@@ -43,7 +43,7 @@ class FakeBackend:
     """Paints each seed in its own colour, tinted by the size of the batch, as a batch changes a real model's pixels.
 
     Prompts: "poison" raises KeyError, "unreachable" ConnectionResetError, "die" kills the process, "die once" kills it
-    the first time in `folder`, "wait" takes ten seconds for a step. Every attempt appends its prompt to a file in
+    the first time in `folder`, "wait" takes ten minutes for a step. Every attempt appends its prompt to a file in
     `folder`. poison_raises: whether "poison" raises.
     """
 
@@ -84,7 +84,7 @@ class FakeBackend:
         if prompt == "unreachable":
             raise ConnectionResetError("unreachable")
         if "wait" in prompt:
-            time.sleep(10)
+            time.sleep(600)  # far longer than any test waits
         if prompt == "die" or (prompt == "die once" and not marker.exists()):
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)

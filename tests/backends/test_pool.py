@@ -52,8 +52,8 @@ def pixels(outcomes: dict[str, Outcome[str]]) -> dict[str, bytes]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process ends within ten seconds; a zombie has ended."""
-    for _ in range(100):
+    """Whether a process ends within a minute; a zombie has ended."""
+    for _ in range(600):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Captions: grammar, facts and vocabulary; and the changes of a perturbation."""
+"""Captions: their grammar, vocabulary and correctness; and what a perturbation changes."""
 
 import re
 from dataclasses import replace
@@ -30,12 +30,12 @@ THREE_OVER_ONE = Scene.of(
 )
 
 
-def many(number: int = 500) -> list[tuple[Scene, np.random.Generator]]:
+def samples(number: int = 500) -> list[tuple[Scene, np.random.Generator]]:
     generators = [np.random.default_rng((7, index)) for index in range(number)]
     return [(sample(rng), rng) for rng in generators]
 
 
-def test_the_plain_caption_states_everything() -> None:
+def test_the_plain_caption_names_everything() -> None:
     assert caption(THREE_OVER_ONE) == "three red circles above a blue triangle on a cream ground with thin black lines"
     orange = Scene.of((Group(1, "orange", "half moon"),), None, "sky blue", "", np.random.default_rng(0))
     assert caption(orange) == "an orange half moon on a sky blue ground"
@@ -44,15 +44,15 @@ def test_the_plain_caption_states_everything() -> None:
     assert caption(replace(small, style="ink")) == "a small orange star on a grey ground with a grid in ink"
 
 
-def test_a_caption_is_determined_by_its_seed() -> None:
-    first, second = (caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in (1, 1))
+def test_a_seed_gives_the_same_caption() -> None:
+    first, second = (caption(THREE_OVER_ONE, np.random.default_rng(1)) for _ in range(2))
     assert first == second
     assert len({caption(THREE_OVER_ONE, np.random.default_rng(seed)) for seed in range(60)}) > 30
 
 
 def test_captions_use_exactly_the_words_of_the_vocabulary() -> None:
-    used = {word for scene, rng in many(1500) for word in re.findall(r"\w+", caption(scene, rng))}
-    assert used == WORDS
+    words = {word for scene, rng in samples(1500) for word in re.findall(r"\w+", caption(scene, rng))}
+    assert words == WORDS
     assert all(set(re.findall(r"\w+", example)) <= WORDS for example in EXAMPLES)
     assert "three red circles over a blue triangle" in EXAMPLES
     assert set(re.findall(r"\w+", " ".join(" ".join(kind) for kind in language().values()))) == WORDS
@@ -66,39 +66,39 @@ def test_captions_follow_the_grammar() -> None:
     group = rf"(?:{one}|(?:two|three|four) (?:{kinds['colors']}) (?:{plural}))"
     between = r"above|over|on top of|below|under|beneath|(?:(?:to|on) the )?(?:left|right) of"
     after = r"above|below|beneath|(?:to|on) the (?:left|right)"
-    relation_after = rf"{group}, {group} (?:{after})"
+    relation_last = rf"{group}, {group} (?:{after})"
     subject = rf"{group}(?: (?:{between}) {group})?"
     ground = rf"(?:(?:on|against) a (?:{kinds['grounds']}) (?:ground|background)|on (?:{kinds['grounds']}))"
     decoration, style = r"with (?:thin black lines|a grid|arcs)", r"in (?:cut paper|watercolou?r|ink|pastel|clay)"
-    openings = [phrase for phrase in language()["styles"] if not phrase.startswith("in ")] + [*language()["openings"]]
+    openings = [say for say in language()["styles"] if not say.startswith("in ")] + [*language()["openings"]]
     rest = rf"(?: {ground})?(?: {decoration})?(?: {style})?"
     sentences = re.compile(
-        rf"(?:(?:{'|'.join(openings)}) )?(?:{subject}{rest}|{relation_after}(?:,{rest})?)"
-        rf"|{ground}(?: {decoration})?, (?:{subject}(?: {style})?|{relation_after}(?:, {style})?)"
+        rf"(?:(?:{'|'.join(openings)}) )?(?:{subject}{rest}|{relation_last}(?:,{rest})?)"
+        rf"|{ground}(?: {decoration})?, (?:{subject}(?: {style})?|{relation_last}(?:, {style})?)"
     )
-    for scene, rng in many():
+    for scene, rng in samples():
         for text in (caption(scene), caption(scene, rng), caption(scene, rng, whole=True)):
             assert sentences.fullmatch(text), text
 
 
 def test_captions_fit_a_small_text_encoder() -> None:
-    """Words and commas; with a start and an end they stay under the 32 positions of the small model."""
-    captions = [caption(scene, rng, whole=True) for scene, rng in many(1500)]
-    assert max(len(re.findall(r"\w+|,", text)) for text in captions) <= 28
+    """Words and commas, with a start and an end token, fit into the 32 positions of the small model."""
+    texts = [caption(scene, rng, whole=True) for scene, rng in samples(1500)]
+    assert max(len(re.findall(r"\w+|,", text)) for text in texts) <= 28
 
 
-def test_every_style_but_paper_is_always_stated() -> None:
+def test_captions_always_name_the_style_and_rarely_paper() -> None:
     words = {"watercolour": "watercolou?r", "ink": "ink", "pastel": "pastel", "clay": "clay", "paper": "paper"}
-    is_stated = []
-    for scene, rng in many(600):
+    paper_named = []
+    for scene, rng in samples(600):
         text = caption(scene, rng)
         found = [style for style in STYLES if re.search(rf"\b{words[style]}\b", text)]
         assert found == [scene.style] or (not found and scene.style == "paper")
-        is_stated += [bool(found)] if scene.style == "paper" else []
-    assert 0.1 < sum(is_stated) / len(is_stated) < 0.35
+        paper_named += [bool(found)] if scene.style == "paper" else []
+    assert 0.1 < sum(paper_named) / len(paper_named) < 0.35
 
 
-def test_relations_are_true_whichever_group_is_first() -> None:
+def test_captions_state_the_relation_correctly_from_either_group() -> None:
     words = {
         "above": "above|over|on top of",
         "below": "below|under|beneath",
@@ -106,7 +106,7 @@ def test_relations_are_true_whichever_group_is_first() -> None:
         "right of": r"right( of)?",
     }
     orders = set()
-    for scene, rng in many(300):
+    for scene, rng in samples(300):
         if scene.relation is None:
             continue
         text = caption(scene, rng)
@@ -118,15 +118,17 @@ def test_relations_are_true_whichever_group_is_first() -> None:
         named = "|".join(PLURALS)
         if re.search(
             rf"({named})(e?s)?, (a|an|one|two|three|four) ", text
-        ):  # "one, another below": it is about the second
+        ):  # "one, another below": the relation is that of the second
             relation = OPPOSITES[relation]
         assert re.search(rf"\b({words[relation]})\b", text), (text, scene.relation)
         assert not re.search(rf"\b({words[OPPOSITES[relation]]})\b", text), (text, scene.relation)
     assert orders == {True, False}
 
 
-def test_grounds_decorations_and_sizes_may_be_omitted_but_not_from_whole_captions() -> None:
-    pairs = [(scene, caption(scene, rng), caption(scene, rng, whole=True)) for scene, rng in many() if scene.decoration]
+def test_grounds_and_decorations_are_omitted_sometimes_unless_whole() -> None:
+    pairs = [
+        (scene, caption(scene, rng), caption(scene, rng, whole=True)) for scene, rng in samples() if scene.decoration
+    ]
     for kind in ("ground", "decoration"):
         share = sum(f" {getattr(scene, kind)}" in free for scene, free, _ in pairs) / len(pairs)
         assert 0.65 < share < 0.85
@@ -140,7 +142,7 @@ def test_grounds_decorations_and_sizes_may_be_omitted_but_not_from_whole_caption
 
 
 def changes(before: Scene, after: Scene) -> list[str]:
-    """The names of what differs; a swap of two groups' colours or shapes is one change."""
+    """The names of the differing attributes; a swap of two groups' colours or shapes is one change."""
     found = [
         name for name in ("ground", "decoration", "style", "relation") if getattr(before, name) != getattr(after, name)
     ]
@@ -155,7 +157,7 @@ def changes(before: Scene, after: Scene) -> list[str]:
 
 def test_a_perturbation_changes_exactly_one_thing() -> None:
     seen = []
-    for scene, rng in many(600):
+    for scene, rng in samples(600):
         other = perturb(scene, rng)
         found = changes(scene, other)
         assert len(found) == 1, (scene, other)
@@ -168,6 +170,6 @@ def test_a_perturbation_changes_exactly_one_thing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_perturbed_sized_shape_stays_single(seed: int) -> None:
+def test_a_perturbed_shape_with_a_size_stays_single(seed: int) -> None:
     scene = replace(THREE_OVER_ONE, groups=(Group(1, "red", "ring", "large"),), relation=None)
     assert perturb(scene, np.random.default_rng(seed)).groups[0].count == 1

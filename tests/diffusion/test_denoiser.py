@@ -1,4 +1,4 @@
-"""The denoiser that samplers ask: which rows are computed, what they are folded to, and what is used again."""
+"""`Denoiser`: which rows a call computes, how guidance combines them, and which features are reused."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
-from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
+from kandinsky22.models.unet import UNet, UNetCondition, UNetConfig
 from tests.diffusion.toy import DECODER, randn
 from tests.models_on_disk import randomise
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
-    """A condition that is a number a row."""
+class ScalarCondition:
+    """A condition of one number per row."""
 
     value: Tensor
 
@@ -31,19 +31,27 @@ class Plain:
         return len(self.value)
 
 
-class Network:
-    """eps is x times the row's condition; remembers how many rows it was asked for. What it answers `forward_cached` is made of deep
-    features that are x itself, so that it shows when they were computed."""
+class RecordingNetwork:
+    """A network whose eps is x times the row's condition; it records how many rows each call has.
+
+    `forward_cached` takes x itself for the deep features, so the output shows when they were computed.
+    """
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.deep: list[int] = []
 
-    def __call__(self, x: Tensor, t: Tensor, condition: Plain, guided_rows: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, condition: ScalarCondition, guided_rows: Tensor) -> Tensor:
         return self.forward_cached(x, t, condition, None, None, guided_rows)[0]
 
     def forward_cached(
-        self, x: Tensor, t: Tensor, condition: Plain, deep: Tensor | None, rows: Tensor | None, guided_rows: Tensor
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: ScalarCondition,
+        deep: Tensor | None,
+        rows: Tensor | None,
+        guided_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x = torch.cat([x[guided_rows], x])
         assert len(x) == len(t) == len(condition)
@@ -56,81 +64,85 @@ class Network:
         return deep * condition.value[:, None], deep
 
 
-def guided(n: int, weight: float, *interval: float, towards: float = 2.0, away: float = 0.5) -> Guidance[Plain]:
-    cond, uncond = Plain(torch.full((n,), towards)), Plain(torch.full((n,), away))
+def guided(
+    n: int, weight: float, *interval: float, positive: float = 2.0, negative: float = 0.5
+) -> Guidance[ScalarCondition]:
+    cond, uncond = ScalarCondition(torch.full((n,), positive)), ScalarCondition(torch.full((n,), negative))
     return Guidance.of(cond, uncond, torch.full((n,), weight), *[(interval[0], interval[1])] if interval else [])
 
 
-def ask(denoiser: Denoiser[Any], *asked: tuple[str, Tensor, int]) -> list[Tensor]:
+def predict_eps(denoiser: Denoiser[Any], *calls: tuple[str, Tensor, int]) -> list[Tensor]:
     """The eps of each request's rows."""
-    rows = [len(x) for _, x, _ in asked]
-    t = torch.tensor([t for (_, _, t), n in zip(asked, rows, strict=True) for _ in range(n)])
-    prediction = denoiser([key for key, _, _ in asked], torch.cat([x for _, x, _ in asked]), t)
+    rows = [len(x) for _, x, _ in calls]
+    t = torch.tensor([t for (_, _, t), n in zip(calls, rows, strict=True) for _ in range(n)])
+    prediction = denoiser([key for key, _, _ in calls], torch.cat([x for _, x, _ in calls]), t)
     return [p.eps for p in prediction.split(rows)]
 
 
-def test_guidance_acts_within_its_interval_and_elsewhere_its_rows_are_not_computed() -> None:
-    network = Network()
+def test_guidance_applies_within_its_interval_and_computes_no_rows_elsewhere() -> None:
+    network = RecordingNetwork()
     denoiser = Denoiser(network, DECODER, {"a": guided(3, 4.0, 200, 800)}, torch.float32)
     for t, factor, rows in ((801, 2.0, 3), (800, 0.5 + 4 * 1.5, 6), (200, 0.5 + 4 * 1.5, 6), (199, 2.0, 3)):
         x = randn(3, 4, seed=t)
-        (eps,) = ask(denoiser, ("a", x, t))
+        (eps,) = predict_eps(denoiser, ("a", x, t))
         assert torch.allclose(eps, factor * x) and network.rows[-1] == rows
 
 
-def test_in_company_each_has_its_own_interval() -> None:
-    network = Network()
-    several = {
+def test_requests_in_a_batch_have_their_own_guidance_intervals() -> None:
+    network = RecordingNetwork()
+    guidance = {
         "in": guided(2, 3.0, 0, 500),
         "out": guided(1, 5.0, 600, 999),
         "always": guided(1, 2.0),
         "off": guided(1, 1.0),
     }
     denoiser, x = (
-        Denoiser(network, DECODER, several, torch.float32),
-        {key: randn(len(g.cond), 4) for key, g in several.items()},
+        Denoiser(network, DECODER, guidance, torch.float32),
+        {key: randn(len(g.cond), 4) for key, g in guidance.items()},
     )
     for _ in range(2):
-        answers = ask(denoiser, *((key, x[key], 400) for key in several))
+        answers = predict_eps(denoiser, *((key, x[key], 400) for key in guidance))
         factors = (0.5 + 3 * 1.5, 2.0, 0.5 + 2 * 1.5, 2.0)
-        assert all(torch.allclose(a, f * x[key]) for a, f, key in zip(answers, factors, several, strict=True))
+        assert all(torch.allclose(a, f * x[key]) for a, f, key in zip(answers, factors, guidance, strict=True))
         assert network.rows[-1] == 5 + 3
-    (alone,) = ask(denoiser, ("out", x["out"], 700))  # another company, and now within
+    (alone,) = predict_eps(denoiser, ("out", x["out"], 700))  # another batch, at a timestep within the interval
     assert torch.allclose(alone, (0.5 + 5 * 1.5) * x["out"]) and network.rows[-1] == 2
 
 
-def test_deep_features_are_computed_at_every_nth_call_and_used_in_between() -> None:
-    network = Network()
+def test_deep_features_are_computed_every_nth_call_and_reused_between() -> None:
+    network = RecordingNetwork()
     denoiser = Denoiser(network, DECODER, {"a": guided(2, 1.0)}, torch.float32, {"a": 3})
     states = [randn(2, 4, seed=i) for i in range(7)]
-    answers = [ask(denoiser, ("a", x, 900 - i))[0] for i, x in enumerate(states)]
+    answers = [predict_eps(denoiser, ("a", x, 900 - i))[0] for i, x in enumerate(states)]
     assert network.deep == [2, 0, 0, 2, 0, 0, 2]
     assert all(torch.equal(eps, 2 * states[i // 3 * 3]) for i, eps in enumerate(answers))
 
 
-def test_in_company_each_counts_its_own_calls() -> None:
-    """Whoever comes and goes, plain requests and those of another size included."""
+def test_requests_in_a_batch_count_their_own_calls() -> None:
+    """Requests join and leave, among them one without reuse, and one of another number of rows."""
     reuse, weights = {"two": 2, "three": 3}, {"two": guided(1, 2.0), "three": guided(2, 1.0), "plain": guided(1, 3.0)}
     alone = {}
     for key in weights:
-        single = Denoiser(Network(), DECODER, weights, torch.float32, reuse)
-        alone[key] = [ask(single, (key, randn(len(weights[key].cond), 4, seed=i), 900 - i))[0] for i in range(6)]
-    network = Network()
+        single = Denoiser(RecordingNetwork(), DECODER, weights, torch.float32, reuse)
+        alone[key] = [
+            predict_eps(single, (key, randn(len(weights[key].cond), 4, seed=i), 900 - i))[0] for i in range(6)
+        ]
+    network = RecordingNetwork()
     together = Denoiser(network, DECODER, weights, torch.float32, reuse)
     done = dict.fromkeys(weights, 0)
-    for company in ("two three", "two", "three plain two", "plain two three", "three two", "three", "plain", "two"):
-        asked = [(k, randn(len(weights[k].cond), 4, seed=done[k]), 900 - done[k]) for k in company.split()]
-        for (key, *_), eps in zip(asked, ask(together, *asked), strict=True):
+    for keys in ("two three", "two", "three plain two", "plain two three", "three two", "three", "plain", "two"):
+        calls = [(k, randn(len(weights[k].cond), 4, seed=done[k]), 900 - done[k]) for k in keys.split()]
+        for (key, *_), eps in zip(calls, predict_eps(together, *calls), strict=True):
             assert torch.equal(eps, alone[key][done[key]])
             done[key] += 1
-    assert network.deep[:3] == [2 + 2, 0, 2 + 2]  # the third: "plain" each time, "two" again, "three" not yet
+    assert network.deep[:3] == [2 + 2, 0, 2 + 2]  # third call: "plain" and "two" are due, "three" is not
 
 
-def test_guidance_that_comes_has_no_features_to_use_and_what_goes_leaves_the_others() -> None:
-    network = Network()
+def test_deep_features_are_recomputed_when_guidance_begins_and_reused_when_it_ends() -> None:
+    network = RecordingNetwork()
     denoiser = Denoiser(network, DECODER, {"a": guided(2, 3.0, 300, 700)}, torch.float32, {"a": 4})
     for i, t in enumerate((800, 750, 700, 500, 299, 200, 100)):
-        ask(denoiser, ("a", randn(2, 4, seed=i), t))
+        predict_eps(denoiser, ("a", randn(2, 4, seed=i), t))
     assert network.rows == [2, 2, 4, 4, 2, 2, 2]
     assert network.deep == [2, 0, 4, 0, 0, 0, 2]
 
@@ -151,33 +163,35 @@ def unet() -> UNet:
     return network
 
 
-def conditioned(unet: UNet, n: int) -> Conditioned:
+def conditioned(unet: UNet, n: int) -> UNetCondition:
     return unet.condition(randn(n, 24, seed=9))
 
 
-def test_a_unet_renewed_whole_is_the_unet_to_the_bit(unet: UNet) -> None:
+def test_forward_cached_without_features_equals_forward_bit_for_bit(unet: UNet) -> None:
     x, t, condition = randn(3, 4, 16, 16), torch.tensor([900, 500, 3]), conditioned(unet, 3)
     expected = unet(x, t, condition)
     output, deep = unet.forward_cached(x, t, condition)
     assert torch.equal(output, expected)
-    assert deep.shape == (3, 64, 16, 16)  # what comes up to the first level, at its size
-    again, same = unet.forward_cached(x, t, condition, deep)  # of the same state: nothing to renew
-    assert torch.equal(again, expected) and torch.equal(same, deep)
+    assert deep.shape == (3, 64, 16, 16)  # the input of the first level's up block, at its size
+    reused_output, reused_features = unet.forward_cached(x, t, condition, deep)  # the features of the same state
+    assert torch.equal(reused_output, expected) and torch.equal(reused_features, deep)
 
 
-def test_only_the_rows_that_are_named_are_renewed(unet: UNet) -> None:
+def test_forward_cached_recomputes_only_the_given_rows(unet: UNet) -> None:
     condition, t = conditioned(unet, 3), torch.tensor([500, 500, 500])
-    before, now = randn(3, 4, 16, 16, seed=1), randn(3, 4, 16, 16, seed=2)
-    _, old = unet.forward_cached(before, t, condition)
-    whole, new = unet.forward_cached(now, t, condition)
-    output, deep = unet.forward_cached(now, t, condition, old, torch.tensor([2, 0]))
-    assert torch.equal(deep[1], old[1])
-    assert torch.allclose(deep[[0, 2]], new[[0, 2]], atol=1e-5)
-    assert torch.allclose(output[[0, 2]], whole[[0, 2]], atol=1e-4)
-    assert not torch.allclose(output[1], whole[1], atol=1e-2)  # the control: what is not forward_cached shows
+    previous, current = randn(3, 4, 16, 16, seed=1), randn(3, 4, 16, 16, seed=2)
+    _, cached = unet.forward_cached(previous, t, condition)
+    recomputed_output, recomputed = unet.forward_cached(current, t, condition)
+    output, deep = unet.forward_cached(current, t, condition, cached, torch.tensor([2, 0]))
+    assert torch.equal(deep[1], cached[1])
+    assert torch.allclose(deep[[0, 2]], recomputed[[0, 2]], atol=1e-5)
+    assert torch.allclose(output[[0, 2]], recomputed_output[[0, 2]], atol=1e-4)
+    assert not torch.allclose(
+        output[1], recomputed_output[1], atol=1e-2
+    )  # the control: a row with old features differs
 
 
-def test_what_is_used_again_costs_no_work_below_the_first_level(unet: UNet) -> None:
+def test_reused_features_skip_everything_below_the_first_level(unet: UNet) -> None:
     entered = []
     hooks = [
         module.register_forward_hook(lambda *_: entered.append(1)) for module in (unet.mid_block, unet.up_blocks[0])

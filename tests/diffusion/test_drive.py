@@ -1,4 +1,4 @@
-"""The drivers: alone or in company a request gets the same, and nothing runs before it is asked for."""
+"""`sample` and `sample_many`: the same states alone and in a batch, and no computation before iteration."""
 
 from typing import NamedTuple
 
@@ -24,30 +24,31 @@ WEIGHTS = randn(4, 4, seed=5)
 
 
 def network(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-    """Any function whose rows do not meet."""
+    """Any function that computes each row from that row alone."""
     mixed = (WEIGHTS[:, :, None, None] * x[:, None]).sum(2)
     return torch.sin(mixed + condition[:, :, None, None]) + (t / 1000).reshape(-1, 1, 1, 1)
 
 
-class Asked(NamedTuple):
-    """A request of these tests: how to sample, what for, and how strongly guided."""
+class Case(NamedTuple):
+    """A request of these tests: sampler, steps, rows, guidance weight, seed, and whether a constraint inpaints it."""
 
     sampler: str
     steps: int
     rows: int
     guidance: float
     seed: int
-    held: bool = False
+    inpainted: bool = False
     size: tuple[int, int] = (3, 5)
 
     def job(self) -> Job:
         noise = drawing(self.seed)
         x = noise(torch.empty(self.rows, 4, *self.size))
         return Job(
-            SAMPLERS[self.sampler](DECODER, x, DECODER.timesteps(self.steps), noise), self.hold if self.held else keep
+            SAMPLERS[self.sampler](DECODER, x, DECODER.timesteps(self.steps), noise),
+            self.constrain if self.inpainted else keep,
         )
 
-    def hold(self, x: Tensor, t: int) -> Tensor:
+    def constrain(self, x: Tensor, t: int) -> Tensor:
         return torch.where(torch.arange(self.size[1]) < 2, DECODER.add_noise(torch.zeros_like(x), x, t), x)
 
     def conditions(self) -> tuple[Tensor, Tensor]:
@@ -65,49 +66,49 @@ class Asked(NamedTuple):
         return list(sample(sampler, denoise, constrain))
 
 
-class Network:
-    """Answers many requests at once and counts its calls."""
+class BatchNetwork:
+    """Predicts for many requests at once and records the keys of each call."""
 
-    def __init__(self, requests: dict[str, Asked]) -> None:
+    def __init__(self, requests: dict[str, Case]) -> None:
         self.requests, self.calls = requests, list[list[str]]()
 
     def __call__(self, keys: list[str], x: Tensor, t: Tensor) -> Prediction:
         self.calls.append(keys)
-        asked = [self.requests[key] for key in keys]
-        cond, uncond = (torch.cat(parts) for parts in zip(*(one.conditions() for one in asked), strict=True))
-        weights = torch.tensor([one.guidance for one in asked for _ in range(one.rows)])
+        cases = [self.requests[key] for key in keys]
+        cond, uncond = (torch.cat(parts) for parts in zip(*(case.conditions() for case in cases), strict=True))
+        weights = torch.tensor([case.guidance for case in cases for _ in range(case.rows)])
         output = guide(network(x, t, uncond), network(x, t, cond), weights)
         return interpret(output, x, t, DECODER)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_in_company_each_gets_what_it_gets_alone(name: str) -> None:
-    requests = {other: Asked(other, 4 + k, 1 + k % 2, 1.5 * k, 10 * k) for k, other in enumerate(SAMPLERS)}
+def test_every_sampler_gives_the_same_states_alone_and_in_a_batch(name: str) -> None:
+    requests = {other: Case(other, 4 + k, 1 + k % 2, 1.5 * k, 10 * k) for k, other in enumerate(SAMPLERS)}
     requests |= {
-        "first": Asked(name, 6, 2, 4.0, 100),
-        "other prompt and guidance": Asked(name, 6, 1, 0.5, 200),
-        "other steps": Asked(name, 11, 3, 4.0, 100),
-        "inpainted": Asked(name, 5, 1, 4.0, 300, held=True),
-        "other size": Asked(name, 6, 1, 4.0, 400, size=(5, 3)),
+        "first": Case(name, 6, 2, 4.0, 100),
+        "other prompt and guidance": Case(name, 6, 1, 0.5, 200),
+        "other steps": Case(name, 11, 3, 4.0, 100),
+        "inpainted": Case(name, 5, 1, 4.0, 300, inpainted=True),
+        "other size": Case(name, 6, 1, 4.0, 400, size=(5, 3)),
     }
     together: dict[str, list[Now]] = {key: [] for key in requests}
-    for key, now in sample_many({key: one.job() for key, one in requests.items()}, Network(requests)):
+    for key, now in sample_many({key: case.job() for key, case in requests.items()}, BatchNetwork(requests)):
         together[key].append(now)
-    for key, one in requests.items():
-        alone = one.alone()
+    for key, case in requests.items():
+        alone = case.alone()
         assert [now.t for now in together[key]] == [now.t for now in alone] and alone[-1].t == -1
         for ours, theirs in zip(together[key], alone, strict=True):
             assert torch.equal(ours.x, theirs.x), key
 
 
-def test_one_call_a_round_answers_all_of_one_shape() -> None:
+def test_one_network_call_per_round_serves_all_jobs_of_one_shape() -> None:
     requests = {
-        "short": Asked("ddim", 3, 1, 1.0, 0),
-        "long": Asked("ddpm", 7, 2, 1.0, 1),
-        "twice a step": Asked("heun", 3, 1, 1.0, 2),
-        "other size": Asked("ddim", 2, 1, 1.0, 3, size=(5, 3)),
+        "short": Case("ddim", 3, 1, 1.0, 0),
+        "long": Case("ddpm", 7, 2, 1.0, 1),
+        "twice a step": Case("heun", 3, 1, 1.0, 2),
+        "other size": Case("ddim", 2, 1, 1.0, 3, size=(5, 3)),
     }
-    network = Network(requests)
+    network = BatchNetwork(requests)
     ended = [key for key, now in sample_many({k: r.job() for k, r in requests.items()}, network) if now.t == -1]
     assert ended == ["other size", "short", "twice a step", "long"]
     same_size = [call for call in network.calls if "other size" not in call]
@@ -115,7 +116,7 @@ def test_one_call_a_round_answers_all_of_one_shape() -> None:
     assert same_size[0] == ["short", "long", "twice a step"] and same_size[-1] == ["long"]
 
 
-def test_other_dtypes_are_other_calls() -> None:
+def test_jobs_of_different_dtypes_get_separate_calls() -> None:
     calls = []
 
     def denoise_rows(keys: list[str], x: Tensor, t: Tensor) -> Prediction:
@@ -130,23 +131,23 @@ def test_other_dtypes_are_other_calls() -> None:
     assert calls == [(["full"], torch.float32), (["half"], torch.float16)]
 
 
-def test_a_job_may_join_and_leave_between_states() -> None:
-    requests = {name: Asked("ddpm", 6, 1, 2.0, k) for k, name in enumerate(("stays", "leaves", "joins", "again"))}
+def test_jobs_can_join_and_leave_between_states() -> None:
+    requests = {name: Case("ddpm", 6, 1, 2.0, k) for k, name in enumerate(("stays", "leaves", "joins", "last"))}
     jobs = {name: requests[name].job() for name in ("stays", "leaves")}
     leaving, seen = jobs["leaves"].sampler, dict[str, list[Now]]()
-    for key, now in sample_many(jobs, Network(requests)):
+    for key, now in sample_many(jobs, BatchNetwork(requests)):
         seen.setdefault(key, []).append(now)
         if key == "stays" and len(seen[key]) == 3:
             del jobs["leaves"]
             jobs["joins"] = requests["joins"].job()
-        if key == "joins" and now.t == -1 and "again" not in jobs:
-            jobs["again"] = requests["again"].job()
+        if key == "joins" and now.t == -1 and "last" not in jobs:
+            jobs["last"] = requests["last"].job()
     assert len(seen["leaves"]) == 2 and next(leaving, None) is None
-    for name in ("stays", "joins", "again"):
+    for name in ("stays", "joins", "last"):
         assert torch.equal(seen[name][-1].x, requests[name].alone()[-1].x)
 
 
-def watched(closed: list[str], name: str, sampler: Sampler) -> Sampler:
+def record_closing(closed: list[str], name: str, sampler: Sampler) -> Sampler:
     try:
         yield from sampler
     finally:
@@ -155,38 +156,40 @@ def watched(closed: list[str], name: str, sampler: Sampler) -> Sampler:
 
 def test_closing_the_iterator_closes_the_samplers() -> None:
     closed: list[str] = []
-    held: list[Sampler] = []  # so that it is not the garbage collector that closes them
+    samplers: list[Sampler] = []  # references, so that the garbage collector does not close them
 
-    def fresh(name: str) -> Sampler:
-        held.append(watched(closed, name, SAMPLERS["ddim"](DECODER, randn(1, 4), DECODER.timesteps(5), drawing())))
-        return held[-1]
+    def new_sampler(name: str) -> Sampler:
+        samplers.append(
+            record_closing(closed, name, SAMPLERS["ddim"](DECODER, randn(1, 4), DECODER.timesteps(5), drawing()))
+        )
+        return samplers[-1]
 
-    one = sample(fresh("alone"), gaussian(DECODER, 0, 1))
-    next(one)
+    run = sample(new_sampler("alone"), gaussian(DECODER, 0, 1))
+    next(run)
     assert closed == []
-    one.close()
+    run.close()
     assert closed == ["alone"]
-    many = sample_many(
-        {name: Job(fresh(name)) for name in ("a", "b")}, lambda keys, x, t: Prediction(torch.zeros_like(x), x)
+    batch = sample_many(
+        {name: Job(new_sampler(name)) for name in ("a", "b")}, lambda keys, x, t: Prediction(torch.zeros_like(x), x)
     )
-    next(many)
-    many.close()
+    next(batch)
+    batch.close()
     assert closed == ["alone", "a", "b"]
 
 
-def failing(x: Tensor, t: int) -> Prediction:
+def fail(x: Tensor, t: int) -> Prediction:
     raise RuntimeError("out of memory")
 
 
 def test_a_failing_network_closes_the_sampler() -> None:
     closed: list[str] = []
-    sampler = watched(closed, "it", SAMPLERS["ddim"](DECODER, randn(1, 4), (5,), drawing()))
+    sampler = record_closing(closed, "it", SAMPLERS["ddim"](DECODER, randn(1, 4), (5,), drawing()))
     with pytest.raises(RuntimeError, match="out of memory"):
-        next(sample(sampler, failing))
+        next(sample(sampler, fail))
     assert closed == ["it"]
 
 
-def test_nothing_is_computed_before_it_is_asked_for() -> None:
+def test_sample_computes_nothing_before_it_is_iterated() -> None:
     calls: list[int] = []
 
     def denoise(x: Tensor, t: int) -> Prediction:
@@ -200,5 +203,5 @@ def test_nothing_is_computed_before_it_is_asked_for() -> None:
     assert len(calls) == 2
 
 
-def test_no_jobs_are_no_calls() -> None:
-    assert list(sample_many({}, failing)) == []  # type: ignore[arg-type]
+def test_sample_many_without_jobs_calls_nothing() -> None:
+    assert list(sample_many({}, fail)) == []  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a network's answer means, and how two answers are weighed against each other."""
+"""`interpret` and `guide`: from the network's output to x0 and eps, and classifier-free guidance."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_parameterization_recovers_x0_and_eps(kind: PredictionType) -> None:
+def test_interpret_recovers_x0_and_eps_from_every_prediction_type(kind: PredictionType) -> None:
     schedule = unclipped(DECODER, prediction_type=kind)
     x0, eps, t = randn(2, 4, 3, 5), randn(2, 4, 3, 5, seed=1), 300
     outputs = {"epsilon": eps, "sample": x0, "v_prediction": schedule.velocity(x0, eps, t)}
@@ -25,7 +25,7 @@ def test_every_parameterization_recovers_x0_and_eps(kind: PredictionType) -> Non
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_rows_with_their_own_t_are_read_as_alone(kind: PredictionType, dtype: torch.dtype) -> None:
+def test_interpret_treats_rows_with_their_own_timesteps_as_alone(kind: PredictionType, dtype: torch.dtype) -> None:
     schedule, ts = replace(DECODER, prediction_type=kind), (3, 500, 981)
     x, output = randn(3, 4, 3, 5, dtype=dtype), randn(3, 4, 3, 5, seed=1, dtype=dtype)
     together = interpret(output, x, torch.tensor(ts), schedule)
@@ -39,7 +39,7 @@ def test_rows_with_their_own_t_are_read_as_alone(kind: PredictionType, dtype: to
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_clipping_bounds_x0_and_leaves_eps(kind: PredictionType) -> None:
+def test_interpret_clips_x0_and_leaves_eps(kind: PredictionType) -> None:
     x, output = 9 * randn(2, 8), 9 * randn(2, 8, seed=1)
     clipped = interpret(output, x, 700, replace(DECODER, prediction_type=kind))
     free = interpret(output, x, 700, unclipped(DECODER, prediction_type=kind))
@@ -47,7 +47,7 @@ def test_clipping_bounds_x0_and_leaves_eps(kind: PredictionType) -> None:
     assert torch.equal(clipped.eps, free.eps)
 
 
-def test_doubled_channels_are_prediction_and_variance() -> None:
+def test_split_variance_separates_doubled_channels() -> None:
     x, output = randn(2, 4, 3, 5), randn(2, 8, 3, 5, seed=1)
     eps, variance = split_variance(output, x)
     assert variance is not None and torch.equal(torch.cat([eps, variance], 1), output)
@@ -67,7 +67,7 @@ def test_predictions_split_by_rows() -> None:
     assert all(part.variance is None for part in Prediction(x0, eps).split([3, 3]))
 
 
-def test_guidance_runs_from_uncond_through_cond() -> None:
+def test_guide_extrapolates_from_uncond_through_cond() -> None:
     u, c = randn(3, 4, 2, 5), randn(3, 4, 2, 5, seed=1)
     assert torch.equal(guide(u, c, 0.0), u)
     torch.testing.assert_close(guide(u, c, 1.0), c)
@@ -76,7 +76,7 @@ def test_guidance_runs_from_uncond_through_cond() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_weight_for_each_row_is_that_weight_alone(dtype: torch.dtype) -> None:
+def test_guide_with_a_weight_per_row_equals_each_weight_alone(dtype: torch.dtype) -> None:
     u, c, weights = randn(3, 4, 2, 5, dtype=dtype), randn(3, 4, 2, 5, seed=1, dtype=dtype), (0.0, 1.0, 4.5)
     together = guide(u, c, torch.tensor(weights))
     assert together.dtype == dtype

@@ -1,4 +1,4 @@
-"""The forward process: its tables, its timesteps, what it reads from a published file and what it refuses."""
+"""`NoiseSchedule`: its tables and timesteps, and which published configs it reads and refuses."""
 
 import pickle
 from dataclasses import replace
@@ -12,7 +12,7 @@ from kandinsky22.diffusion import NoiseSchedule, start_at
 from tests.diffusion.toy import DECODER, DECODER_CONFIG, PRIOR, PRIOR_CONFIG, randn
 
 
-def test_published_values_are_read() -> None:
+def test_from_config_reads_the_published_values() -> None:
     assert (DECODER.prediction_type, DECODER.clip_sample_range) == ("epsilon", 1.0)
     assert (DECODER.timestep_spacing, DECODER.steps_offset) == ("leading", 1)
     assert DECODER.variance_type == "fixed_small"  # absent from the file: the class's own default
@@ -44,20 +44,20 @@ def test_published_values_are_read() -> None:
         ({**PRIOR_CONFIG, "beta_schedule": "linear"}, "beta_start must be a number in .0, 1., got None"),
     ],
 )
-def test_what_is_not_supported_is_refused_in_one_sentence(config: dict[str, object], sentence: str) -> None:
+def test_from_config_refuses_unsupported_values_in_one_line(config: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}") as raised:
         NoiseSchedule.from_config(config)
     assert "\n" not in str(raised.value)
 
 
-def test_a_schedule_is_a_value() -> None:
-    again = NoiseSchedule.from_config(DECODER_CONFIG)
-    assert again == DECODER and hash(again) == hash(DECODER) and again != PRIOR
+def test_a_schedule_can_be_compared_hashed_pickled_and_replaced() -> None:
+    equal = NoiseSchedule.from_config(DECODER_CONFIG)
+    assert equal == DECODER and hash(equal) == hash(DECODER) and equal != PRIOR
     assert torch.equal(pickle.loads(pickle.dumps(DECODER)).alphas_cumprod, DECODER.alphas_cumprod)
     assert replace(DECODER, clip_sample_range=2.0).clip_sample_range == 2.0
 
 
-def test_alpha_bar_falls_from_one_to_almost_none() -> None:
+def test_alpha_bar_falls_from_almost_one_to_almost_zero() -> None:
     for schedule in (DECODER, PRIOR):
         table = schedule.alphas_cumprod
         assert table.dtype == torch.float32 and table.shape == (1000,)
@@ -70,7 +70,7 @@ def test_alpha_bar_falls_from_one_to_almost_none() -> None:
             DECODER.alpha_bar(t)
 
 
-def test_tables_made_while_sampling_serve_training() -> None:
+def test_tables_created_in_inference_mode_allow_training() -> None:
     schedule = NoiseSchedule.from_config(DECODER_CONFIG)
     with torch.inference_mode(), torch.device("meta"):
         schedule.alpha_bar(3)
@@ -79,7 +79,7 @@ def test_tables_made_while_sampling_serve_training() -> None:
     assert x.grad is not None and x.grad.device.type == "cpu"
 
 
-def test_noise_is_added_row_by_row() -> None:
+def test_add_noise_treats_rows_independently() -> None:
     x0, noise, ts = randn(3, 4, 2, 5), randn(3, 4, 2, 5, seed=1), (0, 500, 999)
     for kind in (DECODER.add_noise, DECODER.velocity):
         together = kind(x0, noise, torch.tensor(ts))
@@ -88,21 +88,21 @@ def test_noise_is_added_row_by_row() -> None:
     assert torch.equal(DECODER.add_noise(x0, noise, -1), x0)
 
 
-def test_velocity_turns_x() -> None:
+def test_velocity_and_x_recover_x0_and_noise() -> None:
     x0, noise = randn(2, 8), randn(2, 8, seed=1)
     x, v, a = DECODER.add_noise(x0, noise, 400), DECODER.velocity(x0, noise, 400), DECODER.alpha_bar(400)
     torch.testing.assert_close(a**0.5 * x - (1 - a) ** 0.5 * v, x0)
     torch.testing.assert_close((1 - a) ** 0.5 * x + a**0.5 * v, noise)
 
 
-def test_snr_is_signal_over_noise() -> None:
+def test_snr_is_the_ratio_of_signal_and_noise() -> None:
     t = torch.tensor([0, 500, 999])
     a = DECODER.alpha_bar(t).double()
     torch.testing.assert_close(DECODER.snr(t).double(), a / (1 - a), rtol=1e-6, atol=0)
     assert DECODER.snr(500).ndim == 0
 
 
-def test_published_timesteps() -> None:
+def test_timesteps_are_the_published_ones() -> None:
     assert DECODER.timesteps(50) == tuple(range(981, 0, -20))
     assert DECODER.timesteps(100) == tuple(range(991, 0, -10))
     expected = "999 957 916 874 832 791 749 708 666 624 583 541 500 458 416 375 333 291 250 208 166 125 83 42 0"
@@ -119,7 +119,7 @@ def test_timesteps_fall_and_stay_in_range(changes: Any) -> None:
         assert all(t > s for t, s in pairwise(ts))
 
 
-def test_impossible_numbers_of_steps_are_refused() -> None:
+def test_timesteps_refuses_impossible_numbers_of_steps() -> None:
     for steps in (0, -1, 1001, 2.5):
         with pytest.raises(ValueError, match=rf"steps must be in \[1, 1000\], got {steps}"):
             DECODER.timesteps(steps)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def test_impossible_numbers_of_steps_are_refused() -> None:
         DECODER.timesteps(1000)
 
 
-def test_a_run_from_a_picture_keeps_its_last_steps() -> None:
+def test_start_at_keeps_the_last_steps_of_a_run() -> None:
     timesteps = DECODER.timesteps(10)
     assert start_at(timesteps, 1) == timesteps
     assert start_at(timesteps, 0.3) == timesteps[-3:]

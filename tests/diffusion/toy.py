@@ -1,4 +1,4 @@
-"""What the tests of the mathematics share: the published schedules, and data for which the perfect network is known."""
+"""The published schedules, and optimal denoisers for data of known distribution, for the tests of the samplers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -49,7 +49,7 @@ def drawing(seed: int = 0) -> Callable[[Tensor], Tensor]:
 
 
 def answer(schedule: NoiseSchedule, x0: Tensor, x: Tensor, t: int) -> Prediction:
-    """The prediction of a network of the schedule's kind that believes in x0."""
+    """The prediction of a network of the schedule's prediction type whose estimate is x0."""
     a = schedule.alpha_bar(t)
     eps = (x - a**0.5 * x0) / (1 - a) ** 0.5
     outputs = {"epsilon": eps, "sample": x0, "v_prediction": a**0.5 * eps - (1 - a) ** 0.5 * x0}
@@ -57,7 +57,7 @@ def answer(schedule: NoiseSchedule, x0: Tensor, x: Tensor, t: int) -> Prediction
 
 
 def gaussian(schedule: NoiseSchedule, mean: float, std: float) -> Denoise:
-    """The perfect network for data that are normal with this mean and standard deviation (std 0: one point)."""
+    """The optimal denoiser for normal data of this mean and standard deviation (std 0: a single point)."""
 
     def denoise(x: Tensor, t: int) -> Prediction:
         a = float(schedule.alpha_bar(t))
@@ -68,7 +68,7 @@ def gaussian(schedule: NoiseSchedule, mean: float, std: float) -> Denoise:
 
 
 def flow(schedule: NoiseSchedule, mean: float, std: float, x: Tensor, t: int, s: int) -> Tensor:
-    """Where the probability-flow ODE carries x from t to s for such data."""
+    """The exact solution at s of the probability-flow ODE that starts at x at t, for normal data."""
     a_t, a_s = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
     spread = ((a_s * std**2 + 1 - a_s) / (a_t * std**2 + 1 - a_t)) ** 0.5
     return a_s**0.5 * mean + spread * (x - a_t**0.5 * mean)

@@ -1,4 +1,4 @@
-"""What is kept comes back, in this process and in the next, and no more of it than there is room for."""
+"""`EmbeddingCache` returns what it stored, in memory and from its folder, and stays within its limits."""
 
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from kandinsky22.engine.embedding_cache import EmbeddingCache
 from kandinsky22.models.prior import PriorTransformer
 
 
-def test_the_latest_are_in_memory_and_all_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_keeps_the_latest_embeddings_in_memory_and_all_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embedding_cache, "IN_MEMORY", 2)
     values = {f"key {k}": torch.full((1, 3), float(k)) for k in range(4)}
     memory, both = EmbeddingCache(), EmbeddingCache(tmp_path / "new")
@@ -19,26 +21,28 @@ def test_the_latest_are_in_memory_and_all_in_the_folder(tmp_path: Path, monkeypa
         memory.put(key, value)
         both.put(key, value)
     assert [key for key in values if memory.get(key) is not None] == ["key 2", "key 3"]
-    again = EmbeddingCache(tmp_path / "new")
-    assert all(torch.equal(again.get(key), value) for key, value in values.items())  # type: ignore[arg-type]
-    assert again.get("key 9") is None
+    reopened = EmbeddingCache(tmp_path / "new")
+    assert all(torch.equal(reopened.get(key), value) for key, value in values.items())  # type: ignore[arg-type]
+    assert reopened.get("key 9") is None
 
 
-def test_the_oldest_files_go_and_broken_ones_are_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_deletes_its_oldest_files_and_ignores_broken_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embedding_cache, "ON_DISK", 3)
-    there = EmbeddingCache(tmp_path)
+    cache = EmbeddingCache(tmp_path)
     for k in range(6):
-        there.put(k, torch.zeros(1))
+        cache.put(k, torch.zeros(1))
     assert len(list(tmp_path.iterdir())) == 3
     for path in tmp_path.iterdir():
         path.write_bytes(b"nonsense")
     assert EmbeddingCache(tmp_path).get(5) is None
     EmbeddingCache(tmp_path / "file" / "below").put(1, torch.zeros(1))
     (tmp_path / "plain").touch()
-    EmbeddingCache(tmp_path / "plain" / "below").put(1, torch.zeros(1))  # cannot be made; costs nothing
+    EmbeddingCache(tmp_path / "plain" / "below").put(1, torch.zeros(1))  # a folder that cannot be created: no error
 
 
-def test_a_large_priors_embeddings_serve_the_next_process_too(
+def test_embeddings_of_a_large_prior_are_reused_by_the_next_load(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder, "LARGE", 10)

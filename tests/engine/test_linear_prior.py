@@ -1,4 +1,4 @@
-"""Painting with the linear prior: a matrix in the place of the diffusion prior, without chance, steps or guidance."""
+"""Painting with the linear prior: one matrix instead of the diffusion prior, without noise, steps or guidance."""
 
 import shutil
 from pathlib import Path
@@ -34,37 +34,37 @@ def kandinsky(folder: Path) -> Kandinsky:
     return Kandinsky.load(folder)
 
 
-def linear(prompt: str, **how: object) -> Request:
-    return text2img(prompt, prior="linear", num_inference_steps=2, seed=3, **how)  # type: ignore[arg-type]
+def linear(prompt: str, **options: object) -> Request:
+    return text2img(prompt, prior="linear", num_inference_steps=2, seed=3, **options)  # type: ignore[arg-type]
 
 
-def test_a_texts_embedding_is_its_map_whatever_the_seed_and_the_company(kandinsky: Kandinsky) -> None:
+def test_a_text_has_one_embedding_for_every_seed_and_batch(kandinsky: Kandinsky) -> None:
     network = kandinsky.networks.get(kandinsky.stored.prior.linear_prior)
     with torch.inference_mode():
-        known = network(kandinsky.prior.encode_text(["a red circle"]).embed)
-    for how in ({}, {"num_images": 3}, {"prior_seed": 7}):
-        found = kandinsky.embed(linear("a red circle", **how)).image
-        assert torch.allclose(found, known.expand_as(found), atol=1e-6)
+        expected = network(kandinsky.prior.encode_text(["a red circle"]).embed)
+    for options in ({}, {"num_images": 3}, {"prior_seed": 7}):
+        embedding = kandinsky.embed(linear("a red circle", **options)).image
+        assert torch.allclose(embedding, expected.expand_as(embedding), atol=1e-6)
     both = kandinsky.prior.map_prompts(["a red circle", "a much longer prompt about three blue stars"])
-    assert torch.allclose(both[:1], known, atol=1e-6)
+    assert torch.allclose(both[:1], expected, atol=1e-6)
 
 
-def test_the_diffusion_prior_is_never_asked(kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_diffusion_prior_never_runs(kandinsky: Kandinsky, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PriorTransformer, "forward", None)
     first, second = kandinsky(linear("a red circle", num_images=2, negative_prompt="a blue one"))
-    assert np.any(np.asarray(first.image) != np.asarray(second.image))  # the decoder has its chance all the same
+    assert np.any(np.asarray(first.image) != np.asarray(second.image))  # the decoder's noise still differs
 
 
-def test_it_tells_texts_apart_and_mixes_them(kandinsky: Kandinsky) -> None:
+def test_linear_prior_distinguishes_texts_and_mixes_them(kandinsky: Kandinsky) -> None:
     one, two = (kandinsky.embed(linear(text)).image for text in ("a red circle", "a blue star"))
     assert not torch.allclose(one, two, atol=1e-3)
     half = interpolate(["a red circle", "a blue star"], prior="linear", seed=3)
     assert torch.allclose(kandinsky.embed(half).image, (one + two) / 2, atol=1e-6)
-    away = kandinsky.embed(linear("a red circle", negative_prompt="a blue star")).negative
-    assert away is not None and torch.allclose(away, two, atol=1e-6)
+    negative = kandinsky.embed(linear("a red circle", negative_prompt="a blue star")).negative
+    assert negative is not None and torch.allclose(negative, two, atol=1e-6)
 
 
-def test_both_priors_may_be_asked_in_company(kandinsky: Kandinsky) -> None:
+def test_requests_of_both_priors_run_in_one_batch(kandinsky: Kandinsky) -> None:
     requests = {"matrix": linear("a red circle"), "diffusion": text2img("a red circle", num_inference_steps=2, seed=3)}
     together = kandinsky.stream_many(requests)
     pictures = {key: event.pictures[0] for key, event in together if hasattr(event, "pictures")}
@@ -73,17 +73,17 @@ def test_both_priors_may_be_asked_in_company(kandinsky: Kandinsky) -> None:
         assert np.abs(np.asarray(pictures[key].image).astype(int) - alone).max() <= 1
 
 
-def test_it_is_carried_by_the_picture_and_replays(kandinsky: Kandinsky) -> None:
+def test_a_saved_request_names_the_linear_prior_and_replays(kandinsky: Kandinsky) -> None:
     (painting,) = kandinsky(linear("a red circle"))
-    again = Request.from_json(painting.request.to_json())
-    assert again.prior == Sampling(sampler="linear", steps=1, guidance_scale=1)
-    assert np.array_equal(np.asarray(kandinsky(again)[0].image), np.asarray(painting.image))
+    replayed = Request.from_json(painting.request.to_json())
+    assert replayed.prior == Sampling(sampler="linear", steps=1, guidance_scale=1)
+    assert np.array_equal(np.asarray(kandinsky(replayed)[0].image), np.asarray(painting.image))
     assert painting.made_by["weights"]["linear_prior"] == kandinsky.stored.prior.linear_prior.fingerprint
-    usual = text2img("a red circle", seed=1, prior="diffusion")
-    assert usual == text2img("a red circle", seed=1)
+    unchanged = text2img("a red circle", seed=1, prior="diffusion")
+    assert unchanged == text2img("a red circle", seed=1)
 
 
-def test_a_model_without_one_says_so_before_anything_runs(tiny_model: Path) -> None:
+def test_a_model_without_a_linear_prior_refuses_such_a_request(tiny_model: Path) -> None:
     kandinsky = Kandinsky.load(tiny_model)
     with pytest.raises(CheckpointError, match="no linear prior; fit one with: kandinsky22 train linear-prior"):
         kandinsky.resolved(linear("a red circle"))
@@ -92,29 +92,29 @@ def test_a_model_without_one_says_so_before_anything_runs(tiny_model: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("options", "message"),
     [
-        ({"prior_num_inference_steps": 5}, "takes no steps and no guidance"),
-        ({"prior_guidance_scale": 4.0}, "takes no steps and no guidance"),
-        ({"prior_sampler": "ddim"}, "is not sampled; leave out prior_sampler"),
+        ({"prior_num_inference_steps": 5}, "has no steps and no guidance"),
+        ({"prior_guidance_scale": 4.0}, "has no steps and no guidance"),
+        ({"prior_sampler": "ddim"}, "has no sampler; leave out prior_sampler"),
     ],
 )
-def test_what_means_nothing_to_it_is_refused(how: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        linear("a red circle", **how)
+def test_sampling_options_are_refused_with_the_linear_prior(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        linear("a red circle", **options)
 
 
-def test_there_are_two_priors() -> None:
+def test_an_unknown_prior_is_refused() -> None:
     with pytest.raises(ValueError, match="prior must be diffusion or linear, got 'liner'"):
         text2img("a red circle", prior="liner")  # type: ignore[typeddict-item]
 
 
-def test_a_decoder_cannot_be_linear() -> None:
-    with pytest.raises(ValueError, match="the prior alone can be linear"):
+def test_linear_is_refused_as_a_sampler_of_the_decoder() -> None:
+    with pytest.raises(ValueError, match="only the prior can be linear"):
         text2img("a red circle", sampler="linear")
 
 
-def test_it_cannot_begin_with_a_picture() -> None:
+def test_the_linear_prior_refuses_a_start_picture() -> None:
     picture = Image.new("RGB", (64, 64))
-    with pytest.raises(ValueError, match="cannot begin with a picture"):
+    with pytest.raises(ValueError, match="cannot start from a picture"):
         controlnet("a red circle", hint=picture, image=picture, prior="linear")

@@ -1,7 +1,7 @@
-"""Nothing in the loop waits for a device.
+"""Nothing in the sampling loop waits for the device.
 
-torch's "meta" device stands for a GPU: what asks for a number that is on it fails, as reading it would wait there. What is to_device
-there must not wait either, which a mode that sees every operation checks.
+torch's "meta" device stands for a GPU: reading a value of a meta tensor fails, where reading it from a GPU would wait.
+Copies to the device must not wait either; a dispatch mode that sees every operation checks that they are non-blocking.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
-from kandinsky22.diffusion.denoiser import Denoiser, Guidance
+from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, denoiser, sample_many
+from kandinsky22.diffusion.denoiser import BatchLayout, Denoiser, Guidance
 from kandinsky22.engine.runs import InpaintCondition, StartState
-from kandinsky22.models.unet import Conditioned, UNet, UNetConfig
+from kandinsky22.models.unet import UNet, UNetCondition, UNetConfig
 from tests.diffusion.toy import DECODER
 
 META = torch.device("meta")
@@ -30,10 +30,10 @@ CONFIG = UNetConfig(
 STEPS = DECODER.timesteps(5)
 
 
-class Unwaited(TorchDispatchMode):
-    """Fails where something is sent to the device, or brought from it, in a way that waits. `sent`: how often it went well."""
+class NoBlockingCopies(TorchDispatchMode):
+    """Fails at a copy to or from the device that waits for it, and counts the other copies in `copies`."""
 
-    sent = 0
+    copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -41,14 +41,14 @@ class Unwaited(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             source, target = (args[0], out) if name == "_to_copy" else (args[1], args[0])
             if source.device != target.device and (source.ndim or source.device == META):
-                given = (kwargs or {}).get("non_blocking", args[2] if len(args) > 2 else False)
-                assert given, f"{func} of {tuple(source.shape)} waits for the device"
-                self.sent += 1
+                non_blocking = (kwargs or {}).get("non_blocking", args[2] if len(args) > 2 else False)
+                assert non_blocking, f"{func} of {tuple(source.shape)} waits for the device"
+                self.copies += 1
         return out
 
 
-def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidance[Conditioned]:
-    """What `Guidance.of` makes, whose look at the weights is before the loop."""
+def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidance[UNetCondition]:
+    """The conditions of a request. `Guidance.of` would read the weights; it is called before the loop."""
     condition = network.precompute_timesteps(
         network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS
     )
@@ -57,54 +57,58 @@ def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidanc
     )
 
 
-def run(name: str, monkeypatch: pytest.MonkeyPatch, schedule: NoiseSchedule = DECODER) -> Unwaited:
-    """A company of two, one guided in part of the run, one inpainted and with deep features used again."""
+def move_layouts_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay out batches on the CPU and move the result: laying out reads the weights, but only when a batch changes."""
+    lay_out = denoiser.lay_out
+
+    def on_device(*arguments: Any) -> BatchLayout[Any]:
+        layout = lay_out(*arguments)
+        return layout._replace(
+            weight=layout.weight.to(META, non_blocking=True),
+            guided_rows=layout.guided_rows.to(META, non_blocking=True),
+            rows_of={key: rows.to(META, non_blocking=True) for key, rows in layout.rows_of.items()},
+        )
+
+    monkeypatch.setattr(denoiser, "lay_out", on_device)
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, schedule: NoiseSchedule = DECODER) -> NoBlockingCopies:
+    """Two requests in a batch: one guided in a part of its run, one inpainted and with reused deep features."""
+    move_layouts_to_the_device(monkeypatch)
     with META:
         network = UNet(CONFIG)
     requests = {"a": guided(network, 2, 4.0, 300, 900), "b": guided(network, 1, 1.0)}
-    denoiser = Denoiser(network, schedule, requests, torch.float32, {"b": 2})
-    lay_out = denoiser._lay_out
-
-    def before(acting: Any) -> None:
-        """A new layout is no step of the loop: rows are looked at when a company changes."""
-        with torch.utils._python_dispatch._disable_current_modes():
-            lay_out(acting)
-            denoiser._guided_rows, denoiser._weight = denoiser._guided_rows.to(META), denoiser._weight.to(META)
-            denoiser._rows_of = {key: rows.to(META) for key, rows in denoiser._rows_of.items()}
-
-    monkeypatch.setattr(denoiser, "_lay_out", before)
+    predict = Denoiser(network, schedule, requests, torch.float32, {"b": 2})
     x = {key: torch.empty(len(g.cond), 4, 8, 8, device=META) for key, g in requests.items()}
     start = StartState(x["b"], STEPS, x["b"])
-    holds = InpaintCondition(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META)).constraint(
-        start, schedule
-    )
+    inpaint = InpaintCondition(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META))
     jobs = {
         "a": Job(SAMPLERS[name](schedule, x["a"], STEPS, Noise([1, 2], "decoder"))),
-        "b": Job(SAMPLERS[name](schedule, x["b"], STEPS, Noise([3], "decoder")), holds),
+        "b": Job(SAMPLERS[name](schedule, x["b"], STEPS, Noise([3], "decoder")), inpaint.constraint(start, schedule)),
     }
-    schedule.alpha_bar(torch.empty(1, dtype=torch.long, device=META))  # its table goes there once
-    with Unwaited() as mode:
-        ends = [now.x for _, now in sample_many(jobs, denoiser) if now.t < 0]
+    schedule.alpha_bar(torch.empty(1, dtype=torch.long, device=META))  # copies the schedule's table there, once
+    with NoBlockingCopies() as mode:
+        ends = [now.x for _, now in sample_many(jobs, predict) if now.t < 0]
     assert [end.device for end in ends] == [META] * 2
     return mode
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-@torch.no_grad()  # in which the mode sees every copy as one
+@torch.no_grad()  # without it, the mode would not see every copy as one operation
 def test_no_sampler_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mode = run(name, monkeypatch)
-    assert mode.sent >= len(STEPS)  # the timesteps of each round at least
+    assert mode.copies >= len(STEPS)  # at least the timesteps of each round
 
 
-@torch.no_grad()  # in which the mode sees every copy as one
-def test_one_that_waits_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: a table that is brought there at each step, and a number that is asked for."""
+@torch.no_grad()  # without it, the mode would not see every copy as one operation
+def test_a_sampler_that_waits_for_the_device_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a schedule that copies its table at each step, and reading a value."""
 
-    class Anew(NoiseSchedule):
+    class CopyingSchedule(NoiseSchedule):
         def alpha_bar(self, t: int | Tensor) -> Tensor:
             return self.alphas_cumprod.to(t.device)[t] if isinstance(t, Tensor) else super().alpha_bar(t)
 
-    schedule = Anew(**{name: getattr(DECODER, name) for name in Anew.__dataclass_fields__})
+    schedule = CopyingSchedule(**{name: getattr(DECODER, name) for name in CopyingSchedule.__dataclass_fields__})
     with pytest.raises(AssertionError, match="waits for the device"):
         run("ddim", monkeypatch, schedule)
     with pytest.raises(RuntimeError):

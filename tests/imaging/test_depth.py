@@ -1,4 +1,4 @@
-"""Depth hints: transformers' own pipeline is the oracle, on tiny networks of random weights; and what goes wrong, said."""
+"""Depth hints, compared with transformers' own pipeline on tiny random networks, and their error messages."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def dpt() -> torch.nn.Module:
     return DPTForDepthEstimation(config)
 
 
-def depth_anything(**said: Any) -> torch.nn.Module:
+def depth_anything(**options: Any) -> torch.nn.Module:
     backbone = Dinov2Config(
         hidden_size=16,
         num_hidden_layers=4,
@@ -67,7 +67,7 @@ def depth_anything(**said: Any) -> torch.nn.Module:
         neck_hidden_sizes=[8, 8, 8, 8],
         fusion_hidden_size=8,
         head_hidden_size=8,
-        **said,
+        **options,
     )
     return DepthAnythingForDepthEstimation(config)
 
@@ -82,8 +82,8 @@ def save(folder: Path, network: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The checkpoints of small networks: the card's kind, a newer one, and one that says metres."""
-    made: dict[str, Callable[[], torch.nn.Module]] = {
+    """Checkpoints of small networks: the model card's architecture, a newer one, and one that predicts metres."""
+    networks: dict[str, Callable[[], torch.nn.Module]] = {
         "dpt": dpt,
         "depth_anything": depth_anything,
         "metres": lambda: depth_anything(depth_estimation_type="metric", max_depth=20),
@@ -91,7 +91,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("depth")
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    saved = {name: save(root / name, make()) for name, make in made.items()}
+    saved = {name: save(root / name, make()) for name, make in networks.items()}
     if bars:
         logging.enable_progress_bar()
     return saved
@@ -102,32 +102,32 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
 
 
-def of_pipeline(folder: Path, picture: Image.Image) -> dict[str, Any]:
-    """What the card's `depth_estimator(image)` gives."""
+def pipeline_output(folder: Path, picture: Image.Image) -> dict[str, Any]:
+    """The result of the model card's `depth_estimator(image)`."""
     processor = DPTImageProcessorPil.from_pretrained(folder)
     return pipeline("depth-estimation", model=str(folder), image_processor=processor, device="cpu")(picture)
 
 
 @pytest.mark.parametrize("name", ["dpt", "depth_anything"])
-def test_it_is_what_the_card_makes(name: str, folders: dict[str, Path], picture: Image.Image) -> None:
-    """To the bit, and so the hint of the card's `make_hint` is `Picture`'s own three equal channels in [0, 1]."""
-    found = depth(picture, model=folders[name])
-    assert found.image.mode == "L" and found.image.size == (WIDTH, HEIGHT)
-    assert np.array_equal(np.asarray(found.image), np.asarray(of_pipeline(folders[name], picture)["depth"]))
-    assert found.image.getextrema() == (0, 255)
-    assert depth(picture, model=str(folders[name])) == found
+def test_depth_equals_the_pipeline_of_the_model_card(name: str, folders: dict[str, Path], picture: Image.Image) -> None:
+    """Bit for bit, so `Picture`'s three equal channels in [0, 1] are the hint of the model card's `make_hint`."""
+    result = depth(picture, model=folders[name])
+    assert result.image.mode == "L" and result.image.size == (WIDTH, HEIGHT)
+    assert np.array_equal(np.asarray(result.image), np.asarray(pipeline_output(folders[name], picture)["depth"]))
+    assert result.image.getextrema() == (0, 255)
+    assert depth(picture, model=str(folders[name])) == result
 
 
-def test_pictures_come_from_anywhere(folders: dict[str, Path], picture: Image.Image, tmp_path: Path) -> None:
+def test_depth_accepts_paths_and_grey_pictures(folders: dict[str, Path], picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "a.png")
     grey = picture.convert("L")
     assert depth(tmp_path / "a.png", model=folders["dpt"]) == depth(picture, model=folders["dpt"])
     assert depth(grey, model=folders["dpt"]) == depth(grey.convert("RGB"), model=folders["dpt"])
 
 
-def test_near_is_bright_even_from_metres(folders: dict[str, Path], picture: Image.Image) -> None:
-    """Farther in metres is never brighter, and the greys are those of the reciprocal."""
-    metres = of_pipeline(folders["metres"], picture)["predicted_depth"].numpy()
+def test_metric_depth_is_inverted_so_that_near_is_bright(folders: dict[str, Path], picture: Image.Image) -> None:
+    """A larger distance is never brighter, and the grey levels are those of the reciprocal."""
+    metres = pipeline_output(folders["metres"], picture)["predicted_depth"].numpy()
     assert metres.min() > 0 and metres.std() > 0
     nearness = 1 / metres
     grey = np.asarray(depth(picture, model=folders["metres"]).image)
@@ -135,17 +135,17 @@ def test_near_is_bright_even_from_metres(folders: dict[str, Path], picture: Imag
     assert np.abs(grey - 255 * (nearness - nearness.min()) / np.ptp(nearness)).max() <= 1
 
 
-def test_no_noise_and_no_traces(
+def test_depth_prints_nothing_and_restores_global_state(
     folders: dict[str, Path], picture: Image.Image, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Nothing is printed or logged, transformers is left as it was, and so is torch's global generator; nor if it fails."""
+    """Nothing is printed or logged; transformers' settings and torch's generator are unchanged, after an error too."""
     partial = shutil.copytree(folders["dpt"], tmp_path / "partial")
-    drop(
+    drop_tensors(
         partial, "neck.fusion_stage.layers.0.residual_layer1."
     )  # as in the published dpt-large, whose load warns of it
-    logged = logging_handlers.BufferingHandler(100)
+    log = logging_handlers.BufferingHandler(100)
     verbosity = logging.get_verbosity()
-    logging.add_handler(logged)
+    logging.add_handler(log)
     logging.set_verbosity_info()
     logging.enable_progress_bar()
     state = torch.random.get_rng_state()
@@ -154,45 +154,45 @@ def test_no_noise_and_no_traces(
         assert depth(picture, model=partial) == depth(picture, model=folders["dpt"])
         with pytest.raises(ValueError):
             depth(picture, model=tmp_path)
-        assert capfd.readouterr() == ("", "") and logged.buffer == []
+        assert capfd.readouterr() == ("", "") and log.buffer == []
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
         assert torch.equal(torch.random.get_rng_state(), state)
     finally:
-        logging.remove_handler(logged)
+        logging.remove_handler(log)
         logging.set_verbosity(verbosity)
 
 
-def drop(folder: Path, prefix: str) -> None:
+def drop_tensors(folder: Path, prefix: str) -> None:
     """Take tensors out of a checkpoint."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
-    assert len(kept) < len(tensors)
-    save_file(kept, path, metadata={"format": "pt"})
+    remaining = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    assert len(remaining) < len(tensors)
+    save_file(remaining, path, metadata={"format": "pt"})
 
 
-def test_a_folder_that_is_no_depth_checkpoint_says_so(
+def test_a_folder_without_a_depth_checkpoint_is_refused(
     folders: dict[str, Path], picture: Image.Image, tmp_path: Path
 ) -> None:
-    """One sentence each: an empty folder, another kind of network, a cut file, weights of another network, code in it."""
-    empty, other, cut, alien, code = (tmp_path / name for name in ("empty", "other", "cut", "alien", "code"))
+    """An empty folder, another kind of network, a truncated file, missing weights and a folder with code in it."""
+    empty, other, cut, incomplete, code = (tmp_path / name for name in ("empty", "other", "cut", "incomplete", "code"))
     empty.mkdir()
-    for folder in (other, cut, alien, code):
+    for folder in (other, cut, incomplete, code):
         shutil.copytree(folders["dpt"], folder)
     (other / "config.json").write_text('{"model_type": "bert"}')
     (cut / "model.safetensors").write_bytes((folders["dpt"] / "model.safetensors").read_bytes()[:5000])
-    drop(alien, "dpt.")
+    drop_tensors(incomplete, "dpt.")
     config = json.loads((code / "config.json").read_text())
     auto = {"AutoConfig": "evil.Evil", "AutoModelForDepthEstimation": "evil.Evil"}
     (code / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": auto}))
-    (code / "evil.py").write_text("raise SystemExit('code of a stranger ran')")
+    (code / "evil.py").write_text("raise SystemExit('code from the folder ran')")
     for folder, sentence in (
         (empty, "no depth checkpoint"),
         (other, "no depth checkpoint"),
         (cut, "no depth checkpoint"),
-        (alien, "lacks .* tensors; fetch it again"),
+        (incomplete, "lacks .* tensors; fetch it again"),
         (code, "no depth checkpoint"),
     ):
         with pytest.raises(ValueError, match=sentence) as raised:
@@ -201,8 +201,8 @@ def test_a_folder_that_is_no_depth_checkpoint_says_so(
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every connection that is so much as tried; none succeeds."""
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The addresses of all attempted connections; each attempt fails."""
     addresses: list[Any] = []
 
     def no_connection(*address: Any, **_: Any) -> None:
@@ -214,10 +214,10 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return addresses
 
 
-def test_what_is_not_here_names_three_ways_out(
-    picture: Image.Image, tried: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_estimator_is_refused_with_three_alternatives(
+    picture: Image.Image, connections: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an empty cache; nothing is fetched."""
+    """The cache is empty, and nothing is downloaded."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         ValueError, match=f"{DEFAULT} is not here; .*hf download {DEFAULT}.*folder.*depth picture itself"
@@ -226,23 +226,27 @@ def test_what_is_not_here_names_three_ways_out(
     for name in ("no-such-folder", "no/such/folder", "~/no such folder"):
         with pytest.raises(ValueError, match=f"{name} is not here"):
             depth(picture, model=name)
-    assert tried == []
+    assert connections == []
 
 
-def test_what_was_fetched_is_found(
-    folders: dict[str, Path], picture: Image.Image, tried: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_downloaded_estimator_is_found_in_the_hub_cache(
+    folders: dict[str, Path],
+    picture: Image.Image,
+    connections: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By name, in the hub's cache as `hf download` leaves it; the hub is not asked, nor for a folder."""
+    """By name, in the layout that `hf download` writes; neither a name nor a folder causes a connection."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / f"models--{DEFAULT.replace('/', '--')}"
     shutil.copytree(folders["dpt"], cached / "snapshots" / ("0" * 40))
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0" * 40)
     assert depth(picture) == depth(picture, model=DEFAULT) == depth(picture, model=folders["dpt"])
-    assert tried == []
+    assert connections == []
 
 
-def test_without_transformers_it_names_the_extra(
+def test_without_transformers_the_error_names_the_extra(
     picture: Image.Image, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -252,14 +256,14 @@ def test_without_transformers_it_names_the_extra(
     importlib.reload(sys.modules["kandinsky22.imaging.depth"])  # importing the module needs no transformers
 
 
-def test_a_device_that_is_not_there_is_refused(picture: Image.Image, folders: dict[str, Path]) -> None:
+def test_an_unavailable_device_is_refused(picture: Image.Image, folders: dict[str, Path]) -> None:
     for device in ("cuda:99", "nonsense"):
         with pytest.raises(ValueError, match="cannot be used here; try cpu"):
             depth(picture, model=folders["dpt"], device=device)
 
 
-class Flat(torch.nn.Module):
-    """A network that finds the same everywhere."""
+class ConstantDepth(torch.nn.Module):
+    """A network that predicts one value everywhere."""
 
     config = transformers.DPTConfig()
 
@@ -268,26 +272,28 @@ class Flat(torch.nn.Module):
         self.value = value
 
     def forward(self, pixel_values: torch.Tensor) -> Any:
-        found = torch.full(pixel_values.shape[-2:], self.value)[None]
-        return transformers.modeling_outputs.DepthEstimatorOutput(predicted_depth=found)
+        result = torch.full(pixel_values.shape[-2:], self.value)[None]
+        return transformers.modeling_outputs.DepthEstimatorOutput(predicted_depth=result)
 
 
-def test_no_depth_at_all(folders: dict[str, Path], picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wall is black, where transformers divides by zero; what is no number is refused."""
+def test_constant_depth_is_black_and_nan_is_refused(
+    folders: dict[str, Path], picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constant depth gives a black picture, where transformers divides by zero; NaN is refused."""
     info: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": []}
     for value in (3.0, float("nan")):
-        loaded = (Flat(value), info)
+        loaded = (ConstantDepth(value), info)
         monkeypatch.setattr(
-            transformers.AutoModelForDepthEstimation, "from_pretrained", lambda *_, _it=loaded, **__: _it
+            transformers.AutoModelForDepthEstimation, "from_pretrained", lambda *_, loaded=loaded, **__: loaded
         )
         if value == 3:
             assert depth(picture, model=folders["dpt"]).image.getextrema() == (0, 0)
         else:
-            with pytest.raises(ValueError, match="no numbers"):
+            with pytest.raises(ValueError, match="not finite"):
                 depth(picture, model=folders["dpt"])
 
 
-def test_from_the_command_line(
+def test_the_depth_command_writes_a_picture(
     folders: dict[str, Path],
     picture: Image.Image,
     tmp_path: Path,
@@ -299,7 +305,7 @@ def test_from_the_command_line(
     folder = next(iter(folders.values()))
     assert run(["depth", "cat.png", "--estimator", str(folder)]) == 0
     assert capsys.readouterr().out == "out/cat-depth.png\n"
-    with Image.open("out/cat-depth.png") as made:
-        assert made.size == picture.size and made.mode == "L"
+    with Image.open("out/cat-depth.png") as written:
+        assert written.size == picture.size and written.mode == "L"
     assert run(["depth", "cat.png", "--estimator", "nowhere/at-all"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

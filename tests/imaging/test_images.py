@@ -1,4 +1,4 @@
-"""Files: the request comes back from a picture, and a file is written whole or not at all."""
+"""Picture files: the request can be read back, and a file is written completely or not at all."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def picture(level: int = 128) -> Painting:
     return Painting(image, text2img('кружок $5 "red" #1', seed=3), {"weights": {"unet": "abc"}, "threads": 2})
 
 
-def test_a_picture_carries_its_request(tmp_path: Path) -> None:
+def test_a_saved_picture_contains_its_request(tmp_path: Path) -> None:
     path = picture().save(tmp_path / "new" / "a.png")
     recipe = read_recipe(path)
     assert recipe.request == picture().request
@@ -26,22 +26,22 @@ def test_a_picture_carries_its_request(tmp_path: Path) -> None:
     assert (np.asarray(Image.open(path)) == 128).all()
 
 
-def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = picture(10).save(tmp_path / "a.png")
     before = path.read_bytes()
 
-    def full(self: Image.Image, file: Any, *rest: Any, **options: Any) -> None:
+    def fail(self: Image.Image, file: Any, *rest: Any, **options: Any) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(ValueError, match="No space left on device"):
         picture(20).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_place_for_a_picture_is_refused(tmp_path: Path) -> None:
+def test_saving_refuses_an_impossible_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write"):
         picture().save(tmp_path / "file" / "a.png")
@@ -49,7 +49,7 @@ def test_what_is_no_place_for_a_picture_is_refused(tmp_path: Path) -> None:
         save_png(picture().image, tmp_path / "a.jpg")
 
 
-def test_other_files_say_what_they_lack(tmp_path: Path) -> None:
+def test_reading_a_recipe_from_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     save_png(picture().image, tmp_path / "bare.png")
     for name, sentence in (("none.png", "No such file"), ("text.png", "not a PNG"), ("bare.png", "does not carry")):
@@ -57,15 +57,15 @@ def test_other_files_say_what_they_lack(tmp_path: Path) -> None:
             read_recipe(tmp_path / name)
 
 
-def test_a_sheet_holds_every_picture_enlarged() -> None:
+def test_contact_sheet_shows_every_picture_enlarged() -> None:
     images = [Image.new("RGB", (64, 32), color) for color in ("red", "green", "blue")]
     page = np.asarray(sheet(images, ["1", "2", "3"]))
     for color in ((255, 0, 0), (0, 128, 0), (0, 0, 255)):
         assert (page == color).all(axis=-1).sum() > 512 * 250
 
 
-def test_a_file_is_as_private_as_its_owner_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And `~` is the home folder, not a folder of that name."""
+def test_saved_files_follow_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` in the path is the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     before = os.umask(0o077)
     try:

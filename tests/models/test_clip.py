@@ -1,4 +1,4 @@
-"""The CLIP towers and their picture preparation, against transformers and the published names."""
+"""The CLIP towers and their image processor, against transformers and the published tensor names."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 
-torch.set_num_threads(1)
-
 DATA = Path(__file__).parents[1] / "data"
-# The values of the published text_encoder, image_encoder and preprocessor files, with some of their foreign keys.
+# The values of the published text_encoder, image_encoder and preprocessor files, with some keys that are not read.
 TEXT = {
     "architectures": ["CLIPTextModelWithProjection"],
     "attention_dropout": 0.0,
@@ -82,19 +80,19 @@ def randomised(network: Any) -> Any:
     return network.eval()
 
 
-def close(ours: Tensor, theirs: Tensor) -> bool:
+def nearly_equal(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= 2e-5 * theirs.abs().max())
 
 
-def prompts() -> Tensor:
-    """Four rows of ids that end, and are padded from there, at different places; the last fills the context."""
+def padded_prompts() -> Tensor:
+    """Four rows of ids that end at different positions and are padded from there; the last fills the context."""
     ids = torch.randint(0, END, (4, 16), generator=torch.Generator().manual_seed(1))
     for row, end in enumerate((1, 5, 9, 15)):
         ids[row, end:] = END
     return ids
 
 
-def text_and_theirs(values: dict[str, Any]) -> tuple[CLIPText, nn.Module]:
+def text_towers(values: dict[str, Any]) -> tuple[CLIPText, nn.Module]:
     ours = randomised(CLIPText(CLIPTextConfig.from_dict(values)))
     config = transformers.CLIPTextConfig.from_dict(json.loads(json.dumps(ours.config.to_dict())))
     theirs = transformers.CLIPTextModelWithProjection(config).eval()
@@ -109,7 +107,7 @@ def text_and_theirs(values: dict[str, Any]) -> tuple[CLIPText, nn.Module]:
         ("image_encoder", lambda: CLIPVision(CLIPVisionConfig.from_dict(VISION))),
     ],
 )
-def test_the_full_size_has_the_published_tensors_and_allocates_nothing(name: str, build: Any) -> None:
+def test_full_size_towers_have_the_published_tensors_on_the_meta_device(name: str, build: Any) -> None:
     with torch.device("meta"):
         network = build()
     published = dict(line.split("\t") for line in (DATA / f"keys_{name}.txt").read_text().splitlines())
@@ -118,21 +116,21 @@ def test_the_full_size_has_the_published_tensors_and_allocates_nothing(name: str
 
 
 @pytest.mark.parametrize("changes", [{}, {"hidden_act": "quick_gelu"}, {"eos_token_id": END}])
-def test_text_features_are_transformers(changes: dict[str, Any]) -> None:
-    ours, theirs = text_and_theirs({**SMALL_TEXT, **changes})
+def test_text_features_equal_those_of_transformers(changes: dict[str, Any]) -> None:
+    ours, theirs = text_towers({**SMALL_TEXT, **changes})
     with torch.no_grad():
-        features, reference = ours(prompts()), theirs(prompts())
-    assert close(features.embed, reference.text_embeds)
-    assert close(features.hidden, reference.last_hidden_state)
+        features, reference = ours(padded_prompts()), theirs(padded_prompts())
+    assert nearly_equal(features.embed, reference.text_embeds)
+    assert nearly_equal(features.hidden, reference.last_hidden_state)
 
 
-def test_cutting_the_padding_changes_nothing_before_it() -> None:
+def test_cutting_the_padding_leaves_the_text_features_unchanged() -> None:
     network = randomised(CLIPText(CLIPTextConfig.from_dict(SMALL_TEXT)))
     with torch.no_grad():
-        whole, cut = network(prompts()[:2]), network(prompts()[:2, :6])
-    assert cut.hidden.shape == (2, 6, 48)
-    assert close(cut.embed, whole.embed)
-    assert close(cut.hidden, whole.hidden[:, :6])
+        full, shortened = network(padded_prompts()[:2]), network(padded_prompts()[:2, :6])
+    assert shortened.hidden.shape == (2, 6, 48)
+    assert nearly_equal(shortened.embed, full.embed)
+    assert nearly_equal(shortened.hidden, full.hidden[:, :6])
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
@@ -142,7 +140,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"hidden_act": "quick_gelu"}, {"image_size": 26}])
-def test_vision_embeddings_are_transformers(changes: dict[str, Any]) -> None:
+def test_image_embeddings_equal_those_of_transformers(changes: dict[str, Any]) -> None:
     ours = randomised(CLIPVision(CLIPVisionConfig.from_dict({**SMALL_VISION, **changes})))
     config = transformers.CLIPVisionConfig.from_dict(json.loads(json.dumps(ours.config.to_dict())))
     theirs = transformers.CLIPVisionModelWithProjection(config).eval()
@@ -151,7 +149,7 @@ def test_vision_embeddings_are_transformers(changes: dict[str, Any]) -> None:
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(2))
     pixels[2] = 0  # the pipelines' negative image
     with torch.no_grad():
-        assert close(ours(pixels), theirs(pixels).image_embeds)
+        assert nearly_equal(ours(pixels), theirs(pixels).image_embeds)
 
 
 def test_pixels_of_another_size_are_refused() -> None:
@@ -160,14 +158,14 @@ def test_pixels_of_another_size_are_refused() -> None:
         network(torch.zeros(1, 3, 24, 30))
 
 
-def test_training_reaches_every_parameter() -> None:
+def test_gradients_reach_every_parameter() -> None:
     text, vision = CLIPText(CLIPTextConfig.from_dict(SMALL_TEXT)), CLIPVision(CLIPVisionConfig.from_dict(SMALL_VISION))
-    (text(prompts()).embed.square().sum() + vision(torch.randn(2, 3, 24, 24)).square().sum()).backward()
+    (text(padded_prompts()).embed.square().sum() + vision(torch.randn(2, 3, 24, 24)).square().sum()).backward()
     assert all(p.grad is not None for network in (text, vision) for p in network.parameters())
 
 
-def test_configs_keep_the_published_values() -> None:
-    """Both ways through ours, and through the files that transformers writes from them."""
+def test_configs_round_trip_the_published_values() -> None:
+    """Through our config classes in both directions, and through the files that transformers writes."""
     for published, ours, theirs in (
         (TEXT, CLIPTextConfig, transformers.CLIPTextConfig),
         (VISION, CLIPVisionConfig, transformers.CLIPVisionConfig),
@@ -188,18 +186,18 @@ def test_configs_keep_the_published_values() -> None:
         ({"model_type": "clip_vision_model"}, "model_type is 'clip_vision_model'"),
     ],
 )
-def test_a_config_of_another_network_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_unsupported_text_config_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CLIPTextConfig.from_dict({**SMALL_TEXT, **changes})
 
 
-def test_a_config_that_lacks_a_key_is_refused() -> None:
+def test_a_config_without_a_required_key_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks image_size"):
         CLIPVisionConfig.from_dict({key: value for key, value in VISION.items() if key != "image_size"})
 
 
-def pictures() -> list[Image.Image]:
-    """Landscape and portrait, grey, transparent in three ways, larger, smaller and as large as the square."""
+def varied_pictures() -> list[Image.Image]:
+    """Landscape and portrait, grey, three kinds of transparency; larger than, smaller than and equal to the crop."""
     rng = np.random.default_rng(3)
 
     def noise(height: int, width: int, *channels: int) -> Image.Image:
@@ -212,19 +210,19 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("sides", [(40, 40), (45, 40), (40, 31)])
-def test_pixels_are_transformers(sides: tuple[int, int]) -> None:
+def test_processed_pixels_equal_those_of_transformers(sides: tuple[int, int]) -> None:
     values = {**PROCESSOR, "size": sides[0], "crop_size": sides[1]}
     ours = CLIPImageProcessor.from_dict(values)
     theirs = CLIPImageProcessorPil.from_dict(json.loads(json.dumps(ours.to_dict())))
-    batch = ours(pictures())
+    batch = ours(varied_pictures())
     assert batch.dtype == torch.float32
     assert batch.is_contiguous()
-    for pixels, picture in zip(batch, pictures(), strict=True):
+    for pixels, picture in zip(batch, varied_pictures(), strict=True):
         expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
 
 
-def test_the_processor_keeps_the_published_file() -> None:
+def test_image_processor_round_trips_the_published_file() -> None:
     processor = CLIPImageProcessor.from_dict(PROCESSOR)
     written = json.loads(json.dumps(processor.to_dict()))
     assert written == {**PROCESSOR, "do_rescale": True, "rescale_factor": 1 / 255}
@@ -244,6 +242,6 @@ def test_the_processor_keeps_the_published_file() -> None:
         ({"crop_size": 225}, "size 224 and crop_size 225"),
     ],
 )
-def test_another_preparation_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_unsupported_image_processor_config_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CLIPImageProcessor.from_dict({**PROCESSOR, **changes})

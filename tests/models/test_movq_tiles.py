@@ -1,4 +1,4 @@
-"""Tiles give the whole picture: at any size, whatever is cut where; and they need less memory."""
+"""MoVQ in tiles gives the untiled result, at any size and wherever the tiles are cut, and needs less memory."""
 
 import copy
 import os
@@ -17,7 +17,7 @@ from tests.models_on_disk import randomise
 from tests.oracle.tiny import MOVQ
 
 SIZES = [(8, 8, 1), (5, 9, 300), (7, 3, 1), (16, 4, 1000), (9, 6, 1700), (1, 6, 1), (6, 1, 64)]
-"""Height and width of the latents, and pixels of a tile: from one row of latents to several with a rest."""
+"""Height and width of the latents, and pixels of a tile: from one row of latents to several with a remainder."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def movq() -> MoVQ:
     return network.eval().requires_grad_(False)
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def max_deviation(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference, in standard deviations."""
     assert a.shape == b.shape
     return float((a - b).abs().max() / b.std())
@@ -35,50 +35,52 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("height", "width", "tile"), SIZES)
 @torch.no_grad()
-def test_tiles_decode_what_the_whole_decodes(movq: MoVQ, height: int, width: int, tile: int) -> None:
-    """Two pictures: each has statistics of its own."""
+def test_tiled_decoding_equals_untiled_decoding(movq: MoVQ, height: int, width: int, tile: int) -> None:
+    """Two pictures, because each has its own normalisation statistics."""
     z = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0]).view(
         2, 1, 1, 1
     )
-    assert apart(movq.decode(z, tile=tile), movq.decode(z)) < 5e-4  # of values up to 5, by some processors' rounding
+    assert (
+        max_deviation(movq.decode(z, tile=tile), movq.decode(z)) < 5e-4
+    )  # values are up to 5, and processors round differently
 
 
 @pytest.mark.parametrize(("height", "width", "tile"), SIZES)
 @torch.no_grad()
-def test_tiles_encode_what_the_whole_encodes(movq: MoVQ, height: int, width: int, tile: int) -> None:
+def test_tiled_encoding_equals_untiled_encoding(movq: MoVQ, height: int, width: int, tile: int) -> None:
     pictures = torch.rand(2, 3, 8 * height, 8 * width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert apart(movq.encode(pictures, tile=tile), movq.encode(pictures)) < 1e-4
+    assert max_deviation(movq.encode(pictures, tile=tile), movq.encode(pictures)) < 1e-4
 
 
 @torch.no_grad()
-def test_nothing_but_rounding_differs(movq: MoVQ) -> None:
-    """In float64 next to nothing does."""
+def test_tiling_differs_only_by_rounding(movq: MoVQ) -> None:
+    """In float64 the difference is below 1e-12."""
     exact = copy.deepcopy(movq).double()
     z = torch.randn(1, 4, 7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    whole = exact.decode(z)
-    assert apart(exact.decode(z, tile=1), whole) < 1e-12
-    assert apart(exact.encode(whole, tile=1), exact.encode(whole)) < 1e-12
+    untiled = exact.decode(z)
+    assert max_deviation(exact.decode(z, tile=1), untiled) < 1e-12
+    assert max_deviation(exact.encode(untiled, tile=1), exact.encode(untiled)) < 1e-12
 
 
 @torch.no_grad()
-def test_a_large_mean_drowns_no_variance() -> None:
-    """Statistics hold where the mean is a thousand deviations, and differs from strip to strip."""
+def test_moments_are_exact_at_a_large_mean() -> None:
+    """The moments are accurate where the mean is a thousand standard deviations and differs between strips."""
     norm = Norm(2, 4, eps=1e-6)
     x = torch.randn(1, 4, 30, 50, generator=torch.Generator().manual_seed(0)) + 1000 + torch.linspace(0, 3, 30)[:, None]
-    mean, variance = tiles._moments(tiles.Strips(x.split([7, 11, 12], dim=2)), norm)
+    mean, variance = tiles.moments(tiles.Strips(x.split([7, 11, 12], dim=2)), norm)
     groups = x.double().view(2, -1)
     assert torch.allclose(mean.double(), groups.mean(dim=1), rtol=1e-6)
     assert torch.allclose(variance.double(), groups.var(dim=1, correction=0), rtol=1e-4)
 
 
 @torch.no_grad()
-def test_bfloat16_is_no_coarser_in_tiles(movq: MoVQ) -> None:
+def test_bfloat16_is_as_accurate_in_tiles(movq: MoVQ) -> None:
     z = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(0))
     exact = movq.decode(z)
-    coarse = copy.deepcopy(movq).bfloat16()
-    whole, tiled = (coarse.decode(z.bfloat16(), tile=tile) for tile in (None, 800))
+    half_precision = copy.deepcopy(movq).bfloat16()
+    untiled, tiled = (half_precision.decode(z.bfloat16(), tile=tile) for tile in (None, 800))
     assert tiled.dtype == torch.bfloat16
-    assert (tiled - exact).square().mean() < 1.1 * (whole - exact).square().mean()
+    assert (tiled - exact).square().mean() < 1.1 * (untiled - exact).square().mean()
 
 
 def test_large_pictures_are_tiled_unless_gradients_are_needed(movq: MoVQ, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,12 +127,14 @@ with torch.inference_mode():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_tiles_need_a_fraction_of_the_memory() -> None:
-    """Resident memory in a process of its own: torch's tensors are invisible to tracemalloc. Without huge pages, which are as
-    large as the tensors here."""
+def test_tiling_needs_less_than_half_the_memory() -> None:
+    """Measures resident memory in a subprocess, because tracemalloc does not see torch's tensors.
+
+    Huge pages are off there: they are as large as the tensors of this test.
+    """
     environment = {**os.environ, HUGE_PAGES: "0"}
     done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
-        tiled, whole = map(int, line.split())
-        assert tiled < 0.5 * whole, done.stdout
+        tiled, untiled = map(int, line.split())
+        assert tiled < 0.5 * untiled, done.stdout

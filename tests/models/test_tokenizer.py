@@ -16,8 +16,6 @@ from transformers import CLIPTokenizer
 
 from kandinsky22.models.tokenizer import END, START, Tokenizer, learn
 
-torch.set_num_threads(1)
-
 CACHE = Path(__file__).parents[2] / ".cache" / "open_clip"
 Tables = tuple[dict[str, int], list[tuple[str, str]]]
 CAPTIONS = [
@@ -85,14 +83,14 @@ def random_texts(count: int) -> list[str]:
     ]
     texts = []
     for _ in range(count):
-        some = rng.sample(ranges, rng.randint(1, 4))
-        letters = (chr(rng.randint(*rng.choice(some))) for _ in range(rng.randint(0, 120)))
+        chosen = rng.sample(ranges, rng.randint(1, 4))
+        letters = (chr(rng.randint(*rng.choice(chosen))) for _ in range(rng.randint(0, 120)))
         texts.append("".join(rng.choice((letter, letter, letter, letter + " ")) for letter in letters))
     return texts
 
 
 def layout(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """The published order of tokens: bytes, bytes that end a word, merges, start, end."""
+    """The vocabulary in the published order: bytes, bytes that end a word, merges, start, end."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = [chr(i) for i in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     tokens = [*letters, *(x + "</w>" for x in letters), *(x + y for x, y in merges), START, END]
@@ -103,7 +101,7 @@ def layout(merges: list[tuple[str, str]]) -> dict[str, int]:
 def published() -> Tables:
     """The published tables, rebuilt from the list of merges inside open_clip's wheel (1.5 MB, fetched once).
 
-    It fails where no package index can be reached: these tests are not to be passed over in silence.
+    Fails where no package index can be reached, so that these tests are never skipped silently.
     """
     if not list(CACHE.glob("*.whl")):
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -127,14 +125,14 @@ def assert_equal_to_transformers(tokenizer: Tokenizer, theirs: CLIPTokenizer, te
         assert tokens.mask[i].tolist() == expected.attention_mask[i].bool().tolist(), text
 
 
-def test_the_published_tables_have_the_published_file_sizes(published: Tables) -> None:
+def test_the_rebuilt_tables_have_the_published_file_sizes(published: Tables) -> None:
     vocab, merges = published
     assert len(vocab) == 49408
     assert len(json.dumps(vocab, ensure_ascii=False, separators=(",", ":")).encode()) == 862_328
     assert len("\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode()) == 524_619
 
 
-def test_ids_and_masks_are_transformers_with_the_published_tables(published: Tables) -> None:
+def test_ids_and_masks_equal_those_of_transformers_with_the_published_tables(published: Tables) -> None:
     vocab, merges = published
     theirs = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
     tokenizer = Tokenizer(vocab, merges)
@@ -145,7 +143,7 @@ def test_ids_and_masks_are_transformers_with_the_published_tables(published: Tab
     assert (ids[0, 9:] == 49407).all()
 
 
-def test_ids_are_transformers_with_learnt_tables_and_from_their_files(learnt: Tokenizer, tmp_path: Path) -> None:
+def test_ids_equal_those_of_transformers_with_learnt_tables_and_their_files(learnt: Tokenizer, tmp_path: Path) -> None:
     texts = TEXTS + CAPTIONS + random_texts(100)
     theirs = CLIPTokenizer(vocab=dict(learnt.vocab), merges=list(learnt.merges), model_max_length=32)
     assert_equal_to_transformers(learnt, theirs, texts)
@@ -172,13 +170,13 @@ def test_dropped_is_the_text_that_did_not_fit(published: Tables, learnt: Tokeniz
     texts = [text for text in TEXTS if text.isprintable()]
     for text, dropped in zip(texts, learnt(texts).dropped, strict=True):
         assert text.rstrip().endswith(dropped)
-        whole = learnt([text]).ids[0].tolist()
-        kept = learnt([text.rstrip().removesuffix(dropped)])
-        assert kept.dropped == ("",), text
-        assert kept.ids[0, : kept.mask.sum() - 1].tolist() == whole[: kept.mask.sum() - 1], text
+        full = learnt([text]).ids[0].tolist()
+        shortened = learnt([text.rstrip().removesuffix(dropped)])
+        assert shortened.dropped == ("",), text
+        assert shortened.ids[0, : shortened.mask.sum() - 1].tolist() == full[: shortened.mask.sum() - 1], text
 
 
-def test_no_prompts_are_an_empty_batch(learnt: Tokenizer) -> None:
+def test_no_prompts_give_an_empty_batch(learnt: Tokenizer) -> None:
     tokens = learnt([])
     assert tokens.ids.shape == tokens.mask.shape == (0, 32)
     assert tokens.dropped == ()
@@ -188,8 +186,8 @@ def test_learnt_tables_have_the_published_layout(learnt: Tokenizer) -> None:
     assert len(learnt.vocab) == 560
     assert learnt.vocab == layout(list(learnt.merges))
     assert (learnt.vocab[START], learnt.vocab[END]) == (558, 559)
-    again = learn([f"{END}{caption} {START}" for caption in CAPTIONS], size=560, max_length=32)
-    assert (again.vocab, again.merges) == (learnt.vocab, learnt.merges)
+    relearnt = learn([f"{END}{caption} {START}" for caption in CAPTIONS], size=560, max_length=32)
+    assert (relearnt.vocab, relearnt.merges) == (learnt.vocab, learnt.merges)
 
 
 def test_every_learnt_merge_joins_a_most_frequent_pair(learnt: Tokenizer) -> None:
@@ -207,7 +205,7 @@ def test_every_learnt_merge_joins_a_most_frequent_pair(learnt: Tokenizer) -> Non
                     parts[i : i + 2] = [left + right]
 
 
-def test_a_size_that_the_captions_cannot_fill_gives_whole_words() -> None:
+def test_learn_stops_at_whole_words_when_the_captions_are_too_few() -> None:
     tokenizer = learn(CAPTIONS, size=5000, max_length=32)
     assert len(tokenizer.vocab) < 5000
     words = {word for caption in CAPTIONS for word in caption.split()}
@@ -215,7 +213,7 @@ def test_a_size_that_the_captions_cannot_fill_gives_whole_words() -> None:
     assert learn([], size=514, max_length=8).merges == ()
 
 
-def test_other_words_change_no_token(learnt: Tokenizer) -> None:
+def test_unknown_words_do_not_change_the_tokens_of_others(learnt: Tokenizer) -> None:
     def body(text: str) -> list[int]:
         tokens = learnt([text])
         return [int(i) for i in tokens.ids[0, 1 : int(tokens.mask.sum()) - 1]]
@@ -227,7 +225,7 @@ def test_other_words_change_no_token(learnt: Tokenizer) -> None:
     assert learnt.end not in body("привет 🎉 \x00 zebra, 你好")
 
 
-def test_tables_that_are_not_clips_are_refused() -> None:
+def test_invalid_tables_and_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lacks <\|endoftext\|>"):
         Tokenizer({"a": 0, START: 1}, [])
     with pytest.raises(ValueError, match=r"<\|endoftext\|> must have the largest id, 2, got 1"):

@@ -19,14 +19,14 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def test_unet_agrees_when_width_is_not_height() -> None:
+def test_unet_equals_diffusers_on_a_wide_picture() -> None:
     ours, theirs = unets()
     x, embeds, t = draw(3, 4, 8, 16), draw(3, 24, seed=1), torch.tensor([7, 500, 981])
     reference = theirs(x, t, None, added_cond_kwargs={"image_embeds": embeds}).sample
     assert error(ours(x, t, ours.condition(embeds)), reference) < TOLERANCE
 
 
-def test_inpainting_unet_agrees() -> None:
+def test_inpainting_unet_equals_diffusers() -> None:
     ours, theirs = unets(replace(UNET, in_channels=9))
     x, masked, embeds = draw(2, 4, 8, 8), draw(2, 5, 8, 8, seed=1), draw(2, 24, seed=2)
     t = torch.tensor([40, 41])
@@ -34,7 +34,7 @@ def test_inpainting_unet_agrees() -> None:
     assert error(ours(x, t, ours.condition(embeds, masked=masked)), reference) < TOLERANCE
 
 
-def test_depth_unet_agrees() -> None:
+def test_depth_unet_equals_diffusers() -> None:
     ours, theirs = unets(replace(UNET, in_channels=8, addition_embed_type="image_hint"))
     x, hint, embeds, t = (
         draw(2, 4, 8, 16),
@@ -46,7 +46,7 @@ def test_depth_unet_agrees() -> None:
     assert error(ours(x, t, ours.condition(embeds, hint=hint)), reference) < TOLERANCE
 
 
-def test_movq_encodes_and_decodes_as_theirs() -> None:
+def test_movq_encodes_and_decodes_like_diffusers() -> None:
     ours, theirs = movqs()
     pictures = draw(2, 3, 64, 128).tanh()
     z = theirs.encode(pictures).latents
@@ -54,7 +54,7 @@ def test_movq_encodes_and_decodes_as_theirs() -> None:
     assert error(ours.decode(z), theirs.decode(z, force_not_quantize=True).sample) < TOLERANCE
 
 
-def test_movq_quantises_as_theirs() -> None:
+def test_movq_quantises_like_diffusers() -> None:
     ours, theirs = movqs()
     z = draw(2, 4, 8, 16)
     reference, _, (_, _, indices) = theirs.quantize(z)
@@ -63,13 +63,13 @@ def test_movq_quantises_as_theirs() -> None:
     assert error(codes, reference) < TOLERANCE
 
 
-def test_prior_agrees_through_its_prefix_with_padded_texts() -> None:
+def test_prior_with_a_prefix_of_padded_texts_equals_diffusers() -> None:
     ours, theirs = priors()
     hidden, embed, x = draw(3, 9, 24), draw(3, 24, seed=1), draw(3, 24, seed=2)
     mask = torch.arange(9)[None] < torch.tensor([[3], [7], [5]])
     t = torch.tensor([0, 374, 999])
     reference = theirs(x, t, embed, hidden, mask).predicted_image_embedding
-    for length in (9, 7):  # as long as can be, and as the longest text
+    for length in (9, 7):  # the full context, and the longest text
         prefix = ours.prefill(hidden[:, :length], embed, mask[:, :length])
         assert error(ours(x, t, prefix), reference) < TOLERANCE
     assert error(ours.denormalised(x), theirs.post_process_latents(x)) < TOLERANCE
@@ -79,9 +79,9 @@ def test_conditions_and_prefixes_concatenate_and_split() -> None:
     unet, _ = unets(replace(UNET, in_channels=9))
     x, masked, embeds, t = draw(3, 4, 8, 8), draw(3, 5, 8, 8), draw(3, 24), torch.tensor([1, 2, 3])
     parts = [unet.condition(embeds[i : i + 1], masked=masked[i : i + 1]) for i in range(3)]
-    whole = unet(x, t, type(parts[0]).cat(parts))
+    together = unet(x, t, type(parts[0]).cat(parts))
     alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], parts[i]) for i in range(3)])
-    assert error(whole, alone) < TOLERANCE
+    assert error(together, alone) < TOLERANCE
     assert error(unet(x[1:], t[1:], type(parts[0]).cat(parts)[1:]), alone[1:]) < TOLERANCE
 
     prior, _ = priors()
@@ -89,11 +89,11 @@ def test_conditions_and_prefixes_concatenate_and_split() -> None:
     hidden, embed, x = draw(3, 9, 24), draw(3, 24, seed=1), draw(3, 24, seed=2)
     mask = torch.arange(9)[None] < torch.tensor(lengths)[:, None]
     prefixes = [prior.prefill(hidden[i : i + 1], embed[i : i + 1], mask[i : i + 1]) for i in range(3)]
-    whole = prior(x, t, type(prefixes[0]).cat(prefixes))
+    together = prior(x, t, type(prefixes[0]).cat(prefixes))
     alone = torch.cat([prior(x[i : i + 1], t[i : i + 1], prefixes[i]) for i in range(3)])
-    assert error(whole, alone) < TOLERANCE
+    assert error(together, alone) < TOLERANCE
 
 
-def test_tiny_configs_survive_their_own_files() -> None:
+def test_tiny_configs_round_trip_through_their_dictionaries() -> None:
     for config in (PRIOR, UNET, MOVQ):
         assert type(config).from_dict(config.to_dict()) == config

@@ -1,4 +1,4 @@
-"""The mathematics against diffusers' schedulers: tables, timesteps and defaults, single steps, whole runs, noise."""
+"""Schedules and samplers against diffusers' schedulers: defaults, tables, timesteps, noise and complete runs."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -71,16 +71,18 @@ def run(name: str, schedule: NoiseSchedule, x: Tensor, timesteps: tuple[int, ...
 
 
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, UnCLIPScheduler])
-def test_defaults_are_the_classes_own(kind: type) -> None:
+def test_published_defaults_equal_those_of_the_diffusers_classes(kind: type) -> None:
     ours = PUBLISHED_DEFAULTS[kind.__name__]
-    own = {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items()}
-    assert {key: ours[key] for key in ours.keys() & own.keys()} == {key: own[key] for key in ours.keys() & own.keys()}
-    understood = {"thresholding", "trained_betas", "rescale_betas_zero_snr"}  # only as their defaults, or refused
-    assert own.keys() - ours.keys() - understood <= {"self", "dynamic_thresholding_ratio", "sample_max_value"}
+    defaults = {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items()}
+    assert {key: ours[key] for key in ours.keys() & defaults.keys()} == {
+        key: defaults[key] for key in ours.keys() & defaults.keys()
+    }
+    refused = {"thresholding", "trained_betas", "rescale_betas_zero_snr"}  # values other than the defaults are refused
+    assert defaults.keys() - ours.keys() - refused <= {"self", "dynamic_thresholding_ratio", "sample_max_value"}
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, PRIOR_CONFIG])
-def test_tables_are_equal_bit_by_bit(config: Mapping[str, object]) -> None:
+def test_schedule_tables_equal_diffusers_bit_for_bit(config: Mapping[str, object]) -> None:
     ours, reference = NoiseSchedule.from_config(config), theirs(config)
     assert torch.equal(ours.betas, reference.betas)
     assert torch.equal(ours.alphas_cumprod, reference.alphas_cumprod)
@@ -89,7 +91,7 @@ def test_tables_are_equal_bit_by_bit(config: Mapping[str, object]) -> None:
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, PRIOR_CONFIG])
-def test_timesteps_are_equal_for_every_number_of_steps(config: Mapping[str, object]) -> None:
+def test_timesteps_equal_diffusers_for_every_number_of_steps(config: Mapping[str, object]) -> None:
     ours, reference = NoiseSchedule.from_config(config), theirs(config)
     differ = []
     for steps in range(1 if ours.timestep_spacing != "linspace" else 2, ours.num_train_timesteps):
@@ -103,7 +105,7 @@ def test_timesteps_are_equal_for_every_number_of_steps(config: Mapping[str, obje
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("config", [DECODER_CONFIG, PRIOR_CONFIG])
-def test_noise_and_velocity_are_equal_bit_by_bit(config: Mapping[str, object], dtype: torch.dtype) -> None:
+def test_add_noise_and_velocity_equal_diffusers_bit_for_bit(config: Mapping[str, object], dtype: torch.dtype) -> None:
     ours, reference = NoiseSchedule.from_config(config), theirs(config)
     x0, noise, t = randn(3, 4, 5, 7, dtype=dtype), randn(3, 4, 5, 7, seed=1, dtype=dtype), torch.tensor([0, 431, 999])
     assert torch.equal(ours.add_noise(x0, noise, t), reference.add_noise(x0, noise, t))
@@ -125,7 +127,7 @@ def ddpm_reference(config: Mapping[str, object], x: Tensor, steps: int, net: Net
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
-def test_ddpm_runs_are_equal_bit_by_bit(kind: str, variance: str, dtype: torch.dtype) -> None:
+def test_ddpm_runs_equal_diffusers_bit_for_bit(kind: str, variance: str, dtype: torch.dtype) -> None:
     config = {**DECODER_CONFIG, "prediction_type": kind, "variance_type": variance}
     net = network(8 if variance == "learned_range" else 4)
     schedule, x = NoiseSchedule.from_config(config), randn(2, 4, 3, 5, dtype=dtype)
@@ -135,22 +137,22 @@ def test_ddpm_runs_are_equal_bit_by_bit(kind: str, variance: str, dtype: torch.d
 
 @pytest.mark.parametrize("config", [*CONFIGS[:4], CONFIGS[5]])
 @pytest.mark.parametrize("steps", [5, 50])
-def test_ddpm_runs_of_other_files_are_equal_bit_by_bit(config: Mapping[str, object], steps: int) -> None:
+def test_ddpm_runs_of_other_configs_equal_diffusers_bit_for_bit(config: Mapping[str, object], steps: int) -> None:
     schedule, x, net = NoiseSchedule.from_config(config), randn(1, 4, 3, 5), network(4)
     reference = ddpm_reference(config, x, steps, net, 3, skip=0)
     assert torch.equal(run("ddpm", schedule, x, schedule.timesteps(steps), net, 3), reference)
 
 
-def test_a_run_from_a_picture_is_equal_bit_by_bit() -> None:
+def test_an_image_to_image_run_equals_diffusers_bit_for_bit() -> None:
     schedule, x, net = NoiseSchedule.from_config(DECODER_CONFIG), randn(1, 4, 3, 5), network(4)
     reference = ddpm_reference(DECODER_CONFIG, x, 10, net, 3, skip=10 - int(10 * 0.3))
     assert torch.equal(run("ddpm", schedule, x, start_at(schedule.timesteps(10), 0.3), net, 3), reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("steps", [2, 25, 80])  # 80 of 80: every step is one timestep, whose beta is the table's
+@pytest.mark.parametrize("steps", [2, 25, 80])  # 80 of 80: each step is one timestep, with the beta of the table
 @pytest.mark.parametrize("changes", [{}, {"prediction_type": "epsilon"}, {"variance_type": "learned_range"}])
-def test_unclip_runs_are_equal_bit_by_bit(changes: dict[str, object], steps: int, dtype: torch.dtype) -> None:
+def test_unclip_runs_equal_diffusers_bit_for_bit(changes: dict[str, object], steps: int, dtype: torch.dtype) -> None:
     config: dict[str, Any] = {**PRIOR_CONFIG, "num_train_timesteps": 80 if steps == 80 else 1000, **changes}
     schedule, scheduler = NoiseSchedule.from_config(config), UnCLIPScheduler.from_config(config)
     net = network(8 if schedule.variance_type == "learned_range" else 4)
@@ -166,7 +168,7 @@ def test_unclip_runs_are_equal_bit_by_bit(changes: dict[str, object], steps: int
 @pytest.mark.parametrize("to_one", [True, False])
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 7, 50])
-def test_ddim_runs_are_equal_bit_by_bit(kind: str, to_one: bool, steps: int) -> None:
+def test_ddim_runs_equal_diffusers_bit_for_bit(kind: str, to_one: bool, steps: int) -> None:
     config = {**DECODER_CONFIG, "prediction_type": kind, "set_alpha_to_one": to_one}
     schedule, scheduler, net = NoiseSchedule.from_config(config), DDIMScheduler.from_config(config), network(4)
     start = x = randn(2, 4, 3, 5)
@@ -188,15 +190,17 @@ def test_ddim_runs_are_equal_bit_by_bit(kind: str, to_one: bool, steps: int) -> 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("config", [INPAINT_CONFIG, {**PRIOR_CONFIG, "clip_sample": False}])
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])
-def test_solver_runs_agree(name: str, solver: Any, config: Mapping[str, object], kind: str, steps: int) -> None:
+def test_solver_runs_nearly_equal_diffusers(
+    name: str, solver: Any, config: Mapping[str, object], kind: str, steps: int
+) -> None:
     config = {"beta_schedule": "squaredcos_cap_v2", **config, "prediction_type": kind}
     schedule, net, start = NoiseSchedule.from_config(config), network(4), randn(2, 4, 3, 5)
     keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
     settings = {key: config[key] for key in keys if key in config}
-    # Leading, so not from the cosine's very end: eps says nothing of x0 there, and only rounding would be compared.
+    # Leading spacing avoids the end of the cosine schedule, where x0 from eps is only rounding error.
     scheduler = solver(**settings, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(steps)
-    x = start / scheduler.scale_model_input(torch.ones(()), scheduler.timesteps[0])  # Euler's is divided by alpha
+    x = start / scheduler.scale_model_input(torch.ones(()), scheduler.timesteps[0])  # Euler's state is divided by alpha
     for t in scheduler.timesteps:
         x = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x).prev_sample
     ours = run(name, schedule, start, tuple(int(t) for t in scheduler.timesteps), net, 3)
@@ -206,7 +210,7 @@ def test_solver_runs_agree(name: str, solver: Any, config: Mapping[str, object],
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 5), (3, 4, 5, 7)])
 @pytest.mark.parametrize("count", [None, 1, 3])
-def test_shared_noise_draws_what_randn_tensor_draws(
+def test_shared_noise_equals_randn_tensor_of_diffusers(
     count: int | None, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     def generators() -> Any:
@@ -220,7 +224,7 @@ def test_shared_noise_draws_what_randn_tensor_draws(
         assert torch.equal(ours(torch.empty(shape, dtype=dtype)), expected)
 
 
-def test_the_generator_is_left_in_the_same_state() -> None:
+def test_a_run_leaves_the_generator_in_the_state_of_diffusers() -> None:
     ours, reference, x = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3), randn(1, 4, 3, 5)
     schedule, net = NoiseSchedule.from_config(DECODER_CONFIG), network(4)
     list(

@@ -1,4 +1,4 @@
-"""Small networks of the published architecture, built by diffusers with every parameter random, and their twins of ours."""
+"""Small networks of the published architecture with random weights: diffusers' network and ours with the same ones."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

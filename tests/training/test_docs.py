@@ -102,6 +102,7 @@ def test_table_of_recipes_is_that_of_the_stages() -> None:
     assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORKS))
 
 
+@pytest.mark.slow  # counts the operations of the full-size networks
 def test_table_of_plans_is_computed_from_the_recipes() -> None:
     table = PLANS.search(TEXT)
     assert table and table[1] == table_of_plans()

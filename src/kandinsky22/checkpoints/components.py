@@ -40,7 +40,7 @@ UNSUPPORTED = {
     "custom_pipeline": "only the published pipelines are supported",
 }
 """diffusers' other arguments of `from_pretrained`, and what to do instead."""
-IGNORED = {"use_safetensors", "low_cpu_mem_usage"}  # what these request is always done, or has no effect
+IGNORED = {"use_safetensors", "low_cpu_mem_usage"}  # always so here, or without effect
 
 
 def dtype_of(value: Any) -> torch.dtype:

@@ -71,6 +71,35 @@ class Guidance(Generic[R]):
         return replace(self, uncond=None, weight=torch.ones_like(self.weight))
 
 
+class BatchLayout(NamedTuple, Generic[R]):
+    """The rows of one call of the network: the unconditional rows first, then a conditional row for every picture.
+
+    condition: of all rows. weight: float32 [pictures]. guided_rows: the pictures that guidance changes. x_rows: for
+    each row of the call its row of x, on the CPU. rows_of: each request's rows of the call.
+    """
+
+    condition: R
+    weight: Tensor
+    guided_rows: Tensor
+    x_rows: Tensor
+    rows_of: dict[Hashable, Tensor]
+
+
+def lay_out(guidance: Mapping[Hashable, Guidance[R]]) -> BatchLayout[R]:
+    """The layout of a batch of requests. It waits for the device, because it reads which weights are not 1."""
+    conds, unconds = [part.cond for part in guidance.values()], [part.uncond for part in guidance.values()]
+    negative = [rows for rows in unconds if rows is not None]
+    condition = type(conds[0]).cat([*negative, *conds])
+    weight = torch.cat([part.weight for part in guidance.values()])
+    guided_rows = guided_indices(weight)
+    x_rows = torch.cat([guided_rows.cpu(), torch.arange(len(weight))])
+    indices = torch.arange(len(condition), device=guided_rows.device).split(
+        [*(0 if rows is None else len(rows) for rows in unconds), *map(len, conds)]
+    )
+    pairs = zip(guidance, indices, indices[len(guidance) :], strict=False)
+    return BatchLayout(condition, weight, guided_rows, x_rows, {key: torch.cat(pair) for key, *pair in pairs})
+
+
 class CachedFeatures(NamedTuple):
     """The deeper levels' features [rows, C, h, w] of a request's last computed call, and how many calls have used
     them."""
@@ -106,49 +135,32 @@ class Denoiser(Generic[R]):
             guided[key] = self.guidance[key].applies(int(t[row]))
             row += len(self.guidance[key].cond)
         if list(guided.items()) != list(self._guided.items()):
-            self._lay_out(guided)
-        guided_rows = self._guided_rows
-        output = self._output(x.to(self.dtype), t[self._x_rows]).to(x.dtype)
+            parts = {key: self.guidance[key] if on else self.guidance[key].without() for key, on in guided.items()}
+            self._guided, self._layout = guided, lay_out(parts)
+        layout = self._layout
+        guided_rows = layout.guided_rows
+        output = self._output(layout, x.to(self.dtype), t[layout.x_rows]).to(x.dtype)
         prediction, variance = split_variance(output, x)
         uncond, cond = prediction[: len(guided_rows)], prediction[len(guided_rows) :]
         if len(guided_rows):
-            cond = cond.index_copy(0, guided_rows, guide(uncond, cond[guided_rows], self._weight[guided_rows]))
+            cond = cond.index_copy(0, guided_rows, guide(uncond, cond[guided_rows], layout.weight[guided_rows]))
         t = to_device(t, x.device)
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(guided_rows) :])
 
-    def _lay_out(self, guided: dict[Hashable, bool]) -> None:
-        """Lay out the rows of a call, when requests joined or left or guidance began or ended: unconditional rows
-        first.
-
-        `_x_rows`: for each row of the call its row of x, on the CPU. `_rows_of`: each request's rows of the call.
-        """
-        parts = {key: self.guidance[key] if on else self.guidance[key].without() for key, on in guided.items()}
-        conds, unconds = [part.cond for part in parts.values()], [part.uncond for part in parts.values()]
-        negative = [rows for rows in unconds if rows is not None]
-        self._guided, self._condition = guided, type(conds[0]).cat([*negative, *conds])
-        self._weight = torch.cat([part.weight for part in parts.values()])
-        self._guided_rows = guided_indices(self._weight)
-        self._x_rows = torch.cat([self._guided_rows.cpu(), torch.arange(len(self._weight))])
-        indices = torch.arange(len(self._condition), device=self._guided_rows.device).split(
-            [*(0 if rows is None else len(rows) for rows in unconds), *map(len, conds)]
-        )
-        self._rows_of = {
-            key: torch.cat(pair) for key, *pair in zip(parts, indices, indices[len(parts) :], strict=False)
-        }
-
-    def _output(self, x: Tensor, t: Tensor) -> Tensor:
+    def _output(self, layout: BatchLayout[R], x: Tensor, t: Tensor) -> Tensor:
         """The network's output, with the deeper levels computed for the requests that are due."""
-        if all(self.reuse.get(key, 1) == 1 for key in self._rows_of):
-            return self.network(x, t, self._condition, self._guided_rows)
-        reused = {key: self._cached[key] for key, rows in self._rows_of.items() if not self._is_due(key, len(rows))}
-        due, deep = [rows for key, rows in self._rows_of.items() if key not in reused], None
+        rows_of = layout.rows_of
+        if all(self.reuse.get(key, 1) == 1 for key in rows_of):
+            return self.network(x, t, layout.condition, layout.guided_rows)
+        reused = {key: self._cached[key] for key, rows in rows_of.items() if not self._is_due(key, len(rows))}
+        due, deep = [rows for key, rows in rows_of.items() if key not in reused], None
         for key, cached in reused.items():  # after guidance has ended, only the conditional rows are still needed
-            rows = self._rows_of[key]
+            rows = rows_of[key]
             deep = cached.deep.new_empty(len(t), *cached.deep.shape[1:]) if deep is None else deep
             deep[rows] = cached.deep[-len(rows) :]
         forward_cached: Any = self.network.forward_cached  # type: ignore[attr-defined]
-        output, deep = forward_cached(x, t, self._condition, deep, torch.cat(due) if due else None, self._guided_rows)
-        for key, rows in self._rows_of.items():
+        output, deep = forward_cached(x, t, layout.condition, deep, torch.cat(due) if due else None, layout.guided_rows)
+        for key, rows in rows_of.items():
             self._cached[key] = CachedFeatures(deep[rows], reused[key].calls + 1 if key in reused else 1)
         return output
 

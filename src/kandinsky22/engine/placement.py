@@ -62,7 +62,7 @@ class Networks:
         if compiled:
             if device.type != "cuda" or not self.accelerated or placement != "keep":
                 raise ValueError(
-                    "compiled networks must be accelerated and stay on cuda; use --placement keep, or leave compiled out"
+                    "compiled networks must be accelerated and stay on cuda; use --placement keep, or omit compiled"
                 )
             os.environ.setdefault(COMPILED, str(cache_dir() / "compiled"))
         self._loaded: dict[NetworkSource[Any, Any], nn.Module] = {}

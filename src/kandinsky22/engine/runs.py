@@ -11,10 +11,10 @@ from torch import Tensor
 from kandinsky22.diffusion import Draw, Job, NoiseSchedule, Prediction, sample, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.prior import Prefix
-from kandinsky22.models.unet import Conditioned
+from kandinsky22.models.unet import UNetCondition
 
 K = TypeVar("K", bound=Hashable)
-R = TypeVar("R", Prefix, Conditioned)
+R = TypeVar("R", Prefix, UNetCondition)
 Constrain = Callable[[Tensor, int], Tensor]
 """(x, t) -> the state to continue from"""
 

@@ -21,7 +21,7 @@ from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer
-from kandinsky22.models.unet import Conditioned, UNet
+from kandinsky22.models.unet import UNet, UNetCondition
 
 K = TypeVar("K", bound=Hashable)
 # The 3x3 neighbourhood by which the published inpainting weights were trained to grow the repainted region: all cells
@@ -202,7 +202,7 @@ class DecoderStage:
         constrain: Constrain = keep,
         interval: tuple[float, float] = (0, 1),
         reuse: int = 1,
-    ) -> Run[Conditioned]:
+    ) -> Run[UNetCondition]:
         """A run from `start` conditioned on `embeds`, one row each.
 
         hint: [1 or n, 3, H, W] in [0, 1], of the computed size. inpaint: its constraint is applied before `constrain`.
@@ -229,7 +229,7 @@ class DecoderStage:
         guidance = Guidance.of(cond, uncond, weights, self.schedule.timestep_interval(*interval))
         return Run(job, len(start.timesteps), guidance, reuse)
 
-    def sample(self, runs: Mapping[K, Run[Conditioned]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
+    def sample(self, runs: Mapping[K, Run[UNetCondition]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
         """Run the U-Net; returns finished latents [n, 4, h, w]."""
         try:
             return (yield from run_samplers("decoder", runs, self.unet, self.schedule, self.networks.dtype))

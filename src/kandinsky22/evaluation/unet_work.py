@@ -9,7 +9,7 @@ from kandinsky22.diffusion import SAMPLERS, Job, NoiseSchedule, sample_many
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.engine.cost import UNetStep
 from kandinsky22.models.timestep_cache import repeat_guided
-from kandinsky22.models.unet import Conditioned
+from kandinsky22.models.unet import UNetCondition
 from kandinsky22.request import Sampling
 
 
@@ -24,10 +24,10 @@ class UNetWork(NamedTuple):
     def of(cls, sampling: Sampling, schedule: NoiseSchedule) -> "UNetWork":
         """The work for a picture from noise, counted with the sampler and denoiser of a resolved sampling."""
         assert sampling.sampler and sampling.steps and sampling.guidance_interval and sampling.reuse
-        network, nothing = _CountingUNet(), Conditioned(torch.empty(1, 0), (), None)
+        network, nothing = _CountingUNet(), UNetCondition(torch.empty(1, 0), (), None)
         interval = schedule.timestep_interval(*sampling.guidance_interval)
         guided = {0: Guidance.of(nothing, nothing, torch.tensor([sampling.weight]), interval)}
-        denoiser: Denoiser[Conditioned] = Denoiser(network, schedule, guided, torch.float32, {0: sampling.reuse})
+        denoiser: Denoiser[UNetCondition] = Denoiser(network, schedule, guided, torch.float32, {0: sampling.reuse})
         x, timesteps = torch.zeros(1, 4, 1, 1), schedule.timesteps(sampling.steps)
         for _ in sample_many({0: Job(SAMPLERS[sampling.sampler](schedule, x, timesteps, torch.zeros_like))}, denoiser):
             pass
@@ -43,14 +43,14 @@ class _CountingUNet:
 
     calls = rows = deep = 0
 
-    def __call__(self, x: Tensor, t: Tensor, conditioned: Conditioned, guided_rows: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, conditioned: UNetCondition, guided_rows: Tensor) -> Tensor:
         return self.forward_cached(x, t, conditioned, None, None, guided_rows)[0]
 
     def forward_cached(
         self,
         x: Tensor,
         t: Tensor,
-        conditioned: Conditioned,
+        conditioned: UNetCondition,
         deep: Tensor | None,
         rows: Tensor | None,
         guided_rows: Tensor,

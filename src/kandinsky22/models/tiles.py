@@ -87,14 +87,14 @@ def _normalise(
 ) -> Iterator[Tensor]:
     """A normalisation and its SiLU, with the moments of the whole picture; the strips `latents` modulate it."""
     plain: Norm = getattr(norm, "norm_layer", norm)
-    mean, variance = _moments(x, plain)
+    mean, variance = moments(x, plain)
     for i, strip in enumerate(read(x)):
         yield plain.forward_with_moments(
             mean, variance, strip, *(() if latents is None else norm.scale_shift(latents[i]))
         )
 
 
-def _moments(x: Strips, norm: Norm) -> tuple[Tensor, Tensor]:
+def moments(x: Strips, norm: Norm) -> tuple[Tensor, Tensor]:
     """Mean and variance of each group over all strips, [groups] each, in float32 at least."""
     means, variances = map(torch.stack, zip(*(norm.group_moments(strip) for strip in x), strict=True))
     heights = torch.tensor([strip.shape[2] for strip in x], dtype=means.dtype, device=means.device)

@@ -96,7 +96,7 @@ class UNetConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Conditioned:
+class UNetCondition:
     """The condition of B rows, computed once per run; the rows of several conditions can be concatenated.
 
     embedding: [B, T], added to the timestep embedding. image: the image tokens' keys and values, [B, h, 32, d], one
@@ -334,7 +334,7 @@ class UNet(Network):
             start, end = end, end + block.time_emb_proj.out_features
             block.columns = slice(start, end)
 
-    def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> Conditioned:
+    def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> UNetCondition:
         """What depends on neither x nor t, for image embeddings [B, encoder_hid_dim].
 
         hint: [B, 3, H, W] in [0, 1] at pixel size, for networks with a hint block. masked: [B, 5, h, w], for inpainting
@@ -343,9 +343,9 @@ class UNet(Network):
         tokens = self.encoder_hid_proj(embeds)
         attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in running order
         extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
-        return Conditioned(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
+        return UNetCondition(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
 
-    def precompute_timesteps(self, conditioned: Conditioned, timesteps: Sequence[int]) -> Conditioned:
+    def precompute_timesteps(self, conditioned: UNetCondition, timesteps: Sequence[int]) -> UNetCondition:
         """The condition with the scales and shifts of all timesteps of a run (of a long run: of its first 100)."""
         t, embedding = cached_timesteps(timesteps, len(conditioned)), conditioned.embedding
         scale_shift = self._compute_scale_shift(
@@ -353,7 +353,7 @@ class UNet(Network):
         )
         return replace(conditioned, timestep_cache=TimestepCache(t, scale_shift.unflatten(0, t.shape)))
 
-    def forward(self, x: Tensor, t: Tensor, conditioned: Conditioned, guided_rows: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, conditioned: UNetCondition, guided_rows: Tensor | None = None) -> Tensor:
         """Latents x [B, 4, h, w] at timesteps t [B] -> [B, out_channels, h, w].
 
         guided_rows: indices [n] of the rows of x that classifier-free guidance needs twice. Then t, the condition and
@@ -369,7 +369,7 @@ class UNet(Network):
         self,
         x: Tensor,
         t: Tensor,
-        conditioned: Conditioned,
+        conditioned: UNetCondition,
         deep: Tensor | None = None,
         rows: Tensor | None = None,
         guided_rows: Tensor | None = None,
@@ -393,7 +393,7 @@ class UNet(Network):
     def _residual_blocks(self) -> Iterator[ResnetBlock]:
         return (module for module in self.modules() if isinstance(module, ResnetBlock))
 
-    def _scale_shift(self, x: Tensor, t: Tensor, conditioned: Conditioned) -> Tensor:
+    def _scale_shift(self, x: Tensor, t: Tensor, conditioned: UNetCondition) -> Tensor:
         """The scales and shifts [B, n] of all residual blocks at timesteps t [B]: cached ones, or else computed."""
         cached = None if conditioned.timestep_cache is None else conditioned.timestep_cache.at(t)
         if cached is not None:
@@ -405,7 +405,7 @@ class UNet(Network):
         return torch.cat([block.scale_shift(emb) for block in self._residual_blocks()], dim=1)
 
     def _first_level(
-        self, x: Tensor, scale_shift: Tensor, conditioned: Conditioned, guided_rows: Tensor | None
+        self, x: Tensor, scale_shift: Tensor, conditioned: UNetCondition, guided_rows: Tensor | None
     ) -> list[Tensor]:
         """The skip connections of the first level, without its downsampler."""
         if conditioned.extra is not None:

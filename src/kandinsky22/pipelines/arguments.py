@@ -1,6 +1,6 @@
-"""The arguments of code written against diffusers, checked one by one and made plain: numbers, texts, tensors.
+"""Checks of single arguments of pipeline calls, and their conversion to plain numbers, lists and tensors.
 
-Numbers may be Python's, numpy's or a tensor's; a boolean is none. Knows no network and no run.
+Numbers may be Python's, numpy's or 0-dimensional tensors; booleans are refused. Knows no network and no run.
 """
 
 import math
@@ -17,94 +17,103 @@ from kandinsky22.engine.runs import repeat_rows
 from kandinsky22.imaging.canvas import Canvas
 
 
-def canvas(height: Any, width: Any) -> tuple[int, int]:
-    """The sides that are computed, multiples of 64. Raises `ValueError`."""
-    return Canvas(whole("height", height, 512), whole("width", width, 512)).size
+def computed_size(height: Any, width: Any) -> tuple[int, int]:
+    """Height and width rounded up to multiples of 64. Raises `ValueError` if either is not a positive integer."""
+    return Canvas(positive_int("height", height, 512), positive_int("width", width, 512)).size
 
 
-def whole(name: str, value: Any, example: int) -> int:
-    """A whole number from 1 up, numpy's too, as Python's. Raises `ValueError` for anything else, booleans too."""
-    given: Any = None if isinstance(value, bool) or not hasattr(value, "__index__") else value
+def positive_int(name: str, value: Any, example: int) -> int:
+    """An integer from 1 up, as Python's int. Raises `ValueError` for anything else, booleans and floats included."""
+    candidate: Any = None if isinstance(value, bool) or not hasattr(value, "__index__") else value
     try:
-        plain = operator.index(given)
-    except TypeError:  # an array has __index__ too
-        plain = 0
-    if plain < 1:
+        integer = operator.index(candidate)
+    except TypeError:  # arrays have __index__ too
+        integer = 0
+    if integer < 1:
         raise ValueError(f"{name} must be a whole number from 1 up, got {value!r}; try {example}")
-    return plain
+    return integer
 
 
-def number(name: str, value: Any, example: float) -> float:
-    """A finite number, numpy's or a tensor's too, as Python's. Raises `ValueError` for anything else, booleans too."""
-    plain = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
-    if isinstance(plain, bool) or not isinstance(plain, Real) or not math.isfinite(plain):
+def finite_number(name: str, value: Any, example: float) -> float:
+    """A finite number, as Python's float. Raises `ValueError` for anything else, booleans included."""
+    number = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
+    if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
         raise ValueError(f"{name} must be a number, got {value!r}; try {example:g}")
-    return float(plain)
+    return float(number)
 
 
-def mixture(parts: Any, weights: Any) -> list[float]:
-    """The weights of texts, pictures and pixels. Raises `ValueError` where they cannot be mixed."""
-    if not isinstance(parts, list | tuple) or not parts:
-        raise ValueError(f"images_and_prompts must be a list of at least one text or picture, got {parts!r:.40}")
-    if not hasattr(weights, "__len__") or len(weights) != len(parts):
-        given = len(weights) if hasattr(weights, "__len__") else repr(weights)
-        raise ValueError(f"{len(parts)} images_and_prompts need as many weights, got {given}")
-    if wrong := [one for one in parts if not isinstance(one, str | Image.Image | Tensor)]:
+def interpolation_weights(items: Any, weights: Any) -> list[float]:
+    """The weights of prompts, pictures and pixels to interpolate between.
+
+    Raises `ValueError` for items of other types or shapes, and for weights that are not one number for each.
+    """
+    if not isinstance(items, list | tuple) or not items:
+        raise ValueError(f"images_and_prompts must be a list of at least one text or picture, got {items!r:.40}")
+    if not hasattr(weights, "__len__") or len(weights) != len(items):
+        actual = len(weights) if hasattr(weights, "__len__") else repr(weights)
+        raise ValueError(f"{len(items)} images_and_prompts need as many weights, got {actual}")
+    if wrong := [item for item in items if not isinstance(item, str | Image.Image | Tensor)]:
         raise ValueError(f"images_and_prompts takes texts, PIL pictures and tensors, not {type(wrong[0])}")
-    for one in parts:
-        if isinstance(one, Tensor) and (one.ndim != 4 or one.shape[1] != 3):
-            raise ValueError(f"tensors to mix must be pixels [1, 3, S, S] as CLIP sees them, got {list(one.shape)}")
-        if isinstance(one, Tensor):
-            check_finite("images_and_prompts", one)
-    if len({len(one) if isinstance(one, Tensor) else 1 for one in parts}) > 1:
-        raise ValueError("tensors to mix must be pixels of one picture each, [1, 3, S, S]; split them")
-    return [number("each of weights", weight, 0.5) for weight in weights]
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    for item in tensors:
+        if item.ndim != 4 or item.shape[1] != 3:
+            shape = list(item.shape)
+            raise ValueError(f"tensors to interpolate must be CLIP processor's pixels [1, 3, S, S], got {shape}")
+        check_finite("images_and_prompts", item)
+    if len({len(item) if isinstance(item, Tensor) else 1 for item in items}) > 1:
+        raise ValueError("tensors to interpolate must be pixels of one picture each, [1, 3, S, S]; split them")
+    return [finite_number("each of weights", weight, 0.5) for weight in weights]
 
 
-def check_finite(name: str, part: Tensor) -> None:
-    """Raises `ValueError` for a tensor that is empty, or holds what is not a number."""
-    if not part.numel() or not bool(part.isfinite().all()):
-        raise ValueError(f"{name} must be finite numbers, at least one; look at what made it")
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises `ValueError` for a tensor that is empty or has values that are not finite."""
+    if not values.numel() or not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite numbers, at least one; check what computed it")
 
 
-def joined(name: str, given: Any) -> Tensor:
-    """A tensor [B, ...], or a list of them as one. Raises `ValueError` for anything else."""
-    listed = list(given) if isinstance(given, list | tuple) else [given]
+def as_batch(name: str, value: Any) -> Tensor:
+    """A tensor [B, ...], from one or a list of them concatenated. Raises `ValueError` for anything else."""
+    listed = list(value) if isinstance(value, list | tuple) else [value]
     try:
-        parts = [torch.as_tensor(part) for part in listed]
-        if not parts or not all(part.ndim >= 2 and part.shape[1:] == parts[0].shape[1:] for part in parts):
-            raise ValueError(f"got shapes {[list(part.shape) for part in parts]}")
-        made = repeat_rows(parts)
+        tensors = [torch.as_tensor(item) for item in listed]
+        if not tensors or not all(item.ndim >= 2 and item.shape[1:] == tensors[0].shape[1:] for item in tensors):
+            raise ValueError(f"got shapes {[list(item.shape) for item in tensors]}")
+        batch = repeat_rows(tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a tensor [B, ...] or a list of such tensors: {error}") from error
-    check_finite(name, made)
-    return made
+    check_finite(name, batch)
+    return batch
 
 
-def texts(given: Any) -> list[str]:
-    """A list of one text or several; None is none. Raises `ValueError` for anything else."""
-    listed = [] if given is None else [given] if isinstance(given, str) else given
+def prompt_list(prompt: Any) -> list[str]:
+    """A list of one prompt or several; empty for None. Raises `ValueError` for anything else."""
+    listed = [] if prompt is None else [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-        raise ValueError(f"a prompt must be a text or a list of texts, got {type(given).__name__}")
+        raise ValueError(f"a prompt must be a text or a list of texts, got {type(prompt).__name__}")
     return listed
 
 
-def to_start_from(image: Any) -> list[Image.Image] | Tensor:
-    """Pictures, or the rows of tensors, for a prior to start from. Raises `ValueError` for anything else."""
+def prior_images(image: Any) -> list[Image.Image] | Tensor:
+    """What a prior starts from: a list of PIL pictures, or a tensor of pixels [B, 3, S, S] or embeddings [B, D].
+
+    Raises `ValueError` for anything else.
+    """
     listed = list(image) if isinstance(image, list | tuple) else [image]
-    if listed and all(isinstance(one, Image.Image) and min(one.size) for one in listed):
+    if listed and all(isinstance(item, Image.Image) and min(item.size) for item in listed):
         return listed
-    if listed and all(isinstance(one, Tensor) and one.ndim in (2, 4) for one in listed):
-        return joined("image", listed)
+    if listed and all(isinstance(item, Tensor) and item.ndim in (2, 4) for item in listed):
+        return as_batch("image", listed)
     raise ValueError("image must be PIL pictures, tensors of pixels [B, 3, S, S], or embeddings [B, D]")
 
 
-def dealt(given: Any, total: int) -> Any:
-    """One picture for each row, of several; what is one for all stays one. Raises `ValueError` where they cannot be
-    shared out."""
-    several = isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim == 4)
-    if not several or len(given) == 1:
-        return given
-    if not len(given) or total % len(given):
-        raise ValueError(f"{len(given)} pictures cannot be shared out among {total}")
-    return [given[row * len(given) // total] for row in range(total)]
+def one_per_row(images: Any, rows: int) -> Any:
+    """A list of one picture for each row from several pictures, each repeated in a row; a single one stays as it is.
+
+    Raises `ValueError` if the number of pictures does not divide the number of rows.
+    """
+    several = isinstance(images, list | tuple) or (isinstance(images, Tensor) and images.ndim == 4)
+    if not several or len(images) == 1:
+        return images
+    if not len(images) or rows % len(images):
+        raise ValueError(f"{len(images)} pictures cannot be divided evenly among {rows} images; pass one, or {rows}")
+    return [images[row * len(images) // rows] for row in range(rows)]

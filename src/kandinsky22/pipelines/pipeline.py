@@ -1,30 +1,38 @@
-"""Pipelines as code written against diffusers knows them: named parts put together, that can be moved, saved, exchanged
-and made into another pipeline. What a pipeline does when it is called, `pipelines/__init__.py` says.
+"""What all pipelines have in common: named parts that can be loaded, moved, saved, replaced and shared.
 
-Networks are read when they are first needed. Without an accelerator float16 runs in float32, and says so once.
+A pipeline class declares diffusers' signature on `__call__` and computes in `run`; `calls_run` connects the two.
+Networks are loaded when they are first needed. On a CPU without acceleration, float16 is computed in float32, with one
+warning.
 """
 
-import ast
 import inspect
 import warnings
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from functools import cache, cached_property, wraps
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, ParamSpec, Self
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from kandinsky22.checkpoints import components
 from kandinsky22.checkpoints.catalog import PRIOR_INDEX
 from kandinsky22.checkpoints.components import PREFIX, LoadOptions, Part, dtype_of
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.engine.placement import Networks, Placement
+from kandinsky22.engine.runs import Step
+from kandinsky22.generators import Returning
+from kandinsky22.pipelines.callbacks import StepCallbacks
+from kandinsky22.pipelines.outputs import Output
+from kandinsky22.pipelines.runs import StageOptions
+
+P = ParamSpec("P")
 
 LEAVE_OUT = "nothing would change here; leave the line out"
-NOT_HERE = {
+UNSUPPORTED = {
     "enable_xformers_memory_efficient_attention": LEAVE_OUT,
     "enable_attention_slicing": LEAVE_OUT,
     "enable_vae_slicing": LEAVE_OUT,
@@ -34,176 +42,180 @@ NOT_HERE = {
     "load_lora_weights": "merge the LoRA into the weights and load their folder",
     "push_to_hub": "use save_pretrained, and upload the folder with `hf upload`",
 }
-"""What else can be called elsewhere, and what to do here instead."""
+"""Methods of diffusers' pipelines that do not exist here, and what to do instead."""
+NOT_NONE = ("image", "mask_image", "hint", "image_embeds")  # arguments that may not be None where a class has them
+PROMPT_FOR_DECODER = (
+    "only the prior takes a prompt: give it to KandinskyV22PriorPipeline and pass on what that returns, "
+    "pipe(**prior_out), or use a Combined class, which has both networks"
+)
 
 
-class Output(Mapping[str, Any]):
-    """A result: by attribute, by name, by place, as a tuple, or unpacked with `**`."""
+def calls_run(declaration: Callable[P, Any]) -> Callable[P, Any]:
+    """Decorator of a pipeline's `__call__`, of which the decorated function is only the signature and the docstring.
 
-    def __getitem__(self, key: Any) -> Any:
-        return self.to_tuple()[key] if isinstance(key, int | slice) else vars(self)[key]
+    The resulting method has that signature and passes all arguments but `return_dict`, by name, to the pipeline's
+    `run`, without gradients. It returns what `run` returns, or its tuple if `return_dict` is false. Raises `ValueError`
+    for a prompt where none is taken and for a missing input, `TypeError` for arguments that are not in the signature.
+    """
+    signature = inspect.signature(declaration)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(vars(self))
+    @torch.no_grad()
+    @wraps(declaration)
+    def __call__(*args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: N807
+        if "prompt" in kwargs and "prompt" not in signature.parameters:
+            raise ValueError(PROMPT_FOR_DECODER)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        pipeline, return_dict = arguments.pop("self"), arguments.pop("return_dict")
+        if missing := [name for name in NOT_NONE if name in arguments and arguments[name] is None]:
+            raise ValueError(f"{' and '.join(missing)} must be given")
+        output = pipeline.run(**arguments)
+        return output if return_dict else output.to_tuple()
 
-    def __len__(self) -> int:
-        return len(vars(self))
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The values alone."""
-        return tuple(vars(self).values())
-
-
-@dataclass(frozen=True, eq=False)
-class ImagePipelineOutput(Output):
-    """`images`: PIL pictures, or an array or tensor of them or of their latents."""
-
-    images: Any
-
-
-@dataclass(frozen=True, eq=False)
-class KandinskyPriorPipelineOutput(Output):
-    """CLIP image embeddings [B, D]: of what to paint, and of what to keep away from."""
-
-    image_embeds: Any
-    negative_image_embeds: Any
+    return __call__
 
 
-def signature_of(row: str) -> inspect.Signature:
-    """The signature of a method with these arguments, such as "prompt steps=25"."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter("self", kind)]
-    for word in row.split():
-        name, _, default = word.partition("=")
-        value = ast.literal_eval(default) if default else inspect.Parameter.empty
-        parameters.append(inspect.Parameter(name, kind, default=value))
-    return inspect.Signature(parameters)
+class Pipeline:
+    """Named parts, the device and dtype they compute on, and the options of its calls.
 
-
-class Assembly:
-    """Parts by name, where they are, and how they are told to run.
-
-    A part is an attribute, and is exchanged by assigning another: a network or tokenizer of this package, any scheduler
-    of the published classes. Raises `ValueError` for others.
+    Each part is an attribute, and assigning another part replaces it: a network or tokenizer of this package, or any
+    scheduler of the published classes. Raises `ValueError` for others.
     """
 
+    __call__: Callable[..., Any]
+    run: Callable[..., Output]
+    """Computes a call's output from its arguments by name. Raises `ValueError` before any network runs."""
     PARTS: ClassVar[tuple[str, ...]]
-    _device: torch.device = torch.device("cpu")
-    _dtype: torch.dtype = torch.float32
-    placement: Placement = "keep"
-    _bar: Mapping[str, Any] = {}
-    guidance_scale, num_timesteps = 1.0, 0  # of the latest call
+    OUTPUT_TYPES: ClassVar[tuple[str, ...]]
+    CALLBACK_TENSORS: ClassVar[tuple[str, ...]] = ("latents",)
+    """The tensors that `callback_on_step_end` can be called with."""
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
-        self.parts = {name: components.as_part(name, parts[name]) for name in self.PARTS}
-        places = [part.location for part in self.parts.values() if isinstance(part, Part) and part.location]
-        if places:  # made of another pipeline's parts: it goes on where they are
-            self._device, self._dtype = places[0]
+        self._parts = {name: components.as_part(name, part) for name, part in parts.items()}
+        loaded = [part.location for part in self._parts.values() if isinstance(part, Part) and part.location]
+        # A part that another pipeline has loaded stays where it is.
+        self._device, self._dtype = loaded[0] if loaded else (torch.device("cpu"), torch.float32)
+        self.placement: Placement = "keep"
+        self._progress_options: Mapping[str, Any] = {}
+        self.guidance_scale, self.num_timesteps = 1.0, 0  # of the latest call; callbacks read them
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.PARTS:
-            self.exchange(name, value)
+            self.replace_part(name, value)
         else:
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).PARTS:
             return self.part(name)
-        what = f"{type(self).__name__} has no {name}"
-        raise AttributeError(f"{what}: {NOT_HERE[name]}" if name in NOT_HERE else what)
+        message = f"{type(self).__name__} has no {name}"
+        raise AttributeError(f"{message}: {UNSUPPORTED[name]}" if name in UNSUPPORTED else message)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts by name, each network as a `Part`, which this does not load."""
+        return dict(self._parts)
 
     def part(self, name: str) -> Any:
-        """A part; a network is read if it was not."""
-        part = self.parts[name]
+        """A part by name; a network is loaded first."""
+        part = self._parts[name]
         return self.networks.get(part) if isinstance(part, Part) else part
 
-    def exchange(self, name: str, value: Any) -> None:
-        """Put another part in the place of one."""
-        self.parts[name] = components.as_part(name, value)
-        self._forget()
+    def replace_part(self, name: str, value: Any) -> None:
+        """Use another part under this name. Raises `ValueError` for one that is not supported."""
+        self._parts[name] = components.as_part(name, value)
+        self._discard_stage()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **how: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """The pipeline in a folder, or in a repository "owner/name" of the hub.
 
-        how: torch_dtype (or dtype), variant, revision, local_files_only; parts to use instead of the folder's; and for
-        a pipeline with both networks `prior`, where the prior is, if the folder does not say so. Raises
-        `CheckpointError`, and `ValueError` for what is not supported.
+        kwargs: torch_dtype (or dtype), variant, revision, local_files_only; parts to use instead of the folder's; and
+        for a pipeline with both networks `prior`, the prior's folder or repository, if the decoder does not name it.
+        Raises `CheckpointError`, and `ValueError` for what is not supported.
         """
-        given = {name: how.pop(name) for name in cls.PARTS if name in how}
-        both = PREFIX + "prior" in cls.PARTS
-        prior = how.pop("prior", None) if both else None
-        loading = LoadOptions.from_kwargs(how)
-        folder = loading.folder(pretrained_model_name_or_path)
-        kind = components.class_name(folder)
-        parts = {**components.read(folder, cls.PARTS, loading.variant), **given}
-        if both and not all(name in parts for name in cls.PARTS if name.startswith(PREFIX)):
-            beside = replace(loading, revision=None).folder(prior or components.find_prior(folder))
-            of_prior = components.read(beside, PRIOR_INDEX, loading.variant)
-            parts = {PREFIX + name: part for name, part in of_prior.items()} | parts
+        passed = {name: kwargs.pop(name) for name in cls.PARTS if name in kwargs}
+        has_prior = PREFIX + "prior" in cls.PARTS
+        prior = kwargs.pop("prior", None) if has_prior else None
+        options = LoadOptions.from_kwargs(kwargs)
+        folder = options.folder(pretrained_model_name_or_path)
+        class_name = components.class_name(folder)
+        parts = {**components.read(folder, cls.PARTS, options.variant), **passed}
+        if has_prior and not all(name in parts for name in cls.PARTS if name.startswith(PREFIX)):
+            prior_folder = replace(options, revision=None).folder(prior or components.find_prior(folder))
+            prior_parts = components.read(prior_folder, PRIOR_INDEX, options.variant)
+            parts = {PREFIX + name: part for name, part in prior_parts.items()} | parts
         if missing := [name for name in cls.PARTS if parts.get(name) is None]:
-            raise CheckpointError(f"{folder} holds a {kind}, and a {cls.__name__} also needs {', '.join(missing)}")
-        return cls(**{name: parts[name] for name in cls.PARTS}).to(loading.dtype)
+            raise CheckpointError(
+                f"{folder} holds a {class_name}, and a {cls.__name__} also needs {', '.join(missing)}"
+            )
+        return cls(**{name: parts[name] for name in cls.PARTS}).to(options.dtype)
+
+    @classmethod
+    def from_pipe(cls, pipeline: "Pipeline", **parts: Any) -> Self:
+        """A pipeline that shares another's parts, device and dtype; `parts` replace those of the same name.
+
+        Raises `ValueError` where some are missing.
+        """
+        available = pipeline.parts | parts
+        if missing := [name for name in cls.PARTS if name not in available]:
+            raise ValueError(f"a {cls.__name__} also needs {', '.join(missing)}; pass them")
+        new = cls(**{name: available[name] for name in cls.PARTS})
+        new.place(pipeline.device, pipeline.dtype, pipeline.placement)
+        return new
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
     ) -> None:
-        """Write a folder that this package and diffusers load; always safetensors. Raises `ValueError` where it is a
-        file."""
+        """Write a folder that this package and diffusers load; always as safetensors.
+
+        Raises `ValueError` if the folder or one above it is a file.
+        """
         folder = Path(save_directory)
-        if taken := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:
-            raise ValueError(f"cannot save to {folder}: {taken[0]} is a file; choose a folder")
-        components.write(folder, type(self).__name__, self.handles(), self._dtype, variant)
-
-    @classmethod
-    def made_of(cls, other: "Assembly", **parts: Any) -> Self:
-        """A pipeline of another's parts, not copied, and of those given; it runs where the other does. Raises
-        `ValueError` where some are missing."""
-        found = other.handles() | parts
-        if missing := [name for name in cls.PARTS if name not in found]:
-            raise ValueError(f"a {cls.__name__} also needs {', '.join(missing)}; pass them")
-        made = cls(**{name: found[name] for name in cls.PARTS})
-        made.place(other.device, other.dtype, other.placement)
-        return made
-
-    def handles(self) -> dict[str, Any]:
-        """The parts by name, networks not yet read as such."""
-        return dict(self.parts)
+        if files := [path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()]:
+            raise ValueError(f"cannot save to {folder}: {files[0]} is a file; choose a folder")
+        components.write(folder, type(self).__name__, self.parts, self._dtype, variant)
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts by name; another pipeline can be made of them."""
+        """The parts by name, networks loaded; another pipeline can be constructed from them."""
         return {name: getattr(self, name) for name in self.PARTS}
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device it computes on."""
         return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that it was asked to compute in."""
+        """The requested dtype."""
         return self._dtype
 
     def to(self, *args: Any, device: Any = None, dtype: torch.dtype | str | None = None, **ignored: Any) -> Self:
-        """Compute on a device, in a dtype, or both. Raises `ValueError` where this machine has no such device,
-        and for other dtypes than float32, bfloat16 and float16."""
+        """Compute on a device, in a dtype, or both.
+
+        Raises `ValueError` for a device that this machine does not have, and for dtypes other than float32, bfloat16
+        and float16.
+        """
         dtype = next((arg for arg in args if isinstance(arg, torch.dtype)), dtype)
         device = next((arg for arg in args if arg is not None and not isinstance(arg, torch.dtype)), device)
         self.place(device, None if dtype is None else dtype_of(dtype), None if device is None else "keep")
         return self
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
-        """Have a network on the accelerator only while it works; where there is none, nothing changes."""
-        self._come_and_go(device or _accelerator(gpu_id), "offload")
+        """Keep each network on the accelerator only while it computes; without an accelerator nothing changes."""
+        self._offload(device or _accelerator(gpu_id), "offload")
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
-        """Have a part of a network on the accelerator only while it works; where there is none, nothing changes."""
-        self._come_and_go(device or _accelerator(gpu_id), "sequential")
+        """Keep each part of a network on the accelerator only while it computes; without one nothing changes."""
+        self._offload(device or _accelerator(gpu_id), "sequential")
 
     def place(self, device: Any = None, dtype: torch.dtype | None = None, placement: Placement | None = None) -> None:
-        """Compute there, in that dtype, with networks that come and go like that; None is as before. Raises
-        `ValueError`."""
+        """Set device, dtype and placement (see `Networks`) of the networks; None leaves one unchanged.
+
+        Raises `ValueError` for a device that this machine does not have.
+        """
         if device is not None:
             try:
                 self._device = torch.empty(0, device=device).device
@@ -212,83 +224,81 @@ class Assembly:
                     f"the device {device!r} cannot be used here; leave the line out for the CPU"
                 ) from error
         self._dtype, self.placement = dtype or self._dtype, placement or self.placement
-        self._forget()
+        self._discard_stage()
 
     def set_progress_bar_config(self, **config: Any) -> None:
-        """disable, desc and leave, as tqdm means them; the rest of what it knows is taken and changes nothing."""
-        self._bar = config
+        """disable, desc and leave, with tqdm's meaning; other options are accepted and have no effect."""
+        self._progress_options = config
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the latest call was guided."""
         return self.guidance_scale > 1
 
-    def now(self, guidance_scale: float, num_timesteps: int) -> None:
-        """Note what is being done, for callbacks to look at."""
-        self.guidance_scale, self.num_timesteps = guidance_scale, num_timesteps
-
     @cached_property
     def networks(self) -> Networks:
-        """The networks, where they are to be."""
-        for part in self.parts.values():
+        """The networks on their device."""
+        for part in self._parts.values():
             if isinstance(part, Part):
                 part.shared = self.placement == "keep"
         networks = Networks(self._device, self._dtype, self.placement)
         if networks.dtype == torch.float16 and self._device.type == "cpu":
-            _say_once("float16 is slow and coarse on a CPU without acceleration, so this runs in float32")
+            warn_once("float16 is slow and coarse on a CPU without acceleration, so this runs in float32")
             return Networks(self._device, torch.float32, self.placement)
         return networks
 
-    def driven(self, stage: Generator[Any, None, Mapping[int, torch.Tensor]]) -> torch.Tensor:
-        """What a stage makes of its only run, behind a progress bar."""
-        console = Console(stderr=True)
-        off = bool(self._bar.get("disable")) or not console.is_terminal
-        with Progress(console=console, disable=off, transient=self._bar.get("leave") is False) as bar:
-            task = bar.add_task(str(self._bar.get("desc") or ""), total=None)
-            while True:
-                try:
-                    _, step = next(stage)
-                except StopIteration as end:
-                    made: torch.Tensor = end.value[0]
-                    return made
-                bar.update(task, completed=step.i, total=step.n)
+    def stage_options(
+        self,
+        *,
+        num_inference_steps: Any,
+        guidance_scale: Any,
+        generator: Any,
+        output_type: str,
+        num_images_per_prompt: Any = 1,
+        latents: Any = None,
+        strength: Any = 1.0,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = None,
+        callback: Any = None,
+        callback_steps: Any = 1,
+    ) -> StageOptions:
+        """The arguments that all calls have in common, under diffusers' names. Raises `ValueError` for wrong ones."""
+        tensor_names = tuple(callback_on_step_end_tensor_inputs or ())
+        if output_type not in self.OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(self.OUTPUT_TYPES)}, got {output_type!r}")
+        if unknown := [name for name in tensor_names if name not in self.CALLBACK_TENSORS]:
+            raise ValueError(f"a callback can ask for {', '.join(self.CALLBACK_TENSORS)}, not for {', '.join(unknown)}")
+        return StageOptions(
+            steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            sampler=self.scheduler.sampler,
+            generator=generator,
+            callbacks=StepCallbacks(self, callback_on_step_end, tensor_names, callback, callback_steps or 1),
+            images_per_prompt=num_images_per_prompt,
+            latents=latents,
+            strength=strength,
+        )
 
-    def _come_and_go(self, device: Any, placement: Placement) -> None:
+    def run_with_progress(self, stage: Generator[tuple[int, Step], None, dict[int, Tensor]]) -> Tensor:
+        """Run the sampling of a stage's only run, with a progress bar; returns its final state."""
+        console = Console(stderr=True)
+        options = self._progress_options
+        disabled = bool(options.get("disable")) or not console.is_terminal
+        steps = Returning(stage)
+        with Progress(console=console, disable=disabled, transient=options.get("leave") is False) as bar:
+            task = bar.add_task(str(options.get("desc") or ""), total=None)
+            for _, step in steps:
+                bar.update(task, completed=step.i, total=step.n)
+        return steps.value[0]
+
+    def _offload(self, device: Any, placement: Placement) -> None:
         if device is not None:
             self.place(device, placement=placement)
 
-    def _forget(self) -> None:
-        """What was put together is put together anew when it is next needed."""
+    def _discard_stage(self) -> None:
+        """Discard the cached `networks` and `stage`; they are created again when next needed."""
         vars(self).pop("networks", None)
         vars(self).pop("stage", None)
-
-
-class Joint(Assembly):
-    """A prior and a decoder as one pipeline: `prior_pipe`, whose parts are called prior_..., and `decoder_pipe`."""
-
-    prior_pipe: Assembly
-    decoder_pipe: Assembly
-
-    def handles(self) -> dict[str, Any]:
-        return self.decoder_pipe.handles() | {PREFIX + name: part for name, part in self.prior_pipe.handles().items()}
-
-    def part(self, name: str) -> Any:
-        return self._owner(name).part(name.removeprefix(PREFIX))
-
-    def exchange(self, name: str, value: Any) -> None:
-        self._owner(name).exchange(name.removeprefix(PREFIX), value)
-
-    def place(self, *where: Any, **how: Any) -> None:
-        super().place(*where, **how)
-        for pipe in (self.prior_pipe, self.decoder_pipe):
-            pipe.place(*where, **how)
-
-    def set_progress_bar_config(self, **config: Any) -> None:
-        for pipe in (self.prior_pipe, self.decoder_pipe):
-            pipe.set_progress_bar_config(**config)
-
-    def _owner(self, name: str) -> Assembly:
-        return self.prior_pipe if name.startswith(PREFIX) else self.decoder_pipe
 
 
 def _accelerator(gpu_id: int | None) -> str | None:
@@ -299,5 +309,6 @@ def _accelerator(gpu_id: int | None) -> str | None:
 
 
 @cache
-def _say_once(text: str) -> None:
+def warn_once(text: str) -> None:
+    """Show a warning, once per process."""
     warnings.warn(text, stacklevel=2)

@@ -1,125 +1,79 @@
-"""Runs of the prior and of a decoder for rows that share a generator, drawn in the order of diffusers' pipelines.
+"""Sampler runs of the prior and the decoder whose rows share one generator, with diffusers' order of random draws.
 
-`conditions.py` and `kandinsky.py` do this for requests, each picture with a stream of its own. Here one generator (or a
-list) draws for all rows: the initial state, then once after every step (spec 1.9 and 3). Everything was checked before.
+The engine runs requests, in which each picture has its own noise stream. Here one generator (or a list with one per
+row) draws for all rows: the start state, then once after every step (spec 1.9 and 3). `PriorCall` and `DecoderCall`
+have a `check`, which raises `ValueError` before any network runs; the runs expect checked calls.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep, start_at
+from kandinsky22.diffusion import Draw, NoiseSchedule, SharedNoise, keep
 from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState, repeat_rows
 from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
 from kandinsky22.models.prior import Prefix
-from kandinsky22.models.unet import Conditioned
-from kandinsky22.pipelines.arguments import check_finite, number, whole
-
-Tensors = Callable[[], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Told:
-    """Who is told of a run after each step. on_step_end(pipe, i, t, tensors) may give other latents back, in a mapping;
-    heard(i, t, latents) hears of every `every`th step. names: the tensors that the first wants to see."""
-
-    pipe: Any
-    on_step_end: Callable[..., Any] | None = None
-    names: Sequence[str] = ("latents",)
-    heard: Callable[..., Any] | None = None
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "every", whole("callback_steps", self.every, 1))  # it is frozen
-
-    def through(self, timesteps: Sequence[int], tensors: Tensors) -> Constrain:
-        """The constraint that tells, for a run through `timesteps`; `tensors` makes what there is to see besides
-        latents.
-
-        Raises `ValueError` where anything but latents comes back changed.
-        """
-        if self.on_step_end is None and self.heard is None:
-            return keep
-        steps = count()
-        others = [name for name in self.names if name != "latents"] if self.on_step_end else []
-        made = tensors() if others else {}
-
-        def tell(x: Tensor, _: int) -> Tensor:
-            i = next(steps)
-            t = torch.tensor(timesteps[i])
-            if self.on_step_end is not None:
-                shown = {name: x if name == "latents" else made[name] for name in self.names}
-                back = self.on_step_end(self.pipe, i, t, dict(shown)) or {}
-                if wrong := [
-                    name for name, value in back.items() if name != "latents" and value is not shown.get(name)
-                ]:
-                    raise ValueError(
-                        f"a callback may change latents and nothing else; it gave back other {', '.join(wrong)}"
-                    )
-                changed: Tensor = back.get("latents", x)
-                if changed.shape != x.shape:
-                    raise ValueError(f"a callback gave back latents {list(changed.shape)} for {list(x.shape)}")
-                x = changed.to(x)
-            if self.heard is not None and i % self.every == 0:
-                self.heard(i, t, x)
-            return x
-
-        return tell
+from kandinsky22.models.unet import UNetCondition
+from kandinsky22.pipelines.arguments import check_finite, finite_number, positive_int
+from kandinsky22.pipelines.callbacks import StepCallbacks
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
-    """What either stage is told: guidance of 1 or less is off; `each` rows for every prompt or embedding; latents to
-    begin with, if noise is not to be drawn; what a run starts from is noised to `strength`. Raises `ValueError`."""
+class StageOptions:
+    """The options that prior and decoder have in common. Raises `ValueError` for wrong numbers.
+
+    guidance_scale: guidance is off at 1 or less. images_per_prompt: rows for each prompt or embedding. latents: the
+    start noise, instead of a random draw. strength: how far a start image is noised, in (0, 1].
+    """
 
     steps: int
-    guidance: float
+    guidance_scale: float
     sampler: str
     generator: Any
-    told: Told
-    each: int = 1
+    callbacks: StepCallbacks
+    images_per_prompt: int = 1
     latents: Tensor | None = None
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        plain = {
-            "each": whole("num_images_per_prompt", self.each, 1),
-            "steps": whole("num_inference_steps", self.steps, 50),
-            "guidance": number("guidance_scale", self.guidance, 4),
-            "strength": number("strength", self.strength, 0.3),
+        converted = {
+            "images_per_prompt": positive_int("num_images_per_prompt", self.images_per_prompt, 1),
+            "steps": positive_int("num_inference_steps", self.steps, 50),
+            "guidance_scale": finite_number("guidance_scale", self.guidance_scale, 4),
+            "strength": finite_number("strength", self.strength, 0.3),
         }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)  # it is frozen
+        for name, value in converted.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def weight(self) -> float:
-        """What guidance multiplies by."""
-        return float(self.guidance) if self.guidance > 1 else 1.0
+        """The guidance weight; 1 is no guidance."""
+        return float(self.guidance_scale) if self.guidance_scale > 1 else 1.0
 
     def noise(self, dtype: torch.dtype, rows: int | None = None) -> Draw:
-        """Noise in the dtype in which diffusers draws it, whatever the state is in; of a list, the first `rows`
-        generators."""
-        shared = SharedNoise(
-            list(self.generator)[:rows] if isinstance(self.generator, list | tuple) else self.generator
-        )
+        """Draws noise in `dtype`, in which diffusers draws it, and converts it to the dtype of the state.
+
+        rows: uses only that many of a list of generators.
+        """
+        several = isinstance(self.generator, list | tuple)
+        shared = SharedNoise(list(self.generator)[:rows] if several else self.generator)
         return lambda x: shared.draw(tuple(x.shape), dtype, x.device).to(x.dtype)
 
-    def check_run(self, schedule: NoiseSchedule, strength: float | None, shape: tuple[int, ...]) -> int:
-        """The number of steps from noise of a shape, or from what is noised to `strength`. Raises `ValueError` where
-        there are none, and for generators and latents that do not fit."""
-        timesteps = schedule.timesteps(self.steps)
-        if strength is not None:
-            timesteps = start_at(timesteps, strength)
+    def check_run(self, schedule: NoiseSchedule, *, from_noise: bool, shape: tuple[int, ...]) -> int:
+        """The number of steps of a run whose state has `shape`, from noise or from an image noised to `strength`.
+
+        Raises `ValueError` if there are none, and for generators and latents that do not fit.
+        """
+        timesteps = schedule.timesteps(self.steps) if from_noise else schedule.timesteps(self.steps, self.strength)
         several = isinstance(self.generator, list | tuple)
-        for one in self.generator if several else [self.generator]:
-            if not isinstance(one, torch.Generator) and (several or one is not None):
+        for generator in self.generator if several else [self.generator]:
+            if not isinstance(generator, torch.Generator) and (several or generator is not None):
                 raise ValueError(
-                    f"generator must be a torch.Generator, got {one!r}; try torch.Generator().manual_seed(5)"
+                    f"generator must be a torch.Generator, got {generator!r}; try torch.Generator().manual_seed(5)"
                 )
         if several and len(self.generator) not in (1, shape[0]):
             raise ValueError(
@@ -127,185 +81,215 @@ class How:
             )
         if self.latents is not None:
             if not isinstance(self.latents, Tensor) or tuple(self.latents.shape) != shape:
-                got = getattr(self.latents, "shape", ())
-                raise ValueError(
-                    f"latents must be {list(shape)}, a tensor; got {type(self.latents).__name__} {list(got)}"
-                )
+                actual = f"{type(self.latents).__name__} {list(getattr(self.latents, 'shape', ()))}"
+                raise ValueError(f"latents must be {list(shape)}, a tensor; got {actual}")
             check_finite("latents", self.latents)
         return len(timesteps)
 
-    def initial(self, shape: tuple[int, ...], noise: Draw, device: torch.device) -> Tensor:
-        """The state to begin with."""
+    def start_noise(self, shape: tuple[int, ...], noise: Draw, device: torch.device) -> Tensor:
+        """The noise that a run starts from: `latents`, or a draw."""
         empty = torch.empty(shape, device=device)
         return noise(empty) if self.latents is None else self.latents.to(empty)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words(How):
-    """What the prior is asked for. start: pictures, pixels as CLIP sees them, or embeddings, noised to `strength`."""
+class PriorCall:
+    """The arguments of a prior's call.
 
+    start: PIL pictures, pixels as CLIP's processor returns them, or embeddings, noised to `options.strength`; None
+    starts from noise.
+    """
+
+    options: StageOptions
     prompts: Sequence[str]
-    negatives: Sequence[str] = ()
+    negative_prompts: Sequence[str] = ()
     start: Sequence[Image.Image] | Tensor | None = None
 
     @property
-    def total(self) -> int:
-        """Rows of the run: the negative prompts' embeddings are sampled too."""
-        return self.each * (len(self.prompts) + len(self.negatives))
+    def images(self) -> int:
+        """How many embeddings are returned."""
+        return self.options.images_per_prompt * len(self.prompts)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the run: the embeddings of the negative prompts are sampled too."""
+        return self.images + self.options.images_per_prompt * len(self.negative_prompts)
 
     def check(self, stage: PriorStage) -> int:
-        """The number of steps. Raises `ValueError` for what does not fit together, or not this prior."""
-        if not self.prompts or len(self.negatives) not in (0, len(self.prompts)):
+        """The number of steps. Raises `ValueError` for arguments that do not fit each other or this prior."""
+        prompts, negatives = len(self.prompts), len(self.negative_prompts)
+        if not prompts or negatives not in (0, prompts):
+            raise ValueError(f"{prompts} prompts need as many negative prompts, or none; got {negatives}")
+        if self.start is not None and (prompts + negatives) % len(self.start):
             raise ValueError(
-                f"{len(self.prompts)} prompts need as many negative prompts, or none; got {len(self.negatives)}"
+                f"{len(self.start)} images cannot be divided evenly among {prompts} prompts; pass one, or {prompts}"
             )
-        if self.start is not None and (len(self.prompts) + len(self.negatives)) % len(self.start):
-            raise ValueError(f"{len(self.start)} pictures cannot be shared out among {len(self.prompts)} prompts")
         if isinstance(self.start, Tensor) and self.start.ndim == 2 and self.start.shape[1] != stage.dim:
             raise ValueError(f"embeddings as image must be [B, {stage.dim}], got {list(self.start.shape)}")
-        return self.check_run(stage.schedule, None if self.start is None else self.strength, (self.total, stage.dim))
+        shape = self.rows, stage.dim
+        return self.options.check_run(stage.schedule, from_noise=self.start is None, shape=shape)
 
 
-def prior_run(stage: PriorStage, a: Words) -> Run[Prefix]:
-    """A run for all prompts and then all negative prompts, which are led away from themselves: not at all."""
-    device = stage.networks.device
-    noise = a.noise(stage.networks.weight_dtype)
-    sampled, led = [*a.prompts, *a.negatives], a.weight != 1
-    away = (list(a.negatives) * 2 or [""] * len(sampled)) if led else sampled
-    weights = [a.weight] * (a.each * len(a.prompts)) + [1.0] * (a.each * len(a.negatives))
-    words = list(dict.fromkeys([*sampled, *away]))
-    read = stage.encode_prompts(words)
+def prior_run(stage: PriorStage, call: PriorCall) -> Run[Prefix]:
+    """A run with rows for all prompts, then for all negative prompts; the latter are sampled without guidance."""
+    options, device = call.options, stage.networks.device
+    repeats = options.images_per_prompt
+    noise = options.noise(stage.networks.weight_dtype)
+    guided = options.weight != 1
+    texts = [*call.prompts, *call.negative_prompts]
+    negative = (list(call.negative_prompts) * 2 or [""] * len(texts)) if guided else texts
+    weights = [options.weight] * call.images + [1.0] * (call.rows - call.images)
+    distinct = list(dict.fromkeys([*texts, *negative]))
+    prefix = stage.encode_prompts(distinct)
 
-    def places(texts: Sequence[str]) -> list[int]:
-        return [words.index(text) for text in texts for _ in range(a.each)]
+    def rows_of(prompts: Sequence[str]) -> list[int]:
+        return [distinct.index(prompt) for prompt in prompts for _ in range(repeats)]
 
-    if a.start is None:
-        start = StartState.from_noise(stage.schedule, a.steps, a.initial((a.total, stage.dim), noise, device))
-    else:  # one after the other, again and again; as published, not normalised (spec 1.3)
-        clean = _embeddings(stage, a.start).to(device)
-        shared = [row // a.each % len(clean) for row in range(a.total)]
-        start = StartState.from_clean(stage.schedule, a.steps, clean[shared], a.strength, noise)
+    if call.start is None:
+        initial = options.start_noise((call.rows, stage.dim), noise, device)
+        start = StartState.from_noise(stage.schedule, options.steps, initial)
+    else:  # images are assigned to prompts in turn; as published, they are not normalised (spec 1.3)
+        embeds = _start_embeds(stage, call.start).to(device)
+        image_of_row = [row // repeats % len(embeds) for row in range(call.rows)]
+        start = StartState.from_clean(stage.schedule, options.steps, embeds[image_of_row], options.strength, noise)
 
     def tensors() -> dict[str, Tensor]:
-        embed, hidden, mask = (
-            repeat_rows(part, a.each) for part in stage.encode_text([*away, *sampled] if led else sampled)
-        )
+        features = stage.encode_text([*negative, *texts] if guided else texts)
+        embed, hidden, mask = (repeat_rows(part, repeats) for part in features)
         return {"prompt_embeds": embed, "text_encoder_hidden_states": hidden, "text_mask": mask}
 
-    told = a.told.through(start.timesteps, tensors)
+    callbacks = options.callbacks.constraint(start.timesteps, tensors)
     weight = torch.tensor(weights, device=device)
-    return stage.prepare_run(read, places(sampled), places(away), weight, a.sampler, start, noise, told)
+    return stage.prepare_run(
+        prefix, rows_of(texts), rows_of(negative), weight, options.sampler, start, noise, callbacks
+    )
 
 
-def _embeddings(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Tensor:
+def _start_embeds(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Tensor:
     if not isinstance(start, Tensor):
         return stage.encode_images(start)
     return start.float() if start.ndim == 2 else stage.encode_pixels(start)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas(How):
-    """What a decoder is asked for, on height x width pixels, for `count` embeddings.
+class DecoderCall:
+    """The arguments of a decoder's call, for `count` embeddings, on height x width pixels.
 
-    start: pixels or latents to begin with, noised to `strength`; one for all is noised once, unless `apart` or `each`
-    is more than 1, and then for every row. known: pixels, and where they are repainted. hint: [1 or count, 3, H, W].
+    start: pixels or latents, noised to `options.strength`; None starts from noise. A single one is noised once for all
+    rows, unless `noise_per_row` is set or there are several images per prompt. inpaint: pixels [1 or n, 3, H, W] and
+    where to repaint them [1 or n, 1, H, W]. hint: [1 or count, 3, H, W].
     """
 
+    options: StageOptions
     height: int
     width: int
     count: int
     start: Tensor | None = None
-    apart: bool = False
-    known: tuple[Tensor, Tensor] | None = None
+    noise_per_row: bool = False
+    inpaint: tuple[Tensor, Tensor] | None = None
     hint: Tensor | None = None
 
     @property
-    def total(self) -> int:
+    def rows(self) -> int:
         """Rows of the run."""
-        return self.each * self.count
+        return self.options.images_per_prompt * self.count
 
     def check(self, stage: DecoderStage, embeds: Embeds | None) -> int:
-        """The number of steps. Raises `ValueError` for what does not fit together, or not this decoder; embeddings that
-        are still to come are not looked at."""
-        shape = stage.shape(self.total, self.height, self.width)
+        """The number of steps. Raises `ValueError` for arguments that do not fit each other or this decoder.
+
+        embeds: None if the prior is still to make them; then only the other arguments are checked.
+        """
+        shape = stage.shape(self.rows, self.height, self.width)
         pixels = [3, self.height, self.width]
-        if self.known is not None:
-            many = max(map(len, self.known))
-            for part in self.known:
-                _check_number("image and mask_image", part, many)
-                _check_number("image", part, self.count)
+        if self.inpaint is not None:
+            largest = max(map(len, self.inpaint))
+            for part in self.inpaint:
+                _check_rows("image and mask_image", part, largest)
+                _check_rows("image", part, self.count)
         if self.start is not None:
-            _check_number("image", self.start, self.count)
+            _check_rows("image", self.start, self.count)
             if list(self.start.shape[1:]) not in (pixels, list(shape[1:])):
                 raise ValueError(f"latents to start from must be {list(shape[1:])}, got {list(self.start.shape[1:])}")
         if self.hint is not None:
-            _check_number("hint", self.hint, self.count)
-            if list(self.hint.shape[1:]) != pixels:
-                got = list(self.hint.shape[1:])
-                wanted = f"[B, 3, {self.height}, {self.width}]"
-                raise ValueError(f"hint must be {wanted}, got {got}; resize it, as kandinsky22.controlnet does")
+            _check_rows("hint", self.hint, self.count)
+            actual = list(self.hint.shape[1:])
+            if actual != pixels:
+                expected = f"[B, 3, {self.height}, {self.width}]"
+                raise ValueError(f"hint must be {expected}, got {actual}; resize it, as kandinsky22.controlnet does")
         if embeds is not None:
             self._check_embeds(embeds, stage.stored.unet.config.encoder_hid_dim)
-        return self.check_run(stage.schedule, None if self.start is None else self.strength, shape)
+        return self.options.check_run(stage.schedule, from_noise=self.start is None, shape=shape)
 
     def _check_embeds(self, embeds: Embeds, dim: int) -> None:
-        if embeds.negative is None and self.weight != 1:
-            raise ValueError("negative_image_embeds must be given, unless guidance_scale is 1; the prior makes them")
+        if embeds.negative is None and self.options.weight != 1:
+            raise ValueError("negative_image_embeds must be given, unless guidance_scale is 1; the prior returns them")
         for name, part in zip(("image_embeds", "negative_image_embeds"), embeds, strict=True):
             if part is not None and tuple(part.shape) != (self.count, dim):
-                raise ValueError(f"{name} must be [{self.count}, {dim}], got {list(part.shape)}; the prior makes them")
+                raise ValueError(
+                    f"{name} must be [{self.count}, {dim}], got {list(part.shape)}; the prior returns such embeddings"
+                )
 
 
-def decoder_run(stage: DecoderStage, a: Canvas, embeds: Embeds) -> tuple[Run[Conditioned], Constrain]:
-    """A run led by `embeds`, one for `each` rows; and what to do with its end, which has t = -1."""
-    device, dtype = stage.networks.device, stage.networks.weight_dtype
-    image = repeat_rows(embeds.image.to(device), a.each)
-    negative = None if embeds.negative is None else repeat_rows(embeds.negative.to(device), a.each)
-    noise = a.noise(dtype)
-    known: InpaintCondition | None = None
-    held: Constrain = keep
-    if a.start is not None:
-        start = _start_from(stage, a, a.start.to(device))
+def decoder_run(stage: DecoderStage, call: DecoderCall, embeds: Embeds) -> tuple[Run[UNetCondition], Constrain]:
+    """A run conditioned on embeddings, and the constraint to apply to the finished latents, with t = -1."""
+    options, device = call.options, stage.networks.device
+    repeats = options.images_per_prompt
+    image = repeat_rows(embeds.image.to(device), repeats)
+    negative = None if embeds.negative is None else repeat_rows(embeds.negative.to(device), repeats)
+    noise = options.noise(stage.networks.weight_dtype)
+    inpaint: InpaintCondition | None = None
+    final_constraint: Constrain = keep
+    if call.start is not None:
+        start = _start_from_image(stage, call, call.start.to(device))
     else:
-        start = StartState.from_noise(
-            stage.schedule, a.steps, a.initial(stage.shape(a.total, a.height, a.width), noise, device)
-        )
-    if a.known is not None:
-        many = max(map(len, a.known))
-        known = stage.inpaint_condition(*(part.expand(many, -1, -1, -1).to(device) for part in a.known))
-        known = InpaintCondition(*(repeat_rows(part, a.each) if many > 1 else part for part in known))
-        held = known.constraint(start, stage.schedule)
-    hint = a.hint if a.hint is None or len(a.hint) == 1 else repeat_rows(a.hint, a.each)
+        initial = options.start_noise(stage.shape(call.rows, call.height, call.width), noise, device)
+        start = StartState.from_noise(stage.schedule, options.steps, initial)
+    if call.inpaint is not None:
+        largest = max(map(len, call.inpaint))
+        inpaint = stage.inpaint_condition(*(part.expand(largest, -1, -1, -1).to(device) for part in call.inpaint))
+        if largest > 1:
+            inpaint = InpaintCondition(*(repeat_rows(part, repeats) for part in inpaint))
+        final_constraint = inpaint.constraint(start, stage.schedule)
+    hint = call.hint if call.hint is None or len(call.hint) == 1 else repeat_rows(call.hint, repeats)
 
     def tensors() -> dict[str, Tensor]:
-        led = a.weight != 1 and negative is not None
-        shown = {"image_embeds": image if negative is None or not led else torch.cat([negative, image])}
+        guided = options.weight != 1 and negative is not None
+        available = {"image_embeds": image if negative is None or not guided else torch.cat([negative, image])}
         if negative is not None:
-            shown["negative_image_embeds"] = negative
-        if known is not None:
-            where = known.mask.expand(a.total, -1, -1, -1)
-            masked = (known.z * known.mask).expand(a.total, -1, -1, -1)
-            shown |= {"masked_image": repeat_rows([masked] * (1 + led)), "mask_image": repeat_rows([where] * (1 + led))}
-        return shown
+            available["negative_image_embeds"] = negative
+        if inpaint is not None:
+            mask = inpaint.mask.expand(call.rows, -1, -1, -1)
+            masked = (inpaint.z * inpaint.mask).expand(call.rows, -1, -1, -1)
+            available["masked_image"] = repeat_rows([masked] * (1 + guided))
+            available["mask_image"] = repeat_rows([mask] * (1 + guided))
+        return available
 
-    told = a.told.through(start.timesteps, tensors)
+    callbacks = options.callbacks.constraint(start.timesteps, tensors)
     run = stage.prepare_run(
-        Embeds(image, negative), a.weight, a.sampler, start, noise, hint=hint, inpaint=known, constrain=told
+        Embeds(image, negative),
+        options.weight,
+        options.sampler,
+        start,
+        noise,
+        hint=hint,
+        inpaint=inpaint,
+        constrain=callbacks,
     )
-    return run, held
+    return run, final_constraint
 
 
-def _start_from(stage: DecoderStage, a: Canvas, start: Tensor) -> StartState:
-    """From pixels or latents (spec 7, row 6)."""
-    z = start if start.shape[1] == stage.stored.movq.config.latent_channels else stage.encode(start)
-    z = repeat_rows(z, a.each)
-    if (a.apart or a.each > 1) and len(z) != a.total:
-        z = z[:1].expand(a.total, -1, -1, -1)
-    noise = a.noise(stage.networks.weight_dtype, len(z))
-    state = StartState.from_clean(stage.schedule, a.steps, z, a.strength, noise)
-    return state._replace(x=state.x.expand(a.total, -1, -1, -1))
+def _start_from_image(stage: DecoderStage, call: DecoderCall, image: Tensor) -> StartState:
+    """The start state from pixels or latents (spec 7, row 6)."""
+    options = call.options
+    z = image if image.shape[1] == stage.stored.movq.config.latent_channels else stage.encode(image)
+    z = repeat_rows(z, options.images_per_prompt)
+    if (call.noise_per_row or options.images_per_prompt > 1) and len(z) != call.rows:
+        z = z[:1].expand(call.rows, -1, -1, -1)
+    noise = options.noise(stage.networks.weight_dtype, len(z))
+    state = StartState.from_clean(stage.schedule, options.steps, z, options.strength, noise)
+    return state._replace(x=state.x.expand(call.rows, -1, -1, -1))
 
 
-def _check_number(name: str, part: Tensor, many: int) -> None:
-    if len(part) not in (1, many):
-        raise ValueError(f"{name} must be one for all or {many}, got {len(part)}")
+def _check_rows(name: str, part: Tensor, count: int) -> None:
+    if len(part) not in (1, count):
+        raise ValueError(f"{name} must be one for all or {count}, got {len(part)}")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.movq import MoVQ
-from kandinsky22.models.unet import Conditioned, UNet
+from kandinsky22.models.unet import UNetCondition, UNet
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
 
@@ -165,7 +165,7 @@ def sample_latents(
     cond, uncond = unet.condition(embeds, **extra_inputs), unet.condition(zero_embed.expand(n, -1), **extra_inputs)
     guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
-    denoiser: Denoiser[Conditioned] = Denoiser(unet, schedule, guided, torch.float32)
+    denoiser: Denoiser[UNetCondition] = Denoiser(unet, schedule, guided, torch.float32)
     *_, (_, last) = sample_many({0: Job(run)}, denoiser)
     return last.x
 

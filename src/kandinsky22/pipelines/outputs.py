@@ -1,0 +1,37 @@
+"""Results of pipelines, read as code written for diffusers reads them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class Output(Mapping[str, Any]):
+    """A result whose values are read by attribute, name or index, as a tuple, or unpacked with `**`."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.to_tuple()[key] if isinstance(key, int | slice) else vars(self)[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
+
+    def __len__(self) -> int:
+        return len(vars(self))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values without their names."""
+        return tuple(vars(self).values())
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePipelineOutput(Output):
+    """`images`: a list of PIL pictures, or an array or tensor of pictures or latents [B, ...]."""
+
+    images: Any
+
+
+@dataclass(frozen=True, eq=False)
+class KandinskyPriorPipelineOutput(Output):
+    """CLIP image embeddings [B, D], positive and negative, to pass to a decoder."""
+
+    image_embeds: Any
+    negative_image_embeds: Any
