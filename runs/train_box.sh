@@ -10,6 +10,8 @@ folder=${1:-runs/box}
 weights=src/kandinsky22/weights
 train() { kandinsky22 train "$@" --folder "$folder"; }
 
+[ -f "$folder/things/things.json" ] || python runs/fetch_things.py "$folder/things" # needs npm
+python runs/render_world.py "$folder"
 train movq &
 movq=$!
 trap 'kill "$movq" 2>/dev/null' EXIT INT TERM # Ctrl-C does not reach background jobs by itself

@@ -11,7 +11,7 @@ from kandinsky22.compositions import COLORS, GROUNDS, SHAPES, STYLES, Group, Sce
 from kandinsky22.compositions.pieces import visible
 
 
-def test_a_seed_is_a_picture() -> None:
+def test_a_picture_is_determined_by_its_seed() -> None:
     one, again, other = (sample(np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert np.array_equal(render(one, 64), render(again, 64))
     assert not np.array_equal(render(one, 64), render(other, 64))
@@ -22,7 +22,7 @@ def test_a_seed_is_a_picture() -> None:
     ("height", "width", "side", "shape"),
     [(1.0, 1.0, 64, (64, 64)), (1.0, 2.0, 64, (64, 128)), (2.0, 1.0, 32, (64, 32)), (1.0, 1.5, 128, (128, 192))],
 )
-def test_side_is_the_shorter_one(height: float, width: float, side: int, shape: tuple[int, int]) -> None:
+def test_side_is_the_length_of_the_shorter_side(height: float, width: float, side: int, shape: tuple[int, int]) -> None:
     scene = sample(np.random.default_rng(1), height=height, width=width)
     picture, maps = render(scene, side), layers(scene, side)
     assert picture.shape == (*shape, 3)
@@ -33,7 +33,7 @@ def test_side_is_the_shorter_one(height: float, width: float, side: int, shape: 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("seed", range(3))
-def test_resolutions_are_of_one_picture(seed: int, style: str) -> None:
+def test_all_resolutions_show_the_same_picture(seed: int, style: str) -> None:
     scene = replace(sample(np.random.default_rng(seed), width=1.5), style=style)
     small = render(scene, 64).astype(float)
     reduced = np.asarray(Image.fromarray(render(scene, 256)).resize((96, 64), Image.Resampling.BOX), float)
@@ -63,14 +63,14 @@ def test_pixels_agree_with_the_layers(seed: int, style: str) -> None:
     scene = replace(sample(np.random.default_rng(seed)), style=style, decoration="")
     picture, maps = render(scene, 128), layers(scene, 128)
     for number, piece in enumerate(scene.pieces, start=1):
-        shown = np.median(picture[maps.ids == number], axis=0)
-        nearest = min(COLORS, key=lambda name: np.abs(shown - COLORS[name]).sum())
-        assert nearest == piece.color, (piece, shown)
+        median = np.median(picture[maps.ids == number], axis=0)
+        nearest = min(COLORS, key=lambda name: np.abs(median - COLORS[name]).sum())
+        assert nearest == piece.color, (piece, median)
     sheet = np.median(picture[maps.ids == 0], axis=0)
     assert np.abs(sheet - GROUNDS[scene.ground]).max() < 25
 
 
-def test_styles_differ_and_keep_the_layers() -> None:
+def test_styles_change_the_picture_and_not_the_layers() -> None:
     scene = sample(np.random.default_rng(11))
     pictures = [render(replace(scene, style=style), 128).astype(float) for style in STYLES]
     apart = [np.abs(one - other).mean() for one, other in itertools.combinations(pictures, 2)]
@@ -102,7 +102,7 @@ def test_nearer_pieces_cast_wider_shadows() -> None:
 
 @pytest.mark.parametrize("decoration", ["thin black lines", "a grid", "arcs"])
 @pytest.mark.parametrize("side", [64, 128])
-def test_decorations_show_and_stay_faint(decoration: str, side: int) -> None:
+def test_decorations_are_visible_and_faint(decoration: str, side: int) -> None:
     plain = replace(sample(np.random.default_rng(3)), decoration="", ground="white", pieces=())
     drawn = replace(plain, decoration=decoration)
     darker = render(plain, side).astype(float).mean(axis=2) - render(drawn, side).astype(float).mean(axis=2)
@@ -118,6 +118,6 @@ def test_every_shape_renders_where_it_reaches_the_border(shape: str) -> None:
     assert (layers(moved, 64).ids == 1).any()
 
 
-def test_a_picture_has_a_least_size() -> None:
+def test_too_small_a_side_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least 16 pixels, got 8; try 64"):
         render(sample(np.random.default_rng(0)), 8)

@@ -1,4 +1,4 @@
-"""Scenes: what they promise about words and places."""
+"""Scenes: sampling, layout, words and validation."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def gap(one: Piece, other: Piece) -> float:
     return math.hypot(one.x - other.x, one.y - other.y) - one.r - other.r
 
 
-def test_a_seed_is_a_scene() -> None:
+def test_a_scene_is_determined_by_its_seed() -> None:
     assert sample(np.random.default_rng(5)) == sample(np.random.default_rng(5))
     assert sample(np.random.default_rng(5)) != sample(np.random.default_rng(6))
 
@@ -73,7 +73,7 @@ def test_a_moderate_share_of_scenes_overlap() -> None:
 
 
 def test_visible_shares_are_those_of_the_instance_map() -> None:
-    """Measured on a grid about each piece; the map at 256 pixels tells the same, against the piece drawn alone."""
+    """Measured on a grid about each piece; the map at 256 pixels agrees, compared with the piece drawn alone."""
     overlapping = [scene for scene in scenes(120) if min(visible(scene.pieces)) < 1]
     assert len(overlapping) > 5
     for scene in overlapping[:8]:
@@ -83,22 +83,22 @@ def test_visible_shares_are_those_of_the_instance_map() -> None:
             assert abs((seen == number).sum() / (alone == 1).sum() - share) < 0.02
 
 
-def test_overlap_is_asked_for() -> None:
+def test_groups_overlap_only_on_request() -> None:
     groups = (Group(2, "red", "circle"), Group(2, "blue", "square"))
-    made = [
+    layouts = [
         [
             Scene.of(groups, "above", "cream", "", np.random.default_rng(seed), overlap=overlap).pieces
             for seed in range(20)
         ]
         for overlap in (True, False)
     ]
-    together, apart = ([min(visible(pieces)) for pieces in scenes] for scenes in made)
+    together, apart = ([min(visible(pieces)) for pieces in scenes] for scenes in layouts)
     assert set(apart) == {1.0}
     assert sum(SEEN <= share < 1 for share in together) > 12
 
 
 @pytest.mark.parametrize(("height", "width"), EXTENTS)
-def test_relations_hold_for_every_pair_and_for_the_middles(height: float, width: float) -> None:
+def test_relations_are_true_of_every_pair_and_of_the_mean_positions(height: float, width: float) -> None:
     for scene in scenes(80, height, width):
         if scene.relation is None:
             continue
@@ -113,7 +113,7 @@ def test_relations_hold_for_every_pair_and_for_the_middles(height: float, width:
         assert offset.pop(along) > next(iter(offset.values())), scene.relation
 
 
-def test_held_out_pairs_are_never_learnt_from_and_can_be_asked_for() -> None:
+def test_held_out_pairs_are_sampled_on_request_only() -> None:
     many = scenes(600)
     seen = {(group.color, group.shape) for scene in many for group in scene.groups}
     assert seen == set(itertools.product(COLORS, SHAPES)) - set(HELD_OUT_PAIRS)
@@ -127,7 +127,7 @@ def _mean(pieces: list[Piece], axis: str) -> float:
     return sum(getattr(piece, axis) for piece in pieces) / len(pieces)
 
 
-def test_width_is_not_height() -> None:
+def test_layouts_use_the_longer_side() -> None:
     wide, tall = scenes(60, width=2.0), scenes(60, height=2.0)
     assert max(piece.x for scene in wide for piece in scene.pieces) > 1.5
     assert max(piece.y for scene in tall for piece in scene.pieces) > 1.5
@@ -175,7 +175,7 @@ def test_shapes_fill_their_disc_and_balance_on_its_centre(shape: str) -> None:
     assert np.hypot(x[inside].mean(), y[inside].mean()) < 0.03
 
 
-def test_the_palette_keeps_its_distance() -> None:
+def test_colours_of_the_palette_are_far_apart() -> None:
     names = [*COLORS, *GROUNDS]
     values = lab(np.array([*COLORS.values(), *GROUNDS.values()], np.uint8))
     for one, other in itertools.combinations(range(len(names)), 2):
@@ -184,7 +184,7 @@ def test_the_palette_keeps_its_distance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("make_scene", "message"),
     [
         (lambda: Group(5, "red", "star"), "1 to 4"),
         (lambda: Group(1, "mauve", "star"), "unknown color 'mauve'.*'red'"),
@@ -198,19 +198,19 @@ def test_the_palette_keeps_its_distance() -> None:
         (lambda: sample(np.random.default_rng(0), width=5.0), "at most 4"),
         (
             lambda: Scene.of((Group(1, "red", "star"),), "above", "cream", "", np.random.default_rng(0)),
-            "two have a relation",
+            "one group and no relation, or two groups and one",
         ),
         (
             lambda: Scene.of(
                 (Group(1, "red", "star"), Group(1, "red", "ring")), "above", "cream", "", np.random.default_rng(0)
             ),
-            "two colors",
+            "different colors",
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(wrong, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_impossible_scenes_are_rejected_with_a_reason(make_scene, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
-        wrong()
+        make_scene()
 
 
 def test_a_stretched_scene_keeps_its_pieces_and_their_order() -> None:

@@ -28,6 +28,8 @@ SHORT = replace(
     BOX,
     side=64,
     crop=32,
+    things=0.0,
+    text_length=32,
     pictures=24,
     shapes=((1, 2),),
     stretched=8,
@@ -88,6 +90,12 @@ def test_finished_network_is_not_trained_again_and_other_steps_are_refused(train
     assert list(trained.train("prior")) == []
     with pytest.raises(ValueError, match="holds a run of 2 steps, 2 of them done"):
         next(trained.train("prior", steps=3))
+
+
+def test_resumed_clip_keeps_its_tokenizer(trained: ModelTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that is learned again may number its tokens differently."""
+    monkeypatch.delattr("kandinsky22.training.network_training.learn_tokenizer")
+    assert list(trained.train("clip")) == []
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_preprocessing_counts_the_worlds_pictures_the_given_number_or_a_million(
             counted[recipe.pictures, pictures] = [value.pictures for value in before.values]
         assert preprocess_cost(BOX, "movq", 70) is preprocess_cost(BOX, "clip", 70) is None
         prior_needs = preprocess_cost(BOX, "prior", 70)
-    assert counted == {(60_000, None): [77_000, 61_000], (60_000, 70): [70, 70], (0, None): [1_000_000, 1_000_000]}
+    assert counted == {(98_304, None): [132_072, 99_304], (98_304, 70): [70, 70], (0, None): [1_000_000, 1_000_000]}
     assert prior_needs is not None and [value.name for value in prior_needs.values] == ["embeddings"]
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kandinsky22.training import checkpoints
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.plan import plan_run
 from kandinsky22.training.run import EVENTS, run
@@ -84,3 +85,13 @@ def test_an_image_grid_fills_a_short_last_row_with_white() -> None:
     assert page.size == (4, 4)
     assert page.getpixel((3, 0)) == (0, 0, 0) and page.getpixel((3, 3)) == (255, 255, 255)
     assert image_grid([red], 8).size == (2, 2)
+
+
+def test_a_slow_run_is_saved_between_sample_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = run(Training(*line_fit(), RECIPE, steps=5), tmp_path, every=100)
+    next(steps)
+    next(steps)
+    assert checkpoints.steps(tmp_path) == []
+    monkeypatch.setattr("kandinsky22.training.run.MAX_SECONDS", 0.0)
+    next(steps)
+    assert checkpoints.steps(tmp_path) == [3]

@@ -1,6 +1,8 @@
-"""A little world of abstract compositions: random scenes, their pictures and captions, and an oracle that reads them.
+"""A world of abstract compositions: random scenes, their pictures and captions, and an oracle that reads pictures.
 
-A leaf of the package: numpy and Pillow only. `sample` a scene, `render` it, `caption` it; `read` a picture, `judge` it.
+`sample` a scene, `render` it, `caption` it; `read` a picture, `judge` it. Needs numpy and Pillow only. Scenes with
+emoji (`thing_scenes`) and their captions in two languages (`wording`) need drawings that `runs/fetch_things.py`
+downloads.
 """
 
 from kandinsky22.compositions.captions import EXAMPLES, OPPOSITES, WORDS, caption, language, perturb

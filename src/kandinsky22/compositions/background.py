@@ -5,12 +5,13 @@ Independent of the shapes of a scene.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from kandinsky22.compositions.canvas import Canvas
 from kandinsky22.compositions.shapes import FloatArray
-from kandinsky22.compositions.world import GROUNDS, Scene
+from kandinsky22.compositions.world import GROUNDS
 
 INK = np.array((0.13, 0.12, 0.15), np.float32)
 MIN_WIDTH = 1.0  # pixels: a line of the decoration must remain visible in a picture of 64 pixels
@@ -19,6 +20,34 @@ WARM, COOL = np.array((0.014, 0.0, -0.022), np.float32), np.array((-0.016, -0.00
 LINE_WIDTHS = {"thin black lines": 0.0165, "a grid": 0.0135, "arcs": 0.0165}
 LINE_STRENGTHS = {"thin black lines": 0.72, "a grid": 0.4, "arcs": 0.6}
 LINE_SHARES = {"paper": 1.0, "watercolour": 0.8, "ink": 0.9, "pastel": 0.85, "clay": 0.9}  # factors of those strengths
+
+
+class BackgroundScene(Protocol):
+    """The part of a scene that its background is drawn from."""
+
+    @property
+    def ground(self) -> str:
+        """A key of `GROUNDS`."""
+
+    @property
+    def decoration(self) -> str:
+        """One of `DECORATIONS`."""
+
+    @property
+    def style(self) -> str:
+        """One of `STYLES`."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the textures and of the lines' positions."""
+
+    @property
+    def height(self) -> float:
+        """In units of the shorter side."""
+
+    @property
+    def width(self) -> float:
+        """In units of the shorter side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +59,7 @@ class Surface:
     strokes: FloatArray  # elongated along one direction, as wide as a crayon
 
 
-def surface(scene: Scene, canvas: Canvas, *, grain: bool = True) -> Surface:
+def surface(scene: BackgroundScene, canvas: Canvas, *, grain: bool = True) -> Surface:
     """The textures of a scene's picture; without `grain` the finest is 0, and strokes are computed for pastel only."""
     rng = np.random.default_rng((scene.seed, 1))
     clouds, fine = canvas.noise(5, rng), canvas.noise(36, rng) * np.float32(grain)
@@ -38,7 +67,7 @@ def surface(scene: Scene, canvas: Canvas, *, grain: bool = True) -> Surface:
     return Surface(clouds, fine, canvas.strokes(slant, 7, 38, rng) if scene.style == "pastel" else fine)
 
 
-def ground(scene: Scene, canvas: Canvas, texture: Surface) -> FloatArray:
+def ground(scene: BackgroundScene, canvas: Canvas, texture: Surface) -> FloatArray:
     """The empty ground [H, W, 3] in [0, 1]: lit from the upper left, warmer on one side and cooler on the other."""
     rng = np.random.default_rng((scene.seed, 4))
     turn = rng.uniform(0, 2 * math.pi)
@@ -61,7 +90,7 @@ def ground(scene: Scene, canvas: Canvas, texture: Surface) -> FloatArray:
     return np.asarray(light[..., None] * hue * color)
 
 
-def decorate(picture: FloatArray, scene: Scene, canvas: Canvas, texture: Surface) -> None:
+def decorate(picture: FloatArray, scene: BackgroundScene, canvas: Canvas, texture: Surface) -> None:
     """Draw the scene's decoration into the picture."""
     rng = np.random.default_rng((scene.seed, 2))
     match scene.decoration:

@@ -1,6 +1,7 @@
-"""Scenes in words: the one plain caption, the many other ways to say it, and descriptions that are wrong by a hair.
+"""English captions of scenes of shapes: the plain caption, random wordings, and hard negatives that differ in one fact.
 
-Says only what a scene's description holds (groups, relation, ground, decoration, style); knows nothing of pixels or of tokens.
+A caption states only the scene's description: groups, relation, ground, decoration and style. Independent of pixels and
+of tokens.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from kandinsky22.compositions.world import (
     DECORATIONS,
     GROUNDS,
     HELD_OUT_PAIRS,
-    MOST,
+    MAX_COUNT,
     PLURALS,
     RELATIONS,
     SHAPES,
@@ -26,7 +27,7 @@ from kandinsky22.compositions.world import (
 COUNTS: tuple[str, ...] = ("one", "two", "three", "four")
 OPPOSITES: dict[str, str] = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
-# How a relation is said between its two groups, and after them ("a circle, a star below").
+# A relation between its two groups, and after both ("a circle, a star below").
 BETWEEN: dict[str, tuple[str, ...]] = {
     "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
@@ -49,7 +50,7 @@ OPENINGS: tuple[str, ...] = (
 GROUNDING: tuple[str, ...] = ("on a {} ground", "on a {} background", "against a {} background", "on {}")
 GROUNDING_ODDS = (0.4, 0.3, 0.15, 0.15)
 
-# How a style is said before the groups and after everything.
+# A style before the groups, and at the end.
 STYLE_OPENINGS: dict[str, tuple[str, ...]] = {
     "paper": ("a paper collage of",),
     "watercolour": ("a watercolour of", "a watercolor of"),
@@ -78,32 +79,33 @@ EXAMPLES: tuple[str, ...] = (
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, *, whole: bool = False) -> str:
-    """Describe a scene. Without a generator: the full plain caption, always the same.
+    """The caption of a scene. Without a generator it is the plain caption, which states everything.
 
-    With one, the wording varies: synonyms, either group first (with the opposite relation), an opening, the ground first,
-    commas. Unless `whole`, the ground and the decoration each go unsaid a quarter of the time, and a size one time in
-    five. The style is always said, but for paper, which mostly goes without saying.
+    With a generator, the wording is random: synonyms, either group first (with the opposite relation), an opening, the
+    ground first, commas. Unless `whole`, the ground and the decoration are each omitted in a quarter of captions, and a
+    size in a fifth. The style is always stated, except paper, the default, which four in five captions omit.
     """
     if rng is None:
         return _plain(scene)
-    subject, is_told_after = _subject(scene, rng, whole)
+    subject, has_comma = _subject(scene, rng, whole)
     opening, ending = _style(scene.style, rng)
     grounded = _one(GROUNDING, rng, GROUNDING_ODDS).format(scene.ground) if whole or rng.random() < 0.75 else ""
     decorated = f"with {scene.decoration}" if scene.decoration and (whole or rng.random() < 0.75) else ""
     if grounded and not opening and rng.random() < 0.2:
-        return _joined((f"{_joined((grounded, decorated))}, {subject}", ending), after_comma=is_told_after)
+        return _joined((f"{_joined((grounded, decorated))}, {subject}", ending), after_comma=has_comma)
     if not (opening or ending) and rng.random() < 0.3:
         opening = _one(OPENINGS, rng)
     rest = _joined((grounded, decorated, ending))
-    return _joined((_joined((opening, subject)), rest), after_comma=is_told_after)
+    return _joined((_joined((opening, subject)), rest), after_comma=has_comma)
 
 
 def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same description with exactly one change, for hard negatives: only the words of the result are meant.
+    """The same description with exactly one change, for hard negatives; only for captions, because the pieces do not
+    change.
 
-    The change is a relation turned round (two times in five where there is one), a colour, shape, count, ground or style,
-    or the colours or shapes of two groups swapped. No pair that is held out comes up. The pieces are left as they were,
-    so do not render the result. Compare whole captions (`whole=True`): others may not mention what changed.
+    The change is the opposite relation (in two of five scenes that have one), another colour, shape, count, ground or
+    style, or the colours or shapes of two groups swapped. The change never creates a held-out pair.
+    Compare complete captions (`whole=True`): others may omit what changed.
     """
     if scene.relation is not None and rng.random() < 0.4:
         return replace(scene, relation=OPPOSITES[scene.relation])
@@ -128,7 +130,7 @@ def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
         case "count":
             index = countable[rng.integers(len(countable))]
             group = scene.groups[index]
-            counts = [count for count in range(1, MOST + 1 - index) if count != group.count]
+            counts = [count for count in range(1, MAX_COUNT + 1 - index) if count != group.count]
             return _with(scene, index, replace(group, count=counts[rng.integers(len(counts))]))
         case "swap colors":
             first, second = scene.groups
@@ -143,17 +145,19 @@ def perturb(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def language() -> dict[str, tuple[str, ...]]:
-    """Everything captions are made of, by kind; phrases of several words stay together."""
+    """All words of the captions, by kind; phrases of several words are one entry."""
     return {
         "counts": ("a", "an", *COUNTS),
         "sizes": tuple(word for size in SIZES for word in SIZE_WORDS[size]),
         "colors": tuple(COLORS),
         "shapes": SHAPES,
         "plurals": tuple(PLURALS.values()),
-        "relations": tuple(dict.fromkeys(say for relation in RELATIONS for say in BETWEEN[relation] + AFTER[relation])),
+        "relations": tuple(
+            dict.fromkeys(phrase for relation in RELATIONS for phrase in BETWEEN[relation] + AFTER[relation])
+        ),
         "grounds": tuple(GROUNDS),
         "decorations": tuple(filter(None, DECORATIONS)),
-        "styles": tuple(say for style in STYLES for say in STYLE_OPENINGS[style] + STYLE_ENDINGS[style]),
+        "styles": tuple(phrase for style in STYLES for phrase in STYLE_OPENINGS[style] + STYLE_ENDINGS[style]),
         "openings": OPENINGS,
         "others": ("on", "against", "with", "ground", "background"),
     }
@@ -170,12 +174,12 @@ def _plain(scene: Scene) -> str:
 
 
 def _joined(parts: Iterable[str], after_comma: bool = False) -> str:
-    """What is there of the parts, one after the other."""
+    """The parts that are not empty, joined by spaces or commas."""
     return (", " if after_comma else " ").join(filter(None, parts))
 
 
 def _subject(scene: Scene, rng: np.random.Generator, whole: bool) -> tuple[str, bool]:
-    """The groups in words, and whether the relation was told after both, so that a comma must follow."""
+    """The groups in words, and whether the relation is after both, so that a comma must follow."""
     groups = [_group(group, rng, whole) for group in scene.groups]
     if scene.relation is None:
         return groups[0], False
@@ -201,7 +205,7 @@ def _group(group: Group, rng: np.random.Generator | None = None, whole: bool = T
 
 
 def _style(style: str, rng: np.random.Generator) -> tuple[str, str]:
-    """The words for a style before the groups and those after everything; one of the two is empty, for paper mostly both."""
+    """A style's opening and ending; one of the two is empty, and for paper mostly both."""
     if style == STYLES[0] and rng.random() < 0.8:
         return "", ""
     if rng.random() < 0.4:
@@ -210,7 +214,7 @@ def _style(style: str, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _crossed(groups: tuple[Group, ...]) -> set[tuple[str, str]]:
-    """The (colour, shape) pairs of two groups if one of their colours or shapes were swapped: the same pairs either way."""
+    """The (colour, shape) pairs of two groups after swapping their colours, or their shapes: the pairs are the same."""
     first, second = groups
     return {(first.color, second.shape), (second.color, first.shape)}
 

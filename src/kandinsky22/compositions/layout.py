@@ -1,6 +1,6 @@
-"""Where discs go: radii and centres for groups of discs in boxes, so that nothing touches and relations are plain.
+"""Layout: radii and centres for groups of discs in boxes, so that no two discs touch and relations are unambiguous.
 
-Knows boxes and discs in units of the picture's shorter side (y down); nothing of shapes and colours.
+Lengths are in units of the picture's shorter side, y down. Independent of shapes and colours.
 """
 
 import math
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MARGIN = 0.035  # between a disc and the edge of its box: 2 pixels at 64, and twice that between two groups
+MARGIN = 0.035  # between a disc and the edge of its box: 2 of 64 pixels, and twice that between two groups
 GAP = 0.035  # between two discs of one group
-SMALL, LARGEST = (0.105, 0.125), 0.34  # radii: what "small" means, and the most that any disc may have
-ROOM = {1: 0.29, 2: 0.25, 3: 0.225, 4: 0.205}  # radius by count, for a box of area 1
+SMALL, LARGEST = (0.105, 0.125), 0.34  # radii: the range of "small", and the maximum of any disc
+ROOM = {1: 0.29, 2: 0.25, 3: 0.225, 4: 0.205}  # radius by count, in a box of area 1
 ATTEMPTS = 200
 
 Disc = tuple[float, float, float]  # x, y, radius
@@ -19,7 +19,7 @@ Disc = tuple[float, float, float]  # x, y, radius
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of the picture: its left, top, right and bottom edges."""
+    """A rectangle of the picture: its left, top, right and bottom edges."""
 
     left: float
     top: float
@@ -36,7 +36,8 @@ class Box:
 
 
 def split(relation: str | None, height: float, width: float, cut: float) -> tuple[Box, ...]:
-    """The boxes of the first and second group, divided at the fraction `cut`; the whole picture without a relation."""
+    """The boxes of the first and the second group, divided at the fraction `cut`; without a relation one box, the
+    picture."""
     if relation in ("above", "below"):
         upper, lower = Box(0, 0, width, height * cut), Box(0, height * cut, width, height)
         return (upper, lower) if relation == "above" else (lower, upper)
@@ -47,12 +48,12 @@ def split(relation: str | None, height: float, width: float, cut: float) -> tupl
 
 
 def scatter(box: Box, count: int, size: str | None, weight: float, rng: np.random.Generator) -> tuple[Disc, ...]:
-    """`count` discs at random places of the box, apart from each other; they shrink until they fit.
+    """`count` discs at random positions in the box, which do not touch; they shrink until they fit.
 
-    `weight` scales the radius (a star needs a wider disc than a circle to look as large).
+    `weight` scales the radius: a star needs a larger disc than a circle to appear equally large.
     """
-    widest = min(LARGEST, min(box.width, box.height) / 2 - MARGIN)
-    radius = min(widest, weight * _radius(box, count, size, rng))
+    max_radius = min(LARGEST, min(box.width, box.height) / 2 - MARGIN)
+    radius = min(max_radius, weight * _radius(box, count, size, rng))
     while True:
         discs: list[Disc] = []
         for _ in range(count):
@@ -72,16 +73,18 @@ def arrange(
     width: float,
     rng: np.random.Generator,
 ) -> tuple[tuple[Disc, ...], ...]:
-    """The discs of each group, from its (count, size, weight), so that the relation holds for boxes and for centres.
+    """The discs of each group, from its (count, size, weight), so that the relation is true of the boxes and of the
+    groups' mean centres.
 
-    "above" also means more above than beside: layouts whose centres differ more across than along are drawn again.
+    "above" also means more above than beside: layouts whose centres differ more across the relation than along it are
+    rejected and drawn again, up to 200 times.
     """
     for _ in range(ATTEMPTS):
         boxes = split(relation, height, width, cut=rng.uniform(0.46, 0.54))
         groups = tuple(
             scatter(box, count, size, weight, rng) for box, (count, size, weight) in zip(boxes, members, strict=True)
         )
-        if relation is None or _is_plain(groups, relation):
+        if relation is None or _is_unambiguous(groups, relation):
             break
     return groups
 
@@ -96,15 +99,15 @@ def _radius(box: Box, count: int, size: str | None, rng: np.random.Generator) ->
 
 
 def _free_disc(box: Box, radius: float, taken: list[Disc], rng: np.random.Generator) -> Disc | None:
-    keep = radius + MARGIN
+    inset = radius + MARGIN
     for _ in range(30):
-        x, y = rng.uniform(box.left + keep, box.right - keep), rng.uniform(box.top + keep, box.bottom - keep)
+        x, y = rng.uniform(box.left + inset, box.right - inset), rng.uniform(box.top + inset, box.bottom - inset)
         if all(math.hypot(x - other[0], y - other[1]) > radius + other[2] + GAP for other in taken):
             return float(x), float(y), float(radius)
     return None
 
 
-def _is_plain(groups: tuple[tuple[Disc, ...], ...], relation: str) -> bool:
+def _is_unambiguous(groups: tuple[tuple[Disc, ...], ...], relation: str) -> bool:
     first, second = ([sum(axis) / len(group) for axis in zip(*group, strict=True)] for group in groups)
     across, down = abs(first[0] - second[0]), abs(first[1] - second[1])
     return bool(down > across if relation in ("above", "below") else across > down)

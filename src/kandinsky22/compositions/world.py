@@ -1,8 +1,7 @@
-"""The little world: abstract compositions that can be named in words, and how they come about at random.
+"""The picture world: abstract compositions that can be described in words, and how they are sampled.
 
-A scene is a description (groups of coloured shapes, their relation, ground, decoration and style) and the pieces that
-show it.
-Knows nothing of pixels (`render`), sentences (`captions`) or reading pictures (`oracle`).
+A scene is a description (groups of coloured shapes, their relation, ground, decoration and style) and the placed shapes
+that show it. Independent of pixels (`render`), sentences (`captions`) and the reading of pictures (`oracle`).
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from kandinsky22.compositions.pieces import Offset, Piece, slide_together
 
 RGB = tuple[int, int, int]
 
-# Chosen far apart in Lab (see the tests): an autoencoder blurs hue first, so green leans to yellow and teal stays dark.
+# Far apart in Lab (see the tests): an autoencoder blurs hue first, so green is yellowish and teal is dark.
 COLORS: dict[str, RGB] = {
     "red": (204, 32, 46),
     "orange": (245, 134, 18),
@@ -44,13 +43,13 @@ PLURALS: dict[str, str] = {
 }
 SHAPES: tuple[str, ...] = tuple(PLURALS)
 DECORATIONS: tuple[str, ...] = ("", "thin black lines", "a grid", "arcs")
-STYLES: tuple[str, ...] = ("paper", "watercolour", "ink", "pastel", "clay")  # the first goes without saying
+STYLES: tuple[str, ...] = ("paper", "watercolour", "ink", "pastel", "clay")  # the first is the default
 RELATIONS: tuple[str, ...] = ("above", "below", "left of", "right of")
 ALONG: dict[str, Offset] = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}  # y down
 SIZES: tuple[str, ...] = ("small", "large")
-OVERLAPS = 0.26  # of scenes with two groups that try to overlap; three in four find a place
+OVERLAPS = 0.26  # share of scenes with two groups in which an overlap is attempted; three in four attempts succeed
 
-# No scene that is learnt from shows one of these, so that what a model makes of them tells whether it combines.
+# Never in training scenes, so that they test whether a model can combine a colour and a shape.
 HELD_OUT_PAIRS: tuple[tuple[str, str], ...] = (
     ("purple", "star"),
     ("green", "half moon"),
@@ -60,10 +59,10 @@ HELD_OUT_PAIRS: tuple[tuple[str, str], ...] = (
     ("yellow", "triangle"),
     ("black", "circle"),
 )
-MOST = 4  # pieces in one group
-LONGEST = 4.0  # of the longer side over the shorter one
+MAX_COUNT = 4  # shapes in one group
+MAX_ASPECT = 4.0  # ratio of the longer side to the shorter one
 
-# How wide a disc each shape needs to look as large as the others, and how far it may lean (radians).
+# The disc radius at which each shape appears as large as the others, and the maximum rotation (radians).
 WEIGHTS = {
     "circle": 0.88,
     "square": 1.0,
@@ -78,7 +77,10 @@ LEANS = {"circle": 0.0, "square": 0.3, "triangle": 0.25, "ring": 0.0, "cross": 0
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some shapes of one kind and colour; `size` is "small", "large" or None, and only a single shape has one."""
+    """One or more shapes of one kind and colour. `size` is "small", "large" or None; only a single shape may have one.
+
+    Raises ValueError for a wrong count and for words outside the world.
+    """
 
     count: int
     color: str
@@ -86,22 +88,23 @@ class Group:
     size: str | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= MOST:
-            raise ValueError(f"a group has 1 to {MOST} shapes, got count {self.count}")
-        _known("color", self.color, COLORS)
-        _known("shape", self.shape, SHAPES)
+        if not 1 <= self.count <= MAX_COUNT:
+            raise ValueError(f"a group has 1 to {MAX_COUNT} shapes, got count {self.count}")
+        check_choice("color", self.color, COLORS)
+        check_choice("shape", self.shape, SHAPES)
         if self.size is not None:
-            _known("size", self.size, SIZES)
+            check_choice("size", self.size, SIZES)
             if self.count != 1:
                 raise ValueError(f"only a single shape has a size, got {self.count} {self.size} ones; leave it None")
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A described composition: one group, or two of different colours with the relation of the first to the second.
+    """A composition: one group, or two of different colours with the relation of the first to the second.
 
-    `pieces` are ordered far first. `height` and `width` are the picture's extents; the shorter one is 1. `seed` feeds
-    what words do not say: tints, texture, the course of the decoration's lines. `style` is what all of it is made of.
+    `pieces` are sorted from far to near. `height` and `width` are those of the picture; the shorter one is 1. `seed`
+    determines what captions do not state: tints, texture, and the positions of the decoration's lines. `style` is the
+    material of the whole picture. Raises ValueError for words outside the world and impossible combinations.
     """
 
     ground: str
@@ -115,20 +118,22 @@ class Scene:
     style: str = STYLES[0]
 
     def __post_init__(self) -> None:
-        _known("ground", self.ground, GROUNDS)
-        _known("decoration", self.decoration, DECORATIONS)
-        _known("style", self.style, STYLES)
+        check_choice("ground", self.ground, GROUNDS)
+        check_choice("decoration", self.decoration, DECORATIONS)
+        check_choice("style", self.style, STYLES)
         if self.relation is not None:
-            _known("relation", self.relation, RELATIONS)
+            check_choice("relation", self.relation, RELATIONS)
         if len(self.groups) != (1 if self.relation is None else 2):
             raise ValueError(
-                f"one group stands alone and two have a relation, got {len(self.groups)} and {self.relation!r}"
+                f"a scene has one group and no relation, or two groups and one, "
+                f"got {len(self.groups)} and {self.relation!r}"
             )
         if len({group.color for group in self.groups}) != len(self.groups):
-            raise ValueError(f"two groups need two colors, got {self.groups[0].color} twice")
-        if min(self.height, self.width) != 1.0 or max(self.height, self.width) > LONGEST:
+            raise ValueError(f"two groups need different colors, got {self.groups[0].color} twice")
+        if min(self.height, self.width) != 1.0 or max(self.height, self.width) > MAX_ASPECT:
             raise ValueError(
-                f"the shorter side must be 1 and the longer at most {LONGEST:g}, got {self.height:g} x {self.width:g}"
+                f"the shorter side must be 1 and the longer at most {MAX_ASPECT:g}, "
+                f"got {self.height:g} x {self.width:g}"
             )
 
     @classmethod
@@ -145,24 +150,24 @@ class Scene:
         style: str = STYLES[0],
         overlap: bool = False,
     ) -> Self:
-        """Lay out a scene for a description. Raises ValueError for words outside the world.
+        """A scene with a random layout for a description. Raises ValueError for words outside the world.
 
-        With `overlap`, pieces of the two groups lie upon each other a little where a place for that is found.
+        With `overlap`, shapes of the two groups overlap slightly if the layout allows it.
         """
-        bare = cls(ground, decoration, groups, relation, (), int(rng.integers(2**31)), height, width, style)
+        empty = cls(ground, decoration, groups, relation, (), int(rng.integers(2**31)), height, width, style)
         members = tuple((group.count, group.size, WEIGHTS[group.shape]) for group in groups)
-        places = arrange(members, relation, height, width, rng)
+        layout = arrange(members, relation, height, width, rng)
         pieces = [
-            _piece(index, group, disc, rng)
-            for index, (group, discs) in enumerate(zip(groups, places, strict=True))
+            place_shape(index, group, disc, rng)
+            for index, (group, discs) in enumerate(zip(groups, layout, strict=True))
             for disc in discs
         ]
         pieces.sort(key=lambda piece: piece.z)
-        together = slide_together(pieces, ALONG[relation], height, width, rng) if overlap and relation else None
-        return replace(bare, pieces=together or tuple(pieces))
+        overlapping = slide_together(pieces, ALONG[relation], height, width, rng) if overlap and relation else None
+        return replace(empty, pieces=overlapping or tuple(pieces))
 
     def stretched(self, height: float, width: float) -> Self:
-        """The scene on a picture of another shape: every place moves with it, the pieces keep their size."""
+        """The scene in a picture of another height and width: positions are scaled, the sizes of the pieces are not."""
         moved = [
             replace(piece, x=piece.x * width / self.width, y=piece.y * height / self.height) for piece in self.pieces
         ]
@@ -170,10 +175,10 @@ class Scene:
 
 
 def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0, held_out: bool = False) -> Scene:
-    """A random scene: two groups 65% of the time, the first of 1 to 4 shapes, the second of 1 to 3.
+    """A random scene, with two groups in 65% of cases; the first has 1 to 4 shapes, the second 1 to 3.
 
-    Scenes to learn from show none of `HELD_OUT_PAIRS`. With `held_out`, for tests of what was learnt, the first group
-    is one of them (and the second is not).
+    Training scenes have none of `HELD_OUT_PAIRS`. With `held_out`, for evaluation, the first group is one of them and
+    the second is not.
     """
     counts = [int(rng.choice(4, p=(0.4, 0.25, 0.2, 0.15))) + 1]
     relation = None
@@ -181,12 +186,12 @@ def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0,
         counts.append(int(rng.choice(3, p=(0.5, 0.3, 0.2))) + 1)
         relation = _one(RELATIONS, rng)
     names = tuple(COLORS)
-    kinds = [(names[index], _free_shape(names[index], rng)) for index in rng.permutation(len(names))[: len(counts)]]
+    kinds = [(names[index], training_shape(names[index], rng)) for index in rng.permutation(len(names))[: len(counts)]]
     if held_out:
         kinds[0] = HELD_OUT_PAIRS[rng.integers(len(HELD_OUT_PAIRS))]
         if len(kinds) == 2 and kinds[1][0] == kinds[0][0]:
             color = _one(tuple(name for name in names if name != kinds[0][0]), rng)
-            kinds[1] = (color, _free_shape(color, rng))
+            kinds[1] = (color, training_shape(color, rng))
     groups = tuple(_group(count, *kind, rng) for count, kind in zip(counts, kinds, strict=True))
     ground = _one(tuple(GROUNDS), rng)
     decoration = DECORATIONS[rng.choice(len(DECORATIONS), p=(0.4, 0.2, 0.2, 0.2))]
@@ -195,7 +200,8 @@ def sample(rng: np.random.Generator, *, height: float = 1.0, width: float = 1.0,
     return Scene.of(groups, relation, ground, decoration, rng, height=height, width=width, style=style, overlap=overlap)
 
 
-def _free_shape(color: str, rng: np.random.Generator) -> str:
+def training_shape(color: str, rng: np.random.Generator) -> str:
+    """A random shape that training scenes may have in this colour."""
     return _one(tuple(shape for shape in SHAPES if (color, shape) not in HELD_OUT_PAIRS), rng)
 
 
@@ -203,7 +209,8 @@ def _group(count: int, color: str, shape: str, rng: np.random.Generator) -> Grou
     return Group(count, color, shape, _one(SIZES, rng) if count == 1 and rng.random() < 0.4 else None)
 
 
-def _piece(index: int, group: Group, disc: tuple[float, float, float], rng: np.random.Generator) -> Piece:
+def place_shape(index: int, group: Group, disc: tuple[float, float, float], rng: np.random.Generator) -> Piece:
+    """A shape of a group in a disc (x, y, radius), with random rotation and nearness."""
     lean = LEANS[group.shape]
     angle, z = float(rng.uniform(-lean, lean)), float(1.0 - 0.65 * rng.random())
     return Piece(index, group.shape, group.color, *disc, angle, z)
@@ -213,6 +220,7 @@ def _one(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     return choices[rng.integers(len(choices))]
 
 
-def _known(kind: str, value: str, choices: dict[str, RGB] | tuple[str, ...]) -> None:
+def check_choice(kind: str, value: str, choices: dict[str, RGB] | tuple[str, ...]) -> None:
+    """Raises ValueError if `value` is not one of the choices."""
     if value not in choices:
         raise ValueError(f"unknown {kind} {value!r}; this world has {', '.join(map(repr, choices))}")

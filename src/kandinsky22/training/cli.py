@@ -16,11 +16,12 @@ from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
+from kandinsky22.training.data import Progress
 from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_trainer import ModelTrainer
 from kandinsky22.training.options import parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
-from kandinsky22.training.precompute import DatasetConfig, Progress
+from kandinsky22.training.precompute import DatasetConfig
 from kandinsky22.training.processes import Processes, join
 from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names

@@ -11,32 +11,33 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.compositions import caption, perturb
+from kandinsky22.compositions.thing_scenes import ThingScene
 from kandinsky22.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.tokenizer import Tokenizer
-from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.clip_data import training_examples, validation_examples
+from kandinsky22.training.data import Pictures
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
-from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.mixture import Mixture
+from kandinsky22.training.probes import Probes
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, nearest_images, network_with, side_by_side
 
 MAX_SCALE = 60.0  # of the logits
 PROBE_WEIGHT = 2.0
-VALIDATION_PAIRS, RETRIEVAL_PAIRS, ENCODING_BATCH = (
-    64,
-    512,
-    128,
-)  # for the validation loss, for retrieval, encoded together
+VALIDATION_PAIRS = 64  # for the validation loss
+RETRIEVAL_PAIRS = 512
+ENCODING_BATCH = 128
 
 
 class CLIP(nn.Module):
     """Both towers, the temperature, and with `probed` (pictures of the world) linear probes, which are trained with
-    them."""
+    them; `things`: the number of things that the probes classify."""
 
-    def __init__(self, vision: CLIPVisionConfig, text: CLIPTextConfig, *, probed: bool = True) -> None:
+    def __init__(self, vision: CLIPVisionConfig, text: CLIPTextConfig, *, probed: bool = True, things: int = 0) -> None:
         super().__init__()
         self.vision, self.text = CLIPVision(vision), CLIPText(text)
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(10.0)))  # FSDP takes no scalar
-        self.probes = Probes(vision.projection_dim) if probed else None
+        self.probes = Probes(vision.projection_dim, things) if probed else None
+        self.things = things
 
 
 def identity(rows: Tensor) -> Tensor:
@@ -65,27 +66,28 @@ def objective(
         rng = np.random.default_rng([recipe.seed, step])
         data = sets[int(torch.multinomial(shares, 1, generator=step_generator(recipe.seed, step)))]
         indices = rng.choice(len(data), size=recipe.batch, replace=len(data) < recipe.batch)
-        captions, wrong, targets = data.captions(indices, rng), [], {}
-        if clip.probes is not None and isinstance(data, Compositions):
-            scenes = [data.scene(int(i)) for i in indices]
-            others = [perturb(scene, rng) for scene in scenes[:hard]]
-            wrong = [caption(scene, rng, whole=True) for scene in others]
-            targets = {f"picture.{name}": value for name, value in labels(scenes).items()}
-            targets |= {f"text.{name}": value for name, value in labels(scenes, captions).items()}
-            targets |= {f"wrong.{name}": value for name, value in labels(others, wrong).items()}
+        examples = training_examples(data, indices, rng, hard if clip.probes is not None else 0)
+        captions, wrong = examples.captions, examples.negatives
         ids = tokenizer(captions + wrong).trimmed().ids
         numbers = {text: number for number, text in enumerate(dict.fromkeys(captions + wrong))}
         caption_ids = torch.tensor([numbers[text] for text in captions + wrong])
         rows = {
             "pixels": data.clip_inputs(indices),
             "row": torch.arange(len(captions)),
-            "picture": torch.from_numpy(indices),
+            "picture": torch.from_numpy(examples.picture_ids),
             "ids": ids[: len(captions)],
             "caption": caption_ids[: len(captions)],
         }
         if wrong:
             rows |= {"wrong_ids": ids[len(captions) :], "wrong_caption": caption_ids[len(captions) :]}
-        return {**rows, **targets}
+        if clip.probes is None:
+            return rows
+        targets = {
+            "picture": examples.picture_labels,
+            "text": examples.caption_labels,
+            "wrong": examples.negative_labels,
+        }
+        return {**rows, **{f"{of}.{name}": value for of, labels in targets.items() for name, value in labels.items()}}
 
     def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         image = clip.vision(rows["pixels"]).float()
@@ -128,14 +130,15 @@ def _targets(rows: Batch, of: str) -> dict[str, Tensor]:
 def validate(
     clip: CLIP, tokenizer: Tokenizer, held_out: Pictures, count: int = RETRIEVAL_PAIRS
 ) -> tuple[Image.Image, dict[str, float]]:
-    """Retrieval accuracy among `count` held-out pairs, and with probes, the share of hard negatives that are less
-    similar than the true caption, and the probes' accuracy on both embeddings.
+    """Retrieval accuracy among `count` held-out pairs; with probes, the share of hard negatives that are less similar
+    than the true caption, and the probes' accuracy on both embeddings; of scenes with things, the accuracy of naming
+    them.
 
     The picture has a row for each of eight captions: the true picture, then those most similar to the caption.
     """
-    rng, count = np.random.default_rng(0), min(count, len(held_out))
-    scenes = [held_out.scene(i) for i in range(count)] if isinstance(held_out, Compositions) else []
-    captions = [caption(scene, rng, whole=True) for scene in scenes] or held_out.captions(np.arange(count), rng)
+    count = min(count, len(held_out))
+    examples = validation_examples(held_out, count, np.random.default_rng(0))
+    captions = examples.captions
     device, starts = clip.logit_scale.device, range(0, count, ENCODING_BATCH)
     batches = (held_out.clip_inputs(range(i, min(i + ENCODING_BATCH, count))) for i in starts)
     image = torch.cat([clip.vision(pixels.to(device)) for pixels in batches])
@@ -147,14 +150,37 @@ def validate(
         "text_to_image": float((similarity.argmax(0) == truth).float().mean()),
     }
     if clip.probes is not None:
-        wrongs = _text_embeds(clip, tokenizer, [caption(perturb(scene, rng), rng, whole=True) for scene in scenes])
+        wrongs = _text_embeds(clip, tokenizer, examples.negatives)
         correct = (images * texts).sum(-1) > (images * F.normalize(wrongs, dim=-1)).sum(-1)
         measured["hard"] = float(correct.float().mean())
-        for name, embeds, stated in (("image", image, None), ("text", text, captions)):
-            rates = clip.probes.accuracy(embeds, move_batch(labels(scenes, stated), device))
+        for name, embeds, labels in (
+            ("image", image, examples.picture_labels),
+            ("text", text, examples.caption_labels),
+        ):
+            rates = clip.probes.accuracy(embeds, move_batch(labels, device))
             measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
+    if isinstance(held_out, Mixture):
+        measured |= _naming_accuracy(clip, tokenizer, held_out, image)
     nearest = nearest_images(text[:8].cpu(), image.cpu(), held_out.pictures(range(count)), columns=min(7, count))
     return side_by_side(image_grid([*held_out.pictures(range(min(8, count)))], 1), nearest), measured
+
+
+def _naming_accuracy(clip: CLIP, tokenizer: Tokenizer, held_out: Mixture, image: Tensor) -> dict[str, float]:
+    """Zero-shot classification of pictures of one kind of thing by the English names of all things: top-1 and top-5
+    accuracy, "named_1" and "named_5"; empty if no picture shows things of one kind. `image` [N, D] are the embeddings
+    of the first pictures."""
+    scenes = [held_out.scene(i) for i in range(len(image))]
+    labels = {
+        row: held_out.things.number(scene.things[0])
+        for row, scene in enumerate(scenes)
+        if isinstance(scene, ThingScene) and scene.relation is None
+    }
+    if not labels:
+        return {}
+    names = F.normalize(_text_embeds(clip, tokenizer, [thing.name for thing in held_out.things.things]), dim=-1)
+    predicted = (F.normalize(image[[*labels]], dim=-1) @ names.T).topk(5).indices.cpu()
+    correct = predicted == torch.tensor([*labels.values()])[:, None]
+    return {"named_1": float(correct[:, 0].float().mean()), "named_5": float(correct.any(1).float().mean())}
 
 
 def _text_embeds(clip: CLIP, tokenizer: Tokenizer, captions: list[str]) -> Tensor:
@@ -165,11 +191,11 @@ def _text_embeds(clip: CLIP, tokenizer: Tokenizer, captions: list[str]) -> Tenso
 
 def sample_grid(network: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe: Recipe) -> SampleGrid:
     """`validate` of the averaged weights, and the loss on a fixed batch of held-out pairs."""
-    configs, probed = (network.vision.config, network.text.config), network.probes is not None
+    configs, probed, things = (network.vision.config, network.text.config), network.probes is not None, network.things
     device = network.logit_scale.device
 
     def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-        averaged = network_with(lambda: CLIP(*configs, probed=probed), weights, device)
+        averaged = network_with(lambda: CLIP(*configs, probed=probed, things=things), weights, device)
         validation = objective(
             averaged, tokenizer, [held_out], replace(recipe, batch=min(recipe.batch, VALIDATION_PAIRS))
         )

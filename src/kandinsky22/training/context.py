@@ -10,10 +10,11 @@ from torch import nn
 
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.training import init_weights
+from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.frozen_networks import FrozenNetworks
 from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.model_folder import ModelFolder
-from kandinsky22.training.precompute import DatasetConfig, Progress, TrainingData, no_progress
+from kandinsky22.training.precompute import DatasetConfig, TrainingData
 from kandinsky22.training.processes import ALONE, CPU, Processes
 from kandinsky22.training.recipes import ModelRecipe
 from kandinsky22.training.settings import Settings

@@ -1,4 +1,4 @@
-"""The picture world as training data: rendered once to a memory-mapped file, with a new caption at each draw."""
+"""The world of shapes as training data: rendered once to a memory-mapped file, with a new caption at each draw."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,10 +18,17 @@ from kandinsky22.models.clip import CLIPImageProcessor
 WORLD = "v2"  # version of the rendering: pictures of another version must not be taken for these
 
 Indices = Sequence[int] | np.ndarray
+Progress = Callable[[str, int, int], None]
+"""(task, amount done, amount in all)"""
+
+
+def no_progress(task: str, done: int, total: int) -> None:
+    """A `Progress` that reports nothing."""
 
 
 class Pictures(Protocol):
-    """Captioned pictures of one shape: of the picture world (`Compositions`) or the user's (`photos.Photos`)."""
+    """Captioned pictures of one shape: of the picture world (`Compositions`, `mixture.Mixture`) or the user's
+    (`photos.Photos`)."""
 
     @property
     def name(self) -> str:
@@ -55,7 +62,7 @@ class Pictures(Protocol):
 
 
 class Compositions:
-    """`count` scenes of the picture world and their pictures, stored in `folder`.
+    """`count` scenes of shapes and their pictures, stored in `folder`.
 
     Scene i depends on (seed, i) alone; pictures that are not square show the square's scene, stretched. `side` is the
     shorter side in pixels, `size` is (height, width). `processor` is CLIP's preprocessing, the same as in inference.
@@ -102,30 +109,30 @@ class Compositions:
     def scene(self, index: int) -> Scene:
         """Scene `index`."""
         if index not in self._scenes:
-            self._scenes[index] = self._drawn(index)
+            self._scenes[index] = self._sample(index)
         return self._scenes[index]
 
     @cached_property
     def pixels(self) -> np.ndarray:
         """All pictures, uint8 [count, H, W, 3]; rendered on first use."""
-        return self._rendered("compositions", (*self.size, 3), lambda scene: render(scene, self.side))
+        return self._load_or_render("compositions", (*self.size, 3), lambda scene: render(scene, self.side))
 
     @cached_property
     def depths(self) -> np.ndarray:
         """The nearness of each pixel, uint8 [count, H, W], 255 nearest; rendered on first use."""
-        return self._rendered("depths", self.size, lambda scene: to_bytes(layers(scene, self.side).depth))
+        return self._load_or_render("depths", self.size, lambda scene: to_bytes(layers(scene, self.side).depth))
 
-    def _drawn(self, index: int) -> Scene:
+    def _sample(self, index: int) -> Scene:
         scene = sample(np.random.default_rng([self.seed, index]))
         return scene.stretched(self.height, self.width) if self.size != (self.side, self.side) else scene
 
-    def _rendered(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
+    def _load_or_render(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
         path = self.folder / f"{kind}-{self.name}.npy"
         if not path.exists():
             with atomic_write(path) as partial:
                 pictures = open_memmap(partial, "w+", np.uint8, (self.count, *shape))
                 for index in range(self.count):
-                    pictures[index] = draw(self._drawn(index))
+                    pictures[index] = draw(self._sample(index))
                 pictures.flush()
         pixels: np.ndarray = np.load(path, mmap_mode="c")
         return pixels

@@ -26,7 +26,7 @@ from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_wit
 EDGE_WEIGHT = 0.4
 PYRAMID = 3  # halvings of the resolution at which the difference counts too
 CHROMA = 3.0  # weight of colour differences: with plain RGB differences hue is learned last
-NUM_RECONSTRUCTIONS, ENCODING_BATCH = 64, 8  # pictures of the validation loss, and how many are encoded together
+NUM_RECONSTRUCTIONS, ENCODING_BATCH = 32, 8  # pictures of the validation loss, and how many are encoded together
 KMEANS_BATCH = 4096  # latent cells compared with all codes at once
 
 # ITU-R BT.601: luma and the two colour differences; the latter are weighted by CHROMA

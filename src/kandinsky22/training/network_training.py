@@ -18,19 +18,32 @@ from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
-from kandinsky22.compositions import EXAMPLES, language
+from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
 from kandinsky22.models.unet import UNet, UNetConfig
-from kandinsky22.training import clip, controlnet, decoder, init_weights, inpaint, linear_prior, movq, prior, run
+from kandinsky22.training import (
+    checkpoints,
+    clip,
+    controlnet,
+    decoder,
+    init_weights,
+    inpaint,
+    linear_prior,
+    movq,
+    prior,
+    run,
+)
+from kandinsky22.training.clip_data import probe_accuracy
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.loop import Training
+from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import TrainingData
-from kandinsky22.training.probes import Probes, labels
+from kandinsky22.training.probes import Probes
 from kandinsky22.training.processes import CPU
 from kandinsky22.training.recipes import UNETS
 from kandinsky22.training.sample_grid import SampleGrid
@@ -82,7 +95,7 @@ def prepare_movq(context: TrainingContext, data: TrainingData) -> Prepared:
     torch.manual_seed(0)
     network = MoVQ(context.recipe.movq)
     if not context.initialise_from_base("movq", network):
-        first = data.distinct_sets[0]
+        first = data.movq_sets[0]
         pictures = first.pictures(range(min(64, len(first))))
         movq.initialise(network, pictures, quantised=context.recipe.terms.quantised)
     return _prepare_autoencoder("movq", network, context, data, {})
@@ -109,16 +122,14 @@ def _prepare_autoencoder(
     def uncropped_from() -> int:
         return round(UNCROPPED_FROM * training.steps)  # which are decided later
 
-    objective = movq.objective(
-        autoencoder, data.distinct_sets, recipe.runs[name], recipe.crop, uncropped_from, perceptual
-    )
+    objective = movq.objective(autoencoder, data.movq_sets, recipe.runs[name], recipe.crop, uncropped_from, perceptual)
     training = context.training(name, autoencoder, objective, data, inputs)
-    return Prepared(training, movq.sample_grid(autoencoder, data.held_out))
+    return Prepared(training, movq.sample_grid(autoencoder, data.held_out_things))
 
 
 def add_movq(context: TrainingContext, data: TrainingData, trained: movq.Autoencoder) -> None:
     """Standardise the latents and fit the codebook, unless the latents were quantised in training."""
-    network, pictures = trained.movq, data.distinct_sets[0]
+    network, pictures = trained.movq, data.movq_sets[0]
     if not trained.terms.quantised:
         movq.standardise(network, _encode(network, pictures, context.processes.device))
         used = movq.fit_codebook(network.quantize.embedding, _encode(network, pictures, context.processes.device))
@@ -146,9 +157,14 @@ def add_movq_decoder(context: TrainingContext, data: TrainingData, trained: movq
 
 
 def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
-    """Both encoders of CLIP, with a tokenizer learned from the captions unless the base model has one."""
+    """Both encoders of CLIP, with a tokenizer learned from the captions unless the base model has one.
+
+    A resumed run keeps its tokenizer: among equally frequent pairs, the `tokenizers` library learns them in any order.
+    """
     recipe, processes = context.recipe, context.processes
-    if context.dataset is None or catalog.PRIOR not in context.base:
+    is_resumed = bool(checkpoints.steps(context.folder / "clip"))
+    is_learned = context.dataset is None or catalog.PRIOR not in context.base
+    if is_learned and not (is_resumed and (context.model.path / catalog.PRIOR / "tokenizer").is_dir()):
         tokenizer = learn_tokenizer(data.distinct_sets, recipe.vocabulary, recipe.text_length)
         if processes.first:
             save_tokenizer(context.model.path / catalog.PRIOR / "tokenizer", tokenizer)
@@ -156,7 +172,8 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     tokenizer = context.frozen.tokenizer
     is_probed = context.dataset is None
     torch.manual_seed(0)
-    network = clip.CLIP(recipe.vision, recipe.text_config(len(tokenizer.vocab)), probed=is_probed)
+    configs = recipe.vision, recipe.text_config(len(tokenizer.vocab))
+    network = clip.CLIP(*configs, probed=is_probed, things=data.num_things)
     context.initialise_from_base("text_encoder", network.text)
     context.initialise_from_base("image_encoder", network.vision)
     hard = recipe.hard_negatives if is_probed else 0
@@ -209,7 +226,7 @@ def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
     objective = prior.objective(network, *conditioning, sets, run_recipe)
     training = context.training("prior", network, objective, data, inputs)
     held_out = data.held_out
-    embeds, probe = _captioned_embeds(context, data, held_out), _probe(context, held_out)
+    embeds, probe = _captioned_embeds(context, data, held_out), _probe(context, data)
     return Prepared(training, prior.sample_grid(network, *conditioning, embeds, held_out, run_recipe, probe))
 
 
@@ -219,18 +236,14 @@ def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pi
     )
 
 
-def _probe(context: TrainingContext, held_out: Pictures) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
+def _probe(context: TrainingContext, data: TrainingData) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
     """The accuracy of CLIP's probes on embeddings of the picture world, if CLIP was trained with probes."""
-    if not isinstance(held_out, Compositions) or not (context.folder / PROBES).exists():
+    held_out = data.held_out
+    if not isinstance(held_out, Compositions | Mixture) or not (context.folder / PROBES).exists():
         return None
-    probes = Probes(context.recipe.prior.embedding_dim)
+    probes = Probes(context.recipe.prior.embedding_dim, data.num_things)
     probes.load_state_dict(load_file(context.folder / PROBES))
-
-    def accuracy(embeds: Tensor, captions: list[str]) -> dict[str, float]:
-        scenes = [held_out.scene(i) for i in range(len(captions))]
-        return probes.accuracy(embeds, labels(scenes, captions))
-
-    return accuracy
+    return probe_accuracy(probes, held_out)
 
 
 def add_prior(context: TrainingContext, data: TrainingData, network: PriorTransformer) -> None:
@@ -305,9 +318,13 @@ def _prepare_unet(
 def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
     """Write the decoder of text-to-image; if it learned the picture world, with its vocabulary and default settings."""
     add_unet("decoder", context, data, network)
-    if context.dataset is None and not (context.model.parts[catalog.DECODER] / METADATA_FILE).exists():
-        about = {"defaults": context.recipe.defaults, "words": language(), "examples": EXAMPLES}
-        write_json(context.model.path / catalog.DECODER / METADATA_FILE, about)
+    has_metadata = (context.model.parts[catalog.DECODER] / METADATA_FILE).exists()
+    if data.num_things or (context.dataset is None and not has_metadata):  # a base model does not know the things
+        metadata = {
+            "defaults": context.recipe.defaults,
+            **language_metadata(data.things if data.num_things else None),
+        }
+        write_json(context.model.path / catalog.DECODER / METADATA_FILE, metadata)
 
 
 def add_unet(name: str, context: TrainingContext, data: TrainingData, network: UNet) -> None:

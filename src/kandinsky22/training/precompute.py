@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kandinsky22.compositions.things import Things
 from kandinsky22.engine.device import computes_bfloat16
 from kandinsky22.imaging.depth import Estimator, load
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.training import image_index, photos, shards
-from kandinsky22.training.data import Compositions, Pictures
+from kandinsky22.training.data import Compositions, Pictures, Progress, no_progress
 from kandinsky22.training.decoder import Bucket, Rows
+from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.processes import ALONE, Processes
 from kandinsky22.training.recipes import ModelRecipe
 from kandinsky22.training.sources import Source
@@ -29,12 +31,6 @@ HELD_OUT_SEED, HELD_OUT = 1, 1000
 
 Encode = Callable[[Tensor], Tensor]
 """Pictures [B, 3, H, W], or CLIP inputs [B, 3, S, S] -> what is computed from each, [B, ...] on the CPU."""
-Progress = Callable[[str, int, int], None]
-"""(task, amount done, amount in all)"""
-
-
-def no_progress(task: str, done: int, total: int) -> None:
-    """A `Progress` that reports nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,13 @@ class TrainingData:
             return [*self._user_pictures[0]]
         recipe = self.recipe
         share = (1 - recipe.square) / max(1, len(recipe.shapes))
-        squares = Compositions(self.folder, recipe.pictures, recipe.side, processor=self.processor, share=recipe.square)
+        squares: Compositions | Mixture
+        if recipe.things:
+            squares = self._mixture(recipe.pictures, share=recipe.square)
+        else:
+            squares = Compositions(
+                self.folder, recipe.pictures, recipe.side, processor=self.processor, share=recipe.square
+            )
         return [squares, *(squares.stretched(*shape, recipe.stretched, share) for shape in recipe.shapes)]
 
     @property
@@ -81,12 +83,64 @@ class TrainingData:
         """The sets with different contents: of the picture world the squares, whose scenes the other shapes repeat."""
         return self.sets if self.dataset is not None else self.sets[:1]
 
+    @property
+    def movq_sets(self) -> list[Pictures]:
+        """The sets that MoVQ learns from: of the picture world, the recipe may limit the number of squares."""
+        if self._has_things and self.recipe.movq_pictures:
+            return [self._mixture(self.recipe.movq_pictures)]
+        return self.distinct_sets
+
+    @cached_property
+    def things(self) -> Things:
+        """The things in the training folder. Raises `FileNotFoundError` if there are none."""
+        return Things.load(self.folder / "things")
+
+    @property
+    def num_things(self) -> int:
+        """The number of things that the pictures may show; 0 for the user's pictures and the world of shapes."""
+        return len(self.things) if self._has_things else 0
+
+    @property
+    def _has_things(self) -> bool:
+        return self.dataset is None and self.recipe.things > 0
+
+    def _mixture(self, count: int, seed: int = 0, share: float = 1.0) -> Mixture:
+        return Mixture(
+            self.folder,
+            self.things,
+            count,
+            self.recipe.side,
+            seed,
+            things_share=self.recipe.things,
+            processor=self.processor,
+            share=share,
+            progress=self.progress,
+        )
+
     @cached_property
     def held_out(self) -> Pictures:
         """The pictures for validation, all of one shape; of the user's those to learn from, if none are held out."""
         if self._user_pictures is not None:
             return max(self._user_pictures[1] or self._user_pictures[0], key=len)
+        if self.recipe.things:
+            return self._mixture(HELD_OUT, HELD_OUT_SEED)
         return Compositions(self.folder, HELD_OUT, self.recipe.side, HELD_OUT_SEED, processor=self.processor)
+
+    @cached_property
+    def held_out_things(self) -> Pictures:
+        """Validation pictures that all show held-out things; without things, those of `held_out`."""
+        if not self._has_things:
+            return self.held_out
+        return Mixture(
+            self.folder,
+            self.things,
+            HELD_OUT,
+            self.recipe.side,
+            HELD_OUT_SEED,
+            things_share=1.0,
+            held_out=True,
+            processor=self.processor,
+        )
 
     @property
     def name(self) -> str:
@@ -145,7 +199,7 @@ class TrainingData:
 
         Raises `ValueError` if there is no network to estimate it with.
         """
-        if isinstance(pictures, Compositions):
+        if isinstance(pictures, Compositions | Mixture):
             rendered = pictures.stretched(pictures.height, pictures.width, self.recipe.hints)
             return torch.from_numpy(rendered.depths)
         if self.dataset is None or self.dataset.depth_model is None:

@@ -16,6 +16,7 @@ from kandinsky22.compositions import COLORS, DECORATIONS, GROUNDS, OPPOSITES, RE
 PLACES = ("absent", "alone", *RELATIONS)
 PER_COLOR = {"shape": len(SHAPES) + 1, "count": 5, "place": len(PLACES)}
 PER_SCENE = {"ground": len(GROUNDS), "decoration": len(DECORATIONS), "style": len(STYLES)}
+THING_ATTRIBUTES = {"thing_count": 5, "drawing": 2}  # classes of scenes with things, beside which thing it is
 UNSTATED = -100  # the class index that cross-entropy skips
 ABSENT_WEIGHT = 0.2  # weight of an absent colour's loss; a present one has 1
 
@@ -51,14 +52,17 @@ def labels(scenes: Sequence[Scene], captions: Sequence[str] | None = None) -> di
 
 
 class Probes(nn.Module):
-    """One linear layer from an embedding [B, D] to the logits of every attribute."""
+    """One linear layer from an embedding [B, D] to the logits of every attribute; `things`: the number of things to
+    classify, 0 for the world of shapes."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, things: int = 0) -> None:
         super().__init__()
         self.sizes = {
             **{k: (len(COLORS), n) for k, n in PER_COLOR.items()},
             **{k: (1, n) for k, n in PER_SCENE.items()},
         }
+        if things:
+            self.sizes |= {"thing": (1, things), **{k: (1, n) for k, n in THING_ATTRIBUTES.items()}}
         self.linear = nn.Linear(dim, sum(a * b for a, b in self.sizes.values()))
 
     def forward(self, embeds: Tensor) -> dict[str, Tensor]:

@@ -35,6 +35,8 @@ class ModelRecipe:
     side: int  # pixels
     crop: int  # pixels, the side of MoVQ's random crops
     pictures: int = 0  # world: number of square pictures
+    movq_pictures: int = 0  # world: number of them that MoVQ learns from; 0 means all
+    things: float = 0.0  # world: the share of scenes with things, which are in `things` in the training folder
     shapes: tuple[tuple[float, float], ...] = ()  # world: (height, width) of the other shapes, the shorter side is 1
     stretched: int = 0  # world: number of pictures of each other shape
     square: float = 1.0  # world: the share of a U-Net's steps on square pictures
@@ -63,8 +65,8 @@ class ModelRecipe:
 # CLIP's text width, both its projections, the prior's embedding and the U-Net's condition: diffusers needs them to be
 # equal.
 _DIM = 256
-_TEXT_LENGTH = 32
-_SIDE_OF_CLIP = 64
+_TEXT_LENGTH = 48
+_SIDE_OF_CLIP = 128
 _DDPM = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
@@ -88,24 +90,26 @@ _UNCLIP = {
 BOX = ModelRecipe(
     side=128,
     crop=64,
-    pictures=60_000,
+    pictures=98_304,
+    movq_pictures=24_576,
+    things=0.5,
     shapes=((1, 2), (2, 1), (1, 1.5), (1.5, 1)),
-    stretched=4000,
+    stretched=8192,
     square=0.4,
     hints=20_000,
     hard_negatives=48,
-    vocabulary=1024,
+    vocabulary=4096,
     text_length=_TEXT_LENGTH,
     image_processor=CLIPImageProcessor(
         size=_SIDE_OF_CLIP, crop_size=_SIDE_OF_CLIP, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)
     ),
     vision=CLIPVisionConfig(
-        hidden_size=160,
-        intermediate_size=640,
+        hidden_size=192,
+        intermediate_size=768,
         num_hidden_layers=4,
-        num_attention_heads=5,
+        num_attention_heads=6,
         image_size=_SIDE_OF_CLIP,
-        patch_size=8,
+        patch_size=16,
         num_channels=3,
         projection_dim=_DIM,
         layer_norm_eps=1e-5,
@@ -135,7 +139,7 @@ BOX = ModelRecipe(
     prior_scheduler=_UNCLIP,
     decoder_scheduler={**_DDPM, "prediction_type": "v_prediction"},
     runs={
-        "movq": Recipe(batch=16, learning_rate=1.2e-3, weight_decay=1e-4, ema_decay=0.998, seed=1),
+        "movq": Recipe(batch=16, learning_rate=1e-3, weight_decay=1e-4, ema_decay=0.998, seed=1),
         "movq-decoder": Recipe(batch=16, learning_rate=8e-4, weight_decay=1e-4, ema_decay=0.998, seed=7),
         "clip": Recipe(batch=128, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_decay=0.998, seed=2),
         "prior": Recipe(batch=256, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.02, ema_decay=0.998, seed=3),
@@ -144,9 +148,9 @@ BOX = ModelRecipe(
         "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
     },
     steps={
-        "movq": 4500,
-        "clip": 1800,
-        "prior": 700,
+        "movq": 3000,
+        "clip": 3300,
+        "prior": 1200,
         "decoder": 16_000,
         "inpaint": 1200,
         "controlnet": 1200,

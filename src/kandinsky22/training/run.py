@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kandinsky22.training.throughput import Throughput
 
 METRICS, SAMPLE_GRID, BEST, EVENTS = "metrics.jsonl", "sheet.png", "best.safetensors", "tensorboard"
 EVERY = 250  # steps between checkpoints, each with a sample grid and validation
+MAX_SECONDS = 240.0  # between checkpoints of a single process: the most work that an interruption loses
 
 
 def resume(training: Training, folder: Path) -> bool:
@@ -80,6 +82,7 @@ def _steps(
     throughput = Throughput(training)
     best = min((line["validation"] for line in read_metrics(folder) if "validation" in line), default=float("inf"))
     metrics = folder / METRICS if training.processes.first else Path(os.devnull)
+    saved_at = time.monotonic()
     with metrics.open("a", encoding="utf-8") as file:
         while training.step < training.steps:
             line = {**throughput.advance(), **throughput.metrics()}
@@ -91,8 +94,11 @@ def _steps(
                     best = min(best, line.get("validation", best))
             file.write(json.dumps(line) + "\n")
             file.flush()
-            if due:  # after the metrics, so that the step of every checkpoint has its line
+            # Processes save together, so only a single one may decide by its clock.
+            is_overdue = training.processes.count == 1 and time.monotonic() - saved_at > MAX_SECONDS
+            if due or is_overdue:  # after the metrics, so that the step of every checkpoint has its line
                 checkpoints.save(training, folder)
+                saved_at = time.monotonic()
             if writer is not None:
                 for name, value in line.items():
                     writer.add_scalar(name, value, training.step)
