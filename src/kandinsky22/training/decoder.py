@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.movq import MoVQ
-from kandinsky22.models.unet import UNetCondition, UNet
+from kandinsky22.models.unet import UNet, UNetCondition
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
 
