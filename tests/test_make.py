@@ -26,15 +26,8 @@ PROMPTS = [
     "три красных круга над синим треугольником, 画",
     "two  spaces,\ta tab",
 ]
-OUTER_MAKE_VARIABLES = {
-    "MAKEFLAGS",
-    "MFLAGS",
-    "MAKELEVEL",
-    "PROMPT",
-    "ARGS",
-    "PYTHON",
-    "TORCH",
-}  # of the make that runs these tests
+# of the make that runs these tests
+OUTER_MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PROMPT", "ARGS", "PYTHON", "TORCH"}
 RECORD = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['PROMPT']]))"
 PYTHON = """#!/bin/sh
 # a fake Python: creates an environment by copying itself, and installs torch by creating a file

@@ -1,4 +1,4 @@
-"""The wheel works: built as a release is, installed into an empty environment outside the checkout, it paints."""
+"""The wheel works: built as a release is, installed into a new environment outside the checkout, it paints."""
 
 import importlib.util
 import os

@@ -315,9 +315,8 @@ def test_devices_have_the_acceleration_that_applies_to_them(monkeypatch: pytest.
     monkeypatch.undo()
     cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
     assert [acceleration.is_wanted(device) for device in (cpu, cuda, mps)] == [True, True, False]
-    assert (
-        acceleration.filter_budget(cpu) > 0 and acceleration.filter_budget(cuda) == 0
-    )  # bytes for transformed filters
+    # bytes for transformed filters
+    assert acceleration.filter_budget(cpu) > 0 and acceleration.filter_budget(cuda) == 0
     monkeypatch.setattr(fused_norm, "kernels", lambda: None)
     assert (
         "pip install triton" in str(acceleration.why_no_kernels(cuda))

@@ -213,9 +213,8 @@ def test_tensors_are_copied_one_by_one(tmp_path: Path, monkeypatch: pytest.Monke
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     largest = max(value.numel() * value.itemsize for value in load_file(tmp_path / "None.safetensors").values())
-    headers = (
-        12 * safetensors_file.read_header(tmp_path / "None.safetensors")[1]
-    )  # as text, as JSON, as entries, and as checks
+    # as text, as JSON, as entries, and as checks
+    headers = 12 * safetensors_file.read_header(tmp_path / "None.safetensors")[1]
     assert peaks[0] < headers and peaks[1] < headers + 6 * largest
     assert headers + 6 * largest < (tmp_path / "None.safetensors").stat().st_size / 2
 

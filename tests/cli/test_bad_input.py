@@ -131,4 +131,4 @@ def test_unknown_words_of_a_prompt_give_one_notice(tiny_model: Path, tmp_path: P
     assert run(["a purple elephant", "--model", str(tiny_model), "-o", str(tmp_path), "-q"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert len(err.splitlines()) == 1 and "was not trained on elephant" in err and "--model FOLDER" in err
+    assert len(err.splitlines()) == 1 and "was not trained on elephant" in err and "--model kandinsky-2.2" in err

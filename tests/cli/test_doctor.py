@@ -33,7 +33,8 @@ def test_report_on_a_model_folder(tiny_model: Path, capsys: pytest.CaptureFixtur
 
 
 def test_counted_operations_match_the_specification() -> None:
-    """GFLOP at 512 x 512 (spec 6): U-Net 856.1 with its conditioning, MoVQ 1999.5, prior 164.6, text encoder 97.9.
+    """GFLOP at 512 x 512, counted from the published configurations: U-Net 856.1 with its conditioning, MoVQ 1999.5,
+    prior 164.6, text encoder 97.9.
 
     This implementation encodes the text once, and its last block computes only keys and values of the 78 text tokens.
     """

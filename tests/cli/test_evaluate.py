@@ -244,9 +244,8 @@ def test_sweep_writes_a_report_and_retries_failed_captions(
     assert run([*command, "--numbers", "1,2", "--scenes", "2", "--seeds", "2", *ONE_PROCESS]) == 0
     output = capsys.readouterr().out
     assert output.startswith("2 cells; if their time is not known yet, two work units are timed first\n")
-    assert re.search(
-        r"\n0 pictures to paint, 0 calls .*, about 0:00:00\n", output
-    )  # the two timed units are all there is
+    # the two timed units are all there is
+    assert re.search(r"\n0 pictures to paint, 0 calls .*, about 0:00:00\n", output)
     assert re.search(
         r"\n8 pictures to paint, (8|16) calls of the decoder's network, about .*, about 0:\d\d:\d\d\n", output
     )

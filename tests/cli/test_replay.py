@@ -130,7 +130,7 @@ def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Capture, co
     hostile.add_itxt(RECIPE, json.dumps({"request": {"condition": {"prompt": "x"}}, "made_by": [1]}))
     Image.new("RGB", (8, 8)).save(tmp_path / "hostile.png", pnginfo=hostile)
     messages = {
-        "bare.png": "does not carry a request",
+        "bare.png": "carries no request",
         "text.png": "it is not a PNG picture",
         "none.png": "No such file or directory",
         "hostile.png": "carries a request that cannot be read",

@@ -116,9 +116,8 @@ def test_captions_state_the_relation_correctly_from_either_group() -> None:
         orders.add(first.start() < second.start())
         relation = scene.relation if first.start() < second.start() else OPPOSITES[scene.relation]
         named = "|".join(PLURALS)
-        if re.search(
-            rf"({named})(e?s)?, (a|an|one|two|three|four) ", text
-        ):  # "one, another below": the relation is that of the second
+        # "one, another below": the relation is that of the second
+        if re.search(rf"({named})(e?s)?, (a|an|one|two|three|four) ", text):
             relation = OPPOSITES[relation]
         assert re.search(rf"\b({words[relation]})\b", text), (text, scene.relation)
         assert not re.search(rf"\b({words[OPPOSITES[relation]]})\b", text), (text, scene.relation)

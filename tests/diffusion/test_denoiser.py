@@ -186,9 +186,8 @@ def test_forward_cached_recomputes_only_the_given_rows(unet: UNet) -> None:
     assert torch.equal(deep[1], cached[1])
     assert torch.allclose(deep[[0, 2]], recomputed[[0, 2]], atol=1e-5)
     assert torch.allclose(output[[0, 2]], recomputed_output[[0, 2]], atol=1e-4)
-    assert not torch.allclose(
-        output[1], recomputed_output[1], atol=1e-2
-    )  # the control: a row with old features differs
+    # the control: a row with old features differs
+    assert not torch.allclose(output[1], recomputed_output[1], atol=1e-2)
 
 
 def test_reused_features_skip_everything_below_the_first_level(unet: UNet) -> None:

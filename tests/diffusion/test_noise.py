@@ -51,7 +51,7 @@ def test_noise_keeps_the_order_of_height_and_width() -> None:
 
 
 def test_noise_refuses_another_number_of_rows_than_seeds() -> None:
-    with pytest.raises(ValueError, match="noise for 3 rows was asked of 2 seeds"):
+    with pytest.raises(ValueError, match="3 rows of noise need as many seeds, got 2"):
         Noise([1, 2], "decoder").draw((3, 4))
 
 

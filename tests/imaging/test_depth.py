@@ -140,9 +140,8 @@ def test_depth_prints_nothing_and_restores_global_state(
 ) -> None:
     """Nothing is printed or logged; transformers' settings and torch's generator are unchanged, after an error too."""
     partial = shutil.copytree(folders["dpt"], tmp_path / "partial")
-    drop_tensors(
-        partial, "neck.fusion_stage.layers.0.residual_layer1."
-    )  # as in the published dpt-large, whose load warns of it
+    # as in the published dpt-large, whose load warns of it
+    drop_tensors(partial, "neck.fusion_stage.layers.0.residual_layer1.")
     log = logging_handlers.BufferingHandler(100)
     verbosity = logging.get_verbosity()
     logging.add_handler(log)

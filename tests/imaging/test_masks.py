@@ -109,9 +109,8 @@ def test_repaint_area_resizes_a_mask_smoothly() -> None:
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (16, 1))
     area = repaint_area(ramp, (40, 24))
     assert area.shape == (40, 24)
-    assert np.allclose(
-        area[20, 1:-1], np.linspace(0, 1, 24)[1:-1], atol=0.02
-    )  # smooth up to the rim, without overshoot
+    # smooth up to the rim, without overshoot
+    assert np.allclose(area[20, 1:-1], np.linspace(0, 1, 24)[1:-1], atol=0.02)
     assert (np.diff(area[0]) > 0).all() and area.min() >= 0 and area.max() <= 1
     for level in (0, 1):
         for size in ((3, 5), (100, 31)):

@@ -220,9 +220,8 @@ def test_a_logit_of_the_discriminator_sees_a_patch_of_70_pixels() -> None:
     assert Discriminator(8)(pictures(2, 96)).shape == (2, 1, 10, 10)
     discriminator = Discriminator(8)
     image = pictures(1, 128).requires_grad_()
-    local = nn.Sequential(
-        *(part for part in discriminator if not isinstance(part, nn.GroupNorm))
-    )  # it normalises over all pixels
+    # it normalises over all pixels
+    local = nn.Sequential(*(part for part in discriminator if not isinstance(part, nn.GroupNorm)))
     local(image)[0, 0, 7, 7].backward()
     assert image.grad is not None
     touched = image.grad[0].abs().sum(0) > 0

@@ -271,9 +271,10 @@ def test_the_priors_loss_of_the_true_embedding_is_zero() -> None:
     assert objective.loss(objective.draw(4))[0].max() < 1e-10
     network.off = 0.5
     assert torch.allclose(objective.loss(objective.draw(4))[0], torch.full((12,), 0.25))
+    # type: ignore[arg-type]
     dropped = prior.objective(
         network, Tower(), NumberTokenizer(), schedule, [pictures], replace(recipe, batch=400, cond_dropout=0.25)
-    )  # type: ignore[arg-type]
+    )
     assert 0.15 < float((dropped.draw(0)["ids"] == 0).float().mean()) < 0.45  # a tenth of the captions are "0"
 
 

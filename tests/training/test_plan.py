@@ -157,9 +157,8 @@ def test_checkpointing_saves_the_inputs_of_blocks_and_the_activations_of_the_lar
     network, rows = Deep(), {"x": torch.randn(4, 8)}
     recipe = replace(RECIPE, bfloat16=False, checkpointing=True)
     part = step_cost(network, linear_loss(network), rows, recipe, device="cpu")
-    assert part.activations == 4 * 4 * (
-        3 * 8 + 8 + 2 * 64
-    )  # three inputs, the squared output, and the widest block's own
+    # three inputs, the squared output, and the widest block's own
+    assert part.activations == 4 * 4 * (3 * 8 + 8 + 2 * 64)
     forward = 2 * 4 * sum(2 * 8 * width for width in (16, 64, 32))
     assert 0 < part.recomputed <= forward
 

@@ -85,9 +85,10 @@ def test_the_priors_sample_grid_takes_the_planned_operations(monkeypatch: pytest
     )
     schedule = NoiseSchedule.from_config(SHORT.prior_scheduler)
     pictures = replace(NoisePictures(), size=(8, 8))
+    # type: ignore[arg-type]
     sample_grid = prior.sample_grid(
         network, text, FullLengthTokenizer(), schedule, held_out, pictures, SHORT.runs["prior"]
-    )  # type: ignore[arg-type]
+    )
     assert plan_of(SHORT, "prior", 1, 1).sample_grid.operations == pytest.approx(
         operations_of(sample_grid, network), rel=0.01
     )

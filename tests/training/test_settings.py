@@ -30,15 +30,15 @@ def interrupt(folder: Path, settings: dict[str, object] | None = None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 4}, "began with --batch 8, and not with --batch 4; leave it out to resume, or start a new run"),
-        ({"seed": 1}, "began with --seed 0, and not with --seed 1"),
-        ({"cond_dropout": 0.2}, "began with --cond-dropout 0.1, and not with --cond-dropout 0.2"),
-        ({"min_snr": 5.0}, "began without --min-snr, and not with --min-snr 5"),
-        ({"decay": False}, "began with --decay, and not with --no-decay"),
-        ({"betas": (0.9, 0.98)}, "began with --betas 0.9 --betas 0.99"),
+        ({"batch": 4}, "was started with --batch 8, not with --batch 4; leave it out to resume, or start a new run"),
+        ({"seed": 1}, "was started with --seed 0, not with --seed 1"),
+        ({"cond_dropout": 0.2}, "was started with --cond-dropout 0.1, not with --cond-dropout 0.2"),
+        ({"min_snr": 5.0}, "was started without --min-snr, not with --min-snr 5"),
+        ({"decay": False}, "was started with --decay, not with --no-decay"),
+        ({"betas": (0.9, 0.98)}, "was started with --betas 0.9 --betas 0.99"),
         (
             {"learning_rate": 0.06},
-            r"began with --learning-rate 0.05, and not with --learning-rate 0.06; .* \(or lower it\)",
+            r"was started with --learning-rate 0.05, not with --learning-rate 0.06; .* \(or lower it\)",
         ),
     ],
 )
@@ -59,9 +59,9 @@ def test_resume_accepts_a_lower_learning_rate_and_options_for_memory(tmp_path: P
 
 def test_settings_of_earlier_versions_are_compared_under_their_current_names() -> None:
     refuse_changes({"untold": 0.1, "anew": True}, {"cond_dropout": 0.1, "from_scratch": True})
-    with pytest.raises(ValueError, match=r"began with --cond-dropout 0\.1, and not with --cond-dropout 0\.2"):
+    with pytest.raises(ValueError, match=r"was started with --cond-dropout 0\.1, not with --cond-dropout 0\.2"):
         refuse_changes({"untold": 0.1}, {"cond_dropout": 0.2})
-    with pytest.raises(ValueError, match="began with --from-scratch, and not without --from-scratch"):
+    with pytest.raises(ValueError, match="was started with --from-scratch, not without --from-scratch"):
         refuse_changes({"anew": True}, {"from_scratch": None})
 
 
@@ -81,7 +81,7 @@ def test_options_not_given_are_taken_from_the_checkpoint(
         load_file(next((f / "model" / "decoder" / "movq").glob("*.safetensors"))) for f in (uninterrupted, resumed)
     ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    with pytest.raises(ValueError, match="began with --batch 3, and not with --batch 2"):
+    with pytest.raises(ValueError, match="was started with --batch 3, not with --batch 2"):
         cli.main(["movq", "--folder", str(resumed), "--batch", "2"])
 
 
@@ -132,23 +132,23 @@ def test_options_of_an_earlier_version_are_taken_from_the_checkpoint(
     write_checkpoint(tmp_path / "run", {"untold": 0.2, "anew": True, "recipe": "box"})
     args, recipe, _ = cli.configure(["decoder", "--folder", "run"])
     assert cli.is_from_scratch(args) and recipe.runs["decoder"].cond_dropout == 0.2
-    with pytest.raises(ValueError, match=r"began with --cond-dropout 0\.2, and not with --cond-dropout 0\.1"):
+    with pytest.raises(ValueError, match=r"was started with --cond-dropout 0\.2, not with --cond-dropout 0\.1"):
         cli.configure(["decoder", "--folder", "run", "--cond-dropout", "0.1"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "a:1", "--data", "b:3"], r"began with --data \S+a:3 --data \S+b:1, and not with --data \S+a:1"),
-        (["--data", "a"], "began with --data"),
-        (["--side", "128"], "began with --side 64, and not with --side 128"),
-        (["--min-side", "32"], "began with --min-side 0, and not with --min-side 32"),
-        (["--licence", "cc0"], "began without --licence, and not with --licence cc0"),
-        (["--from-scratch"], "began without --from-scratch, and not with --from-scratch"),
-        (["--predict", "epsilon"], "began with --predict v_prediction, and not with --predict epsilon"),
-        (["--batch", "4"], "began with --batch 16, and not with --batch 4"),
-        (["--start-from", "twin"], r"began with --start-from box, and not with --start-from \S+twin"),
-        (["--learning-rate", "1e-2"], "began with --learning-rate 0.001"),
+        (["--data", "a:1", "--data", "b:3"], r"was started with --data \S+a:3 --data \S+b:1, not with --data \S+a:1"),
+        (["--data", "a"], "was started with --data"),
+        (["--side", "128"], "was started with --side 64, not with --side 128"),
+        (["--min-side", "32"], "was started with --min-side 0, not with --min-side 32"),
+        (["--licence", "cc0"], "was started without --licence, not with --licence cc0"),
+        (["--from-scratch"], "was started without --from-scratch, not with --from-scratch"),
+        (["--predict", "epsilon"], "was started with --predict v_prediction, not with --predict epsilon"),
+        (["--batch", "4"], "was started with --batch 16, not with --batch 4"),
+        (["--start-from", "twin"], r"was started with --start-from box, not with --start-from \S+twin"),
+        (["--learning-rate", "1e-2"], "was started with --learning-rate 0.001"),
     ],
 )
 def test_options_that_differ_from_the_checkpoint_are_refused(

@@ -19,10 +19,8 @@ from kandinsky22.acceleration.cuda_graphs import first_line
 from kandinsky22.acceleration.flags import uses
 
 DEVICES = ("cuda",)
-DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-)  # for their resolution, a sum of squares in float32 is exact enough at any mean
+# for their resolution, a sum of squares in float32 is exact enough at any mean
+DTYPES = (torch.float16, torch.bfloat16)
 CELLS, CHANNELS = 32, 64  # a program's tile of the picture
 TOLERANCE = 0.02  # relative rms from torch's result, below which a kernel is accepted
 MAX_PARTS = 128  # into which a picture's cells are divided for the moments

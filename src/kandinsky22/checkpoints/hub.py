@@ -128,9 +128,8 @@ def plan_download(name: str, files: Iterable[RemoteFile], hub: Hub) -> DownloadP
     paths = {remote: hub.cached(remote.repository, remote.file.path) for remote in files}
     cached = {remote: path for remote, path in paths.items() if path}
     missing = sorted((remote for remote, path in paths.items() if path is None), key=lambda remote: remote.file.bytes)
-    contents = {
-        remote.file.sha256 or remote: remote for remote in (*missing, *cached)
-    }  # the decoders' MoVQs are the same
+    # the decoders' MoVQs are the same
+    contents = {remote.file.sha256 or remote: remote for remote in (*missing, *cached)}
     to_fetch = [remote for remote in contents.values() if remote not in cached]
     bytes_to_fetch = sum(max(0, remote.file.bytes - hub.partial_bytes(*remote)) for remote in to_fetch)
     existing = next(folder for folder in (hub.folder, *hub.folder.absolute().parents) if folder.exists())
@@ -205,7 +204,7 @@ def choose_files(files: Iterable[File], subfolders: Sequence[str] | None, varian
 def prior_of(decoder: Path) -> str | None:
     """The prior that a decoder's model card names: `prior:` in the front matter of `README.md`, the first of a list.
 
-    None where the folder has no card or the card does not say. diffusers' AutoPipelines use it too (spec 1.8).
+    None where the folder has no card or the card does not say. diffusers' AutoPipelines use it too.
     """
     try:
         front = FRONT_MATTER.match((decoder / "README.md").read_text(encoding="utf-8"))

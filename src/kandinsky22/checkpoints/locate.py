@@ -36,4 +36,5 @@ def model_folder(model: str) -> Path:
         raise ValueError(
             f"the weights of {model} are not here; fetch them once with {catalog.download_commands(model)}"
         )
-    raise ValueError(f"there is no model {model!r}: it is '{BOX}', or a folder with {DECODER}/ and {PRIOR}/ in it")
+    known = ", ".join((BOX, *catalog.published()))
+    raise ValueError(f"there is no model {model!r}; use {known}, or a folder with {DECODER}/ and {PRIOR}/ in it")

@@ -72,9 +72,8 @@ def run(arguments: Sequence[str]) -> int:
         status = _dispatch(arguments) or 0
         sys.stdout.flush()
         return status
-    except (
-        BrokenPipeError
-    ):  # the reader has closed the pipe; without this Python prints an error when it flushes at exit
+    except BrokenPipeError:
+        # the reader has closed the pipe; without this Python prints an error when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:

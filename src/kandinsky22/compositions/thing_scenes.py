@@ -33,10 +33,8 @@ from kandinsky22.compositions.world import (
 
 KINDS: tuple[str, ...] = ("alone", "several", "two", "with shapes")
 KIND_ODDS = (0.52, 0.17, 0.19, 0.12)
-DISC_WEIGHT, FILLED = (
-    1.45,
-    0.96,
-)  # of a thing among others: the weight of its disc, and half its square's side over the disc's radius
+# of a thing among others: the weight of its disc, and half its square's side over the disc's radius
+DISC_WEIGHT, FILLED = (1.45, 0.96)
 ALONE, ALONE_LARGE = (0.2, 0.32), (0.36, 0.475)  # half the side of the square of a thing that is alone
 LARGE_ODDS = 0.8
 EDGE = 0.015  # between a thing that is alone and the edge of the picture

@@ -40,7 +40,7 @@ class Noise:
     ) -> Tensor:
         """The next noise of this shape, [len(seeds), ...]. Raises ValueError where rows and seeds differ in number."""
         if shape[0] != len(self._generators):
-            raise ValueError(f"noise for {shape[0]} rows was asked of {len(self._generators)} seeds; give one per row")
+            raise ValueError(f"{shape[0]} rows of noise need as many seeds, got {len(self._generators)}")
         rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
         drawn = torch.stack(rows)
         if self._other is not None:

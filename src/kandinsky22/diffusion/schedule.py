@@ -32,7 +32,7 @@ _DDPM: Final[Mapping[str, object]] = MappingProxyType(
         "clip_sample_range": 1.0,
         "timestep_spacing": "leading",
         "steps_offset": 0,
-        "set_alpha_to_one": True,  # DDIMScheduler's: DDPMScheduler has no such key, and its sampler does not look
+        "set_alpha_to_one": True,  # DDIMScheduler's: DDPMScheduler has no such key, which does not read it
     }
 )
 _UNCLIP: Final[Mapping[str, object]] = MappingProxyType(
@@ -45,13 +45,13 @@ _UNCLIP: Final[Mapping[str, object]] = MappingProxyType(
         "clip_sample_range": 1.0,
         "timestep_spacing": "linspace",  # no key of this class, but the way it counts; so is the offset
         "steps_offset": 0,
-        "set_alpha_to_one": True,  # DDIMScheduler's, for who samples with ddim
+        "set_alpha_to_one": True,  # DDIMScheduler's, used when sampling with ddim
     }
 )
 PUBLISHED_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "DDPMScheduler": _DDPM,
-        "DDIMScheduler": _DDPM,  # key by key the same; variance_type is DDPMScheduler's, for who samples with ddpm
+        "DDIMScheduler": _DDPM,  # key by key the same; variance_type is DDPMScheduler's, used when sampling with ddpm
         "UnCLIPScheduler": _UNCLIP,
     }
 )

@@ -146,7 +146,7 @@ class Kandinsky:
         return self._decoders[kind]
 
     def made_by(self, request: Request) -> dict[str, Any]:
-        """What decides a request's pixels besides the request: weights, versions, device, dtype, threads."""
+        """What determines the pixels besides the request: weights, versions, device, dtype, threads."""
         cuda = self.device.type == "cuda"
         linear = {"linear_prior": self.stored.prior.linear_prior.fingerprint} if request.prior.linear else {}
         return {

@@ -29,9 +29,8 @@ CPU = torch.device("cpu")
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable for the folder of torch's compiled code
 # Bytes. A smaller network is moved whole even with "sequential", such as MoVQ, whose tiles use each weight many times.
 SMALL_NETWORK = 256 << 20
-SMALL_WEIGHT = (
-    256 << 10
-)  # bytes; smaller weights of a large network stay on the device, as moving them does not pay off
+# bytes; smaller weights of a large network stay on the device, as moving them does not pay off
+SMALL_WEIGHT = 256 << 10
 
 
 class Networks:

@@ -25,7 +25,7 @@ from kandinsky22.models.unet import UNet, UNetCondition
 
 K = TypeVar("K", bound=Hashable)
 # The 3x3 neighbourhood by which the published inpainting weights were trained to grow the repainted region: all cells
-# but the two corners of one diagonal (spec 1.6).
+# but the two corners of one diagonal; diffusers does the same in `prepare_mask`.
 GROWTH = ((1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0))
 
 
@@ -183,7 +183,7 @@ class DecoderStage:
 
     def inpaint_condition(self, pixels: Tensor, repaint: Tensor) -> InpaintCondition:
         """The latents of pixels [n, 3, H, W] in [-1, 1], known where `repaint` [n, 1, H, W] is 0; the repainted region
-        grows by a latent cell (spec 1.6)."""
+        grows by a latent cell."""
         z = self.encode(pixels)
         unknown = F.interpolate(repaint.to(z), size=z.shape[-2:], mode="nearest")
         grown = F.conv2d(unknown, torch.tensor(GROWTH).to(z)[None, None], padding=1) > 0

@@ -123,7 +123,7 @@ def _load(model: str, device: "torch.device") -> Estimator:
 def _folder(model: str) -> Path:
     """Where a checkpoint lies. Raises `ValueError`, naming three ways out.
 
-    The cache is looked into here: transformers, given a name, has the hub asked something even if told to stay local.
+    The cache is looked into here: transformers, given a name, contacts the hub even with local_files_only.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -71,7 +71,9 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a PNG picture"
         raise ValueError(f"cannot read {path}: {reason}") from error
     if text is None:
-        raise ValueError(f"{path} does not carry a request; only pictures that kandinsky22 saved do")
+        raise ValueError(
+            f"{path} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
+        )
     try:
         values = json.loads(text)
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))

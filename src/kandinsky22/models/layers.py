@@ -73,9 +73,8 @@ class Norm(nn.GroupNorm):
     def group_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each group of one picture x [1, C, H, W]: [groups] each, in float32 at least."""
         cells = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(self.num_groups, -1)
-        mean = cells.mean(
-            dim=1
-        )  # the variance is taken about the mean: a sum of squares loses digits where it is large
+        # the variance is taken about the mean: a sum of squares loses digits where it is large
+        mean = cells.mean(dim=1)
         return mean, torch.linalg.vector_norm(cells - mean[:, None], dim=1).square() / cells.shape[1]
 
     def forward_with_moments(

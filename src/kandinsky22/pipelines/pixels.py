@@ -1,8 +1,8 @@
 """Pictures and masks passed to pipelines, converted to pixels; and pixels converted to what pipelines return.
 
-Pixels are float32 [B, 3, H, W] in about [-1, 1]. The conventions are those of diffusers' Kandinsky 2.2 pipelines (spec
-1.5 and 1.6): the value range that a tensor is taken to have, and the filter that resizes it. What is passed in is never
-modified. Knows torch, numpy and PIL; no network and no request.
+Pixels are float32 [B, 3, H, W] in about [-1, 1]. The conventions are those of diffusers' Kandinsky 2.2 pipelines: the
+value range that a tensor is taken to have, and the filter that resizes it. What is passed in is never modified. Knows
+torch, numpy and PIL; no network and no request.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Sampler runs of the prior and the decoder whose rows share one generator, with diffusers' order of random draws.
 
 The engine runs requests, in which each picture has its own noise stream. Here one generator (or a list with one per
-row) draws for all rows: the start state, then once after every step (spec 1.9 and 3). `PriorCall` and `DecoderCall`
+row) draws for all rows: the start state, then once after every step. `PriorCall` and `DecoderCall`
 have a `check`, which raises `ValueError` before any network runs; the runs expect checked calls.
 """
 
@@ -148,7 +148,7 @@ def prior_run(stage: PriorStage, call: PriorCall) -> Run[Prefix]:
     if call.start is None:
         initial = options.start_noise((call.rows, stage.dim), noise, device)
         start = StartState.from_noise(stage.schedule, options.steps, initial)
-    else:  # images are assigned to prompts in turn; as published, they are not normalised (spec 1.3)
+    else:  # images are assigned to prompts in turn; as published, they are not normalised
         embeds = _start_embeds(stage, call.start).to(device)
         image_of_row = [row // repeats % len(embeds) for row in range(call.rows)]
         start = StartState.from_clean(stage.schedule, options.steps, embeds[image_of_row], options.strength, noise)
@@ -279,7 +279,7 @@ def decoder_run(stage: DecoderStage, call: DecoderCall, embeds: Embeds) -> tuple
 
 
 def _start_from_image(stage: DecoderStage, call: DecoderCall, image: Tensor) -> StartState:
-    """The start state from pixels or latents (spec 7, row 6)."""
+    """The start state from pixels or latents."""
     options = call.options
     z = image if image.shape[1] == stage.stored.movq.config.latent_channels else stage.encode(image)
     z = repeat_rows(z, options.images_per_prompt)

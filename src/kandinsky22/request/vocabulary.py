@@ -22,7 +22,7 @@ def unknown_words_notice(prompts: Iterable[str], language: Mapping[str, Any]) ->
     summary = "; ".join(", ".join(language[kind]) for kind in SUMMARY_KINDS if kind in language)
     return (
         f"this small model was not trained on {', '.join(unknown)}; it knows {summary} (`kandinsky22 words` lists "
-        "everything); for other prompts pass the published weights with --model FOLDER"
+        "everything); for other prompts use the published weights, --model kandinsky-2.2"
     )
 
 

@@ -21,11 +21,8 @@ from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
 
 VALIDATION_BATCHES, VALIDATION_ROWS = 16, 16  # batches of the validation loss, and their rows at most
-NUM_SAMPLES, GRID_COLUMNS, SAMPLING_STEPS = (
-    16,
-    8,
-    20,
-)  # pictures of a sample grid, its columns, and steps of each picture
+# pictures of a sample grid, its columns, and steps of each picture
+NUM_SAMPLES, GRID_COLUMNS, SAMPLING_STEPS = (16, 8, 20)
 SAMPLING_BATCH = (
     4  # pictures sampled together: these need less memory than a training step's gradients, which are freed
 )

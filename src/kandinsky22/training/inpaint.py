@@ -1,7 +1,7 @@
 """Training inputs of the inpainting decoder: pictures with random holes.
 
 The holes are those that people make: a rectangle, all but a rectangle (outpainting), a few brush strokes. They are
-drawn on latent cells, which is the resolution of the mask that the pipeline passes to the U-Net (spec 1.6).
+drawn on latent cells, which is the resolution of the mask that the pipeline passes to the U-Net.
 """
 
 from itertools import pairwise

@@ -25,7 +25,7 @@ def refuse_changes(stored: Settings, settings: Settings) -> None:
         if not _is_compatible(name, stored[name], settings[name]):
             lower = " (or lower it)" if name == MAY_BE_LOWERED else ""
             raise ValueError(
-                f"this run began {_as_options(name, stored[name])}, and not {_as_options(name, settings[name])}; "
+                f"this run was started {_as_options(name, stored[name])}, not {_as_options(name, settings[name])}; "
                 f"leave it out to resume{lower}, or start a new run in another --folder"
             )
 
