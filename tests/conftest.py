@@ -9,14 +9,18 @@ import pytest
 from tests.models_on_disk import write_tiny_model
 
 EXPENSIVE_FILES = (  # the longest first
-    "training/test_docs.py",
-    "training/test_model_trainer.py",
     "training/test_scale.py",
-    "training/test_against_diffusers.py",
-    "training/test_precompute.py",
-    "evaluation/test_suite.py",
-    "training/test_settings.py",
+    "cli/test_evaluate.py",
+    "training/test_model_trainer.py",
+    "training/test_docs.py",
+    "evaluation/test_generate.py",
+    "training/test_plan.py",
+    "benchmarks/test_tables.py",
     "test_box_weights.py",
+    "training/test_against_diffusers.py",
+    "training/test_settings.py",
+    "training/test_mixture.py",
+    "test_docs.py",
     "test_make.py",
 )
 
@@ -56,7 +60,9 @@ class SlowTests:
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         if self.deselected and not hasattr(config, "workeroutput"):
-            print(f"not run: {self.deselected} slow tests; run them too with: make test ARGS=\"-m ''\"")
+            print(
+                f"not run: {self.deselected} slow test{'s' * (self.deselected != 1)}; run them too with: make test ARGS=\"-m ''\""
+            )
 
 
 def pytest_configure(config: pytest.Config) -> None:

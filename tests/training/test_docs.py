@@ -27,6 +27,7 @@ COLUMNS = {"data": "pictures", "filter": "filter", "begins": "begins with", "ste
 """The values of a stage that the model card may give -> their names in the document."""
 
 
+@pytest.mark.slow
 def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the blocks marked `run` in order in one folder."""
     monkeypatch.chdir(tmp_path)

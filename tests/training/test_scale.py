@@ -223,6 +223,7 @@ def test_a_run_killed_at_any_moment_reaches_the_same_result(tmp_path: Path, monk
     assert_same_run(tmp_path / "killed", tmp_path / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_two_processes_killed_at_any_moment_reach_the_same_result(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
