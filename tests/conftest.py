@@ -60,9 +60,8 @@ class SlowTests:
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         if self.deselected and not hasattr(config, "workeroutput"):
-            print(
-                f"not run: {self.deselected} slow test{'s' * (self.deselected != 1)}; run them too with: make test ARGS=\"-m ''\""
-            )
+            count = f"{self.deselected} slow test{'s' * (self.deselected != 1)}"
+            print(f"not run: {count}; run everything with: make test ARGS=\"-m ''\"")
 
 
 def pytest_configure(config: pytest.Config) -> None:
