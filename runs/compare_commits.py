@@ -9,13 +9,13 @@ equal:
 
 - the pixels of all pictures of twelve requests to the model in the box, and the recipes that their files carry;
 - what every pipeline class returns, with a tiny model of random weights that diffusers and transformers write;
-- all that each network's training measures in ten steps, and the model that comes of it;
+- all that each network's training measures in ten steps, and the resulting model;
 - a training that OLD was killed in, once NEW has gone on with it, and one that OLD was left alone with;
 - what `show` and `replay` say of the pictures that OLD saved;
 - the public names of packages, what `Kandinsky` paints in Python, and scenes of the picture world.
 
 Prints a line for each, and exits with 1 if anything differs or fails. Hashes are of this processor and this torch: they
-are compared here, and kept nowhere. Where something differs the temporary folder stays, with the compared values in
+are compared here, and not stored. Where something differs the temporary folder stays, with the compared values in
 `old.json` and `new.json`. Needs the extra `test`, and four to six minutes.
 """
 
@@ -85,7 +85,7 @@ IMPORTED = (*NAMED, "kandinsky22.training", "kandinsky22.evaluation")
 
 
 def main() -> int:
-    """Compare, print the table, and say how it went as an exit status."""
+    """Compare, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("old", metavar="OLD", help="a commit")
     parser.add_argument("new", metavar="NEW", nargs="?", help="another (default: the working tree as it stands)")
@@ -147,7 +147,7 @@ class Side:
         }
 
     def begin(self) -> None:
-        """Make its folder, and see to it that it is its own tree that runs."""
+        """Make its folder, and check that the code of its own tree runs."""
         self.folder.mkdir()
         where = self.python("-c", "import kandinsky22; print(kandinsky22.__file__)").stdout.strip()
         if not Path(where).is_relative_to(self.tree):
@@ -267,7 +267,7 @@ def by_itself(side: Side) -> Values:
 
 
 def trained(side: Side, network: str) -> Values:
-    """What ten steps of a network's training measure, and the model that comes of them."""
+    """The metrics of ten training steps of each network, and the resulting model."""
     run = side.folder / "runs" / network
     side.command(*training(side, network, run))
     return learnt(f"train {network}", run, network)
@@ -300,7 +300,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def add_what_old_left(old: Side, new: Side, values: Mapping[str, Values]) -> None:
-    """Old pictures, which both sides read, and a training that OLD was killed in, which NEW goes on with."""
+    """Old pictures, which both sides read, and a training of OLD that was killed, which NEW resumes."""
     for side in (old, new):
         attempt(side, values[side.name], "show", functools.partial(shown, side, old))
         for name in REPLAYED:
@@ -349,7 +349,7 @@ def replayed(side: Side, old: Side, name: str) -> Values:
 
 
 def gone_on(old: Side, new: Side, network: str) -> Values:
-    """What a training comes to that OLD was killed in after its first checkpoint, and that NEW goes on with."""
+    """The result of a training of OLD that was killed after its first checkpoint and resumed by NEW."""
     killed, moved = old.folder / "killed" / network, new.folder / "killed" / network
     command = [sys.executable, "-m", "kandinsky22", *training(old, network, killed)]
     with subprocess.Popen(
@@ -389,7 +389,7 @@ def public_names() -> Values:
 
 
 def drawn() -> Values:
-    """Twenty scenes of the picture world, and what is said of them."""
+    """Twenty scenes of the picture world, and their captions."""
     from kandinsky22.compositions import caption, render, sample
 
     rng, scenes = np.random.default_rng(5), hashlib.sha256()
@@ -462,7 +462,7 @@ def numbers_of(output: Any) -> str:
 
 
 def seeded() -> torch.Generator:
-    """Chance, beginning anew."""
+    """A generator with a fixed seed."""
     return torch.Generator().manual_seed(3)
 
 
@@ -680,7 +680,7 @@ def pixels_of(image: Image.Image) -> str:
 
 
 def files_of(folder: Path) -> Values:
-    """A hash of each file of a folder, whatever lies below."""
+    """A hash of each file in a folder and its subfolders."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(content_of(path)).hexdigest()
         for path in sorted(folder.rglob("*"))

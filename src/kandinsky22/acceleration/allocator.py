@@ -1,4 +1,4 @@
-"""Whether memory that tensors free stays with the process for the next tensors, or goes back to the system.
+"""Keeps the memory that tensors free in the process while a stage computes, and returns it to the system afterwards.
 
 glibc returns a large tensor's memory as soon as it is freed and maps it again for the next one, page by page, which
 takes a fifth of MoVQ's time (docs/log.md). While any owner is registered, glibc is set to keep it; when the last one

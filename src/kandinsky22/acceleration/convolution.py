@@ -18,7 +18,7 @@ FEW_CELLS = 4  # times fewer cells than output channels: laying out the filter a
 
 
 class FastConv3x3(Conv3x3):
-    """A 3x3 convolution without gradients; with them, on another device or for other shapes, the plain one.
+    """Without gradients, a fast 3x3 convolution. With gradients, on other devices or for other shapes, the plain layer.
 
     By Winograd's algorithm where the map is large enough. As one matrix product over neighbourhoods where there are few
     cells, since the filter is then read as it lies in memory.

@@ -155,7 +155,7 @@ def tensors(value: Any, frozen: bool = False) -> Iterator[tuple[Tensor, bool]]:
 
 
 def structure(value: Any) -> Hashable:
-    """All of a nested value but the numbers in its tensors: types, and of tensors shape, dtype and device."""
+    """Everything in a nested value except the contents of tensors: types, and their shapes, dtypes and devices."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device
     if not (is_dataclass(value) or isinstance(value, tuple | list | dict)):

@@ -29,7 +29,7 @@ DECODE_MEMORY_SHARE = 8  # one part in so many of a GPU's memory may go to decod
 
 
 class GPUNorm(Norm):
-    """A normalisation in half precision without gradients that reads x twice and writes it once; else the plain one."""
+    """In half precision without gradients, a kernel that reads x twice and writes it once; else the plain layer."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if not is_applicable(x) or not fused_norm.supports(x, scale) or self.weight.dtype != x.dtype:

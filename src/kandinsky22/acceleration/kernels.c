@@ -158,10 +158,10 @@ void normalise(const void *x, void *y, const float *mean, const float *variance,
     }
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (long i = 0; i < B * H; i++) {
-        long b = i / H, told = (b * row + i % H / (H / h) * line) * bytes;
+        long b = i / H, offset = (b * row + i % H / (H / h) * line) * bytes;
         const char *from = (const char *)x + i * W * C * bytes;
         char *to = (char *)y + i * W * C * bytes;
-        const char *by = scale ? (const char *)scale + told : 0, *plus = scale ? (const char *)shift + told : 0;
+        const char *by = scale ? (const char *)scale + offset : 0, *plus = scale ? (const char *)shift + offset : 0;
         if (half) normalised_line(from, to, a + b * C, d + b * C, by, plus, W, C, W / w, step, silus, 1);
         else normalised_line(from, to, a + b * C, d + b * C, by, plus, W, C, W / w, step, silus, 0);
     }

@@ -9,7 +9,7 @@ from kandinsky22.models.layers import Norm
 
 
 class FastNorm(Norm):
-    """A normalisation without gradients, by the compiled kernels; with them, or where there are none, the plain one."""
+    """Without gradients, the compiled kernels. With gradients, or if no kernels were built, the plain layer."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if not self._kernels_apply(x, scale):

@@ -143,7 +143,7 @@ class Part:
 
     @property
     def outline(self) -> Any:
-        """The network with or without its weights."""
+        """The network: on the meta device, or the one that was loaded."""
         return self.stored.outline if self.network is None else self.network
 
     @property

@@ -51,7 +51,7 @@ class NetworkSource(Protocol[N_co, C_co]):
 
     @property
     def outline(self) -> N_co:
-        """The network with or without its weights: for its modules, and the shapes of its parameters."""
+        """The network, on the meta device or loaded: for its modules and the shapes of its parameters."""
         ...
 
     @property

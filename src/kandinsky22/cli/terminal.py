@@ -70,7 +70,7 @@ class Plain:
         return self
 
     def __exit__(self, *of: object) -> None:
-        """Does nothing."""
+        """Nothing to clean up: every line has been printed."""
 
     def show(self, event: Event) -> None:
         """Print a line for an event, if it needs one."""

@@ -122,7 +122,7 @@ def unipc(schedule: NoiseSchedule, x: Tensor, timesteps: Sequence[int], noise: D
     """Deterministic, third order, one network call a step: each prediction corrects the step before it.
 
     UniPC-2 with B2(h) on x0: Zhao et al. 2023, section 3. The predictor is `dpmpp_2m`, its first and last step
-    included; the corrector takes the last step again, now with the answer at its end, and makes no second network call.
+    included; the corrector recomputes the last step with the prediction at its end, without a second network call.
     Where x was changed after that step, as by a constraint, it is not corrected: there this is `dpmpp_2m`.
     """
     answers: list[_Answer] = []

@@ -14,7 +14,7 @@ from kandinsky22.request import Sampling
 
 
 class UNetWork(NamedTuple):
-    """The U-Net's work for a picture: calls, rows of all calls, and rows whose deep levels are not reused."""
+    """The U-Net's work for a picture: calls, rows of all calls, and rows whose deep levels are computed."""
 
     calls: int
     rows: int

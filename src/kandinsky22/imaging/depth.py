@@ -121,9 +121,9 @@ def _load(model: str, device: "torch.device") -> Estimator:
 
 
 def _folder(model: str) -> Path:
-    """Where a checkpoint lies. Raises `ValueError`, naming three ways out.
+    """The folder of a checkpoint. Raises `ValueError` with three alternatives if there is none.
 
-    The cache is looked into here: transformers, given a name, contacts the hub even with local_files_only.
+    The cache is searched here, because transformers, given a name, contacts the hub even with local_files_only.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -131,7 +131,7 @@ def _folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    with suppress(HFValidationError):  # what is no name of a repository is not there either
+    with suppress(HFValidationError):  # a text that is no repository name is not in the cache either
         found = try_to_load_from_cache(model, "config.json")
         if isinstance(found, str):
             return Path(found).parent
@@ -153,8 +153,7 @@ def _device(device: str) -> "torch.device":
 
 
 def _grey(nearness: "NDArray[np.float32]") -> "Image.Image":
-    """As transformers' pipeline writes it, which the card's recipe takes: from least to most over 0 to 255, cut, not
-    rounded."""
+    """Nearness scaled from its range to 0..255 and truncated, as transformers' depth pipeline does."""
     import numpy as np
     from PIL import Image
 

@@ -15,7 +15,7 @@ from kandinsky22.training.memory_modes import PeakMemory
 
 
 class InferenceCost(NamedTuple):
-    """Peak memory in bytes, beside what was there before, and operations, of some work without gradients."""
+    """Peak memory in bytes, above the memory in use before, and operations, of work without gradients."""
 
     memory: int = 0
     operations: int = 0
