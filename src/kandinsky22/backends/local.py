@@ -62,7 +62,7 @@ class Local:
         """
         if isinstance(self.backend, SupportsDescribe):
             resolved = self.backend.resolved(request)
-            return resolved, self.backend.made_by(resolved)
+            return resolved, self.backend.describe(resolved)
         result = self._results({0: request})[0]
         return result.request, result.pictures[0].made_by
 

@@ -73,7 +73,7 @@ def find_painted_run(
     current["request"] = json.loads(replace(template, model=name).to_json())
     current["captions"] = {"sha256": captions.sha256, "count": len(captions.items)}
     if model is not None:
-        current["weights"] = model.made_by(t)["weights"]
+        current["weights"] = model.describe(t)["weights"]
     run.check_same(current)
     return run
 

@@ -1,5 +1,6 @@
 """Picture files: a saved picture carries the request that made it, and files are written atomically."""
 
+import io
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
@@ -30,10 +31,26 @@ class Painting:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays."""
+        return save_png(self.image, path, self._info())
+
+    def to_png(self) -> bytes:
+        """The PNG file that `save` writes."""
+        file = io.BytesIO()
+        self.image.save(file, "PNG", pnginfo=self._info())
+        return file.getvalue()
+
+    @classmethod
+    def from_png(cls, file: bytes) -> Self:
+        """The painting in a PNG file. Raises `ValueError` if it carries no request, or is no PNG."""
+        recipe = read_recipe(io.BytesIO(file))
+        with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
+            return cls(image.convert("RGB"), recipe.request, recipe.made_by)
+
+    def _info(self) -> PngImagePlugin.PngInfo:
         info = PngImagePlugin.PngInfo()
         recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
         info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))
-        return save_png(self.image, path, info)
+        return info
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlugin.PngInfo | None = None) -> Path:
@@ -61,7 +78,7 @@ class Recipe:
     made_by: dict[str, Any]
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+def read_recipe(path: str | os.PathLike[str] | io.BytesIO) -> Recipe:
     """The recipe stored in a PNG. Raises `ValueError` if there is none or the file is no PNG."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
