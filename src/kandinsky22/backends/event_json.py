@@ -17,8 +17,8 @@ def to_json(event: Event) -> tuple[dict[str, Any], list[bytes]]:
     """An event as JSON values, and its pictures as PNG files: those of a result, or a preview."""
     kind = type(event).__name__.lower()
     match event:
-        case Started(request):
-            return {"event": kind, "request": json.loads(request.to_json())}, []
+        case Started(request, process):
+            return {"event": kind, "request": json.loads(request.to_json()), "process": process}, []
         case Progress(stage, i, n, preview):
             return {"event": kind, "stage": stage, "i": i, "n": n}, [] if preview is None else [preview]
         case Result(pictures, request, seconds):

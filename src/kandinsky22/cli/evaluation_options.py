@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from kandinsky22.request import Request
 from kandinsky22.request.tasks import text2img
 
 if TYPE_CHECKING:
-    from kandinsky22.backends.pool import Pool
+    from kandinsky22.backends.work_units import UnitPainter
     from kandinsky22.engine.kandinsky import Kandinsky
     from kandinsky22.evaluation.captions import Captions
     from kandinsky22.evaluation.features import ClipFeatures
@@ -104,22 +105,24 @@ def device_name(options: Mapping[str, Any]) -> str:
     return str(device_of(options.get("device")))
 
 
-def start_pool(options: Mapping[str, Any]) -> "Pool":
-    """The processes that paint on this machine: one per core for a small model, else one."""
+@contextmanager
+def start_painter(options: Mapping[str, Any]) -> "Iterator[UnitPainter]":
+    """Processes that paint work units on this machine: one per core for a small model, else one."""
     from kandinsky22.backends.pool import Pool, cores
+    from kandinsky22.backends.work_units import UnitPainter
 
     model = model_of(options)
     small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
     processes = options.get("processes", cores() if small else 1)
-    return Pool.of(
+    with Pool.of(
         options.get("model", catalog.BOX),
         processes=processes,
-        batch=options.get("batch", 8),
         device=options.get("device"),
         dtype=options.get("dtype"),
         threads=options.get("threads"),
         request=template_of(options),
-    )
+    ) as pool:
+        yield UnitPainter(pool, batch=options.get("batch", 8), processes=processes)
 
 
 def local_model(options: Mapping[str, Any]) -> "Kandinsky | None":
@@ -164,7 +167,7 @@ def paint_captions(options: Mapping[str, Any], captions: "Captions", shard: "Sha
     from kandinsky22.evaluation.manifest import UNSHARDED
 
     shard, retry, least = shard or UNSHARDED, options.get("retry", False), how.pop("least", 1)
-    with start_pool(options) as painter:
+    with start_painter(options) as painter:
         request = template_of(options)
         notes = run_notes(options, linear=request.prior.linear)
         run = generate.open_run(painter, options["out"], captions, request, annotations=notes, **how)

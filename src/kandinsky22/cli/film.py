@@ -9,7 +9,7 @@ from kandinsky22.cli import paint
 from kandinsky22.cli.embed import embed_parts, free_path, parse_parts
 from kandinsky22.cli.options import Parser, add_parameters
 from kandinsky22.request import Request, interpolation
-from kandinsky22.request.events import Progress, Result
+from kandinsky22.request.events import Failed, Progress, Result
 from kandinsky22.request.tasks import interpolate
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
 
 FPS = 12.0
-BATCH = 8  # frames painted together
 NOT_OPTIONS = ("images_and_prompts", "weights", "num_images", "variation_seed", "variation_strength", "prior_seed")
 
 
@@ -99,11 +98,11 @@ def _run_requests(model: "Kandinsky", requests: Sequence[Request], *, quiet: boo
     images: dict[int, Image.Image] = {}
     with Bar(console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("painting", total=len(requests))
-        for first in range(0, len(requests), BATCH):
-            batch = dict(enumerate(requests[first : first + BATCH], start=first))
-            for key, event in model.stream_many(batch):
-                if isinstance(event, Progress):
-                    bar.advance(task, 1 / event.n)
-                if isinstance(event, Result):
-                    images[key] = event.pictures[0].image
+        for key, event in model.stream_many(dict(enumerate(requests))):
+            if isinstance(event, Progress) and event.stage == "decoder":
+                bar.advance(task, 1 / event.n)
+            elif isinstance(event, Failed):
+                raise event.exception()
+            elif isinstance(event, Result):
+                images[key] = event.pictures[0].image
     return [images[key] for key in range(len(requests))]

@@ -192,7 +192,7 @@ class Kandinsky:
 
         max_rows: see `Batch`.
         """
-        with closing(Batch[K](self, max_rows=max_rows, together=together)) as batch:
+        with closing(self.batch(together=together, max_rows=max_rows)) as batch:
             for key, request in requests.items():
                 try:
                     batch.submit(key, request, preview)
@@ -200,6 +200,10 @@ class Kandinsky:
                     yield key, Failed("refused", str(error))
             while len(batch):
                 yield from batch.step()
+
+    def batch(self, *, together: bool = False, max_rows: int | None = None) -> Batch[Any]:
+        """An empty batch of this model, for requests that join while others are painted; see `Batch`."""
+        return Batch(self, max_rows=max_rows, together=together)
 
     def resolve(self, request: Request) -> Request:
         """The request with every open field filled in. Raises `ValueError` for what this model cannot do."""

@@ -1,5 +1,6 @@
 """How one request is painted, as a task of a batch: embed, start state, sample, decode."""
 
+import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -49,7 +50,7 @@ class Painter:
     def paint(self, cache: EmbeddingCache | None = None) -> Steps[Result]:
         """The whole task; yields its events beside its calls. cache: of the embeddings of texts."""
         started, request = time.perf_counter(), self.request
-        yield Started(request)
+        yield Started(request, os.getpid())
         for text in self.model.notices(request, self.canvas):
             yield Notice(text)
         embeds = yield from self.model.embedder.embed(request, self.calls, cache)

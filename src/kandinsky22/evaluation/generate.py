@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.backends.local import Local
-from kandinsky22.backends.work_units import Failure, Finished, UnitBackend
+from kandinsky22.backends.work_units import Failure, Finished, UnitPainter
 from kandinsky22.evaluation import logs
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.estimate import RECENT, estimate
@@ -58,13 +57,13 @@ class RunProgress:
     seconds_left: float | None
 
 
-def as_unit_backend(backend: Backend) -> UnitBackend:
-    """The backend itself if it paints work units; otherwise one that paints each request alone, in this process."""
-    return backend if isinstance(backend, UnitBackend) else Local(backend)
+def as_painter(backend: Backend | UnitPainter) -> UnitPainter:
+    """A painter of work units; a backend by itself paints each request alone, one after the other."""
+    return backend if isinstance(backend, UnitPainter) else UnitPainter(backend)
 
 
 def open_run(
-    backend: Backend,
+    backend: Backend | UnitPainter,
     folder: Path,
     captions: Captions,
     request: Request,
@@ -78,17 +77,18 @@ def open_run(
     check: called with the resolved request before anything is written; it may raise. seed, annotations: see
     `Run.create_or_open`. Raises `ValueError` as that does, and for a request that the backend refuses.
     """
-    unit_backend = as_unit_backend(backend)
+    painter = as_painter(backend)
     first = items(captions, seed)[0]
-    template, made_by = unit_backend.describe(with_item(as_template(request), first))
+    template = painter.backend.resolve(with_item(as_template(request), first))
+    made_by = painter.backend.describe(template)
     check(template)
     return Run.create_or_open(
-        folder, captions, template, made_by, batch=unit_backend.batch, seed=seed, annotations=annotations
+        folder, captions, template, made_by, batch=painter.batch, seed=seed, annotations=annotations
     )
 
 
 def generate(
-    backend: Backend,
+    backend: Backend | UnitPainter,
     run: Run,
     *,
     shard: Shard = UNSHARDED,
@@ -105,20 +105,20 @@ def generate(
     of the run, for a disk without space, after ten captions failed in a row (which are then not recorded), and as soon
     as so many have failed that fewer than `least` pictures are possible.
     """
-    unit_backend = as_unit_backend(backend)
-    if unit_backend.batch != run.batch:
+    painter = as_painter(backend)
+    if painter.batch != run.batch:
         raise ValueError(
-            f"{run.folder} was created with batch {run.batch}, and now it is {unit_backend.batch}; use {run.batch}"
+            f"{run.folder} was created with batch {run.batch}, and now it is {painter.batch}; use {run.batch}"
         )
     with _locked_shard(run, shard) as folder:
-        estimate(run, shard, processes=unit_backend.processes, retry=retry).check()
+        estimate(run, shard, processes=painter.processes, retry=retry).check()
         units = unfinished_units(run, shard, retry=retry)
         least_for_now = 1 if retry else least  # captions that are tried again may succeed
         _check_enough_left(run, least_for_now)
         progress = _ProgressMeter(run, shard, units)
         yield progress.current()
         pending: list[Failure[str]] = []  # failures since the last success
-        with closing(unit_backend.paint(map(run.work_unit, units[:max_units]))) as outcomes:
+        with closing(painter.paint(map(run.work_unit, units[:max_units]))) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     pending.append(outcome)

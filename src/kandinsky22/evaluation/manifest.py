@@ -115,7 +115,7 @@ class Run:
         """The run in a folder, created if there is none.
 
         template, made_by: a request resolved by the backend, and what else decides its pixels (see
-        `UnitBackend.describe`). batch: requests of a work unit. seed: the run's seed, from which seeds of items are
+        `Backend.describe`). batch: requests of a work unit. seed: the run's seed, from which seeds of items are
         derived. annotations: called when the run is created, for the entries that `ANNOTATIONS` lists.
 
         Raises `ValueError` for a folder whose run has other settings, naming the first difference, and for one that

@@ -40,9 +40,10 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The resolved request, sent before the first network runs."""
+    """The resolved request, sent before the first network runs. process: the id of the process that paints it."""
 
     request: Request
+    process: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,46 @@ Event: TypeAlias = Queued | Started | Notice | Progress | Result | Failed | Canc
 def is_last(event: Event) -> bool:
     """Whether no event of the request follows."""
     return isinstance(event, Result | Failed | Cancelled)
+
+
+class BatchOfRequests(Protocol[K]):
+    """Requests that are carried out side by side and join and leave meanwhile; see `engine.batch.Batch`."""
+
+    def __len__(self) -> int:
+        """Requests whose last event has not been returned yet."""
+        ...
+
+    def submit(self, key: K, request: Request, preview: Preview | None = None) -> object:
+        """Add a request. Raises `ValueError` for one that cannot be carried out."""
+        ...
+
+    def cancel(self, key: K) -> None:
+        """Remove a request, if it is there."""
+        ...
+
+    def step(self) -> list[tuple[K, "Event"]]:
+        """Do a little work, and return what happened."""
+        ...
+
+    def close(self) -> None:
+        """Cancel everything."""
+        ...
+
+
+class Model(Protocol):
+    """What a process of a pool has: `Kandinsky`."""
+
+    def batch(self, *, together: bool = False) -> BatchOfRequests[Any]:
+        """An empty batch; together: as for `Backend.stream_many`."""
+        ...
+
+    def resolve(self, request: Request) -> Request:
+        """As for `Backend`."""
+        ...
+
+    def describe(self, request: Request) -> dict[str, Any]:
+        """As for `Backend`."""
+        ...
 
 
 class Backend(Protocol):
