@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.training import checkpoints
-from kandinsky22.training.link_base import link_missing
+from kandinsky22.training.copy_base import copy_missing
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
 from kandinsky22.training.run import BEST, METRICS, read_metrics, resume, run
 from kandinsky22.training.throughput import seconds_per_step
@@ -261,12 +261,12 @@ def test_a_base_model_that_does_not_fit_the_disk_is_one_error_message(tmp_path: 
     (source / "unet").mkdir(parents=True)
     (source / "unet" / "weights").write_bytes(bytes(5000))
     with limit_file_size(1000), pytest.raises(OSError) as stopped:
-        link_missing(tmp_path / "model", {"decoder": source})
+        copy_missing(tmp_path / "model", {"decoder": source})
     place = tmp_path / "model" / "decoder" / "unet"
     message = f"{source / 'unet'} cannot be copied to {place} (File too large); make room, and give the command again"
     assert str(stopped.value) == message
     assert not [*place.parent.iterdir()]
-    link_missing(tmp_path / "model", {"decoder": source})
+    copy_missing(tmp_path / "model", {"decoder": source})
     assert (place / "weights").stat().st_size == 5000
 
 
