@@ -112,14 +112,12 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
             folder.mkdir()
             if sys.platform == "win32":
                 break
-            descriptor = os.open(folder, os.O_RDONLY)
-            cleanup.callback(os.close, descriptor)
-            try:
-                if _try_lock(descriptor) and folder.exists():
+            # Before it is locked, another process may take it for a leftover; then the next one is tried.
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                cleanup.callback(os.close, descriptor)
+                if _lock(descriptor, timeout=0) and folder.exists():
                     break
-            except OSError:  # a file system without locks
-                break
-            # otherwise another process took it for a leftover before it was locked
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
@@ -233,14 +231,16 @@ def lock(file: IO[Any], timeout: float | None = None) -> bool:
     Waits up to `timeout` seconds (None: without limit; 0: not at all) and returns whether the lock was taken. On a file
     system without locks it returns True at once.
     """
+    return _lock(file.fileno(), timeout)
+
+
+def _lock(descriptor: int, timeout: float | None) -> bool:
     end = None if timeout is None else time.monotonic() + timeout
-    try:
-        while not _try_lock(file.fileno()):
+    with contextlib.suppress(OSError):
+        while not _try_lock(descriptor):
             if end is not None and time.monotonic() >= end:
                 return False
             time.sleep(POLL)
-    except OSError:
-        pass
     return True
 
 

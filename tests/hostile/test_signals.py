@@ -1,6 +1,5 @@
 """Readers that go away, closed streams and Ctrl-C: pictures are finished, and every command ends with one sentence."""
 
-import json
 import os
 import signal
 import subprocess
@@ -166,21 +165,3 @@ def test_a_folder_removed_amid_training_is_noticed(run_folder: Path) -> None:
     place = run_folder / "movq-decoder"
     message = f"kandinsky22: {place} was removed or replaced while it was in use; give the command again\n"
     assert (process.returncode, errors) == (2, message)
-
-
-def test_recipes_with_values_of_another_type_are_painted_or_refused_in_one_sentence(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    assert shell(tmp_path, '"$@"', paint(tiny_model)).returncode == 0
-    from PIL import PngImagePlugin
-
-    path = tmp_path / "out" / "a-red-circle-3.png"
-    with Image.open(path) as image:
-        image.load()
-        recipe = json.loads(image.text["kandinsky22"])  # type: ignore[attr-defined]
-    for name, value in {"threads": True, "batch": {"index": False, "of": True}, "device": [1], "dtype": {}}.items():
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt("kandinsky22", json.dumps({**recipe, "made_by": {**recipe["made_by"], name: value}}))
-        image.save(tmp_path / "changed.png", pnginfo=info)
-        done = shell(tmp_path, '"$@"', kandinsky("replay", "changed.png", "--model", str(tiny_model)))
-        assert done.returncode in (0, 2) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr

@@ -270,6 +270,30 @@ def test_a_base_model_that_does_not_fit_the_disk_is_one_error_message(tmp_path: 
     assert (place / "weights").stat().st_size == 5000
 
 
+def test_writing_into_a_model_never_changes_the_base_model(tmp_path: Path) -> None:
+    source, place = tmp_path / "start" / "decoder", tmp_path / "model" / "decoder"
+    (source / "unet").mkdir(parents=True)
+    for path in (source / "unet" / "weights", source / "model_index.json"):
+        path.write_bytes(b"0" * 3_000_000)
+    copy_missing(tmp_path / "model", {"decoder": source})
+    for path in (place / "unet" / "weights", place / "model_index.json"):
+        assert path.read_bytes() == b"0" * 3_000_000
+        with path.open("r+b") as file:
+            file.write(b"1")
+    assert (source / "unet" / "weights").read_bytes() == (source / "model_index.json").read_bytes() == b"0" * 3_000_000
+
+
+def test_models_that_were_linked_to_their_base_model_stay_as_they_are(tmp_path: Path) -> None:
+    """As runs of older versions did."""
+    source, place = tmp_path / "start" / "decoder", tmp_path / "model" / "decoder"
+    for folder in (source, place):
+        (folder / "unet").mkdir(parents=True)
+    (source / "unet" / "weights").write_bytes(b"0")
+    (place / "unet" / "weights").hardlink_to(source / "unet" / "weights")
+    copy_missing(tmp_path / "model", {"decoder": source})
+    assert (place / "unet" / "weights").samefile(source / "unet" / "weights")
+
+
 def test_timing_steps_does_not_change_the_weights() -> None:
     training = Training(*line_fit(), RECIPE, steps=1)
     before = training.network.weight.detach().clone()

@@ -13,7 +13,7 @@ class LastingStream(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write bytes; returns how many."""
         if self.error is None:
             try:

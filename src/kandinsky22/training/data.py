@@ -67,7 +67,7 @@ def write_rows(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -
     Not by a memory map, since a process that writes to one on a full disk is killed. Raises `OSError`.
     """
     with atomic_write(path) as partial, partial.open("wb") as file:
-        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})  # type: ignore[no-untyped-call]
+        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for row in rows:
             file.write(row.astype(np.uint8, copy=False).tobytes())
 
