@@ -1,6 +1,7 @@
 """The entry point: runs the command of a command line, and turns errors into one sentence and an exit status.
 
-Bad input is status 2; a bug keeps its traceback.
+Bad input is status 2; a bug keeps its traceback. A command whose reader closes the pipe is carried out to its end, and
+then has status 141.
 """
 
 import gc
