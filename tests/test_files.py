@@ -161,7 +161,9 @@ def test_files_of_others_are_never_taken_for_leftovers(tmp_path: Path) -> None:
 def test_the_home_folder_of_an_unknown_user_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert expand("~/x") == Path("/home/me/x") and expand("x~") == Path("x~")
-    with pytest.raises(ValueError, match="^~nosuchuser/x begins with the home folder of a user that is not known here"):
+    with pytest.raises(
+        ValueError, match=r"^~nosuchuser/x begins with the home folder of a user that is not known here"
+    ):
         expand("~nosuchuser/x")
 
 
