@@ -6,6 +6,7 @@ from pathlib import Path
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
+from kandinsky22.console import echo
 from kandinsky22.request import Picture
 
 EXAMPLE = """example:
@@ -34,4 +35,4 @@ def main(arguments: Sequence[str]) -> None:
 
     output = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
     device = str(device_of(options.get("device")))
-    print(save_png(depth(picture, model=options.get("estimator"), device=device).image, output))
+    echo(save_png(depth(picture, model=options.get("estimator"), device=device).image, output))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser, add_parameters, request_of
+from kandinsky22.console import echo
 from kandinsky22.request import Embedding, Part, Request, Text
 from kandinsky22.request import embedding as embeddings
 from kandinsky22.request.task_schema import parse_part
@@ -47,7 +48,7 @@ def embed(arguments: Sequence[str]) -> None:
         raise ValueError(f"--output names one file and there are {len(words)} embeddings; name a folder")
     for word, embedding in zip(words, embeds, strict=True):
         name = f"{_stem(word)}{SUFFIX}"
-        print(embedding.save(output if output.suffix == SUFFIX else free_path(output / name)))
+        echo(embedding.save(output if output.suffix == SUFFIX else free_path(output / name)))
 
 
 def mix(arguments: Sequence[str]) -> None:
@@ -85,7 +86,7 @@ def mix(arguments: Sequence[str]) -> None:
     made_by: dict[str, Any] = {"mix": words, **{key: options[key] for key in ("slerp", "length") if key in options}}
     if "slerp" not in options:
         made_by["weights"] = weights
-    print(replace(blend, made_by=made_by).save(output))
+    echo(replace(blend, made_by=made_by).save(output))
 
 
 def parse_parts(words: Sequence[str], options: dict[str, Any], *, at_least: int) -> tuple[list[Part], Request]:
