@@ -12,7 +12,7 @@ MAX_FILE_BYTES = 2**30  # of a picture's file: twice the largest picture, uncomp
 MAX_IMAGES = 256  # of a request, which are painted together: as many as 512 x 512 fit into `MAX_PIXELS`
 MAX_PARTS = 64  # of a mix, each of which runs the prior
 MAX_PROMPT = 100_000  # characters: networks read 77 tokens, about 300 characters
-MAX_FEATHER = 512  # pixels: each takes a pass over the repainted area
+MAX_FEATHER = 256  # pixels: each takes a pass over the repainted area
 MAX_FRAMES = 2048  # of a strip or film: 85 seconds at 24 frames a second
 MAX_FRAME_PIXELS = 2**28  # of all frames of a film, which stay in memory: 1024 of 512 x 512
 
