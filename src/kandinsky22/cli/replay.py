@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     """Paint a picture again, as exactly as this machine can, and compare it with the stored one."""
     usage = "kandinsky22 replay [options] FILE"
     parser = Parser("kandinsky22 replay", "Paint a picture again, with the same pixels.", usage=usage)
-    parser.option("model", metavar="FOLDER", help="the model (default: the one that painted it)")
+    parser.option(
+        "model", metavar="FOLDER", help="the model (default: the one that painted it, if it is the box or in the cache)"
+    )
     parser.option(
         "picture", metavar="FILE", action="append", help="an input picture of it, if that is not in the folder of FILE"
     )

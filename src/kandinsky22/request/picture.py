@@ -114,7 +114,7 @@ def _open(source: Source, mask: bool) -> tuple[str | None, "Image.Image"]:
         path = Path(source).expanduser()
         return path.name, _read(path)
     if isinstance(inner := getattr(source, "image", None), Image.Image):  # a `Painting`
-        return None, inner
+        return None, inner.copy()
     return None, _from_array(source, mask)
 
 
