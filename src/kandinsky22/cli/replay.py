@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     usage = "kandinsky22 replay [options] FILE"
     parser = Parser("kandinsky22 replay", "Paint a picture again, with the same pixels.", usage=usage)
     parser.option(
-        "model", metavar="FOLDER", help="the model (default: the one that painted it, if it is the box or in the cache)"
+        "model", metavar="FOLDER", help="the model (default: the box or one in the cache, if that painted it)"
     )
     parser.option(
         "picture", metavar="FILE", action="append", help="an input picture of it, if that is not in the folder of FILE"
