@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -54,18 +53,21 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kandinsky22"
 
 
-def lock(file: IO[Any], timeout: float | None = None) -> bool:
-    """Take an exclusive lock on an open file, which the system releases when the file is closed or its process ends.
+@contextlib.contextmanager
+def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterator[None]:
+    """Lock a file, which is created, against other processes while the block runs; the end of the process releases it.
 
-    Waits up to `timeout` seconds (None: without limit; 0: not at all) and returns whether the lock was taken. On a file
-    system without locks it returns True at once.
+    Waits up to `timeout` seconds (None: without limit; 0: not at all), then raises `BlockingIOError` with the message
+    `error`. On a file system without locks nothing is locked.
     """
-    end = None if timeout is None else time.monotonic() + timeout
-    while not _try_lock(file.fileno()):
-        if end is not None and time.monotonic() >= end:
-            return False
-        time.sleep(POLL)
-    return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not _try_lock(file.fileno()):
+            if end is not None and time.monotonic() >= end:
+                raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")
+            time.sleep(POLL)
+        yield
 
 
 def _try_lock(descriptor: int) -> bool:

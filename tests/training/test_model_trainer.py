@@ -58,8 +58,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelTrainer]:
     trainer = ModelTrainer(SHORT, tmp_path_factory.mktemp("box"))
     for network in TRAINED:
         metrics = list(trainer.train(network, steps=2))
-        assert [line["step"] for line in metrics] == [1, 2]
-        assert all(line["loss"] > 0 for line in metrics)
+        assert [line.step for line in metrics] == [1, 2]
+        assert all(line.loss > 0 for line in metrics)
     yield trainer
     patch.undo()
 
@@ -116,9 +116,9 @@ def test_interrupted_decoder_training_reaches_the_same_weights(trained: ModelTra
     uninterrupted = shutil.copytree(folder, tmp_path / "uninterrupted")
     list(ModelTrainer(SHORT, uninterrupted).train("decoder", steps=5, every=2))
     for line in ModelTrainer(SHORT, folder).train("decoder", steps=5, every=2):
-        if line["step"] == 3:
+        if line.step == 3:
             break
-    assert [line["step"] for line in ModelTrainer(SHORT, folder).train("decoder")] == [3, 4, 5]
+    assert [line.step for line in ModelTrainer(SHORT, folder).train("decoder")] == [3, 4, 5]
     unets = [
         load_file(f / "model" / "decoder" / "unet" / "diffusion_pytorch_model.safetensors")
         for f in (folder, uninterrupted)
@@ -173,7 +173,7 @@ def test_second_run_in_the_same_folder_is_refused(trained: ModelTrainer) -> None
 
 def test_minutes_determine_the_number_of_steps(trained: ModelTrainer, tmp_path: Path) -> None:
     (line,) = ModelTrainer(SHORT, tmp_path).train("movq", minutes=1e-9)
-    assert line["of"] == 1
+    assert line.steps == 1
 
 
 def test_share_of_used_codes_is_written_for_a_fitted_codebook(trained: ModelTrainer) -> None:
@@ -195,4 +195,4 @@ def test_repeating_finished_movq_training_keeps_the_later_decoder_training(train
 
 def test_linear_prior_writes_its_metrics(trained: ModelTrainer) -> None:
     (line,) = trained.train("linear-prior")
-    assert read_metrics(trained.folder / "linear-prior") == [line] and line["loss"] > 0
+    assert read_metrics(trained.folder / "linear-prior") == [line.to_json()] and line.loss > 0

@@ -66,7 +66,7 @@ def test_fine_tuning_the_prior_changes_no_other_network(tiny_model: Path, tmp_pa
     dataset = DatasetConfig((Source(pictures(tmp_path)),))
     trainer = ModelTrainer(replace(recipe, runs={**recipe.runs, "prior": run}), tmp_path, parts, dataset)
     (line,) = trainer.train("prior", steps=1)
-    assert line["loss"] > 0 and line["validation"] > 0
+    assert line.loss > 0 and line.validation is not None and line.validation.loss > 0
     assert all(not p.requires_grad and p.grad is None for p in trainer.frozen.text_encoder.parameters())
     changed = {
         str(path.relative_to(tiny_model))

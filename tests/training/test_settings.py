@@ -23,7 +23,7 @@ from tests.training.test_photos import write_folder
 def interrupt(folder: Path, settings: dict[str, object] | None = None) -> None:
     """A run with a checkpoint at step 4 of 8."""
     for line in run(Training(*line_fit(), RECIPE, 8, settings=settings), folder, every=4):
-        if line["step"] == 5:
+        if line.step == 5:
             break
 
 

@@ -213,8 +213,8 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
         if report := trainer.data(args.network).report:
             bars.console.print(report, highlight=False)
         task: TaskID | None = None
-        first = 0.0  # the step that this process resumes from
-        for line in trainer.train(
+        first = 0  # the step that this process resumes from
+        for metrics in trainer.train(
             args.network,
             steps=getattr(args, "steps", None),
             minutes=getattr(args, "minutes", None),
@@ -222,13 +222,14 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             tensorboard=args.tensorboard,
         ):
             if task is None:
-                first = line["step"] - 1
+                first = metrics.step - 1
                 task = bars.add_task(args.network, total=None, status="")
-            bars.update(task, total=line["of"], completed=line["step"], status=f"loss {line['loss']:.4f}")
-            if line["step"] % args.every == 0 or line["step"] == line["of"]:
-                metrics = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
-                left = (line["of"] - line["step"]) * line.get("seconds", 0.0) / (line["step"] - first)
-                text = f"step {line['step']} of {line['of']}, {duration(left)} left: {', '.join(metrics)}"
+            bars.update(task, total=metrics.steps, completed=metrics.step, status=f"loss {metrics.loss:.4f}")
+            if metrics.step % args.every == 0 or metrics.step == metrics.steps:
+                values = ", ".join(f"{name} {round(value, 4):g}" for name, value in metrics.values.items())
+                seconds = metrics.speed.seconds if metrics.speed else 0.0
+                left = duration((metrics.steps - metrics.step) * seconds / (metrics.step - first))
+                text = f"step {metrics.step} of {metrics.steps}, {left} left: {values}"
                 bars.console.print(text, highlight=False)
     if processes.first:
         print(f"the model so far is in {trainer.model.path}")

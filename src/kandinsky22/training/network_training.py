@@ -40,6 +40,7 @@ from kandinsky22.training.clip_data import probe_accuracy
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
 from kandinsky22.training.loop import Training
+from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import TrainingData
@@ -82,7 +83,7 @@ class NetworkTraining:
 class ClosedFormTraining:
     """How a network is fitted in one pass: `fit` adds it to the model and yields one line of metrics."""
 
-    fit: Callable[[TrainingContext, TrainingData], Iterator[dict[str, float]]]
+    fit: Callable[[TrainingContext, TrainingData], Iterator[Metrics]]
     requires: tuple[str, ...]
     captioned: bool
 
@@ -254,18 +255,17 @@ def add_prior(context: TrainingContext, data: TrainingData, network: PriorTransf
     write_json(folder / "model_index.json", catalog.PRIOR_INDEX)
 
 
-def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[dict[str, float]]:
+def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[Metrics]:
     """Fit the linear prior in one pass over the captions, which every process makes, and write it."""
     sets = [_captioned_embeds(context, data, pictures) for pictures in data.distinct_sets]
     encoder = context.frozen.text_encoder.to(context.processes.device), context.frozen.tokenizer
     fitted, measured = linear_prior.fit(*encoder, sets, _captioned_embeds(context, data, data.held_out))
-    line = {"step": 1, "of": 1, **measured}
     if context.processes.first:
         encoders = [context.model.stored(name).fingerprint for name in ("text_encoder", "image_encoder")]
         linear_prior_file.save(context.model.path / catalog.PRIOR / linear_prior_file.FOLDER, fitted, *encoders)
-        run.write_metrics(context.folder / "linear-prior", line)
+        run.write_metrics(context.folder / "linear-prior", measured)
     context.processes.wait()
-    yield line
+    yield measured
 
 
 # The decoders
