@@ -118,9 +118,8 @@ def test_the_batch_size_does_not_change_the_fit(text_model: tuple[CLIPText, Toke
     second, same = fit(*text_model, [pictures], pictures, batch=7)
     assert torch.allclose(first.weight, second.weight, atol=1e-5)
     assert metrics.values == pytest.approx(same.values, rel=1e-5)
-    assert metrics.loss == pytest.approx(
-        metrics.values["validation"], rel=1e-5
-    )  # of the same rows, the first from moments
+    # of the same rows, the first from moments
+    assert metrics.loss == pytest.approx(metrics.values["validation"], rel=1e-5)
 
 
 def test_a_set_is_weighted_by_its_share_and_not_by_its_rows(text_model: tuple[CLIPText, Tokenizer]) -> None:

@@ -138,7 +138,7 @@ def write_things(things: Things, folder: Path) -> None:
         }
         for thing in things.things
     ]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / LABELS).write_text(json.dumps(entries), encoding="utf-8")
     np.save(folder / PICTURES, things.pictures)
 

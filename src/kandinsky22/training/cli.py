@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from rich.progress import Progress as ProgressBars
 
 from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.compositions.things import Things
 from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.data import Progress
@@ -21,7 +23,7 @@ from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_trainer import ModelTrainer
 from kandinsky22.training.options import parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
-from kandinsky22.training.precompute import DatasetConfig
+from kandinsky22.training.precompute import THINGS, DatasetConfig
 from kandinsky22.training.processes import Processes, join
 from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
@@ -70,7 +72,7 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, ModelRecipe
     complete_from_checkpoint(args, given, stored)
     refuse_incomplete(args)
     base = base_parts(args)
-    recipe = recipe_of(args, base)
+    recipe = with_world(recipe_of(args, base), args, stored)
     refuse_changes(stored, settings(args, recipe))
     if args.network in recipe.runs:
         count = max(args.processes, int(os.environ.get("WORLD_SIZE", "1")))
@@ -124,6 +126,8 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
             "licence": [*filter.licences],
             "depth_model": getattr(args, "depth_model", None),
         }
+    else:
+        result["things"] = recipe.things > 0
     return result
 
 
@@ -181,6 +185,32 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
     return replace(recipe, runs=runs, side=getattr(args, "side", recipe.side))
 
 
+def missing_things(folder: Path) -> str:
+    """That a training folder has no things, and how to download them; empty if it has them."""
+    try:
+        Things.load(folder / THINGS)
+    except FileNotFoundError as error:
+        return str(error)
+    return ""
+
+
+def with_world(recipe: ModelRecipe, args: argparse.Namespace, stored: Settings) -> ModelRecipe:
+    """The recipe, without things in the picture world if the folder has none, or if the run began without them.
+
+    `stored` are the settings of the run's last checkpoint. Raises `ValueError` if its things are missing now.
+    """
+    if "data" in args or not recipe.things or "plan" in args:
+        return recipe
+    missing = missing_things(args.folder)
+    if not stored:
+        return replace(recipe, things=0.0) if missing else recipe
+    if not stored.get("things", True):  # earlier versions always trained with things, and did not store it
+        return replace(recipe, things=0.0)
+    if missing:
+        raise ValueError(f"this run was started on pictures with things, and {missing}; or use another --folder")
+    return recipe
+
+
 def is_from_scratch(args: argparse.Namespace) -> bool:
     """Whether the network starts from random weights even if the base model has it: by option, or in this stage."""
     stage = STAGES.get(getattr(args, "recipe", ""))
@@ -200,6 +230,7 @@ def dataset_config(args: argparse.Namespace) -> DatasetConfig | None:
 def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path], processes: Processes) -> None:
     """Train the network, showing progress bars, and print metrics whenever they are validated."""
     with progress_bars(quiet=not processes.first) as (bars, progress):
+        print_line = partial(bars.console.print, highlight=False, soft_wrap=True)
         trainer = ModelTrainer(
             recipe,
             args.folder,
@@ -210,8 +241,11 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             is_from_scratch(args),
             settings(args, recipe),
         )
+        if "data" not in args and not recipe.things:
+            reason = missing_things(args.folder) or "this run was started without things"
+            print_line(f"training on the world of shapes alone, without things: {reason}")
         if report := trainer.data(args.network).report:
-            bars.console.print(report, highlight=False)
+            print_line(report)
         task: TaskID | None = None
         first = 0  # the step that this process resumes from
         for metrics in trainer.train(
@@ -230,7 +264,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
                 seconds = metrics.speed.seconds if metrics.speed else 0.0
                 left = duration((metrics.steps - metrics.step) * seconds / (metrics.step - first))
                 text = f"step {metrics.step} of {metrics.steps}, {left} left: {values}"
-                bars.console.print(text, highlight=False)
+                print_line(text)
     if processes.first:
         print(f"the model so far is in {trainer.model.path}")
 

@@ -17,9 +17,9 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.clip_data import training_examples, validation_examples
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.probes import Probes
-from kandinsky22.training.metrics import Validation
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, nearest_images, network_with, side_by_side
 
 MAX_SCALE = 60.0  # of the logits

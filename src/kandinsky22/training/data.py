@@ -79,8 +79,10 @@ class Compositions:
         width: float = 1.0,
         processor: CLIPImageProcessor | None = None,
         share: float = 1.0,
+        progress: Progress = no_progress,
     ) -> None:
         self.folder, self.processor, self.share = folder, processor, share
+        self._progress = progress
         self.count, self.side, self.seed = count, side, seed
         self.height, self.width = height, width
         self.size = round(side * height), round(side * width)
@@ -89,7 +91,14 @@ class Compositions:
     def stretched(self, height: float, width: float, count: int, share: float = 1.0) -> "Compositions":
         """The first `count` scenes on pictures of another shape; the shorter of `height` and `width` is 1."""
         return Compositions(
-            self.folder, min(count, self.count), self.side, self.seed, height=height, width=width, share=share
+            self.folder,
+            min(count, self.count),
+            self.side,
+            self.seed,
+            height=height,
+            width=width,
+            share=share,
+            progress=self._progress,
         )
 
     @property
@@ -133,6 +142,7 @@ class Compositions:
                 pictures = open_memmap(partial, "w+", np.uint8, (self.count, *shape))
                 for index in range(self.count):
                     pictures[index] = draw(self._sample(index))
+                    self._progress(f"rendering {self.size[0]} x {self.size[1]}", index + 1, self.count)
                 pictures.flush()
         pixels: np.ndarray = np.load(path, mmap_mode="c")
         return pixels

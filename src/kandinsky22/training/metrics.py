@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 class StepMetrics:
     """What one step measured over its rows, on all processes.
 
-    `loss` and `means`, the objective's further metrics by name, are over all rows. `quarters`: the mean loss of the rows
-    in each quarter of the timesteps, by the quarter's number; a quarter without rows is absent.
+    `loss` and `means`, the objective's further metrics by name, are over all rows. `quarters` has the mean loss of the
+    rows in each quarter of the timesteps, by the quarter's number; a quarter without rows is absent.
     """
 
     loss: float

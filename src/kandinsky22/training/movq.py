@@ -20,8 +20,8 @@ from kandinsky22.models.movq import Attention, MoVQ, ResnetBlock, SpatialNorm
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.discriminator import Discriminator, adversarial_losses
 from kandinsky22.training.loop import Batch, Objective, Recipe, step_generator
-from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.metrics import Validation
+from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with
 
 EDGE_WEIGHT = 0.4
@@ -248,7 +248,8 @@ def codes_in_use(indices: Tensor, codes: int) -> dict[str, float]:
 
 
 def sample_grid(network: Autoencoder, held_out: Pictures, count: int = NUM_RECONSTRUCTIONS) -> SampleGrid:
-    """Validation pictures above their reconstructions. Metrics: the mean reconstruction loss, the mean PSNR, and of a codebook that is trained or was fitted, its use. Computed on the network's device."""
+    """Validation pictures above their reconstructions. Metrics: the mean reconstruction loss, the mean PSNR, and of a
+    codebook that is trained or was fitted, its use. Computed on the network's device."""
     config, terms = network.movq.config, network.terms
     pictures = held_out.pictures(range(min(count, len(held_out))))
 

@@ -238,12 +238,14 @@ def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pi
 
 
 def _probe(context: TrainingContext, data: TrainingData) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
-    """The accuracy of CLIP's probes on embeddings of the picture world, if CLIP was trained with probes."""
+    """The accuracy of CLIP's probes on embeddings of the picture world, if CLIP was trained with probes in it."""
     held_out = data.held_out
     if not isinstance(held_out, Compositions | Mixture) or not (context.folder / PROBES).exists():
         return None
-    probes = Probes(context.recipe.prior.embedding_dim, data.num_things)
-    probes.load_state_dict(load_file(context.folder / PROBES))
+    probes, weights = Probes(context.recipe.prior.embedding_dim, data.num_things), load_file(context.folder / PROBES)
+    if any(weights[name].shape != value.shape for name, value in probes.state_dict().items()):
+        return None  # CLIP was trained with other things, or without
+    probes.load_state_dict(weights)
     return probe_accuracy(probes, held_out)
 
 
