@@ -89,9 +89,8 @@ def undo_last_step(folder: Path) -> None:
 
 def test_training_without_things_learns_from_shapes_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_movq(folder, "--steps", "2")
-    sentence = (
-        f"without things: {folder}/things has no things; download them with: python runs/fetch_things.py {folder}"
-    )
+    things = folder / "things"
+    sentence = f"without things: {things} has no things; download them with: python runs/fetch_things.py {things}"
     assert capsys.readouterr().out.count(sentence) == 1
     assert [*folder.glob("compositions-*.npy")] and settings(folder / "movq")["things"] is False
 
@@ -119,8 +118,6 @@ def test_a_resumed_run_refuses_missing_things(folder: Path) -> None:
     train_movq(folder, "--steps", "2")
     undo_last_step(folder)
     shutil.rmtree(folder / "things")
-    with pytest.raises(
-        ValueError, match="this run was started on pictures with things, and .*fetch_things.py"
-    ) as error:
+    with pytest.raises(ValueError, match=r"was started on pictures with things, and .*fetch_things\.py") as error:
         train_movq(folder)
     assert "\n" not in str(error.value)

@@ -1,6 +1,5 @@
 """docs/training.md: its commands run, it lists all options, and its tables are those of the recipes and plans."""
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -54,8 +53,7 @@ def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch
 
 
 def test_document_names_every_option_and_no_other() -> None:
-    actions = options.parser().actions
-    known = {option for action in actions for option in action.option_strings if option.startswith("--")}
+    known = {*OPTION.findall(options.parser().format_help())}
     prose = FENCED.sub("", TEXT)
     commands = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
     arguments = [line[line.index(" train ") :] for line in commands]
@@ -71,11 +69,11 @@ def test_table_of_options_has_the_defaults_of_the_parser() -> None:
         if row.startswith("| `--")
         for option in OPTION.findall(row.split("|")[1])
     }
-    for action in options.parser().actions:
-        default = action.default
-        if default not in (None, argparse.SUPPRESS, False):
-            option = action.option_strings[0]
-            assert rows[option].split()[0] == str(default), option
+    defaults = vars(options.parser().parse_args(["decoder"]))
+    assert defaults.pop("network") == "decoder"
+    for name, default in defaults.items():
+        if default is not False:
+            assert rows[f"--{name}"].split()[0] == str(default), name
 
 
 def test_table_of_options_has_the_networks_of_each_option() -> None:

@@ -65,11 +65,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
 
-    @property
-    def actions(self) -> Sequence[argparse.Action]:
-        """The arguments that it knows, with their option strings and defaults."""
-        return self._actions
-
     def given(self, arguments: Sequence[str]) -> list[str]:
         """The names of the options that the arguments set, without those that have their default."""
         defaults = [action.default for action in self._actions]
