@@ -70,7 +70,7 @@ def test_invalid_arguments_are_refused_with_one_sentence(
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run of the box recipe, at a small size."""
-    monkeypatch.setattr("kandinsky22.training.cli.BOX", replace(SHORT, things=0.5))
+    monkeypatch.setattr("kandinsky22.training.cli.BOX", replace(SHORT, things=0.5, movq_pictures=16))
     monkeypatch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
     monkeypatch.setattr(mixture, "CHUNK", 8)
     return tmp_path / "run"

@@ -13,7 +13,8 @@ from kandinsky22.training import cli, options
 from kandinsky22.training.network_plans import GPU, plan_of
 from kandinsky22.training.photos import Filter, shapes
 from kandinsky22.training.plan_table import GIB, expected_rate
-from kandinsky22.training.recipes import NETWORKS, PUBLISHED, STAGES, UNETS, Stage
+from kandinsky22.training.recipes import PUBLISHED, STAGES, Stage
+from kandinsky22.training.registry import NETWORK_TRAINING
 from kandinsky22.training.run import read_metrics
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -58,8 +59,8 @@ def test_document_names_every_option_and_no_other() -> None:
     commands = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
     arguments = [line[line.index(" train ") :] for line in commands]
     named = {option for text in (prose, *arguments) for option in OPTION.findall(text)}
-    others = {"--model", "--prior", "--logdir"}  # of text-to-image, and of TensorBoard
-    assert named - others == known - {"--help"}
+    others = {"--help", "--model", "--prior", "--logdir"}  # of text-to-image, and of TensorBoard
+    assert named - others == known - others
 
 
 def test_table_of_options_has_the_defaults_of_the_parser() -> None:
@@ -85,20 +86,20 @@ def test_table_of_options_has_the_networks_of_each_option() -> None:
     }
     for option, networks in cells.items():
         name = option[2:].removeprefix("no-").replace("-", "_")
-        assert networks == set(options.APPLIES_TO.get(name, NETWORKS)), option
+        assert networks == set(options.APPLIES_TO.get(name, NETWORK_TRAINING)), option
 
 
 def networks_in(cell: str) -> set[str]:
     """The networks that a cell of the table names."""
     named = {*re.findall(r"`([a-z][a-z-]*)`", cell), *(("prior",) if "prior," in cell else ())}
-    named |= {*UNETS} if "painters" in cell else set()
-    return {*NETWORKS} - named if "all" in cell else named or {*NETWORKS}
+    named |= {*options.APPLIES_TO["predict"]} if "painters" in cell else set()
+    return {*NETWORK_TRAINING} - named if "all" in cell else named or {*NETWORK_TRAINING}
 
 
 def test_table_of_recipes_is_that_of_the_stages() -> None:
     table = TABLE.search(TEXT)
     assert table and table[1] == table_of_stages()
-    assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORKS))
+    assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORK_TRAINING))
 
 
 @pytest.mark.slow  # counts the operations of the full-size networks

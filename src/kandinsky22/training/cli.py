@@ -20,12 +20,14 @@ from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.data import Progress
 from kandinsky22.training.loop import Recipe, check_batch_split
+from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.options import parser, refuse_inapplicable
+from kandinsky22.training.options import APPLIES_TO, parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import THINGS, DatasetConfig
 from kandinsky22.training.processes import Processes, join
-from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
+from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, of_model
+from kandinsky22.training.registry import ITERATIVE
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
 from kandinsky22.training.sources import Source, find_pictures
 
@@ -74,9 +76,9 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, ModelRecipe
     base = base_parts(args)
     recipe = with_world(recipe_of(args, base), args, stored)
     refuse_changes(stored, settings(args, recipe))
-    if args.network in recipe.runs:
+    if args.network in ITERATIVE:
         count = max(args.processes, int(os.environ.get("WORLD_SIZE", "1")))
-        check_batch_split(recipe.runs[args.network], count, coupled=args.network == "clip")
+        check_batch_split(recipe.runs[args.network], count, coupled=ITERATIVE[args.network].coupled)
     return args, recipe, base
 
 
@@ -97,7 +99,12 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
         if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
-    if args.network == "controlnet" and "data" in args and "plan" not in args and "depth_model" not in args:
+    if (
+        args.network in APPLIES_TO["depth_model"]
+        and "data" in args
+        and "plan" not in args
+        and "depth_model" not in args
+    ):
         raise ValueError(
             "a decoder that follows hints learns from depth pictures; name what estimates those of yours: --depth-model"
         )
@@ -105,7 +112,7 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
 
 def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
     """All options that decide what a network learns, given or not; checkpoints store them."""
-    if args.network not in recipe.runs:
+    if args.network not in ITERATIVE:
         return {}
     base, filter = base_name(args), filter_of(args)
     is_folder = base is not None and base != catalog.BOX and Path(base).expanduser().is_dir()
@@ -117,7 +124,7 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,
     }
-    if args.network in UNETS:
+    if args.network in APPLIES_TO["predict"]:
         result["predict"] = recipe.decoder_scheduler["prediction_type"]
     if "data" in args:
         result |= {
@@ -176,10 +183,8 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
             raise ValueError(f"--recipe {name} is of another size than {args.start_from}; fine-tune it, with --data")
     if name not in ("box", "fine-tune") and "data" not in args and "plan" not in args:
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
-    if network == "linear-prior":
-        return recipe
     given = {field.name: getattr(args, field.name) for field in fields(Recipe) if field.name in args}
-    runs = {**recipe.runs, network: replace(recipe.runs[network], **given)}
+    runs = {name: replace(run, **given) if name == network else run for name, run in recipe.runs.items()}
     if "predict" in args:
         recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": args.predict})
     return replace(recipe, runs=runs, side=getattr(args, "side", recipe.side))

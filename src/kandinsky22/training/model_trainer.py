@@ -7,8 +7,8 @@ from kandinsky22.training import run
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.link_base import link_missing
 from kandinsky22.training.metrics import Metrics
-from kandinsky22.training.network_training import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.precompute import TrainingData
+from kandinsky22.training.registry import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.throughput import seconds_per_step
 

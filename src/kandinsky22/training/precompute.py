@@ -23,8 +23,8 @@ from kandinsky22.training import image_index, photos, shards
 from kandinsky22.training.data import Compositions, Pictures, Progress, no_progress
 from kandinsky22.training.decoder import Bucket, Rows
 from kandinsky22.training.mixture import Mixture
+from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.processes import ALONE, Processes
-from kandinsky22.training.recipes import ModelRecipe
 from kandinsky22.training.sources import Source
 
 HELD_OUT_SEED, HELD_OUT = 1, 1000
