@@ -47,7 +47,7 @@ def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch
         with Image.open(folder / network / "sheet.png") as sheet:
             assert sheet.height >= 128
     assert len([*Path("out").glob("three-purple-stars*.png")]) >= 1
-    layout = TEXT[TEXT.index("## Where everything lies") : TEXT.index("## Going on after a stop")]
+    layout = TEXT[TEXT.index("## Files of a run") : TEXT.index("## Resume")]
     written = {path.name for path in folder.iterdir()} | {path.name for path in (folder / "decoder").iterdir()}
     for name in written:
         assert re.sub(r"-\w+-photos-.*", "-", name) in layout, name
@@ -92,7 +92,7 @@ def test_table_of_options_has_the_networks_of_each_option() -> None:
 def networks_in(cell: str) -> set[str]:
     """The networks that a cell of the table names."""
     named = {*re.findall(r"`([a-z][a-z-]*)`", cell), *(("prior",) if "prior," in cell else ())}
-    named |= {*options.APPLIES_TO["predict"]} if "painters" in cell else set()
+    named |= {*options.APPLIES_TO["predict"]} if "decoders" in cell else set()
     return {*NETWORK_TRAINING} - named if "all" in cell else named or {*NETWORK_TRAINING}
 
 
@@ -114,12 +114,12 @@ def table_of_plans() -> str:
         "network",
         "rows a step",
         "memory in a step",
-        "while a sheet is drawn",
+        "while a sample grid is drawn",
         "before the first step",
         "operations of a step",
-        "of a sheet",
+        "of a sample grid",
         "100,000 steps, assumed",
-        "their 400 sheets, assumed",
+        "their 400 sample grids, assumed",
         "a million pictures before them, assumed",
     ]
     rows, rate, single, processes = (

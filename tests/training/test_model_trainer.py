@@ -176,7 +176,7 @@ def test_share_of_used_codes_is_written_for_a_fitted_codebook(trained: ModelTrai
     assert 0 < json.loads((trained.folder / "movq" / "codebook.json").read_text())["codes_used"] <= 1
 
 
-def test_sample_sheet_is_written_for_each_network(trained: ModelTrainer) -> None:
+def test_sample_grid_is_written_for_each_network(trained: ModelTrainer) -> None:
     for network in TRAINED:
         assert (trained.folder / network / "sheet.png").stat().st_size > 0
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from kandinsky22.training.model_folder import IMAGE_ENCODER, Component, ModelFol
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.precompute import DatasetConfig, TrainingData
 from kandinsky22.training.processes import ALONE, CPU, Processes
+from kandinsky22.training.sample_grid import SampleGrid
 from kandinsky22.training.settings import Settings
 
 
@@ -88,3 +90,10 @@ class TrainingContext:
         """Whether image embeddings are the same as those of the base model."""
         base = self.model.stored_in_base(IMAGE_ENCODER)
         return base is not None and base.fingerprint == self.model.stored(IMAGE_ENCODER).fingerprint
+
+
+class Prepared(NamedTuple):
+    """A network's run, ready to start or to resume, and what draws its sample grid and validates it."""
+
+    training: Training
+    sample_grid: SampleGrid | None = None

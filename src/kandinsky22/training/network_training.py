@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +32,8 @@ from kandinsky22.training import (
     run,
 )
 from kandinsky22.training.clip_data import probe_accuracy
-from kandinsky22.training.context import TrainingContext
+from kandinsky22.training.context import Prepared, TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
-from kandinsky22.training.loop import Training
 from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.model_folder import (
@@ -52,20 +50,12 @@ from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.probes import Probes
 from kandinsky22.training.processes import CPU
-from kandinsky22.training.sample_grid import SampleGrid
 
 UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
 TOKENIZER_CAPTIONS = 20_000  # that the tokenizer's vocabulary is learned from
 PROBES = "probes.safetensors"
 CODEBOOK = "codebook.json"  # of a codebook fitted after training: the share of its codes in use
 CODEBOOK_PICTURES = 1000  # that latents are standardised and the codebook is fitted on
-
-
-class Prepared(NamedTuple):
-    """A network's run, ready to start or to resume, and what draws its sample grid and validates it."""
-
-    training: Training
-    sample_grid: SampleGrid
 
 
 # MoVQ

@@ -207,7 +207,7 @@ def parser() -> Parser:
         type=integer,
         default=EVERY,
         metavar="STEPS",
-        help="between checkpoints and sample sheets (default: %(default)s)",
+        help="between checkpoints and sample grids (default: %(default)s)",
     )
     running.add_argument(
         "--tensorboard", action="store_true", default=False, help="also write TensorBoard event files (extra: train)"

@@ -17,7 +17,7 @@ from kandinsky22.training import clip, decoder, movq, prior
 from kandinsky22.training.loop import Batch, Loss
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.perceptual import Perceptual
-from kandinsky22.training.preprocess_cost import InferenceCost, inference_cost
+from kandinsky22.training.preprocess_cost import NO_COST, InferenceCost, inference_cost
 
 
 class Parts(NamedTuple):
@@ -27,8 +27,8 @@ class Parts(NamedTuple):
     make: Callable[[], nn.Module]
     loss: Callable[[nn.Module], Loss]
     rows: Callable[[int], Batch]
-    frozen: int
-    sample_grid: Callable[[], InferenceCost]
+    frozen: int = 0
+    sample_grid: Callable[[], InferenceCost] = lambda: NO_COST
 
 
 def movq_batch(pictures: int, side: int) -> int:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from kandinsky22.training import network_training as training
-from kandinsky22.training.context import TrainingContext
+from kandinsky22.training.context import Prepared, TrainingContext
 from kandinsky22.training.loop import Recipe
 from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.model_folder import (
@@ -48,7 +48,7 @@ class NetworkTraining:
     "min_snr", "predict" and "depth_model" that apply to it.
     """
 
-    prepare: Callable[[TrainingContext, TrainingData], training.Prepared]
+    prepare: Callable[[TrainingContext, TrainingData], Prepared]
     add: Callable[[TrainingContext, TrainingData, Any], None]
     plan: Callable[[ModelRecipe], Parts]
     component: Component
