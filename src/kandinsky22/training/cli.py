@@ -1,4 +1,4 @@
-"""`kandinsky22 train NETWORK`: trains a network of a model, with progress bars, metrics, sample grids and checkpoints."""
+"""`kandinsky22 train NETWORK`: trains a network of a model, with metrics, sample grids and checkpoints."""
 
 import argparse
 import os
