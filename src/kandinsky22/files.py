@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -242,6 +242,20 @@ def _lock(descriptor: int, timeout: float | None) -> bool:
                 return False
             time.sleep(POLL)
     return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterator[Callable[[], None]]:
+    """Lock a file, which is created, against other processes while the block runs; the end of the process releases it.
+
+    Waits as `lock` does, then raises `BlockingIOError` with the message `error` if another process still has the lock.
+    Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if not lock(file, timeout):
+            raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")
+        yield partial(check_in_place, file, path)
 
 
 def _try_lock(descriptor: int) -> bool:

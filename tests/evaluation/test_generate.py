@@ -161,7 +161,7 @@ def test_a_shard_is_locked_while_it_is_painted(tmp_path: Path) -> None:
     run = run_of(backend, tmp_path / "run")
     with closing(generate(backend, run, shard=Shard(1, 2))) as first:
         next(first)
-        with pytest.raises(ValueError, match="another process is painting shard 1/2"):
+        with pytest.raises(OSError, match="another process is painting shard 1/2"):
             next(generate(backend, run, shard=Shard(1, 2)))
         list(generate(backend, run, shard=Shard(2, 2)))
     list(generate(backend, run, shard=Shard(1, 2)))

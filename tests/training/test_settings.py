@@ -16,14 +16,16 @@ from kandinsky22.training import checkpoints, cli
 from kandinsky22.training.loop import Training
 from kandinsky22.training.run import resume, run
 from kandinsky22.training.settings import Settings, refuse_changes
+from tests.compositions.tiny_things import tiny_things
 from tests.training.known import RECIPE, line_fit
+from tests.training.test_mixture import write_things
 from tests.training.test_photos import write_folder
 
 
 def interrupt(folder: Path, settings: dict[str, object] | None = None) -> None:
     """A run with a checkpoint at step 4 of 8."""
     for line in run(Training(*line_fit(), RECIPE, 8, settings=settings), folder, every=4):
-        if line["step"] == 5:
+        if line.step == 5:
             break
 
 
@@ -130,6 +132,7 @@ def test_options_of_an_earlier_version_are_taken_from_the_checkpoint(
     """Earlier versions store `cond_dropout` as `untold`, and `from_scratch` as `anew`."""
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "run", {"untold": 0.2, "anew": True, "recipe": "box"})
+    write_things(tiny_things(), tmp_path / "run" / "things")
     args, recipe, _ = cli.configure(["decoder", "--folder", "run"])
     assert cli.is_from_scratch(args) and recipe.runs["decoder"].cond_dropout == 0.2
     with pytest.raises(ValueError, match=r"was started with --cond-dropout 0\.2, not with --cond-dropout 0\.1"):

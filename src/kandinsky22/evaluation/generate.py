@@ -37,6 +37,7 @@ from kandinsky22.evaluation.manifest import (
     with_item,
 )
 from kandinsky22.evaluation.run_state import failed, is_complete_png, unfinished_units
+from kandinsky22.files import locked
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend
 
@@ -101,9 +102,9 @@ def generate(
     retry: captions that failed before are tried again. max_units: paint no more work units than this. least: the number
     of pictures below which the run is of no use. Closing the iterator stops between two steps of painting.
 
-    Raises `ValueError` for a shard that another process is painting, for a backend whose batch or weights are not those
-    of the run, for a disk without space, after ten captions failed in a row (which are then not recorded), and as soon
-    as so many have failed that fewer than `least` pictures are possible.
+    Raises `OSError` for a shard that another process is painting, and `ValueError` for a backend whose batch or weights
+    are not those of the run, for a disk without space, after ten captions failed in a row (which are then not
+    recorded), and as soon as so many have failed that fewer than `least` pictures are possible.
     """
     unit_backend = as_unit_backend(backend)
     if unit_backend.batch != run.batch:
@@ -147,7 +148,7 @@ def _locked_shard(run: Run, shard: Shard) -> Iterator[tuple[Path, Callable[[], N
     """
     error = f"another process is painting shard {shard} of {run.folder}; wait for it, or paint another shard"
     folder = run.unfinished(shard)
-    with logs.locked(run.log(shard), error) as check_in_place:
+    with locked(run.log(shard), 0, error) as check_in_place:
         for path in (run.log(shard), run.failures(shard)):
             logs.truncate_partial_line(path)
         shutil.rmtree(folder, ignore_errors=True)

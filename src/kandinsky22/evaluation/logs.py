@@ -1,14 +1,10 @@
-"""Logs of one JSON record per line that survive a kill at any moment, and exclusive files. Imports no torch."""
+"""Logs of one JSON record per line that survive a kill at any moment. Imports no torch."""
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from kandinsky22.files import check_in_place, lock
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -39,17 +35,3 @@ def latest_by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
             except (ValueError, TypeError, KeyError):
                 raise ValueError(f"{path}, line {number}, is damaged; remove that line and run again") from None
     return records
-
-
-@contextlib.contextmanager
-def locked(path: Path, error: str | None = None) -> Iterator[Callable[[], None]]:
-    """Lock a file, created if needed, for the length of a `with` block; the end of the process also releases it.
-
-    Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
-    error: the message of the `ValueError` to raise if another process has the lock; None waits for it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        if not lock(file, None if error is None else 0):
-            raise ValueError(error)
-        yield partial(check_in_place, file, path)

@@ -20,8 +20,7 @@ from typing import Any, Self, TypeVar
 
 from kandinsky22.backends.work_units import WorkUnit
 from kandinsky22.evaluation.captions import Captions
-from kandinsky22.evaluation.logs import locked
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, locked
 from kandinsky22.request import Request, Text
 
 RUN, MANIFEST, LOCK = "run.json", "manifest.jsonl", ".lock"
