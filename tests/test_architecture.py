@@ -26,7 +26,7 @@ ROOMS = {
     "files": "",
     "generators": "",
     "moments": "",
-    "compositions": "",
+    "compositions": "files",
     "request": "files",
     "models": "",
     "diffusion": "",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.files import lock
+from kandinsky22.files import lock, open_regular, parse_json
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -31,9 +31,11 @@ def latest_by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """
     records: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = dict(parse_json(line))
                 records[record["id"]] = record
             except (ValueError, TypeError, KeyError):
                 raise ValueError(f"{path}, line {number}, is damaged; remove that line and run again") from None

@@ -7,7 +7,7 @@ Module names, `pre_layrnorm` too, are the published tensor names. Knows no token
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -220,13 +220,15 @@ class CLIPImageProcessor(Config):
     crop_size: int  # the side of the centre square, the network's image_size
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    resample: int = 3  # PIL's number for bicubic
+    resample: Literal[0, 1, 2, 3, 4, 5] = 3  # PIL's numbers; 3 is bicubic
 
     def __post_init__(self) -> None:
         for edge in (self.crop_size, self.size):
             if not isinstance(edge, int) or not 0 < self.crop_size <= edge:
                 got = f"size {self.size!r} and crop_size {self.crop_size!r}"
                 raise ValueError(f"CLIPImageProcessor: needs a shorter edge and a square within it, got {got}")
+        if not all(self.image_std):
+            raise ValueError("CLIPImageProcessor: image_std cannot be 0")
 
     def architecture(self) -> Mapping[str, Any]:
         steps = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)

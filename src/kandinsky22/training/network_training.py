@@ -6,20 +6,23 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
+from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.files import first_line
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
@@ -242,8 +245,20 @@ def _probe(context: TrainingContext, data: TrainingData) -> Callable[[Tensor, li
     if not isinstance(held_out, Compositions | Mixture) or not (context.folder / PROBES).exists():
         return None
     probes = Probes(context.recipe.prior.embedding_dim, data.num_things)
-    probes.load_state_dict(load_file(context.folder / PROBES))
+    probes.load_state_dict(_probe_weights(context.folder / PROBES, probes))
     return probe_accuracy(probes, held_out)
+
+
+def _probe_weights(path: Path, probes: Probes) -> dict[str, Tensor]:
+    """The weights of CLIP's probes. Raises `ValueError` for a file of anything else."""
+    expected = {name: value.shape for name, value in probes.state_dict().items()}
+    try:
+        weights = read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); train clip again") from error
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise ValueError(f"{path} is not of these probes; train clip again")
+    return weights
 
 
 def add_prior(context: TrainingContext, data: TrainingData, network: PriorTransformer) -> None:

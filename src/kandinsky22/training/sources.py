@@ -4,7 +4,6 @@ Lists pictures and the files that describe them; opens no picture.
 """
 
 import csv
-import json
 import math
 import os
 import tarfile
@@ -12,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from kandinsky22.files import open_regular, parse_json, require_regular
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
@@ -59,7 +60,7 @@ class ByteRange(NamedTuple):
 
     def read(self) -> bytes:
         """The bytes. Safe to call from any thread."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(self.length)
 
@@ -121,6 +122,7 @@ def _in_tar(path: Path, name: str) -> tuple[list[SourcePicture], bool]:
     members: dict[str, dict[str, ByteRange]] = {}
     try:
         size = path.stat().st_size
+        require_regular(path)
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 content = ByteRange(path, member.offset_data, member.size)
@@ -153,25 +155,26 @@ def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
             row_of_picture = rows.setdefault(Path(os.path.normpath(path.parent / str(row["file_name"]))), {})
             texts = [*row_of_picture.get("text", ()), *_captions(values.pop("text", None))]
             row_of_picture.update(values, text=texts)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read: it needs a file_name and a text in every row, in UTF-8; correct it or remove it"
         ) from error
 
 
 def _metadata(path: Path) -> Iterable[Mapping[str, Any]]:
+    require_regular(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
         else:
-            yield from (json.loads(line) for line in file if line.strip())
+            yield from (parse_json(line) for line in file if line.strip())
 
 
 def _json(content: ByteRange | None) -> dict[str, Any]:
     """The object in a JSON file, by keys in lower case; empty if it cannot be read."""
     try:
-        values = json.loads(content.read()) if content is not None else {}
-    except (OSError, ValueError, RecursionError):
+        values = parse_json(content.read()) if content is not None else {}
+    except (OSError, ValueError):
         return {}
     return {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
 
