@@ -118,6 +118,11 @@ class Stored(Generic[N, C]):
         self.config = read_config(folder / "config.json", config)
         self.path = find_weights(folder, variant)
         shapes = tensor_shapes(self.path)
+        if self.config.depth > len(shapes):
+            raise CheckpointError(
+                f"{folder / 'config.json'} describes {self.config.depth} layers, and {self.path.name} has "
+                f"{len(shapes)} tensors; the folder holds parts of two models"
+            )
         try:
             with torch.device("meta"), Uninitialised(limit=len(shapes) + SPARE):
                 self.outline: N = network(self.config)  # without its weights

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from kandinsky22.checkpoints.dtypes import SAFETENSORS_NAMES
-from kandinsky22.checkpoints.json_files import CheckpointError, read_json
+from kandinsky22.checkpoints.json_files import CheckpointError, read_text
 from kandinsky22.checkpoints.safetensors_file import FLOATS, open_tensors
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE, choose_weights
-from kandinsky22.files import first_line, open_regular
+from kandinsky22.files import first_line, open_regular, parse_json
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 IGNORED = ".position_ids"  # a constant in old files of CLIP
@@ -42,7 +42,8 @@ def weight_files(path: Path) -> list[Path]:
     """The files with the tensors of what `find_weights` found. Raises `ValueError` and `OSError` for a bad index."""
     if path.suffix != ".json":
         return [path]
-    weight_map = read_json(path).get("weight_map")
+    index = parse_json(read_text(path))
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     if not names or not all(WEIGHT_FILE.fullmatch(name) for name in names):
         raise ValueError("it does not say in which files beside it the tensors are")

@@ -150,6 +150,9 @@ class Run:
         """The existing run of a folder; of pictures in its template only the hashes are known. Raises `ValueError`."""
         settings = _read_settings(folder / RUN)
         template = as_template(Request.from_json(json.dumps(settings.get("request"))))
+        batch = settings.get("batch")
+        if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+            raise ValueError(f"{folder / RUN} states no batch from 1 to {MAX_BATCH}; give another folder")
         return cls(folder, _read_manifest(folder), template, settings)
 
     @property
@@ -279,9 +282,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
         values = read_json(path)
     except CheckpointError as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
-    batch = values.get("batch")
-    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"{path} states no batch from 1 to {MAX_BATCH}; give another folder")
     return values
 
 

@@ -84,6 +84,12 @@ class Config:
                 )
         return config
 
+    @property
+    def depth(self) -> int:
+        """The largest number of layers that it gives one of the network's stacks (`num_layers`, `layers_per_block`)."""
+        known = fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        return max((getattr(self, f.name) for f in known if "layers" in f.name), default=0)
+
     def to_dict(self) -> dict[str, Any]:
         """The whole published `config.json`, architecture keys included."""
         return {**self.architecture(), **asdict(self)}  # type: ignore[call-overload]  # every subclass is a dataclass
