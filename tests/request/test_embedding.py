@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import serialize
 
 from kandinsky22.request import Embedding
 from kandinsky22.request.embedding import KEY, mix, slerp
@@ -93,12 +92,10 @@ def test_embeddings_refuse_other_encoders_and_malformed_values() -> None:
 
 def write_tensor(path: Path, dtype: str, data: bytes, **metadata: str) -> Path:
     """A file of one tensor of a row."""
-    tensor = {
-        "dtype": dtype,
-        "shape": [1, len(data) // (8 if dtype[-2:] == "64" else int(dtype[-2:]) // 8)],
-        "data": data,
-    }
-    path.write_bytes(serialize({KEY: tensor}, metadata))
+    shape = [1, len(data) * 8 // int(dtype[-2:])]
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": metadata, KEY: tensor}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
     return path
 
 

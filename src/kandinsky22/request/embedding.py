@@ -49,7 +49,8 @@ class Embedding:
         """Create from a tensor, array or list of numbers, [D] or [1, D]. Raises `ValueError` for any other shape."""
         import numpy as np
 
-        values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
+        with np.errstate(over="ignore"):  # infinity is refused
+            values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
         if values.size != max(values.shape, default=0):
             raise ValueError(f"an embedding must be one vector, [D] or [1, D], got shape {values.shape}")
         return cls(values.tobytes(), encoder, made_by or {})
