@@ -72,7 +72,7 @@ train-box: .venv/.installed ## train the model in the box from scratch (hours)
 	    "$$python" -c '$(PYTHON_FITS)' >/dev/null 2>&1 || continue; \
 	    "$$python" -m venv --clear .venv || exit; \
 	    "$$python" -c '$(TORCH_FITS); print(torch.__path__[0][:-6])' 2>/dev/null | .venv/bin/python -c \
-	        'import sys, site; open(site.getsitepackages()[0] + "/lent.pth", "w").write(sys.stdin.read())'; \
+	        'import sys, site; open(site.getsitepackages()[0] + "/torch_of_base_python.pth", "w").write(sys.stdin.read())'; \
 	    exit; \
 	done; \
 	echo "kandinsky22 needs Python 3.11 to 3.14 with venv$${PYTHON:+, which $$PYTHON is not}: install one" \

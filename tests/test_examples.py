@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kandinsky22 import Kandinsky
+from kandinsky22.request import Sampling
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -30,8 +31,9 @@ def test_minimal_example_paints_what_the_engine_paints(prior_sampler: str, sampl
     """With the model in the box and the same seed, to one level of 255: the engine computes by faster layers, and ahead
     what depends on the timestep alone, which rounds differently."""
     minimal = runpy.run_path(str(FOLDER / "minimal.py"))
-    sampling = minimal["Sampling"]
-    picture = minimal["paint"](PROMPT, "box", 11, sampling(prior_sampler, 5, 2.0), sampling(sampler, 6, 3.0))
+    prior = Sampling(sampler=prior_sampler, steps=5, guidance_scale=2.0)
+    decoder = Sampling(sampler=sampler, steps=6, guidance_scale=3.0)
+    picture = minimal["paint"](PROMPT, "box", 11, prior, decoder)
     (painting,) = Kandinsky.load("box", device="cpu", dtype="float32")(
         PROMPT,
         seed=11,

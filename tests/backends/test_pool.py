@@ -51,6 +51,11 @@ def pixels(outcomes: dict[str, Outcome[str]]) -> dict[str, bytes]:
     return {key: outcome.result.pictures[0].image.tobytes() for key, outcome in finished.items()}
 
 
+def workers(outcomes: dict[str, Outcome[str]]) -> set[int]:
+    """The ids of the processes that painted."""
+    return {outcome.worker for outcome in outcomes.values() if isinstance(outcome, Finished)}
+
+
 def has_ended(pid: int) -> bool:
     """Whether a process ends within a minute; a zombie has ended."""
     for _ in range(600):
@@ -77,8 +82,7 @@ def test_a_pool_paints_the_pixels_of_one_process(pool: Pool, tmp_path: Path) -> 
     requests = requests_for(*"abcdefgh")
     outcomes = paint(pool, requests)
     assert pixels(outcomes) == pixels(paint(Local(FakeBackend(tmp_path), 3), requests))
-    workers = {outcome.worker for outcome in outcomes.values() if isinstance(outcome, Finished)}
-    assert workers <= {*pool.pids} and os.getpid() not in workers and len(workers) >= 1
+    assert os.getpid() not in workers(outcomes) and 1 <= len(workers(outcomes)) <= pool.processes
     assert isinstance(pool, UnitBackend)
 
 
@@ -144,14 +148,13 @@ def test_errors_keep_their_message_and_a_built_in_type(pool: Pool) -> None:
 
 
 def test_closing_a_generator_cancels_its_jobs_and_keeps_the_processes(pool: Pool) -> None:
-    paint(pool, requests_for(*"abcdef"))  # a unit each, so both have loaded: cancelling kills one that has not
-    pids = pool.pids
+    before = workers(paint(pool, requests_for(*"abcdef")))  # a unit each: cancelling kills one that has not loaded
+    assert len(before) == 2
     with closing(pool.stream(text2img("a ring"))) as events:  # type: ignore[type-var]
         assert isinstance(next(events), Started)
     with closing(pool.paint(units_of(requests_for(*"abcdefghijkl"), 3))) as outcomes:
         next(outcomes)
-    assert len(paint(pool, requests_for(*"abc"))) == 3
-    assert pool.pids == pids
+    assert workers(paint(pool, requests_for(*"abcdef"))) == before
 
 
 def test_many_threads_may_use_a_pool_at_once(pool: Pool) -> None:
@@ -171,10 +174,9 @@ def test_many_threads_may_use_a_pool_at_once(pool: Pool) -> None:
 def test_closing_a_pool_ends_its_processes(tmp_path: Path) -> None:
     with Pool(LoadFake(tmp_path), processes=1) as pool:
         outcomes = pool.paint(units_of(requests_for("a", "wait"), 1))
-        next(outcomes)
-        (pid,) = pool.pids
+        finished = next(outcomes)
     outcomes.close()
-    assert has_ended(pid)
+    assert isinstance(finished, Finished) and has_ended(finished.worker)
     with pytest.raises(ValueError, match="closed"):
         list(pool.stream(text2img("a ring")))
 
@@ -182,12 +184,12 @@ def test_closing_a_pool_ends_its_processes(tmp_path: Path) -> None:
 def test_worker_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     """Also in the middle of a step."""
     code = (
-        "from pathlib import Path; from tests.backends.fakes import LoadFake\n"
+        "from pathlib import Path; from tests.backends.fakes import LoadFake, units_of\n"
         "from kandinsky22 import text2img; from kandinsky22.backends.pool import Pool\n"
         "if __name__ == '__main__':\n"
         f"  pool = Pool(LoadFake(Path({str(tmp_path)!r})), processes=2)\n"
-        "  list(pool.stream(text2img('a ring')))\n"
-        "  print(*pool.pids, flush=True)\n"
+        "  outcomes = list(pool.paint(units_of({seed: text2img('a ring', seed=seed) for seed in (1, 2)}, 1)))\n"
+        "  print(*{outcome.worker for outcome in outcomes}, flush=True)\n"
         "  list(pool.stream(text2img('wait')))\n"
     )
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))

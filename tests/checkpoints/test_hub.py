@@ -5,6 +5,7 @@ HTTP. No request leaves this machine.
 """
 
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from kandinsky22.checkpoints.json_files import CheckpointError
 
 GB = 10**9
 MODEL = "kandinsky-2.2"
+UNRESOLVABLE = "http://hub.invalid"  # RFC 6761: no name in .invalid exists
 
 
 class FakeHub:
@@ -162,7 +164,8 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]
 
     monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "ours"))
     monkeypatch.setattr(hugging_face, "LARGE", 4096)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     huggingface_hub.close_session()
     with serving(LocalHub(FILES)) as served:
@@ -236,7 +239,6 @@ def test_an_interrupted_download_is_resumed(local: LocalHub, tmp_path: Path) -> 
 
 
 def test_a_broken_connection_is_resumed(local: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     local.breaks_after = 5_000
     assert (fetch(local, tmp_path)[DECODER] / UNET.path).read_bytes() == LARGE_B
@@ -311,11 +313,23 @@ def test_denied_access_is_reported_in_one_sentence(local: LocalHub, tmp_path: Pa
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "reason"), [("http://127.0.0.1:9", "Connection refused"), (UNRESOLVABLE, "hub.invalid: ")]
+)
 def test_an_unreachable_hub_is_reported_in_one_sentence(
-    local: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: LocalHub, tmp_path: Path, endpoint: str, reason: str
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    unreachable = HuggingFace("http://127.0.0.1:9", tmp_path / "cache", quiet=True)
+    """A refused connection where the files are listed, since the client tries a download for half a minute."""
+    unreachable = HuggingFace(endpoint, tmp_path / "cache", quiet=True)
+    with pytest.raises(
+        CheckpointError, match=rf"no hub can be reached \(.*{reason}.*hf download me/little-prior"
+    ) as refused:
+        hub.snapshot("me/little-prior", say=lambda _: None, hub=unreachable)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_download_without_a_resolvable_hub_names_the_download_commands(local: LocalHub, tmp_path: Path) -> None:
+    unreachable = HuggingFace(UNRESOLVABLE, tmp_path / "cache", quiet=True)
     with pytest.raises(CheckpointError, match=r"no hub can be reached .*hf download me/little-prior") as refused:
         hub.fetch("little", say=lambda _: None, hub=unreachable)
     assert "\n" not in str(refused.value)

@@ -12,7 +12,7 @@ from kandinsky22.cli import convert
 Capture = pytest.CaptureFixture[str]
 
 
-def test_convert_to_one_file_and_back_to_folders(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_convert_writes_one_file_and_restores_its_folders(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
     one, folder = tmp_path / "one.safetensors", tmp_path / "folder"
     convert.main([str(tiny_model), str(one), "--dtype", "float16"])
     convert.main([str(one), str(folder)])

@@ -180,7 +180,7 @@ def test_retry_paints_failed_captions_of_a_complete_run(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "there is no evaluation nothing; there are coco30k, world, sweep, dials, stats"),
+        (["nothing"], "there is no evaluation nothing; there are coco30k, world, sweep, speed, stats"),
         (["coco30k", "--out", "x"], "needs --captions"),
         (["world"], "needs --out"),
         (["world", "more", "--out", "x"], "takes options only, got 'more'"),
@@ -192,11 +192,11 @@ def test_retry_paints_failed_captions_of_a_complete_run(
         (["stats", "x", "--clip", "y", "-o", "z.npz"], "writes a file whose name ends in .safetensors"),
         (["stats", "x", "--clip", "y", "-o", "z.safetensors", "--resize", "clean"], "--resize is for Inception"),
         (["sweep", "--out", "x", "--samplers", "eulr", "--processes", "1"], "sampler must be one of"),
-        (["dials", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
-        (["dials", "--out", "x", "--intervals", "low-high"], "'low-high' are not intervals; write them like 0-0.8"),
-        (["dials", "--out", "x", "--only", "ddpm-7"], "there is no cell ddpm-7; there are exact, "),
-        (["dials", "--out", "x", "--reuse", "0"], "'0' is not a whole number from 1 up"),
-        (["dials", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
+        (["speed", "--out", "x", "--intervals", "0.8"], "guidance_interval must be two rising numbers from 0"),
+        (["speed", "--out", "x", "--intervals", "low-high"], "'low-high' are not intervals; write them like 0-0.8"),
+        (["speed", "--out", "x", "--only", "ddpm-7"], "there is no cell ddpm-7; there are exact, "),
+        (["speed", "--out", "x", "--reuse", "0"], "'0' is not a whole number from 1 up"),
+        (["speed", "--out", "x", "--guidance-interval", "0,1"], "there is no option --guidance-interval"),
     ],
 )
 def test_bad_arguments_give_a_one_line_error_and_write_nothing(

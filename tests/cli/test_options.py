@@ -72,7 +72,7 @@ def test_every_option_reaches_the_request(backend: FakeBackend) -> None:
     assert (backend.options["device"], backend.options["dtype"]) == ("cpu", "float32")
 
 
-def test_short_options_and_size(backend: FakeBackend) -> None:
+def test_short_options_and_size_reach_the_request(backend: FakeBackend) -> None:
     assert run(["-n", "2", "--steps=4", "--size", "64x128", "a red circle"]) == 0
     assert run(["a red circle", "--size", "96"]) == 0
     wide, square = backend.requests
@@ -207,7 +207,7 @@ def test_words_imports_no_torch(tiny_model: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=600).returncode == 0
 
 
-def test_words_of_a_model_without_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_reports_a_model_without_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "decoder").mkdir()
     assert run(["words", "--model", str(tmp_path)]) == 0
     assert "use any prompt" in capsys.readouterr().out

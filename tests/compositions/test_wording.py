@@ -76,7 +76,7 @@ def test_counts_agree_with_nouns() -> None:
         (3, "ins", "тремя синими звёздами"),
     ],
 )
-def test_russian_shapes_agree(count: int, case: str, words: str) -> None:
+def test_russian_shapes_agree_with_their_number_and_case(count: int, case: str, words: str) -> None:
     assert ru.counted(ru.SHAPES["star"], count, case, "blue", number=ru.numeral(count, "f", case)) == words
 
 

@@ -42,7 +42,9 @@ def sampling(sampler: str = "ddim", steps: int = 10, scale: float = 3.0, reuse: 
         (sampling("ddim", 10, 3.0, 4, 0.35, 0.75), (10, 14, 4)),  # 901, 701 where guidance starts, and 301
     ],
 )
-def test_unet_work_of_a_sampling(chosen: Sampling, work: tuple[int, int, int]) -> None:
+def test_unet_work_counts_the_calls_rows_and_deep_rows_of_a_sampling(
+    chosen: Sampling, work: tuple[int, int, int]
+) -> None:
     assert UNetWork.of(chosen, SCHEDULE) == work
 
 

@@ -1,5 +1,6 @@
 """Full-size networks, built without allocating memory, have exactly the published tensors and accept all sizes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ DATA = Path(__file__).parents[1] / "data"
 NETWORKS = {
     "prior": lambda: PriorTransformer(full_size.PRIOR),
     "unet": lambda: UNet(full_size.UNET),
-    "unet_inpaint": lambda: UNet(full_size.UNET_INPAINT),
-    "unet_hint": lambda: UNet(full_size.UNET_HINT),
+    "unet_inpaint": lambda: UNet(replace(full_size.UNET, in_channels=9)),
+    "unet_hint": lambda: UNet(replace(full_size.UNET, in_channels=8, addition_embed_type="image_hint")),
     "movq": lambda: MoVQ(full_size.MOVQ),
 }
 

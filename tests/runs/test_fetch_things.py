@@ -72,7 +72,7 @@ def test_variants_of_one_concept_are_held_out_together(fetch: ModuleType) -> Non
     assert 20 < sum(fetch.is_held_out(f"{number:X}") for number in range(0x1F300, 0x1F300 + 1000)) < 90
 
 
-def test_english_plurals(fetch: ModuleType) -> None:
+def test_english_names_get_their_plural(fetch: ModuleType) -> None:
     pytest.importorskip("inflect")
     plural = fetch.words.english_plural
     assert plural("four leaf clover") == "four leaf clovers"
@@ -85,7 +85,7 @@ def test_english_plurals(fetch: ModuleType) -> None:
     ]
 
 
-def test_russian_forms(fetch: ModuleType) -> None:
+def test_russian_names_are_declined_with_their_adjectives(fetch: ModuleType) -> None:
     pytest.importorskip("pymorphy3")
     forms = fetch.words.russian_forms
     assert forms("красное яблоко") == {
@@ -102,7 +102,7 @@ def test_russian_forms(fetch: ModuleType) -> None:
     assert fetch.words.russian_face("широко улыбается") == "смайлик, который широко улыбается"
 
 
-def test_articles(fetch: ModuleType) -> None:
+def test_things_and_persons_take_an_article_and_gestures_and_substances_do_not(fetch: ModuleType) -> None:
     article = fetch.words.takes_article
     assert article("nerd face", "face-glasses") and article("slot machine", "game")
     assert not article("bread", "food-prepared") and not article("thumbs up", "hand-fingers-closed")

@@ -70,7 +70,7 @@ def assert_captions_match(photos: Photos, count: int) -> None:
     assert captions_of(photos) == [f"grey {grey}" for grey in grey_values(photos)]
 
 
-def test_shapes_for_1024_pixels() -> None:
+def test_shapes_of_1024_pixels_are_the_listed_ones_and_their_transposes() -> None:
     sizes = shapes(1024)
     assert sizes[0] == (1024, 1024)
     assert {(h, w) for h, w in sizes if w >= h} == {

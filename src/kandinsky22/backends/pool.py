@@ -90,11 +90,6 @@ class Pool:
         threads = threads or max(1, cores() // max(1, processes))
         return cls(LoadKandinsky(model, device, dtype, threads, request), processes=processes, batch=batch)
 
-    @property
-    def pids(self) -> list[int]:
-        """The ids of its processes."""
-        return [worker.pid for worker in self._workers]
-
     def __enter__(self) -> Self:
         return self
 

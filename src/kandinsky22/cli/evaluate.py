@@ -37,7 +37,7 @@ NOT_COMPARED = "The model is not on this machine, so its weights were not compar
 USAGE = """kandinsky22 evaluate coco30k --captions FILE --reference PLACE --inception FILE --out FOLDER
        kandinsky22 evaluate world --out FOLDER
        kandinsky22 evaluate sweep --out FOLDER
-       kandinsky22 evaluate dials --out FOLDER
+       kandinsky22 evaluate speed --out FOLDER
        kandinsky22 evaluate stats FOLDER ... --inception FILE --output FILE"""
 
 
@@ -187,9 +187,9 @@ def sweep(arguments: Sequence[str]) -> None:
     _write(folder, sampler_sweep.report(chosen.request.model, grid, guided, others, description))
 
 
-def dials(arguments: Sequence[str]) -> None:
-    """What speeding up costs in the picture world: what speeds are chosen from."""
-    parser = parser_of("dials", "Paint the same captions with every combination of what speeds up.", without=SPED_UP_BY)
+def speed(arguments: Sequence[str]) -> None:
+    """What speed settings cost in the picture world; the presets are chosen from it."""
+    parser = parser_of("speed", "Paint the same captions with every combination of what speeds up.", without=SPED_UP_BY)
     add = parser.option
     add("samplers", type=_names, metavar="NAME,...", help="with fewer steps (default: ddpm,euler,dpmpp_2m)")
     add("numbers", type=_counts, metavar="N,...", help="of these steps (default: 15,10,5)")
@@ -340,7 +340,7 @@ EVALUATIONS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "coco30k": coco30k,
     "world": world,
     "sweep": sweep,
-    "dials": dials,
+    "speed": speed,
     "stats": stats,
 }
 

@@ -18,7 +18,7 @@ from kandinsky22.compositions import Scene, caption
 from kandinsky22.evaluation import fidelity, painted_run, world
 from kandinsky22.evaluation.captions import Captioned
 from kandinsky22.evaluation.distances import NORMAL, frechet
-from kandinsky22.evaluation.estimate import Estimate, decoder_calls, estimate, seconds_per_picture
+from kandinsky22.evaluation.estimate import Estimate, estimate, seconds_per_picture
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rates
 from kandinsky22.evaluation.generate import RunProgress, generate, open_run
@@ -75,7 +75,7 @@ class Cell:
     @property
     def calls(self) -> int:
         """Calls of the decoder's U-Net for a picture."""
-        return decoder_calls(self.request)
+        return self.request.decoder.network_calls
 
     @property
     def cost(self) -> int:
@@ -199,7 +199,7 @@ def _open_cell(
 
 
 def _calls(run: Run) -> int:
-    return decoder_calls(run.template)
+    return run.template.decoder.network_calls
 
 
 def _score(folder: Path, name: str, clip: ClipFeatures, scenes: Sequence[Scene], show_progress: ShowProgress) -> Cell:

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from kandinsky22.evaluation.manifest import UNSHARDED, Run, Shard
 from kandinsky22.evaluation.run_state import logged, unfinished_units
-from kandinsky22.request import Request
 
 RECENT = 64  # of the latest pictures, the mean size and time are taken
 METADATA_BYTES = 4096  # of a picture's file, beside its pixels
@@ -60,7 +59,7 @@ def estimate(run: Run, shard: Shard = UNSHARDED, *, processes: int = 1, retry: b
     seconds = seconds_per_picture(run)
     return Estimate(
         lacking,
-        lacking * decoder_calls(run.template),
+        lacking * run.template.decoder.network_calls,
         round(lacking * (mean_bytes or raw_bytes)),
         shutil.disk_usage(run.folder).free,
         None if seconds is None and lacking else (seconds or 0) * lacking / processes,
@@ -71,13 +70,6 @@ def seconds_per_picture(run: Run) -> float | None:
     """The mean time that one process took for each of the latest pictures of a run; None if there are none yet."""
     latest = _latest(run)
     return sum(record["milliseconds"] for record in latest) / 1000 / len(latest) if latest else None
-
-
-def decoder_calls(request: Request) -> int:
-    """Calls of the decoder's U-Net for a picture painted from noise; the request is resolved."""
-    steps = request.decoder.steps
-    assert steps is not None
-    return 2 * steps - 1 if request.decoder.sampler == "heun" else steps
 
 
 def _latest(run: Run) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ SAMPLERS = (
     "heun",
 )
 """The samplers of `kandinsky22.diffusion`, listed here without torch; a test compares the two lists."""
+SECOND_CALL_SAMPLERS = frozenset({"heun"})
+"""The samplers that call the network a second time in every step except the last; a test counts their calls."""
 
 
 def is_int(value: object) -> bool:
@@ -200,6 +202,12 @@ class Sampling:
     def linear(self) -> bool:
         """Whether one linear map replaces the prior."""
         return self.sampler == LINEAR
+
+    @property
+    def network_calls(self) -> int:
+        """Network calls of a run from noise; the sampling is resolved."""
+        assert self.steps is not None
+        return 2 * self.steps - 1 if self.sampler in SECOND_CALL_SAMPLERS else self.steps
 
     def with_defaults(self, defaults: Self) -> Self:
         """A copy in which `defaults` fill what is None."""

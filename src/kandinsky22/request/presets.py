@@ -48,4 +48,4 @@ SPEEDS: Mapping[str, SpeedPreset] = MappingProxyType(
         ),
     }
 )
-"""The presets by name, the exact one first. docs/dials.md has the measurements and the rule that they are chosen by."""
+"""The presets by name, the exact one first. docs/speed-settings.md has the measurements and the rule behind them."""
