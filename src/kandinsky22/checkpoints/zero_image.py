@@ -33,14 +33,12 @@ def zero_image_embed(prior: Path) -> Tensor:
     encoder = prior / catalog.IMAGE_ENCODER
     published = catalog.published_encoder_id(prior)
     if not encoder.is_dir():
-        for embed in (_read(prior / SHIPPED, None), tensor_cache.read(_cache_path(published))):
-            if embed is not None:
-                return embed
+        if (embed := _shipped_or_cached(prior, None, published)) is not None:
+            return embed
     stored = Stored(encoder, CLIPVision, CLIPVisionConfig)
     encoder_id = published or stored.fingerprint
-    for embed in (_read(prior / SHIPPED, encoder_id), tensor_cache.read(_cache_path(encoder_id))):
-        if embed is not None:
-            return embed
+    if (embed := _shipped_or_cached(prior, encoder_id, encoder_id)) is not None:
+        return embed
     embed = compute(stored)
     with contextlib.suppress(OSError):  # without a cache it is computed again next time
         tensor_cache.write(_cache_path(encoder_id), embed)
@@ -76,6 +74,12 @@ def write(path: Path, embed: Tensor, encoder_id: str) -> None:
 
 def _cache_path(encoder_id: str | None) -> Path:
     return cache_dir() / "zero-image" / f"{encoder_id}.safetensors"
+
+
+def _shipped_or_cached(prior: Path, shipped_of: str | None, cached_of: str | None) -> Tensor | None:
+    """The embedding in a model's folder, if it is of an encoder (None: of any), else that of an encoder in the cache."""
+    embed = _read(prior / SHIPPED, shipped_of)
+    return tensor_cache.read(_cache_path(cached_of)) if embed is None else embed
 
 
 def _read(path: Path, encoder_id: str | None) -> Tensor | None:

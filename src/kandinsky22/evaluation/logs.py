@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.files import lock, open_regular, parse_json
+from kandinsky22.files import check_in_place, lock, open_regular, parse_json
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -43,13 +44,14 @@ def latest_by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, error: str | None = None) -> Iterator[None]:
+def locked(path: Path, error: str | None = None) -> Iterator[Callable[[], None]]:
     """Lock a file, created if needed, for the length of a `with` block; the end of the process also releases it.
 
+    Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
     error: the message of the `ValueError` to raise if another process has the lock; None waits for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if not lock(file, None if error is None else 0):
             raise ValueError(error)
-        yield
+        yield partial(check_in_place, file, path)

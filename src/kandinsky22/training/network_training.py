@@ -22,7 +22,7 @@ from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
-from kandinsky22.files import first_line
+from kandinsky22.files import atomic_write, first_line
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
@@ -204,7 +204,8 @@ def add_clip(context: TrainingContext, data: TrainingData, network: clip.CLIP) -
     stored = context.model.stored("image_encoder")
     zero_image.write(folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
     if network.probes is not None:
-        save_file(network.probes.state_dict(), context.folder / PROBES)
+        with atomic_write(context.folder / PROBES) as partial:
+            save_file(network.probes.state_dict(), partial)
 
 
 # The prior and the linear prior
