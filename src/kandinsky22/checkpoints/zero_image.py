@@ -32,9 +32,8 @@ def zero_image_embed(prior: Path) -> Tensor:
     """
     encoder = prior / catalog.IMAGE_ENCODER
     published = catalog.published_encoder_id(prior)
-    if not encoder.is_dir():
-        if (embed := _shipped_or_cached(prior, None, published)) is not None:
-            return embed
+    if not encoder.is_dir() and (embed := _shipped_or_cached(prior, None, published)) is not None:
+        return embed
     stored = Stored(encoder, CLIPVision, CLIPVisionConfig)
     encoder_id = published or stored.fingerprint
     if (embed := _shipped_or_cached(prior, encoder_id, encoder_id)) is not None:
@@ -77,7 +76,7 @@ def _cache_path(encoder_id: str | None) -> Path:
 
 
 def _shipped_or_cached(prior: Path, shipped_of: str | None, cached_of: str | None) -> Tensor | None:
-    """The embedding in a model's folder, if it is of an encoder (None: of any), else that of an encoder in the cache."""
+    """The embedding in a model's folder if it is of an encoder (None: of any), else that of an encoder in the cache."""
     embed = _read(prior / SHIPPED, shipped_of)
     return tensor_cache.read(_cache_path(cached_of)) if embed is None else embed
 
