@@ -7,7 +7,6 @@ order they are added.
 
 import json
 import math
-import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,25 +29,15 @@ from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.evaluation.features import Features
 from kandinsky22.files import atomic_write, open_regular, parse_json
 from kandinsky22.moments import Gaussian, Moments
+from kandinsky22.request.picture_file import open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only Pillow decoders that are used on them
 NAMED = 3  # broken pictures that an error names
 CHUNK = 4096  # rows whose moments are computed at once
 ROUNDING = 1e-5  # tolerance for a published covariance, relative to its largest entry
 MAX_ARRAY_BYTES = 1 << 29  # of an .npz file's array: a covariance of 8192 features
+DAMAGED = (SafetensorError, BadZipFile, NotImplementedError, zlib.error)  # raised for damaged files of tensors
 METADATA_KEY = "kandinsky22"  # of a .safetensors file
-# The exceptions of decoders for broken files; struct's and zlib's come from chunks of metadata
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 Progress = Callable[[int, int], None]
 """(how many pictures are done, of how many)"""
@@ -212,7 +201,7 @@ def sizes_of(pictures: Mapping[str, Path], *, decode: bool = True) -> list[tuple
         try:
             width, height = _read(path).size if decode else _size(path)
             sizes.add((height, width))
-        except BROKEN:
+        except ValueError:
             broken.append(name)
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
@@ -253,7 +242,7 @@ def load(path: Path) -> Statistics:
         statistics = _load_npz(path) if path.suffix == ".npz" else _load_safetensors(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it with `kandinsky22 evaluate stats FOLDER`") from None
-    except (*BROKEN, SafetensorError, BadZipFile, TypeError, AttributeError, NotImplementedError) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, *DAMAGED) as error:
         raise ValueError(
             f"{path} holds no statistics that can be read; make them again with `kandinsky22 evaluate stats FOLDER`, "
             "or name an .npz with mu and sigma"
@@ -327,13 +316,13 @@ def _problem(gaussian: Gaussian) -> str | None:
 
 def _read(path: Path) -> Image.Image:
     """A picture as 8-bit RGB."""
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         image.info.pop("transparency", None)  # dropped anyway; Pillow would warn about it
         return image.convert("RGB")
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         return image.size
 
 

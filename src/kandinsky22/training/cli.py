@@ -10,11 +10,13 @@ from typing import Any, get_type_hints
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 from rich.progress import Progress as ProgressBars
+from rich.text import Text
 
 from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.console import echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
 from kandinsky22.models.config import has_type
@@ -236,7 +238,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             settings(args, recipe),
         )
         if report := trainer.data(args.network).report:
-            bars.console.print(report, highlight=False)
+            bars.console.print(Text(printable(str(report))))
         task: TaskID | None = None
         first = 0.0  # the step that this process resumes from
         for line in trainer.train(
@@ -254,9 +256,9 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
                 metrics = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
                 left = (line["of"] - line["step"]) * line.get("seconds", 0.0) / (line["step"] - first)
                 text = f"step {line['step']} of {line['of']}, {duration(left)} left: {', '.join(metrics)}"
-                bars.console.print(text, highlight=False)
+                bars.console.print(Text(printable(text)))
     if processes.first:
-        print(f"the model so far is in {trainer.model.path}")
+        echo(f"the model so far is in {trainer.model.path}")
 
 
 def duration(seconds: float) -> str:
@@ -271,11 +273,11 @@ def duration(seconds: float) -> str:
 def progress_bars(*, quiet: bool) -> Iterator[tuple[ProgressBars, Progress]]:
     """Progress bars on the terminal, and a function that shows the progress of a named task there."""
     columns = (
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        text_column("{task.fields[status]}"),
     )
     tasks: dict[str, TaskID] = {}
     with ProgressBars(*columns, console=Console(quiet=quiet), disable=quiet) as bars:
