@@ -27,7 +27,7 @@ ROOMS = {
     "console": "",
     "generators": "",
     "moments": "",
-    "compositions": "",
+    "compositions": "files",
     "request": "files",
     "models": "",
     "diffusion": "",

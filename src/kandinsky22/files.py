@@ -24,6 +24,7 @@ else:
     import fcntl
 
 POLL = 0.1  # seconds between attempts to take a lock
+MAX_DEPTH = 100  # of JSON values: requests and configurations have less than ten
 TEMPORARY = ".part"  # the suffix of a folder with a file that is being written
 LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
 FICLONE = 0x40049409  # Linux's ioctl that makes a file share the blocks of another
@@ -194,12 +195,30 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
         raise
 
 
+def require_regular(path: Path) -> None:
+    """Raises as `open_regular` does; for libraries that open a file by its name."""
+    open_regular(path).close()
+
+
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError` for anything else, however deeply it is nested."""
+    """The value of a JSON text, nested at most `MAX_DEPTH` deep. Raises `ValueError` for anything else."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [child for among in children for child in among if isinstance(child, dict | list)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters of it; else the name of the error."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def cache_dir() -> Path:

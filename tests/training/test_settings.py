@@ -91,7 +91,9 @@ def write_checkpoint(folder: Path, settings: Settings) -> None:
     """A checkpoint of a decoder's run, of which only the settings are needed."""
     checkpoint = folder / "decoder" / checkpoints.FOLDER / "00000004"
     checkpoint.mkdir(parents=True)
-    (checkpoint / checkpoints.STATE).write_text(json.dumps({"settings": settings}))
+    (checkpoint / checkpoints.STATE).write_text(
+        json.dumps({"step": 4, "steps": 8, "learnt_from": {}, "settings": settings})
+    )
 
 
 @pytest.fixture
@@ -124,6 +126,25 @@ def test_mixture_and_its_weights_are_taken_from_the_checkpoint(mixture_run: Path
 )
 def test_resume_accepts_equal_options_and_those_that_change_no_numbers(mixture_run: Path, options: list[str]) -> None:
     cli.configure(["decoder", "--folder", "run", *options])
+
+
+@pytest.mark.parametrize(
+    "stored", [{"batch": "8"}, {"batch": True}, {"data": "a"}, {"data": [1]}, {"recipe": {}}, {"betas": [0.9]}], ids=str
+)
+def test_a_checkpoint_with_values_of_other_types_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: dict[str, object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "run", stored)
+    with pytest.raises(ValueError, match=f"the last checkpoint in run/decoder has {next(iter(stored))} "):
+        cli.configure(["decoder", "--folder", "run"])
+
+
+def test_a_checkpoint_sets_no_option_that_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "run", {"folder": "elsewhere", "processes": 9, "recipe": "box"})
+    args, _, _ = cli.configure(["decoder", "--folder", "run"])
+    assert args.folder == Path("run") and args.processes == 1
 
 
 def test_options_of_an_earlier_version_are_taken_from_the_checkpoint(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kandinsky22.files import open_regular, parse_json
+
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add a record; it is on the disk when this returns."""
@@ -28,9 +30,11 @@ def latest_by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """
     records: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = dict(parse_json(line))
                 records[record["id"]] = record
             except (ValueError, TypeError, KeyError):
                 raise ValueError(f"{path}, line {number}, is damaged; remove that line and run again") from None

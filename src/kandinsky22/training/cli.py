@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 from rich.console import Console
@@ -19,6 +20,7 @@ from kandinsky22.compositions.things import Things
 from kandinsky22.console import echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
+from kandinsky22.models.config import has_type
 from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.data import Progress
 from kandinsky22.training.loop import Recipe, check_batch_split
@@ -35,6 +37,21 @@ from kandinsky22.training.sources import Source, find_pictures
 
 NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
 DATA_OPTIONS = ("min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
+
+STORED_TYPES: Mapping[str, Any] = {
+    **get_type_hints(Recipe),
+    "recipe": str,
+    "start_from": str,
+    "from_scratch": bool,
+    "side": int,
+    "data": tuple[str, ...],
+    "predict": str,
+    "min_side": int,
+    "min_aesthetic": float,
+    "licence": tuple[str, ...],
+    "depth_model": str,
+}
+"""The settings of a checkpoint that complete the options, and their types."""
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -85,12 +102,19 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, ModelRecipe
 
 
 def complete_from_checkpoint(args: argparse.Namespace, given: Sequence[str], stored: Settings) -> None:
-    """Set options that are not given to those of the checkpoint. Raises `ValueError` for pictures that do not exist."""
+    """Set options that are not given to those of the checkpoint.
+
+    Raises `ValueError` for pictures that do not exist, and for values that are none of the option.
+    """
     for name, value in stored.items():
-        if name not in given and value is not None:
-            if name == "data" and isinstance(value, list):
-                value = [Source.parse(text) for text in value]
-            setattr(args, name, tuple(value) if isinstance(value, list) else value)
+        if name not in given and name in STORED_TYPES and value is not None:
+            values: Any = tuple(value) if isinstance(value, list) else value
+            if not has_type(values, STORED_TYPES[name]):
+                raise ValueError(
+                    f"the last checkpoint in {args.folder / args.network} has {name} {value!r:.100}, which it cannot "
+                    "have; remove it to resume from an earlier one"
+                )
+            setattr(args, name, tuple(map(Source.parse, values)) if name == "data" else values)
 
 
 def refuse_incomplete(args: argparse.Namespace) -> None:

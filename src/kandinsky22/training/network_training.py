@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
+from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, first_line
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
@@ -214,11 +216,24 @@ def _probe(context: TrainingContext, data: TrainingData) -> Callable[[Tensor, li
     held_out = data.held_out
     if not isinstance(held_out, Compositions | Mixture) or not (context.folder / PROBES).exists():
         return None
-    probes, weights = Probes(context.recipe.prior.embedding_dim, data.num_things), load_file(context.folder / PROBES)
-    if any(weights[name].shape != value.shape for name, value in probes.state_dict().items()):
+    probes = Probes(context.recipe.prior.embedding_dim, data.num_things)
+    weights = _probe_weights(context.folder / PROBES)
+    if {name: value.shape for name, value in weights.items()} != _shapes(probes):
         return None  # CLIP was trained with other things, or without
     probes.load_state_dict(weights)
     return probe_accuracy(probes, held_out)
+
+
+def _probe_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of CLIP's probes. Raises `ValueError` for a damaged file."""
+    try:
+        return read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); train clip again") from error
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def add_prior(context: TrainingContext, data: TrainingData, network: PriorTransformer) -> None:

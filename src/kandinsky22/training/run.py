@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, first_line, open_regular, parse_json
 from kandinsky22.request.picture_file import read_picture
 from kandinsky22.training import checkpoints
 from kandinsky22.training.loop import Training
@@ -37,8 +37,16 @@ def resume(training: Training, folder: Path) -> bool:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """A run's metrics as written, one line per step; a line that a crash left incomplete is skipped."""
     path = folder / METRICS
-    written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in written if line.endswith("}")]
+    if not path.exists():
+        return []
+    try:
+        with open_regular(path) as file:
+            lines = [parse_json(line) for line in file.read().decode("utf-8").splitlines() if line.endswith("}")]
+        if not all(isinstance(line.get("step"), int) for line in lines):
+            raise ValueError("a line has no step")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); remove it to resume without its metrics") from error
+    return lines
 
 
 def write_metrics(folder: Path, *metrics: Metrics) -> None:
