@@ -76,7 +76,6 @@ def test_a_manifest_without_run_json_is_written_again(tmp_path: Path) -> None:
     run = create_or_open(tmp_path)
     (tmp_path / RUN).unlink()
     (tmp_path / MANIFEST).write_text("torn")
-    (tmp_path / f".{MANIFEST}.1.part").write_text("torn")
     assert create_or_open(tmp_path) == run == Run.open(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", MANIFEST, RUN]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kandinsky22.training import checkpoints
-from kandinsky22.training.link_base import link_missing
+from kandinsky22.training.copy_base import copy_missing
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
 from kandinsky22.training.metrics import Validation
 from kandinsky22.training.run import BEST, METRICS, read_metrics, resume, run
@@ -263,13 +263,37 @@ def test_a_base_model_that_does_not_fit_the_disk_is_one_error_message(tmp_path: 
     (source / "unet").mkdir(parents=True)
     (source / "unet" / "weights").write_bytes(bytes(5000))
     with limit_file_size(1000), pytest.raises(OSError) as stopped:
-        link_missing(tmp_path / "model", {"decoder": source})
+        copy_missing(tmp_path / "model", {"decoder": source})
     place = tmp_path / "model" / "decoder" / "unet"
     message = f"{source / 'unet'} cannot be copied to {place} (File too large); make room, and give the command again"
     assert str(stopped.value) == message
     assert not [*place.parent.iterdir()]
-    link_missing(tmp_path / "model", {"decoder": source})
+    copy_missing(tmp_path / "model", {"decoder": source})
     assert (place / "weights").stat().st_size == 5000
+
+
+def test_writing_into_a_model_never_changes_the_base_model(tmp_path: Path) -> None:
+    source, place = tmp_path / "start" / "decoder", tmp_path / "model" / "decoder"
+    (source / "unet").mkdir(parents=True)
+    for path in (source / "unet" / "weights", source / "model_index.json"):
+        path.write_bytes(b"0" * 3_000_000)
+    copy_missing(tmp_path / "model", {"decoder": source})
+    for path in (place / "unet" / "weights", place / "model_index.json"):
+        assert path.read_bytes() == b"0" * 3_000_000
+        with path.open("r+b") as file:
+            file.write(b"1")
+    assert (source / "unet" / "weights").read_bytes() == (source / "model_index.json").read_bytes() == b"0" * 3_000_000
+
+
+def test_models_that_were_linked_to_their_base_model_stay_as_they_are(tmp_path: Path) -> None:
+    """As runs of older versions did."""
+    source, place = tmp_path / "start" / "decoder", tmp_path / "model" / "decoder"
+    for folder in (source, place):
+        (folder / "unet").mkdir(parents=True)
+    (source / "unet" / "weights").write_bytes(b"0")
+    (place / "unet" / "weights").hardlink_to(source / "unet" / "weights")
+    copy_missing(tmp_path / "model", {"decoder": source})
+    assert (place / "unet" / "weights").samefile(source / "unet" / "weights")
 
 
 def test_timing_steps_does_not_change_the_weights() -> None:

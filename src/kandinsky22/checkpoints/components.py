@@ -21,6 +21,7 @@ from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
 from kandinsky22.checkpoints.schedulers import Scheduler, scheduler_of
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
+from kandinsky22.files import expand
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.config import Config
 from kandinsky22.models.movq import MoVQ, MoVQConfig
@@ -303,7 +304,7 @@ def find_prior(folder: Path) -> str:
     """Where a decoder's prior is: the folder `prior` beside it, or what its card names. Raises `CheckpointError`."""
     beside = folder.parent / catalog.PRIOR
     named = hub.prior_of(folder)
-    if named and Path(named).expanduser().is_dir():
+    if named and expand(named).is_dir():
         return named
     if (beside / INDEX).is_file():
         return str(beside)

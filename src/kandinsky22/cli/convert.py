@@ -3,10 +3,10 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.terminal import LINE_EVERY, printable
+from kandinsky22.files import expand
 
 DELAY = 2.0  # seconds before progress is displayed
 UPDATE_EVERY = 0.25  # seconds, in a terminal
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     quiet = options.get("quiet", False)
     *sources, target = words
     report = (lambda done, total: None) if quiet else progress()
-    model = single_file.convert(sources, Path(target).expanduser(), options.get("dtype"), report)
+    model = single_file.convert(sources, expand(target), options.get("dtype"), report)
     if model.left_out and not quiet:
         print(
             f"left out, since they are not part of the model: {printable(', '.join(model.left_out))}", file=sys.stderr

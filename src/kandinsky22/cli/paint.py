@@ -38,13 +38,8 @@ def main(
     backend = load(request.model, options, request)  # before the display, since fetching shows its own progress bars
     with display(options.get("quiet", False)) as view:
         result = run_request(request, backend, view, destination)
-    paths = []
-    try:
-        for path in output.save(result, destination):
-            paths.append(path)
-    finally:  # printed last, since the reader may have closed the pipe
-        for path in paths:
-            print(path)
+    for path in output.save(result, destination):
+        print(path)
 
 
 def load(model: str, options: dict[str, Any], request: Request | None = None) -> "Kandinsky":

@@ -96,7 +96,7 @@ def _batch_request(recipe: Recipe) -> tuple[Request, int]:
     """
     batch = recipe.made_by.get("batch")
     index, of = (batch.get("index"), batch.get("of")) if isinstance(batch, Mapping) else (0, 1)
-    if isinstance(index, int) and isinstance(of, int) and 0 <= index < of:
+    if type(index) is int and type(of) is int and 0 <= index < of:  # True is an int, too
         with contextlib.suppress(ValueError):  # the seeds would be out of range
             return recipe.request.batch_from(index, of), index
     return recipe.request, 0
@@ -107,7 +107,7 @@ def _recorded_options(made_by: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     threads, device, dtype = (made_by.get(name) for name in ("threads", "device", "dtype"))
-    if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
+    if type(threads) is int and 1 <= threads <= (os.cpu_count() or 1):
         torch.set_num_threads(threads)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return {

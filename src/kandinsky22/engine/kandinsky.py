@@ -31,6 +31,7 @@ from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.engine.requirements import decoder_kind, model_parts
 from kandinsky22.engine.runs import InpaintCondition, StartState
 from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
+from kandinsky22.files import expand
 from kandinsky22.generators import Returning, drain
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.canvas import Canvas
@@ -118,7 +119,7 @@ class Kandinsky:
             folders = hub.fetch(text, model_parts(text, request or text2img("")), say=say)
         else:
             folders = locate.part_folders(text)
-        name = text if text in (catalog.BOX, *catalog.published()) else Path(text).expanduser().resolve().name
+        name = text if text in (catalog.BOX, *catalog.published()) else expand(text).resolve().name
         return cls(
             folders,
             name=name,
@@ -210,7 +211,7 @@ class Kandinsky:
 
     def resolved(self, request: Request) -> Request:
         """The request with every open field filled in. Raises `ValueError` for what this model cannot do."""
-        if Path(request.model).expanduser().resolve().name not in (catalog.BOX, self.name):
+        if expand(request.model).resolve().name not in (catalog.BOX, self.name):
             raise ValueError(f"the request is for {request.model!r}, and this model is {self.name!r}; load that one")
         request = replace(request.resolved(self.defaults), model=self.name)  # a name, so that no path is saved
         schedule = self.decoder(decoder_kind(request)).schedule

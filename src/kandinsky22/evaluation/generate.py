@@ -111,7 +111,7 @@ def generate(
         raise ValueError(
             f"{run.folder} was created with batch {run.batch}, and now it is {unit_backend.batch}; use {run.batch}"
         )
-    with _locked_shard(run, shard) as folder:
+    with _locked_shard(run, shard) as (folder, check_in_place):
         estimate(run, shard, processes=unit_backend.processes, retry=retry).check()
         units = unfinished_units(run, shard, retry=retry)
         least_for_now = 1 if retry else least  # captions that are tried again may succeed
@@ -121,6 +121,7 @@ def generate(
         pending: list[Failure[str]] = []  # failures since the last success
         with closing(unit_backend.paint(map(run.work_unit, units[:max_units]))) as outcomes:
             for outcome in outcomes:
+                check_in_place()
                 if isinstance(outcome, Failure):
                     pending.append(outcome)
                     if len(pending) == MAX_FAILURES_IN_A_ROW:
@@ -140,17 +141,20 @@ def generate(
 
 
 @contextmanager
-def _locked_shard(run: Run, shard: Shard) -> Iterator[Path]:
-    """Lock a shard for this process, and clear what a killed process left; yields a folder for unfinished pictures."""
+def _locked_shard(run: Run, shard: Shard) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Lock a shard for this process, and clear what a killed process left.
+
+    Yields a folder for unfinished pictures, and a function that raises `OSError` if the run's folder was removed.
+    """
     error = f"another process is painting shard {shard} of {run.folder}; wait for it, or paint another shard"
     folder = run.unfinished(shard)
-    with locked(run.log(shard), 0, error):
+    with locked(run.log(shard), 0, error) as check_in_place:
         for path in (run.log(shard), run.failures(shard)):
             logs.truncate_partial_line(path)
         shutil.rmtree(folder, ignore_errors=True)
         run.pictures.mkdir(exist_ok=True)
         try:
-            yield folder
+            yield folder, check_in_place
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -195,8 +195,6 @@ class Run:
         return self.folder / f"painting-{shard.name}"
 
     def _write(self) -> None:
-        for leftover in self.folder.glob(".*.part"):  # of a process that was killed while writing
-            leftover.unlink()
         with atomic_write(self.folder / MANIFEST) as partial:
             partial.write_text(_json_lines(self.items), encoding="utf-8")
         with atomic_write(self.folder / RUN) as partial:  # last, so that a folder with run.json is complete

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, expand
 from kandinsky22.request import Request
 
 RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
@@ -28,24 +28,38 @@ class Painting:
     request: Request
     made_by: dict[str, Any]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays."""
+    def save(self, path: str | os.PathLike[str], *, exclusive: bool = False) -> Path:
+        """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays.
+
+        exclusive: raise `FileExistsError` instead of replacing a file.
+        """
         info = PngImagePlugin.PngInfo()
         recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
         info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))
-        return save_png(self.image, path, info)
+        return save_png(self.image, path, info, exclusive=exclusive)
 
 
-def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlugin.PngInfo | None = None) -> Path:
-    """Write a PNG atomically. Raises `ValueError` if it cannot be written."""
-    path = Path(path).expanduser()
+def save_png(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    info: PngImagePlugin.PngInfo | None = None,
+    *,
+    exclusive: bool = False,
+) -> Path:
+    """Write a PNG atomically. Raises `ValueError` if it cannot be written.
+
+    exclusive: raise `FileExistsError` instead of replacing a file.
+    """
+    path = expand(path)
     if path.suffix.lower() != ".png":
         raise ValueError(
             f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
         )
     try:
-        with atomic_write(path) as partial:
+        with atomic_write(path, exclusive=exclusive) as partial:
             image.save(partial, "PNG", pnginfo=info)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ValueError(
             f"cannot write {path}: {error.strerror or error}; choose another place with --output"
@@ -107,25 +121,30 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool) -> Path:
+def save_film(
+    images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool, exclusive: bool = False
+) -> Path:
     """Write pictures of one size as a film: GIF, APNG (.png, .apng), or MP4 where ffmpeg is installed.
 
-    loop: play it repeatedly. Raises `ValueError` for another suffix, and if it cannot be written.
+    loop: play it repeatedly. exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` for
+    another suffix, and if it cannot be written.
     """
     check_film(path, fps)
     path, shown = (
-        Path(path).expanduser(),
+        expand(path),
         {"save_all": True, "append_images": [*images[1:]], "duration": round(1000 / fps)},
     )
     suffix = path.suffix.lower()
     try:
-        with atomic_write(path) as partial:
+        with atomic_write(path, exclusive=exclusive) as partial:
             if suffix == ".gif":
                 images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
             elif suffix in (".png", ".apng"):
                 images[0].save(partial, "PNG", **shown, loop=0 if loop else 1, default_image=False)
             else:
                 _save_mp4(images, partial, fps)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     return path

@@ -17,6 +17,8 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from kandinsky22.files import atomic_write, expand
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -121,20 +123,20 @@ class Embedding:
         )
         return direction * ((1 - t) * self.length + t * other.length)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, exclusive: bool = False) -> Path:
         """Write a safetensors file: the tensor `image_embeds` [1, D], with the encoder and `made_by` in its metadata.
 
-        Raises `ValueError` if the file cannot be written.
+        exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` if it cannot be written.
         """
         from safetensors.numpy import save_file
 
-        from kandinsky22.files import atomic_write
-
-        path = Path(path).expanduser()
+        path = expand(path)
         metadata = {ENCODER: self.encoder, MADE_BY: json.dumps(self.made_by, ensure_ascii=False)}
         try:
-            with atomic_write(path) as partial:
+            with atomic_write(path, exclusive=exclusive) as partial:
                 save_file({KEY: self.vector[None].copy()}, partial, metadata=metadata)
+        except FileExistsError:
+            raise
         except OSError as error:
             raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
         return path
@@ -145,7 +147,7 @@ class Embedding:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(Path(path).expanduser(), framework="numpy") as file:
+            with safe_open(expand(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 return cls.of(file.get_tensor(KEY), metadata[ENCODER], json.loads(metadata.get(MADE_BY, "{}")))
         except (OSError, SafetensorError, KeyError, ValueError) as error:

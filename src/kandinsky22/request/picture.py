@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Union
 
+from kandinsky22.files import expand
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -105,7 +107,7 @@ def _open(source: Source, mask: bool) -> tuple[str | None, "Image.Image"]:
     if isinstance(source, str) and not source.strip():  # as a path it would be the current folder
         raise ValueError("the name of the picture is empty; give the name of a file")
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = expand(source)
         return path.name, _read(path, str(path))
     if isinstance(inner := getattr(source, "image", None), Image.Image):  # a `Painting`
         return None, inner

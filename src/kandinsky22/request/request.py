@@ -10,6 +10,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from os import PathLike
 from types import NoneType
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ from kandinsky22.request.parts import (
     check_type,
     convert_scalars,
     is_int,
+    is_number,
     parts,
 )
 from kandinsky22.request.picture import Picture
@@ -91,6 +93,8 @@ class Request:
         check_type("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
         check_type("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
         check_type("mask", self.mask, (Mask, NoneType), "a Mask(...)")
+        object.__setattr__(self, "model", str(self.model) if isinstance(self.model, PathLike) else self.model)
+        check_type("model", self.model, (str,), "a name or a folder")
         check_type("prior", self.prior, (Sampling,), "a Sampling(...)")
         check_type("decoder", self.decoder, (Sampling,), "a Sampling(...)")
         for name in ("condition", "negative"):
@@ -109,7 +113,7 @@ class Request:
             seed = getattr(self, name)
             if seed is not None and not (is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
                 raise ValueError(f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r}")
-        if not (isinstance(self.variation_strength, int | float) and 0 <= self.variation_strength <= 4):
+        if not (is_number(self.variation_strength) and 0 <= self.variation_strength <= 4):
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
         if self.variation_strength and self.variation_seed is None:
             raise ValueError("variation_strength needs a variation_seed, the seed of the other noise")

@@ -16,6 +16,7 @@ from rich.progress import Progress as ProgressBars
 from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.compositions.things import Things
+from kandinsky22.files import expand
 from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.data import Progress
@@ -115,11 +116,11 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
     if args.network not in ITERATIVE:
         return {}
     base, filter = base_name(args), filter_of(args)
-    is_folder = base is not None and base != catalog.BOX and Path(base).expanduser().is_dir()
+    is_folder = base is not None and base != catalog.BOX and expand(base).is_dir()
     result: dict[str, object] = {
         **recipe.runs[args.network].settings,
         "recipe": recipe_name(args),
-        "start_from": str(Path(str(base)).expanduser().absolute()) if is_folder else base,
+        "start_from": str(expand(str(base)).absolute()) if is_folder else base,
         "from_scratch": is_from_scratch(args) or None,
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,

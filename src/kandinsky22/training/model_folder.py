@@ -1,6 +1,5 @@
 """The folder of a model that is being trained, in the published layout, and the base model that it starts from."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.components import KINDS, Kind
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.network import Stored, save
+from kandinsky22.files import atomic_folder
 
 STORED_DTYPE = torch.float16
 
@@ -77,9 +77,5 @@ class ModelFolder:
 
     def save(self, component: Component, network: nn.Module) -> None:
         """Replace the folder of a component: the base model's may have files of other names."""
-        target = self.target(component)
-        partial = target.with_name(f".{target.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        save(partial, network, dtype=STORED_DTYPE, name=component.kind.file)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        with atomic_folder(self.target(component)) as partial:
+            save(partial, network, dtype=STORED_DTYPE, name=component.kind.file)

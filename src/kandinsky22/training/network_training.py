@@ -15,6 +15,7 @@ from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
+from kandinsky22.files import atomic_write
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
@@ -172,7 +173,8 @@ def add_clip(context: TrainingContext, data: TrainingData, network: clip.CLIP) -
     stored = context.model.stored(IMAGE_ENCODER)
     zero_image.write(folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
     if network.probes is not None:
-        save_file(network.probes.state_dict(), context.folder / PROBES)
+        with atomic_write(context.folder / PROBES) as partial:
+            save_file(network.probes.state_dict(), partial)
 
 
 # The prior and the linear prior

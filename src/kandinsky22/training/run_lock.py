@@ -1,15 +1,24 @@
 """One training process at a time in a folder, by a lock that the system releases when the process ends."""
 
-from contextlib import AbstractContextManager
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kandinsky22.files import locked
+from kandinsky22.files import locked, remove_leftovers
 
 LOCK = "lock"
 TIMEOUT = 3.0  # seconds: a process whose supervisor was killed ends within this time
 
 
-def run_lock(folder: Path, timeout: float = TIMEOUT) -> AbstractContextManager[None]:
-    """Locks a folder, which is created; entering raises `OSError` if it stays locked for `timeout` seconds."""
+@contextlib.contextmanager
+def run_lock(folder: Path, timeout: float = TIMEOUT) -> Iterator[Callable[[], None]]:
+    """`files.locked` for a training folder, from which what killed processes left is removed.
+
+    Raises `OSError` if another process has it locked for longer than `timeout` seconds.
+    """
     error = f"another run is going on in {folder}; wait until it ends, stop it, or name another --folder"
-    return locked(folder / LOCK, timeout, error)
+    with locked(folder / LOCK, timeout, error) as check_in_place:
+        for path, _, _ in os.walk(folder):
+            remove_leftovers(Path(path))
+        yield check_in_place

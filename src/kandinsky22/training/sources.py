@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kandinsky22.files import expand
+
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
 CAPTION = ("caption", "text")  # metadata keys of the caption, in lower case
@@ -35,11 +37,11 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> "Source":
         """The source that "folder" or "folder:2.5" names. Raises `ValueError` if it does not exist."""
-        path = Path(text).expanduser()
+        path = expand(text)
         if text and path.exists():  # an empty text would be the current folder
             return cls(path)
         before, colon, weight = text.rpartition(":")
-        path = Path(before).expanduser()
+        path = expand(before)
         if not (colon and before and path.exists()):
             raise ValueError(f"{text} is not there; give a folder or a .tar, and its weight after a colon: photos:2")
         try:
