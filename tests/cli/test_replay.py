@@ -132,7 +132,7 @@ def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Capture, co
     messages = {
         "bare.png": "carries no request",
         "text.png": "it is not a PNG picture",
-        "none.png": "No such file or directory",
+        "none.png": "does not exist",
         "hostile.png": "carries a request that cannot be read",
     }
     for name, sentence in messages.items():

@@ -3,7 +3,6 @@
 `model.py` reads the folders of a whole model; here the parts may come from anywhere, and are saved to a new folder.
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
 from kandinsky22.checkpoints.schedulers import Scheduler, scheduler_of
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
+from kandinsky22.console import echo
 from kandinsky22.files import expand
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.config import Config
@@ -84,7 +84,7 @@ class LoadOptions:
             revision=self.revision,
             variant=self.variant,
             local_files_only=self.local_files_only,
-            say=lambda text: print(text, file=sys.stderr),
+            say=lambda text: echo(text, error=True),
         )
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from kandinsky22.cli.streams import LastingStream, open_lasting
-from kandinsky22.cli.terminal import printable
+from kandinsky22.console import echo
 from kandinsky22.request.task_schema import Task, all_tasks
 
 DEFAULT_TASK = "text2img"
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last two as a shell reports the signals
+MAX_MESSAGE = 2000  # characters of an error, which may quote what a file or an option holds
 GC_THRESHOLD = 100_000  # new objects between two runs of the garbage collector
 COMMANDS = {
     "show": ("print the request stored in a picture", "kandinsky22.cli.show"),
@@ -131,4 +132,5 @@ def _user_message(error: Exception) -> str | None:
 
 
 def _print_error(message: str) -> None:
-    print(f"kandinsky22: {printable(' '.join(message.split()))}", file=sys.stderr)
+    text = " ".join(message.split())
+    echo(f"kandinsky22: {text if len(text) <= MAX_MESSAGE else f'{text[:MAX_MESSAGE]}...'}", error=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
+from kandinsky22.console import echo
 from kandinsky22.files import expand
 from kandinsky22.request import Picture
 
@@ -37,4 +38,4 @@ def main(arguments: Sequence[str]) -> None:
     output = expand(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png"))
     device = str(device_of(options.get("device")))
     image = depth(picture, model=options.get("estimator"), device=device).image
-    print(save_png(image, output) if "output" in options else save_new_png(image, output))
+    echo(save_png(image, output) if "output" in options else save_new_png(image, output))

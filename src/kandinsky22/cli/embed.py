@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser, add_parameters, request_of
+from kandinsky22.console import echo
 from kandinsky22.files import expand, numbered, write_first_free
 from kandinsky22.request import Embedding, Part, Request, Text
 from kandinsky22.request import embedding as embeddings
@@ -47,7 +48,7 @@ def embed(arguments: Sequence[str]) -> None:
     if output.suffix == SUFFIX and len(words) > 1:
         raise ValueError(f"--output names one file and there are {len(words)} embeddings; name a folder")
     for word, embedding in zip(words, embeds, strict=True):
-        print(
+        echo(
             embedding.save(output)
             if output.suffix == SUFFIX
             else _save_new(embedding, output / f"{_stem(word)}{SUFFIX}")
@@ -90,7 +91,7 @@ def mix(arguments: Sequence[str]) -> None:
     if "slerp" not in options:
         made_by["weights"] = weights
     blend = replace(blend, made_by=made_by)
-    print(blend.save(output) if "output" in options else _save_new(blend, output))
+    echo(blend.save(output) if "output" in options else _save_new(blend, output))
 
 
 def parse_parts(words: Sequence[str], options: dict[str, Any], *, at_least: int) -> tuple[list[Part], Request]:

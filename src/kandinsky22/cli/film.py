@@ -2,15 +2,17 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.cli import paint
 from kandinsky22.cli.embed import embed_parts, parse_parts
-from kandinsky22.cli.options import Parser, add_parameters
+from kandinsky22.cli.options import Parser, add_parameters, whole_number
+from kandinsky22.console import echo
 from kandinsky22.files import expand, numbered, write_first_free
-from kandinsky22.request import Request, interpolation
+from kandinsky22.request import Request, Text, interpolation, limits
 from kandinsky22.request.events import Progress, Result
 from kandinsky22.request.tasks import interpolate
 
@@ -31,7 +33,7 @@ def strip(arguments: Sequence[str]) -> None:
 
     options, frames, output = _paint_frames(arguments, "strip", default_frames=7, suffix=".png")
     save = images.save_png if "output" in options else save_new_png
-    print(save(images.strip(frames), output))
+    echo(save(images.strip(frames), output))
 
 
 def film(arguments: Sequence[str]) -> None:
@@ -40,7 +42,7 @@ def film(arguments: Sequence[str]) -> None:
 
     options, frames, output = _paint_frames(arguments, "film", default_frames=24, suffix=".gif")
     save = partial(images.save_film, frames, fps=options.get("fps", FPS), loop=options.get("loop", False))
-    print(save(output) if "output" in options else write_first_free(numbered(output), partial(save, exclusive=True)))
+    echo(save(output) if "output" in options else write_first_free(numbered(output), partial(save, exclusive=True)))
 
 
 def _paint_frames(
@@ -54,7 +56,10 @@ def _paint_frames(
         epilog=f'example:\n  kandinsky22 {name} "a red circle" "a blue star" --seed 7',
     )
     parser.option(
-        "frames", type=int, metavar="N", help=f"number of pictures, both ends included (default: {default_frames})"
+        "frames",
+        type=whole_number,
+        metavar="N",
+        help=f"pictures, both ends included (default: {default_frames})",
     )
     parser.option(
         "noise",
@@ -76,6 +81,9 @@ def _paint_frames(
     count = options.get("frames", default_frames)
     _check_output(name, output, options.get("fps", FPS), count)
     model = paint.load(template.model, options, template)
+    size = model.resolved(replace(template, condition=Text("")))
+    most = limits.MAX_PIXELS if name == "strip" else limits.MAX_FRAME_PIXELS
+    limits.check_count(f"the pixels of a {name}", count * (size.height or 0) * (size.width or 0), most)
     keyframes = embed_parts(parts, template, model)
     requests = interpolation.requests(keyframes, count, template, **interpolation_options)
     return options, _run_requests(model, requests, quiet=options.get("quiet", False)), output
@@ -88,6 +96,7 @@ def _check_output(name: str, output: Path, fps: float, frames: int) -> None:
 
     if frames < 2:
         raise ValueError(f"a {name} needs at least two frames, got {frames}")
+    limits.check_count("frames", frames, limits.MAX_FRAMES)
     if name == "film":
         images.check_film(output, fps)
     elif output.suffix.lower() != ".png":

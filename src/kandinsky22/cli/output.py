@@ -17,6 +17,7 @@ from kandinsky22.imaging.images import Painting, read_recipe, save_png, sheet
 from kandinsky22.request import Part, Request, Text
 from kandinsky22.request.events import Result
 from kandinsky22.request.parts import parts
+from kandinsky22.request.picture_file import open_picture
 from kandinsky22.request.task_schema import PICTURE_SUFFIXES
 
 NAME_WORDS, NAME_LENGTH = 6, 40
@@ -109,12 +110,12 @@ def _part_name(part: Part) -> str:
 def _is_same(path: Path, image: Image.Image, picture: Painting | None) -> bool:
     """Whether a file has these pixels and, if `picture` is given, its request and metadata."""
     try:
-        with Image.open(path, formats=("PNG",)) as stored:
+        with open_picture(path, formats=("PNG",)) as stored:
             if stored.size != image.size or stored.convert("RGB").tobytes() != image.convert("RGB").tobytes():
                 return False
         if picture is None:
             return True
         recipe = read_recipe(path)
         return (recipe.request, recipe.made_by) == (picture.request, picture.made_by)
-    except (OSError, SyntaxError, ValueError):
+    except ValueError:
         return False

@@ -4,7 +4,6 @@
 the same for one request, and calling the model is `stream` without the events.
 """
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
@@ -23,6 +22,7 @@ from kandinsky22 import acceleration
 from kandinsky22.checkpoints import catalog, hub, locate
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.schedulers import SAMPLER_OF
+from kandinsky22.console import echo, printable
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine import memory
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    echo(line, error=True)
 
 
 class Kandinsky:
@@ -169,7 +169,7 @@ class Kandinsky:
             raise ValueError(f"options belong in the request: replace(request, {next(iter(options))}=...)")
         for event in self.stream(what):
             if isinstance(event, Notice):
-                warnings.warn(event.text, stacklevel=2)
+                warnings.warn(printable(event.text), stacklevel=2)
             if isinstance(event, Result):
                 return event.pictures
         raise AssertionError("a stream ends with its result")

@@ -6,7 +6,6 @@ order they are added.
 """
 
 import json
-import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,24 +26,13 @@ from torch import Tensor
 from kandinsky22.evaluation.features import Features
 from kandinsky22.files import atomic_write
 from kandinsky22.moments import Gaussian, Moments
+from kandinsky22.request.picture_file import open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only Pillow decoders that are used on them
 NAMED = 3  # broken pictures that an error names
 CHUNK = 4096  # rows whose moments are computed at once
 ROUNDING = 1e-5  # tolerance for a published covariance, relative to its largest entry
 METADATA_KEY = "kandinsky22"  # of a .safetensors file
-# The exceptions of decoders for broken files; struct's and zlib's come from chunks of metadata
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 Progress = Callable[[int, int], None]
 """(how many pictures are done, of how many)"""
@@ -208,7 +196,7 @@ def sizes_of(pictures: Mapping[str, Path], *, decode: bool = True) -> list[tuple
         try:
             width, height = _read(path).size if decode else _size(path)
             sizes.add((height, width))
-        except BROKEN:
+        except ValueError:
             broken.append(name)
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
@@ -301,13 +289,13 @@ def _problem(gaussian: Gaussian) -> str | None:
 
 def _read(path: Path) -> Image.Image:
     """A picture as 8-bit RGB."""
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         image.info.pop("transparency", None)  # dropped anyway; Pillow would warn about it
         return image.convert("RGB")
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         return image.size
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from kandinsky22.files import atomic_write, expand
+from kandinsky22.files import atomic_write, expand, parse_json
 from kandinsky22.request import Request
+from kandinsky22.request.picture_file import read_picture
 
 RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
 TILE, ROW, GAP = 512, 2048, 24  # pixels of a sheet: a picture's longer side, the pictures of a row, the margins
@@ -77,19 +78,14 @@ class Recipe:
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe stored in a PNG. Raises `ValueError` if there is none or the file is no PNG."""
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()  # text after the pixels is read only then
-            text = getattr(image, "text", {}).get(RECIPE)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a PNG picture"
-        raise ValueError(f"cannot read {path}: {reason}") from error
+    image = read_picture(Path(path).expanduser(), name=str(path), formats=("PNG",))  # text may follow the pixels
+    text = getattr(image, "text", {}).get(RECIPE)
     if text is None:
         raise ValueError(
             f"{path} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
         )
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))
     except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} carries a request that cannot be read: {error}") from error

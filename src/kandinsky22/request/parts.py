@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, Literal, Self, TypeAlias, TypeGuard
 
+from kandinsky22.request import limits
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.picture import Picture
 
@@ -26,7 +27,7 @@ SECOND_CALL_SAMPLERS = frozenset({"heun"})
 """The samplers that call the network a second time in every step except the last; a test counts their calls."""
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an `int` and not a `bool`."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -72,6 +73,7 @@ class Text:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise ValueError(f"the prompt must be text, got {type(self.prompt).__name__}; join several into one")
+        limits.check_count("the characters of a prompt", len(self.prompt), limits.MAX_PROMPT)
         try:
             self.prompt.encode()
         except UnicodeEncodeError:
@@ -97,6 +99,7 @@ class Mix:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        limits.check_count("the parts of a mix", len(self.parts), limits.MAX_PARTS)
         object.__setattr__(self, "weights", tuple(map(to_python, self.weights)))
         for part in self.parts:
             check_type("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
@@ -157,6 +160,8 @@ class Mask:
             raise ValueError("nothing would be painted: give a mask, or the number of pixels to extend the picture by")
         if not (is_int(self.feather) and self.feather >= 0):
             raise ValueError(f"feather must be a whole number of pixels from 0 up, got {self.feather!r}")
+        limits.check_count("feather", self.feather, limits.MAX_FEATHER)
+        limits.check_size("the picture with what is added to it", *self.size)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from os import PathLike
 from types import NoneType
 from typing import Any, Self
 
-from kandinsky22.request import sizes
+from kandinsky22.request import limits, sizes
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import (
     CONDITIONS,
@@ -105,10 +105,14 @@ class Request:
             side = getattr(self, name)
             if side is not None and not (is_int(side) and side >= MIN_SIDE):
                 raise ValueError(f"{name} must be a whole number from {MIN_SIDE} up, got {side!r}; try {MIN_SIDE}")
+            limits.check_count(name, side or 0, limits.MAX_SIDE)
+        if self.height and self.width:
+            limits.check_size("the picture to paint", self.height, self.width)
         if self.aspect is not None:
             sizes.parse_aspect(self.aspect)  # raises for a bad ratio
         if not (is_int(self.num_images) and self.num_images >= 1):
             raise ValueError(f"num_images must be a whole number from 1 up, got {self.num_images!r}")
+        limits.check_count("num_images", self.num_images, limits.MAX_IMAGES)
         for name in ("seed", "prior_seed", "variation_seed"):
             seed = getattr(self, name)
             if seed is not None and not (is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
@@ -151,6 +155,7 @@ class Request:
     def resolved(self, defaults: Defaults) -> Self:
         """A copy in which the model's defaults fill everything that is None; a missing seed is drawn."""
         height, width = self._size(defaults)
+        limits.check_size("the picture to paint", height, width)
         expanded = self.expand_speed(defaults)
         return replace(
             expanded,

@@ -5,17 +5,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 from rich.progress import Progress as ProgressBars
+from rich.text import Text
 
 from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.compositions.things import Things
+from kandinsky22.console import echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
 from kandinsky22.training import checkpoints, supervisor
@@ -236,7 +237,10 @@ def dataset_config(args: argparse.Namespace) -> DatasetConfig | None:
 def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path], processes: Processes) -> None:
     """Train the network, showing progress bars, and print metrics whenever they are validated."""
     with progress_bars(quiet=not processes.first) as (bars, progress):
-        print_line = partial(bars.console.print, highlight=False, soft_wrap=True)
+
+        def print_line(text: str) -> None:
+            bars.console.print(Text(printable(text)), soft_wrap=True)
+
         trainer = ModelTrainer(
             recipe,
             args.folder,
@@ -251,7 +255,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             reason = missing_things(args.folder) or "this run was started without things"
             print_line(f"training on the world of shapes alone, without things: {reason}")
         if report := trainer.data(args.network).report:
-            print_line(report)
+            print_line(str(report))
         task: TaskID | None = None
         first = 0  # the step that this process resumes from
         for metrics in trainer.train(
@@ -272,7 +276,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
                 text = f"step {metrics.step} of {metrics.steps}, {left} left: {values}"
                 print_line(text)
     if processes.first:
-        print(f"the model so far is in {trainer.model.path}")
+        echo(f"the model so far is in {trainer.model.path}")
 
 
 def duration(seconds: float) -> str:
@@ -287,11 +291,11 @@ def duration(seconds: float) -> str:
 def progress_bars(*, quiet: bool) -> Iterator[tuple[ProgressBars, Progress]]:
     """Progress bars on the terminal, and a function that shows the progress of a named task there."""
     columns = (
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        text_column("{task.fields[status]}"),
     )
     tasks: dict[str, TaskID] = {}
     with ProgressBars(*columns, console=Console(quiet=quiet), disable=quiet) as bars:

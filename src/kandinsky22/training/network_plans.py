@@ -5,6 +5,7 @@ from math import ceil
 import torch
 from torch._subclasses import FakeTensorMode
 
+from kandinsky22.console import echo
 from kandinsky22.models.clip import CLIPVision
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.training.model_recipe import ModelRecipe
@@ -39,7 +40,8 @@ def print_plan(
     rate = expected_rate(device, bfloat16=run is None or run.bfloat16)
     float32_rate = expected_rate(device, bfloat16=False)
     plan = plan_of(recipe, network, steps, processes, every=every, pictures=pictures)
-    print("\n".join(table(plan, rate, device, float32_rate)))
+    for line in table(plan, rate, device, float32_rate):
+        echo(line)
 
 
 def plan_of(

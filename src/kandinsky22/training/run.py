@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kandinsky22.files import atomic_write
+from kandinsky22.request.picture_file import read_picture
 from kandinsky22.training import checkpoints
 from kandinsky22.training.loop import Training
 from kandinsky22.training.metrics import Metrics, Validation
@@ -137,9 +137,6 @@ def _event_writer(folder: Path) -> Any:
 
 def _pixels(path: Path) -> Tensor:
     """A picture file as uint8 [3, H, W]."""
-    with Image.open(path) as picture:
-        return (
-            torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-            .view(picture.height, picture.width, 3)
-            .movedim(-1, 0)
-        )
+    picture = read_picture(path).convert("RGB")
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return values.view(picture.height, picture.width, 3).movedim(-1, 0)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from kandinsky22.console import echo
 from kandinsky22.files import atomic_write
 from kandinsky22.training import checkpoints
 from kandinsky22.training.processes import POLL, SUPERVISOR
@@ -67,9 +68,7 @@ def supervise(
                 f"training crashed{times} (exit status {status}); the same command goes on from the last checkpoint"
             )
         left -= 1
-        print(
-            f"kandinsky22: training crashed (exit status {status}); going on from the last checkpoint", file=sys.stderr
-        )
+        echo(f"kandinsky22: training crashed (exit status {status}); going on from the last checkpoint", error=True)
 
 
 def _run(command: Sequence[str], count: int) -> int:
