@@ -149,15 +149,14 @@ class Compositions:
     def _load_or_render(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
         path = self.folder / f"{kind}-{self.name}.npy"
         if not path.exists():
-
-            def rows() -> Iterator[np.ndarray]:
-                for index in range(self.count):
-                    yield draw(self._sample(index))
-                    self._progress(f"rendering {self.size[0]} x {self.size[1]}", index + 1, self.count)
-
-            write_rows(path, (self.count, *shape), rows())
+            write_rows(path, (self.count, *shape), self._rendered(draw))
         pixels: np.ndarray = np.load(path, mmap_mode="c")
         return pixels
+
+    def _rendered(self, draw: Callable[[Scene], np.ndarray]) -> Iterator[np.ndarray]:
+        for index in range(self.count):
+            yield draw(self._sample(index))
+            self._progress(f"rendering {self.size[0]} x {self.size[1]}", index + 1, self.count)
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
         """A caption for each picture, with wording drawn from `rng`."""

@@ -13,10 +13,9 @@ TIMEOUT = 3.0  # seconds: a process whose supervisor was killed ends within this
 
 @contextlib.contextmanager
 def run_lock(folder: Path, timeout: float = TIMEOUT) -> Iterator[Callable[[], None]]:
-    """Lock the folder, which is created, against other processes while the block runs.
+    """`files.locked` for a training folder, from which what killed processes left is removed.
 
-    Yields a function that raises `OSError` if the folder was removed or replaced since. Raises `OSError` if another
-    process has it locked for longer than `timeout` seconds. On a file system without locks nothing is locked.
+    Raises `OSError` if another process has it locked for longer than `timeout` seconds.
     """
     error = f"another run is going on in {folder}; wait until it ends, stop it, or name another --folder"
     with locked(folder / LOCK, timeout, error) as check_in_place:
