@@ -164,13 +164,18 @@ def _caption(path: Path, line: int, field: str) -> str:
     return caption
 
 
+def can_name_file(name: str) -> bool:
+    """Whether an id can be the name of a file on every system."""
+    return name[:1] not in ("", ".") and name.isprintable() and not any(letter in FORBIDDEN for letter in name)
+
+
 def _id(path: Path, line: int, field: str) -> str:
     """An id that can be a file name, without a picture's suffix."""
     stem, dot, suffix = field.strip().rpartition(".")
     name = stem if f"{dot}{suffix}".lower() in PICTURES else field.strip()
     if not name:
         raise ValueError(f"{path}, line {line}, has no id; give it one, or remove the column")
-    if name.startswith(".") or not name.isprintable() or any(letter in FORBIDDEN for letter in name):
+    if not can_name_file(name):
         raise ValueError(
             f"{path}, line {line}: the id {name!r} cannot name a file; leave out folders, {FORBIDDEN} and a dot at "
             "its start"

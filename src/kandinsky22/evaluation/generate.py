@@ -36,6 +36,7 @@ from kandinsky22.evaluation.manifest import (
     with_item,
 )
 from kandinsky22.evaluation.run_state import failed, is_complete_png, unfinished_units
+from kandinsky22.files import locked
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend
 
@@ -101,16 +102,16 @@ def generate(
     retry: captions that failed before are tried again. max_units: paint no more work units than this. least: the number
     of pictures below which the run is of no use. Closing the iterator stops between two steps of painting.
 
-    Raises `ValueError` for a shard that another process is painting, for a backend whose batch or weights are not those
-    of the run, for a disk without space, after ten captions failed in a row (which are then not recorded), and as soon
-    as so many have failed that fewer than `least` pictures are possible.
+    Raises `OSError` for a shard that another process is painting, and `ValueError` for a backend whose batch or weights
+    are not those of the run, for a disk without space, after ten captions failed in a row (which are then not
+    recorded), and as soon as so many have failed that fewer than `least` pictures are possible.
     """
     painter = as_painter(backend)
     if painter.batch != run.batch:
         raise ValueError(
             f"{run.folder} was created with batch {run.batch}, and now it is {painter.batch}; use {run.batch}"
         )
-    with _locked_shard(run, shard) as folder:
+    with _locked_shard(run, shard) as (folder, check_in_place):
         estimate(run, shard, processes=painter.processes, retry=retry).check()
         units = unfinished_units(run, shard, retry=retry)
         least_for_now = 1 if retry else least  # captions that are tried again may succeed
@@ -120,6 +121,7 @@ def generate(
         pending: list[Failure[str]] = []  # failures since the last success
         with closing(painter.paint(map(run.work_unit, units[:max_units]))) as outcomes:
             for outcome in outcomes:
+                check_in_place()
                 if isinstance(outcome, Failure):
                     pending.append(outcome)
                     if len(pending) == MAX_FAILURES_IN_A_ROW:
@@ -139,17 +141,20 @@ def generate(
 
 
 @contextmanager
-def _locked_shard(run: Run, shard: Shard) -> Iterator[Path]:
-    """Lock a shard for this process, and clear what a killed process left; yields a folder for unfinished pictures."""
+def _locked_shard(run: Run, shard: Shard) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Lock a shard for this process, and clear what a killed process left.
+
+    Yields a folder for unfinished pictures, and a function that raises `OSError` if the run's folder was removed.
+    """
     error = f"another process is painting shard {shard} of {run.folder}; wait for it, or paint another shard"
     folder = run.unfinished(shard)
-    with logs.locked(run.log(shard), error):
+    with locked(run.log(shard), 0, error) as check_in_place:
         for path in (run.log(shard), run.failures(shard)):
             logs.truncate_partial_line(path)
         shutil.rmtree(folder, ignore_errors=True)
         run.pictures.mkdir(exist_ok=True)
         try:
-            yield folder
+            yield folder, check_in_place
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from kandinsky22.backends.work_units import WorkUnit
-from kandinsky22.evaluation.captions import Captions
-from kandinsky22.evaluation.logs import locked
-from kandinsky22.files import atomic_write
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json
+from kandinsky22.evaluation.captions import Captions, can_name_file
+from kandinsky22.files import atomic_write, locked, open_regular, parse_json
 from kandinsky22.request import Request, Text
 
 RUN, MANIFEST, LOCK = "run.json", "manifest.jsonl", ".lock"
 MADE_BY = "weights", "dtype", "kandinsky22", "torch"
 """The entries of `Kandinsky.made_by` that must stay the same throughout a run; the others only affect rounding."""
 ANNOTATIONS = ("command", "weights_sha256")  # entries of `run.json` that are for readers and not compared
+MAX_BATCH = 1 << 20  # requests of a work unit
 SEED_BYTES = 6  # of a hash: 48 bits, an integer that every JSON parser represents exactly
 T = TypeVar("T")
 
@@ -146,8 +147,11 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The existing run of a folder; of pictures in its template only the hashes are known. Raises `ValueError`."""
-        settings = _read_json(folder / RUN)
-        template = Request.from_json(json.dumps(settings.get("request")))
+        settings = _read_settings(folder / RUN)
+        template = as_template(Request.from_json(json.dumps(settings.get("request"))))
+        batch = settings.get("batch")
+        if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+            raise ValueError(f"{folder / RUN} states no batch from 1 to {MAX_BATCH}; give another folder")
         return cls(folder, _read_manifest(folder), template, settings)
 
     @property
@@ -196,8 +200,6 @@ class Run:
         return self.folder / f"painting-{shard.name}"
 
     def _write(self) -> None:
-        for leftover in self.folder.glob(".*.part"):  # of a process that was killed while writing
-            leftover.unlink()
         with atomic_write(self.folder / MANIFEST) as partial:
             partial.write_text(_json_lines(self.items), encoding="utf-8")
         with atomic_write(self.folder / RUN) as partial:  # last, so that a folder with run.json is complete
@@ -248,11 +250,21 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, An
         yield name, before, now
 
 
+def _item(line: str) -> Item:
+    item = Item(**parse_json(line))
+    if not (isinstance(item.id, str) and isinstance(item.caption, str) and type(item.seed) is int):
+        raise TypeError("an item is an id, a caption and a seed")
+    if not can_name_file(item.id):
+        raise ValueError(f"{item.id!r} cannot name a file")
+    return item
+
+
 def _read_manifest(folder: Path) -> tuple[Item, ...]:
     path = folder / MANIFEST
     try:
-        return tuple(Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
-    except (OSError, ValueError, TypeError) as error:
+        with open_regular(path) as file:
+            return tuple(_item(line) for line in file.read().decode("utf-8").split("\n")[:-1])
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
 
 
@@ -260,14 +272,14 @@ def _json_lines(values: Sequence[Item]) -> str:
     return "".join(json.dumps(asdict(value), ensure_ascii=False) + "\n" for value in values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"{path.parent} holds no run; there is no {path.name} in it")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} holds no run; there is no {path.name} in it") from None
-    except (OSError, ValueError) as error:
+        values = read_json(path)
+    except CheckpointError as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
-    return dict(values)
+    return values
 
 
 def _as_text(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
+from kandinsky22.files import expand
 from kandinsky22.request import tasks
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import Part, Text
@@ -62,7 +63,7 @@ def parse_part(argument: str) -> Part:
     """
     suffix = Path(argument).suffix.lower()
     if suffix == ".safetensors":
-        return Embedding.load(Path(argument).expanduser())
+        return Embedding.load(expand(argument))
     return Picture.of(argument) if suffix in PICTURE_SUFFIXES else Text(argument)
 
 
