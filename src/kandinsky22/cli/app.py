@@ -13,6 +13,7 @@ from importlib import import_module
 from kandinsky22.cli.streams import LastingStream, open_lasting
 from kandinsky22.console import echo
 from kandinsky22.request.task_schema import Task, all_tasks
+from kandinsky22.threads import let_threads_sleep
 
 DEFAULT_TASK = "text2img"
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last two as a shell reports the signals
@@ -58,6 +59,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{
 
 def main() -> None:
     """The `kandinsky22` command: `run` with the arguments of the process, and fewer garbage collections."""
+    let_threads_sleep()
     gc.set_threshold(GC_THRESHOLD)  # importing torch creates many long-lived objects: saves 1/20 of a short command
     streams = open_lasting()
     try:
