@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         "Print what fits this machine, what is used, and about how long a picture takes.",
         usage="kandinsky22 doctor [options]",
     )
-    parser.option("size", type=size_of, metavar="HxW", help="size of the picture (default: the model's own)")
+    parser.option("size", type=size_of, metavar="WxH", help="size of the picture (default: the model's own)")
     parser.option("model", metavar="NAME", help="a single model (default: the box and the published one)")
     parser.add_edge("device", "dtype")
     options, words, _ = parser.parse(arguments)
@@ -122,7 +122,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     free = memory.free(device)
     fits = next((placement for placement, need in needs.items() if need < free), None)
     needed = ", ".join(f"{_gigabytes(need)} with --placement {placement}" for placement, need in needs.items())
-    yield f"  a picture of {height}x{width} in {dtypes} needs about {needed}: " + (
+    yield f"  a picture of {width}x{height} in {dtypes} needs about {needed}: " + (
         f"{fits} fits" if fits else "neither fits; try --placement sequential on a GPU, or a smaller --size"
     )
     if kandinsky is not None and full_size.elements(UNet, configs[2]) < LARGE:

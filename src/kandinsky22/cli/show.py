@@ -47,7 +47,7 @@ def summary(recipe: Recipe) -> dict[str, str]:
         lines["without"] = describe(request.negative)
     lines |= {path: describe(picture) for path, picture in request.pictures.items() if not path.startswith("condition")}
     lines |= {
-        "size": f"{request.height}x{request.width}",
+        "size": f"{request.width}x{request.height}",
         "seed": str(request.seed),
         "prior": _sampling(request.prior),
         "decoder": _sampling(request.decoder),

@@ -52,7 +52,7 @@ def summary(request: Request) -> str:
     """A resolved request in one line."""
     first, n = request.seed or 0, request.num_images
     seeds = f"seed {first}" if n == 1 else f"seeds {first} to {first + n - 1}"
-    return f'painting "{describe(request.condition)}", {request.height}x{request.width}, {seeds}'
+    return f'painting "{describe(request.condition)}", {request.width}x{request.height}, {seeds}'
 
 
 class Plain:

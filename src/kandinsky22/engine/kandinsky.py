@@ -39,6 +39,7 @@ from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Embedding, Request, Sampling
 from kandinsky22.request.events import Event, Failed, Notice, Preview, Result, stream
 from kandinsky22.request.parts import EVERYWHERE, UNSPECIFIED
+from kandinsky22.request.sizes import MIN_SIDE
 from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import unknown_words_notice
 
@@ -307,6 +308,13 @@ class Kandinsky:
             reminder = masks.reminder(masks.share(canvas.inpainting.area), request.mask.repaint)
             if reminder:
                 yield reminder
+        composed = request.start is None and request.mask is None and request.hint is None
+        if composed and canvas.size != (canvas.height, canvas.width):
+            height, width = canvas.size
+            yield (
+                f"painted at {width}x{height} and cropped to {canvas.width}x{canvas.height}, so things at the edges may be "
+                f"cut; sides that are multiples of {MIN_SIDE} need no cropping"
+            )
         if not request.decoder.exact and self.name != catalog.BOX:
             yield (
                 "guidance_interval and reuse were only evaluated with the model in the box; with this one they are "
@@ -316,7 +324,7 @@ class Kandinsky:
         if self.networks.compiled and shape not in self._compiled:
             self._compiled.add(shape)
             height, width = canvas.size
-            yield f"compiling for {request.num_images} of {height}x{width}, once; it may take minutes"
+            yield f"compiling for {request.num_images} of {width}x{height}, once; it may take minutes"
         if self.networks.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU without acceleration; use float32 there"
 
