@@ -53,8 +53,8 @@ class Calls:
         """The result of a function that needs a network for one request alone."""
         # Preparing a run is short, so many go together; their requests then take their steps together.
         prepares = stored is not stage.stored.movq if isinstance(stage, DecoderStage) else True
-        kind, at_once = ("functions", self.max_rows) if prepares else (object(), 1)
-        (result,) = yield _call(stage, stored, kind, [function], _run_all, 1, at_once)
+        at_once = self.max_rows if prepares else 1
+        (result,) = yield _call(stage, stored, "functions", [function], _run_all, 1, at_once)
         return result
 
     def encode_prompts(self, prior: PriorStage, prompts: Sequence[str]) -> Steps[Prefix]:
@@ -124,6 +124,8 @@ class Calls:
             events.close()
             for row in rows:
                 denoiser.forget(row)
+            if not denoiser.guidance:  # a stage of another model may be needed never again
+                self._denoisers.pop(stage, None)
         check_finite(x, name, stage.networks.dtype)
         return x
 

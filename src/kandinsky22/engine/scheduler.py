@@ -148,6 +148,8 @@ class Scheduler(Generic[K]):
             self._answer(self._choose(groups))
             self._run_ready()
         self._release_idle()
+        if not self._running:
+            self._charges, self._turn = {}, None  # which refer to networks
         events, self._events = self._events, []
         return events
 
