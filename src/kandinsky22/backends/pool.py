@@ -6,6 +6,7 @@ does not cost others their picture. The same work units give the same pixels how
 has the same number of threads.
 """
 
+import contextlib
 import itertools
 import os
 import queue
@@ -17,7 +18,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, Worker
+from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Submit, Worker
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Failed, Notice, Preview, is_last, stream
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
 
 K = TypeVar("K", bound=Hashable)
+CLOSED = "this pool is closed; open another"
 CAPACITY = 16  # pictures that a process has at a time; it paints about as many at once
 
 
@@ -98,11 +100,11 @@ class Pool:
             raise ValueError(f"processes must be a whole number from 1 up, got {processes!r}")
         self.processes = processes
         self._numbers = itertools.count()
-        self._commands: queue.SimpleQueue[_Job | _Call | None] = queue.SimpleQueue()  # a call is to be cancelled
+        self._commands: queue.SimpleQueue[_Job | _Call] = queue.SimpleQueue()  # a call is to be cancelled
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
-        self._closed = threading.Event()
+        self._closed, self._open = False, threading.Lock()  # no command is sent after it was closed
         self._thread = threading.Thread(target=self._run, name="kandinsky22-pool", daemon=True)
         self._thread.start()
 
@@ -132,10 +134,13 @@ class Pool:
 
     def close(self) -> None:
         """End all processes; what callers still wait for raises `ValueError`."""
-        if not self._closed.is_set():
-            self._closed.set()
-            self._send_command(None)
-            self._thread.join()
+        with self._open:
+            if self._closed:
+                return
+            self._closed = True
+            os.write(self._wake_up_write, b"!")
+        self._thread.join()
+        os.close(self._wake_up_write)
 
     def stream(self, request: Request, preview: Preview | None = None) -> Generator[Event, None, None]:
         """The events of one request; see `request.events.stream`."""
@@ -145,7 +150,6 @@ class Pool:
         self, requests: Mapping[K, Request], preview: Preview | None = None, *, together: bool = False
     ) -> Generator[tuple[K, Event], None, None]:
         """See `request.events.Backend`. Raises what loading the model raised, or `ChildProcessError`."""
-        self._check_open()
         call = _Call()
         groups = [requests] if together else [{key: request} for key, request in requests.items()]
         for group in groups:
@@ -162,7 +166,8 @@ class Pool:
                 yield key, event
         finally:
             if left:
-                self._send_command(call)
+                with contextlib.suppress(ValueError):  # it is closed, so nothing is left to cancel
+                    self._send_command(call)
 
     def resolve(self, request: Request) -> Request:
         """The request with every open field filled in. Raises `ValueError` for what cannot be carried out."""
@@ -175,7 +180,6 @@ class Pool:
         return described
 
     def _ask(self, method: Literal["resolve", "describe"], request: Request) -> Any:
-        self._check_open()
         call = _Call()
         self._send_command(_Job(call, Ask(next(self._numbers), method, request), {None}))
         answer = call.inbox.get()
@@ -183,18 +187,17 @@ class Pool:
             raise answer
         return answer
 
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise ValueError("this pool is closed; open another")
-
-    def _send_command(self, command: _Job | _Call | None) -> None:
-        self._commands.put(command)
-        os.write(self._wake_up_write, b"!")
+    def _send_command(self, command: _Job | _Call) -> None:
+        with self._open:
+            if self._closed:
+                raise ValueError(CLOSED)
+            self._commands.put(command)
+            os.write(self._wake_up_write, b"!")
 
     # The pool's thread; nothing below is called by another one.
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        while not self._closed:
             pipes = {worker.pipe: worker for worker in self._jobs if not worker.pipe.closed}
             for ready in wait([*pipes, self._wake_up_read]):
                 if isinstance(ready, int):
@@ -206,7 +209,7 @@ class Pool:
         self._take_commands()
         jobs = [*self._waiting, *(job for its in self._jobs.values() for job in its.values())]
         for call in {job.call for job in jobs}:
-            call.inbox.put(ValueError("this pool is closed; open another"))
+            call.inbox.put(ValueError(CLOSED))
         for worker in self._jobs:
             worker.end()
         os.close(self._wake_up_read)
@@ -216,7 +219,7 @@ class Pool:
             command = self._commands.get()
             if isinstance(command, _Job):
                 self._waiting.append(command)
-            elif command is not None:
+            else:
                 self._cancel(command)
 
     def _cancel(self, call: _Call) -> None:
@@ -242,10 +245,7 @@ class Pool:
             self._jobs[worker][job.order.job] = job
             if worker.pipe.closed:
                 worker.start()
-            order: Order = job.order
-            if isinstance(order, Submit):  # of a job that begins again, what is finished already is left out
-                order = order._replace(requests={key: r for key, r in order.requests.items() if key in job.left})
-            worker.send(order)
+            worker.send(job.order)
 
     def _receive(self, worker: Worker) -> None:
         try:
@@ -261,8 +261,12 @@ class Pool:
         elif job := self._jobs[worker].get(message.job):  # otherwise it was cancelled
             if message.kind == "answer":
                 job.left.clear()
-            elif is_last(message.content[1]):
-                job.left.discard(message.content[0])
+            else:
+                key, event = message.content
+                if key not in job.left:  # a work unit begins again as a whole, also what had finished
+                    return
+                if is_last(event):
+                    job.left.remove(key)
             if not job.left:
                 del self._jobs[worker][message.job]
             job.call.inbox.put(message.content)
