@@ -6,6 +6,7 @@ import random
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kandinsky22 import (
     text2img,
     variations,
 )
+from kandinsky22.engine import calls as calls_module
 from kandinsky22.engine import kandinsky as kandinsky_module
 from kandinsky22.engine import memory
 from kandinsky22.engine.batch import Batch
@@ -446,7 +448,9 @@ def test_an_exception_in_a_constraint_fails_its_request_alone(
 
 
 @pytest.mark.parametrize("broken", ["missing", "truncated"])
-def test_a_picture_that_breaks_after_it_was_submitted_fails_its_request_alone(kandinsky: Kandinsky, broken: str) -> None:
+def test_a_picture_that_breaks_after_it_was_submitted_fails_its_request_alone(
+    kandinsky: Kandinsky, broken: str
+) -> None:
     batch, file = kandinsky.batch(), io.BytesIO()
     PHOTO.save(file, "PNG")
     truncated = Image.open(io.BytesIO(file.getvalue()[:-2000]))
@@ -653,3 +657,22 @@ def test_networks_are_loaded_once_for_a_batch_where_they_are_offloaded(
     assert counts["unet"] == counts["movq"] == 1 and counts["prior"] <= 2
     for end in ends.values():
         assert_as_alone(end, kandinsky)
+
+
+def test_tiles_of_one_request_and_steps_of_another_alternate(
+    kandinsky: Kandinsky, calls: CountedCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movq_module, "MAX_UNTILED_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(movq_module, "TILE_PIXELS", 64 * 16)
+    monkeypatch.setattr(calls_module, "TILE_PIXELS", 64 * 16)
+    batch = kandinsky.batch()
+    batch.submit("a", text2img("a ring", seed=1, prior_seed=1, num_inference_steps=2))
+    batch.submit("b", text2img("a ring", seed=2, prior_seed=1, num_inference_steps=40))
+    order, events = [], []
+    while not any(isinstance(event, Result) for _, event in events):
+        before = calls.counts["movq"]
+        events = batch.step()
+        order.append(calls.counts["movq"] > before)
+    changes = sum(one != other for one, other in pairwise(order))
+    assert changes > 4  # between runs of tiles and of steps
+    batch.close()

@@ -17,6 +17,7 @@ from kandinsky22.engine.placement import Networks
 from kandinsky22.engine.runs import Run, check_finite
 from kandinsky22.engine.scheduler import ALL, Call, Raised
 from kandinsky22.engine.stages import DecoderStage, PriorStage
+from kandinsky22.models.movq import TILE_PIXELS
 from kandinsky22.models.prior import STEP_TOKENS, Prefix
 
 R = TypeVar("R")
@@ -24,10 +25,10 @@ Steps: TypeAlias = Generator[Any, Any, R]
 Stage: TypeAlias = PriorStage | DecoderStage
 OnStep: TypeAlias = Callable[[int, Tensor, Tensor], Iterable[Any]]
 """(steps done, the state x, the predicted x0): what to do after a step of a sampler"""
-UNET_CELLS_SHARE = (
-    1 / 4
-)  # of its latents' cells, at which the U-Net applies a weight on average, with the published sizes
-MOVQ_CELLS_SHARE = 8  # likewise for MoVQ, whose weights are applied to more cells than the latents have
+# How many cells a weight is applied to on average, for each cell of the latents, so that the costs of networks compare.
+# Measured with the box as processor time (docs/performance.md); it decides only whose turn it is.
+UNET_CELLS, MOVQ_CELLS = 1 / 4, 3
+LAYERS = 25  # of MoVQ's decoder that are computed in tiles
 PICTURES_AT_ONCE = 8  # that CLIP encodes
 
 
@@ -50,11 +51,17 @@ class Calls:
         self._denoisers: dict[Stage, Denoiser[Any]] = {}
 
     def run(self, stage: Stage, stored: NetworkSource[Any, Any], function: Callable[[], R]) -> Steps[R]:
-        """The result of a function that needs a network for one request alone."""
-        # Preparing a run is short, so many go together; their requests then take their steps together.
-        prepares = stored is not stage.stored.movq if isinstance(stage, DecoderStage) else True
-        at_once = self.max_rows if prepares else 1
-        (result,) = yield _call(stage, stored, "functions", [function], _run_all, 1, at_once)
+        """The result of a short function that needs a network for one request alone.
+
+        Many are run together, so that requests that arrive together take their steps together.
+        """
+        (result,) = yield _call(stage, stored, "functions", [function], _run_all, 1, self.max_rows)
+        return result
+
+    def autoencode(self, decoder: DecoderStage, function: Callable[[], R], cells: float) -> Steps[R]:
+        """The result of a function that encodes or decodes so many cells of latents with MoVQ."""
+        movq = decoder.stored.movq
+        (result,) = yield _call(decoder, movq, "autoencode", [function], _run_all, cells * MOVQ_CELLS, 1)
         return result
 
     def encode_prompts(self, prior: PriorStage, prompts: Sequence[str]) -> Steps[Prefix]:
@@ -111,7 +118,7 @@ class Calls:
                     break
                 x, reply = event.x, None
                 if isinstance(event, Ask):
-                    cells = STEP_TOKENS if isinstance(stage, PriorStage) else x[0, 0].numel() * UNET_CELLS_SHARE
+                    cells = STEP_TOKENS if isinstance(stage, PriorStage) else x[0, 0].numel() * UNET_CELLS
                     cost = cells * (1 + (run.guidance.uncond is not None))
                     items = [(row, state, event.t) for row, state in zip(rows, x.split(1), strict=True)]
                     kind = ("step", x.shape[1:])
@@ -134,8 +141,10 @@ class Calls:
         pictures = []
         for z in latents.split(1):
             advance, done = partial(_advance, decoder.decode_in_tiles(z)), None
+            cells = z[0, 0].numel()
+            tiles = cells * decoder.stored.movq.config.factor**2 // TILE_PIXELS
             while done is None:
-                done = yield from self.run(decoder, decoder.stored.movq, advance)
+                done = yield from self.autoencode(decoder, advance, cells / max(1, tiles * LAYERS))
             pictures.append(done)
         return torch.cat(pictures)
 

@@ -72,7 +72,7 @@ class Painter:
             x = self.noise.draw(decoder.shape(n, *self.canvas.size), device=self.model.device)
             return StartState.from_noise(decoder.schedule, steps, x)
         pixels = to_pixels(self.canvas.place_start(picture.image.rgb))
-        z = yield from self.calls.run(decoder, decoder.stored.movq, lambda: decoder.encode(pixels))
+        z = yield from self.calls.autoencode(decoder, lambda: decoder.encode(pixels), self._cells)
         return StartState.from_clean(decoder.schedule, steps, z.expand(n, -1, -1, -1), picture.strength, self.noise)
 
     def sample(self, embeds: Embeds, start: StartState) -> Steps[Tensor]:
@@ -80,7 +80,7 @@ class Painter:
         decoder, sampling, hint = self.decoder, self.request.decoder, self.request.hint
         inpaint = yield from self._inpaint_condition()
         if self.preview is not None:
-            yield from self.calls.run(decoder, decoder.stored.movq, decoder.load_latent_preview)
+            yield from self.calls.autoencode(decoder, decoder.load_latent_preview, self._cells)
 
         def prepare() -> Run[UNetCondition]:
             return decoder.prepare_run(
@@ -107,6 +107,12 @@ class Painter:
         pixels = yield from self.calls.decode(self.decoder, latents)
         return [self.canvas.cut(to_image(picture)) for picture in pixels]
 
+    @property
+    def _cells(self) -> int:
+        """The cells of one picture's latents."""
+        _, _, height, width = self.decoder.shape(1, *self.canvas.size)
+        return height * width
+
     def _inpaint_condition(self) -> Steps[InpaintCondition | None]:
         if self.canvas.inpaint_input is None:
             return None
@@ -115,7 +121,7 @@ class Painter:
         factor = decoder.stored.movq.config.factor  # a latent cell is repainted if any of its pixels is
         cells = F.interpolate(F.max_pool2d(torch.from_numpy(area)[None, None], factor), scale_factor=factor)
         condition = lambda: decoder.inpaint_condition(to_pixels(whole), cells)  # noqa: E731
-        return (yield from self.calls.run(decoder, decoder.stored.movq, condition))
+        return (yield from self.calls.autoencode(decoder, condition, self._cells))
 
     def _preview_of(self, latents: Tensor, i: int, n: int) -> bytes | None:
         """The small picture after step i of n, if one is wanted."""
