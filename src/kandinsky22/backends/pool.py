@@ -192,11 +192,8 @@ class Pool:
     ) -> Generator[tuple[K, Event], None, None]:
         """See `request.events.Backend`. Raises what loading the model raised, or `ChildProcessError`."""
         session: Session[K] = Session(self)
-        if together:
-            self._submit(session._call, requests, preview, together=True)
-        else:
-            for key, request in requests.items():
-                session.submit(key, request, preview)
+        for group in [requests] if together and requests else [{key: request} for key, request in requests.items()]:
+            self._submit(session._call, group, preview, together=together)
         left = set(requests)
         try:
             while left:
