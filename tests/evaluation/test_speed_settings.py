@@ -63,7 +63,7 @@ def test_unet_work_is_what_a_picture_computes(tiny_model: Path, monkeypatch: pyt
 
     monkeypatch.setattr(decoder.unet, "forward_cached", count_call)
     hook = decoder.unet.mid_block.register_forward_pre_hook(count_deep_rows)
-    request = kandinsky.resolved(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
+    request = kandinsky.resolve(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
     list(kandinsky.stream(request))
     hook.remove()
     assert UNetWork.of(request.decoder, decoder.schedule)._asdict() == counts
