@@ -1,5 +1,6 @@
 """The command of a task: from its arguments to a request, and from the request to pictures in files."""
 
+import itertools
 import secrets
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.metadata import read_metadata
+from kandinsky22.cli.model_defaults import model_defaults
 from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
 from kandinsky22.console import echo
@@ -29,7 +31,7 @@ def main(
     task: Task, arguments: Sequence[str], *, name: str, commands: Iterable[str] = (), usage: str, epilog: str
 ) -> None:
     """Run a task's command; `commands` are the names that a mistyped word is compared with."""
-    parser = task_parser(task, name, usage=usage, epilog=epilog)
+    parser = task_parser(task, name, usage=usage, epilog=epilog, defaults=_defaults_for_help(arguments))
     options, words, literal = parser.parse(arguments)
     request = request_of(task, _positionals(task, words, options, literal, commands), options)
 
@@ -80,6 +82,15 @@ def random_prompt(seed: int, model: str) -> str:
     rng = np.random.default_rng(seed)
     captions = (caption(sample(rng)) for _ in range(1000))  # the world has more words than some models were trained on
     return next((text for text in captions if known >= set(text.replace(",", "").split())), caption(sample(rng)))
+
+
+def _defaults_for_help(arguments: Sequence[str]) -> dict[str, str]:
+    """The defaults of the model that a request for help names."""
+    if not {"-h", "--help"} & set(arguments):
+        return {}
+    named = [word.partition("=")[2] for word in arguments if word.startswith("--model=")]
+    named += [word for option, word in itertools.pairwise(arguments) if option == "--model"]
+    return model_defaults(named[0] if named else catalog.BOX)
 
 
 def _positionals(

@@ -117,7 +117,10 @@ class Request:
         for name in ("seed", "prior_seed", "variation_seed"):
             seed = getattr(self, name)
             if seed is not None and not (is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
-                raise ValueError(f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r}")
+                raise ValueError(
+                    f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r:.40}; "
+                    "leave it out to have one drawn"
+                )
         if not (is_number(self.variation_strength) and 0 <= self.variation_strength <= 4):
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
         if self.variation_strength and self.variation_seed is None:
