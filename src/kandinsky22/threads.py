@@ -1,8 +1,8 @@
 """Threads that compute: no more for a network call than its work pays for, and none that spin while they wait.
 
-OpenMP's threads spin while they wait for each other. Beside one busy program on two cores, the included model then takes
-many times as long with two threads as with one, and on idle cores no less. Imports no torch, which reads the environment
-when it is imported.
+OpenMP's threads spin while they wait for each other. Beside one busy program on two cores, the included model then
+takes many times as long with two threads as with one, and on idle cores no less. Imports no torch, which reads the
+environment when it is imported.
 """
 
 import os

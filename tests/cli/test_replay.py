@@ -11,7 +11,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from kandinsky22.cli.app import run
-from kandinsky22.imaging.images import RECIPE, read_recipe
+from kandinsky22.imaging.file_texts import RECIPE
+from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request.tasks import text2img
 
 Capture = pytest.CaptureFixture[str]

@@ -39,16 +39,20 @@ EDGE: Mapping[str, Mapping[str, Any]] = {
     "output": {
         "short": "-o",
         "metavar": "PLACE",
-        "help": "a folder for the pictures, or a file ending in .png (default: out)",
+        "help": "a folder, a file ending in .png, .jpg or .webp, or - for standard output (default: out)",
     },
     "quiet": {"short": "-q", "action": "store_true", "help": "print nothing but the paths of the pictures"},
 }
 """Options that are not part of a request: where it is computed, and where the pictures go."""
+YES_HELP = "paint without asking, however long it takes"
+SHEET_HELP = "also write a page with all pictures, enlarged (default: of several, in a terminal, into a folder)"
 SAMPLING = ("steps", "scale", "sampler", "interval", "reuse", "speed")
 GROUPS: Mapping[str, Callable[[str], bool]] = {
     "output": lambda name: name in ("output", "quiet", "sheet", "yes"),
     "where it is computed": lambda name: name in ("model", *EDGE),
-    "the prior, which turns texts into image embeddings": lambda name: name.startswith("prior") and name != "prior_seed",
+    "the prior, which turns texts into image embeddings": lambda name: (
+        name.startswith("prior") and name != "prior_seed"
+    ),
     "random numbers": lambda name: "seed" in name or name == "variation_strength",
     "size and number": lambda name: name in ("height", "width", "size", "aspect", "num_images"),
     "the decoder, which paints": lambda name: name.endswith(SAMPLING),
@@ -125,6 +129,8 @@ def task_parser(
     parser = Parser(name, f"{summary} Options left out are the model's own choice.", usage=usage, epilog=epilog)
     add_parameters(parser, task, leave_out=POSITIONALS, defaults=defaults)
     parser.add_edge()
+    parser.option("yes", action="store_true", help=YES_HELP)
+    parser.option("sheet", action=argparse.BooleanOptionalAction, help=SHEET_HELP)
     elsewhere: dict[str, list[str]] = {}
     for other, function in all_tasks().items():
         for parameter in parameters(function).keys() - parameters(task).keys():

@@ -2,13 +2,16 @@
 
 import itertools
 import secrets
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.metadata import read_metadata
+from kandinsky22.cli import large_work
 from kandinsky22.cli.model_defaults import model_defaults
 from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
@@ -38,10 +41,13 @@ def main(
     from kandinsky22.cli import output  # imports Pillow, which is slow and not needed for --help
 
     destination = output.Destination.of(options.get("output", OUTPUT))
+    destination.check(request)
     backend = load(request.model, options, request)  # before the display, since fetching shows its own progress bars
+    large_work.confirm(backend, backend.resolve(replace(request, seed=request.seed or 0)), yes="yes" in options)
     with display(options.get("quiet", False)) as view:
         result = run_request(request, backend, view, destination)
-    for path in output.save(result, destination):
+    helps = len(result.pictures) > 1 and destination.name is None and sys.stdout.isatty() and "quiet" not in options
+    for path in output.save(result, destination, with_sheet=options.get("sheet", helps)):
         echo(path)
 
 

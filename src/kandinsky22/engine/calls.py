@@ -27,7 +27,7 @@ Stage: TypeAlias = PriorStage | DecoderStage
 OnStep: TypeAlias = Callable[[int, Tensor, Tensor], Iterable[Any]]
 """(steps done, the state x, the predicted x0): what to do after a step of a sampler"""
 # How many cells a weight is applied to on average, for each cell of the latents, so that the costs of networks compare.
-# Measured with the box as processor time (docs/performance.md); it decides whose turn it is and how many threads compute.
+# Measured with the box as processor time (docs/performance.md); it decides whose turn it is and how many threads work.
 UNET_CELLS, MOVQ_CELLS = 1 / 4, 3
 LAYERS = 25  # of MoVQ's decoder that are computed in tiles
 PICTURES_AT_ONCE = 8  # that CLIP encodes

@@ -311,8 +311,8 @@ class Kandinsky:
         if composed and canvas.size != (canvas.height, canvas.width):
             height, width = canvas.size
             yield (
-                f"painted at {width}x{height} and cropped to {canvas.width}x{canvas.height}, so things at the edges may be "
-                f"cut; sides that are multiples of {MIN_SIDE} need no cropping"
+                f"painted at {width}x{height} and cropped to {canvas.width}x{canvas.height}, so the edges may "
+                f"cut things; sides that are multiples of {MIN_SIDE} need no cropping"
             )
         if not request.decoder.exact and self.name != catalog.BOX:
             yield (

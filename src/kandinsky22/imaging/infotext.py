@@ -1,0 +1,63 @@
+"""AUTOMATIC1111's generation parameters: a text in pictures that many programs read, beside our own record."""
+
+import json
+import re
+from collections.abc import Mapping
+
+import kandinsky22
+from kandinsky22.request import Request
+from kandinsky22.request.parts import Text, describe
+
+SAMPLER_LABELS: Mapping[str, str] = {
+    "ddpm": "DDPM",
+    "unclip": "UnCLIP",
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "dpmpp_2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "heun": "Heun",
+}
+"""Our samplers as AUTOMATIC1111 writes them."""
+SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
+
+
+def infotext(request: Request, model: str | None = None) -> str:
+    """The parameters of a resolved request for one picture. model: its name (None: as in the request)."""
+    decoder = request.decoder
+    settings = {
+        "Steps": decoder.steps,
+        "Sampler": SAMPLER_LABELS.get(decoder.sampler or "", decoder.sampler),
+        "CFG scale": None if decoder.guidance_scale is None else f"{decoder.guidance_scale:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": model or request.model,
+        "Variation seed": request.variation_seed if request.variation_strength else None,
+        "Variation seed strength": f"{request.variation_strength:g}" if request.variation_strength else None,
+        "Denoising strength": f"{request.start.strength:g}" if request.start else None,
+        "Version": f"kandinsky22 {kandinsky22.__version__}",
+    }
+    negative = [f"Negative prompt: {request.negative.prompt}"] if isinstance(request.negative, Text) else []
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
+    return "\n".join([describe(request.condition), *negative, line])
+
+
+def parse(text: str) -> dict[str, str]:
+    """The values of parameters by their names, also "Prompt" and "Negative prompt"; {} if they have no settings."""
+    *lines, last = text.strip().split("\n")
+    if not last.startswith("Steps: "):
+        return {}
+    prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt:")
+    settings = {name: _unquoted(value.strip()) for name, value in SETTING.findall(last)}
+    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip()} | settings
+
+
+def _quoted(value: str) -> str:
+    """A value of a setting, as a JSON string if it has a comma, a colon or a line break."""
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value
+    except ValueError:
+        return value
