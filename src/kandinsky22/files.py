@@ -104,7 +104,10 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
     A folder, since some writers replace their file by another one, which would have no lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # which callers take for a file of the same name
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
     remove_leftovers(path.parent)
     with contextlib.ExitStack() as cleanup:
         while True:

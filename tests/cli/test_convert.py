@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from kandinsky22.cli import convert
+from kandinsky22.cli.app import run
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,3 +77,19 @@ def test_fast_conversion_prints_no_progress(capsys: Capture) -> None:
     now = 1.5
     report(5, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_one_file_is_accepted_as_a_model_and_unpacked_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "one.safetensors"
+    assert run(["convert", str(tiny_model), str(file), "-q"]) == 0
+    paths = []
+    for model in (tiny_model, file, file):
+        paths.append(tmp_path / f"{len(paths)}.png")
+        assert run(["a red circle", "--seed", "7", "-q", "--model", str(model), "-o", str(paths[-1])]) == 0
+    assert capsys.readouterr().err.count("unpacking") == 1
+    assert len({Image.open(path).tobytes() for path in paths}) == 1
+    (tmp_path / "other.safetensors").write_bytes(b"no model")
+    assert run(["a red circle", "--model", str(tmp_path / "other.safetensors")]) == 2

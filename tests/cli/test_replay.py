@@ -132,7 +132,7 @@ def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Capture, co
     Image.new("RGB", (8, 8)).save(tmp_path / "hostile.png", pnginfo=hostile)
     messages = {
         "bare.png": "carries no request",
-        "text.png": "it is not a PNG picture",
+        "text.png": "it is not a complete picture",
         "none.png": "does not exist",
         "hostile.png": "carries a request that cannot be read",
     }

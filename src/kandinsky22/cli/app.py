@@ -82,8 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit status."""
     try:
         return _dispatch(arguments) or 0
-    except KeyboardInterrupt:
-        _print_error("stopped; the files written so far are complete")
+    except KeyboardInterrupt as stop:
+        _print_error(str(stop) or "stopped; the files written so far are complete")
         return INTERRUPTED
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
         message = _user_message(error)

@@ -27,6 +27,7 @@ def confirm(backend: "Backend", request: Request, *, frames: int = 1, yes: bool 
     asked = (request.height or 0) * (request.width or 0) * (request.decoder.steps or 1) * request.num_images * frames
     if asked <= LARGE * usual or (seconds := _seconds(backend, request) * frames) <= LONG:
         return
+    backend.check_memory([(request.num_images, *backend.canvas(request).size)])  # raises for what is impossible
     estimate = f"this takes about {_duration(seconds)}, and {asked / usual:.0f} times the work of a usual picture"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ValueError(f"{estimate}; ask for less, or add --yes")

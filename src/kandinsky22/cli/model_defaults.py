@@ -5,6 +5,7 @@ from dataclasses import fields
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.json_files import read_json
 from kandinsky22.checkpoints.metadata import read_metadata
+from kandinsky22.files import expand
 from kandinsky22.request import Sampling
 
 OPTIONS = {"steps": "num_inference_steps", "sampler": "sampler", "guidance_scale": "guidance_scale"}
@@ -12,6 +13,8 @@ OPTIONS = {"steps": "num_inference_steps", "sampler": "sampler", "guidance_scale
 
 def model_defaults(model: str) -> dict[str, str]:
     """The model's own values by option; {} if it is not on this machine or cannot be read."""
+    if expand(model).is_file():  # one file, which has no folders until it is unpacked
+        return {}
     try:
         folder = locate.part_folders(model)[catalog.DECODER]
         stages = read_metadata(folder).defaults

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from kandinsky22.console import echo, printable, text_column
+from kandinsky22.console import FIRST_LINE, LINE_EVERY, ProgressLines, echo, printable, text_column
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Preview, Progress, Result, Started
 from kandinsky22.request.parts import describe
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.segment import Segment
 
-FIRST_LINE, LINE_EVERY = 3.0, 10.0  # seconds until the first line of progress outside a terminal, and between lines
 MAX_COLUMNS = 96  # of the terminal, for pictures
 
 
@@ -111,8 +110,7 @@ class Steps:
         columns = text_column("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         self._bars = Bars(*columns, console=Console(stderr=True, highlight=False), disable=not self.in_terminal)
         self._tasks: dict[str, TaskID] = {}
-        self._start = time.monotonic()
-        self._next = self._start + FIRST_LINE
+        self._lines = ProgressLines()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -122,10 +120,9 @@ class Steps:
         self._bars.stop()
 
     def print(self, line: str) -> None:
-        """Print a line, unless quiet: what comes next, from which on the time is counted."""
+        """Print a line, unless quiet."""
         from rich.text import Text
 
-        self._start = time.monotonic()
         if self.in_terminal:
             self._bars.console.print(Text(printable(line)), soft_wrap=True)
         elif not self.quiet:
@@ -136,11 +133,8 @@ class Steps:
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what)
         self._bars.update(self._tasks[what], completed=done, total=total)
-        now = time.monotonic()
-        if not self.quiet and not self.in_terminal and now >= self._next and 0 < done < total:
-            self._next = now + LINE_EVERY
-            left = (now - self._start) / done * (total - done)
-            self.print(f"{what}: {done:.0f} of {total}, about {left:.0f} s left")
+        if not self.quiet and not self.in_terminal:
+            self._lines.show(what, done, total)
 
 
 class HalfBlocks:

@@ -163,41 +163,46 @@ class Kandinsky:
 
     def __call__(self, what: str | Request, **options: Any) -> list[Painting]:
         """Paint a request, or a prompt with the options of `tasks.text2img`. Notices become warnings."""
-        if not isinstance(what, Request):
-            what = text2img(what, **options)
-        elif options:
-            raise ValueError(f"options belong in the request: replace(request, {next(iter(options))}=...)")
-        for event in self.stream(what):
+        for event in self.stream(as_request(what, **options)):
             if isinstance(event, Notice):
                 warnings.warn(printable(event.text), stacklevel=2)
             if isinstance(event, Result):
                 return event.pictures
         raise AssertionError("a stream ends with its result")
 
-    def stream(self, request: Request, preview: Preview | None = None) -> Generator[Event, None, None]:
-        """The events of one request; the last is its `Result`. Closing the generator cancels it.
+    def stream(
+        self, what: str | Request, preview: Preview | None = None, **options: Any
+    ) -> Generator[Event, None, None]:
+        """The events of a request, or of a prompt with the options of `tasks.text2img`; the last is its `Result`.
 
-        Raises `ValueError` for a request that cannot be carried out, before anything runs; `FloatingPointError` for a
-        result that is not finite; `MemoryError` where memory ran out.
+        Closing the generator cancels it. Raises `ValueError` for a request that cannot be carried out, before anything
+        runs; `FloatingPointError` for a result that is not finite; `MemoryError` where memory ran out.
         """
-        return stream(self, request, preview)
+        return stream(self, as_request(what, **options), preview)
 
     def stream_many(
         self,
-        requests: Mapping[K, Request],
+        requests: Mapping[K, Request | str],
         preview: Preview | None = None,
         *,
         together: bool = False,
         max_rows: int | None = None,
     ) -> Generator[tuple[K, Event], None, None]:
-        """Carry out many requests in one `Batch`; yields (key, event). See `request.events.Backend`.
+        """Carry out many requests or prompts in one `Batch`; yields (key, event). See `request.events.Backend`.
 
-        max_rows: see `Batch`.
+        max_rows: see `Batch`. Raises `ValueError` for anything but a mapping.
         """
+        if not isinstance(requests, Mapping):
+            raise ValueError("requests must have keys, by which their events are known: dict(enumerate(requests))")
+        return self._stream_many(requests, preview, together, max_rows)
+
+    def _stream_many(
+        self, requests: Mapping[K, Request | str], preview: Preview | None, together: bool, max_rows: int | None
+    ) -> Generator[tuple[K, Event], None, None]:
         with closing(self.batch(together=together, max_rows=max_rows)) as batch:
             for key, request in requests.items():
                 try:
-                    batch.submit(key, request, preview)
+                    batch.submit(key, as_request(request), preview)
                 except ValueError as error:
                     yield key, Failed("refused", str(error))
             while len(batch):
@@ -228,9 +233,13 @@ class Kandinsky:
         it."""
         return self._run(self.embedder.embed(self._seeded(request), Calls()))
 
-    def embedding(self, request: Request) -> Embedding:
-        """The image embedding of the request's first picture, as a value that can be saved."""
-        request = self._seeded(request)
+    def embedding(self, what: str | Request, **options: Any) -> Embedding:
+        """The image embedding of a request's first picture, or of a prompt, as a value that can be saved.
+
+        options: of `tasks.text2img`, for a prompt, whose seed is drawn if there is none.
+        """
+        request = as_request(what, **options)
+        request = self._seeded(self.resolve(request) if isinstance(what, str) else request)
         vector = self.embed(request).image[0].cpu().numpy()
         made_by = {"weights": {"prior": self.stored.prior.prior.fingerprint, "clip": self.stored.prior.space}}
         return Embedding.of(vector, self.stored.prior.space, {"request": request.to_json(), **made_by})
@@ -326,6 +335,17 @@ class Kandinsky:
             yield f"compiling for {request.num_images} of {width}x{height}, once; it may take minutes"
         if self.networks.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU without acceleration; use float32 there"
+
+
+def as_request(what: str | Request, **options: Any) -> Request:
+    """A request, or the one of a prompt with the options of `tasks.text2img`. Raises `ValueError` for anything else."""
+    if not isinstance(what, str | Request):
+        raise ValueError(f"give a prompt or a request, such as text2img('a red star'), got {type(what).__name__}")
+    if isinstance(what, str):
+        return text2img(what, **options)
+    if options:
+        raise ValueError(f"options belong in the request: replace(request, {next(iter(options))}=...)")
+    return what
 
 
 def _set(value: T | None) -> T:
