@@ -42,7 +42,7 @@ class Embedding:
 
     def __repr__(self) -> str:
         return (
-            f"<Embedding {self.name}: {len(self.data) // 4} numbers, length {self.length:.3g}, encoder {self.encoder}>"
+            f"<Embedding {self.name}: {len(self.data) // 4} numbers of length {self.length:.3g}, {self.encoder}>"
         )
 
     def __post_init__(self) -> None:
