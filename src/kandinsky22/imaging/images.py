@@ -68,7 +68,8 @@ class Painting:
     @property
     def texts(self) -> dict[str, str]:
         """What the file says of the picture: the record that `read_recipe` reads, and AUTOMATIC1111's parameters."""
-        return {RECIPE: Recipe(self.request, self.made_by).to_json(), PARAMETERS: infotext(self.request)}
+        parameters = infotext(self.request, version=self.made_by.get("kandinsky22"))
+        return {RECIPE: Recipe(self.request, self.made_by).to_json(), PARAMETERS: parameters}
 
     def __repr__(self) -> str:
         width, height = self.image.size

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 
-import kandinsky22
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
 
@@ -21,8 +20,8 @@ SAMPLER_LABELS: Mapping[str, str] = {
 SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
-def infotext(request: Request, model: str | None = None) -> str:
-    """The parameters of a resolved request for one picture. model: its name (None: as in the request)."""
+def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:
+    """The parameters of a resolved request for one picture. model: its name (None: as in the request); version: of kandinsky22."""
     decoder = request.decoder
     settings = {
         "Steps": decoder.steps,
@@ -34,7 +33,7 @@ def infotext(request: Request, model: str | None = None) -> str:
         "Variation seed": request.variation_seed if request.variation_strength else None,
         "Variation seed strength": f"{request.variation_strength:g}" if request.variation_strength else None,
         "Denoising strength": f"{request.start.strength:g}" if request.start else None,
-        "Version": f"kandinsky22 {kandinsky22.__version__}",
+        "Version": f"kandinsky22 {version}" if version else None,
     }
     negative = [f"Negative prompt: {request.negative.prompt}"] if isinstance(request.negative, Text) else []
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)

@@ -41,9 +41,7 @@ class Embedding:
     made_by: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __repr__(self) -> str:
-        return (
-            f"<Embedding {self.name}: {len(self.data) // 4} numbers of length {self.length:.3g}, {self.encoder}>"
-        )
+        return f"<Embedding {self.name}: {len(self.data) // 4} numbers of length {self.length:.3g}, {self.encoder}>"
 
     def __post_init__(self) -> None:
         import numpy as np
