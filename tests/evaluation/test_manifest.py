@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kandinsky22 import img2img, interpolate, text2img
+from kandinsky22.backends.run_folder import Shard, seed_of
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, check_folder, items, seed_of, with_item
+from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, check_folder, items, with_item
 from tests.backends.fakes import DEFAULTS, MADE_BY
 
 CAPTIONS = Captions((*(Captioned(f"{k:02}", f"ring {k}") for k in range(22)), Captioned("x", "a\u2028star", 7)), "abc")
