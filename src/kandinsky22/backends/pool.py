@@ -11,15 +11,15 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
 from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, Worker
 from kandinsky22.request import Request
-from kandinsky22.request.events import Event, Failed, Notice, Preview, is_last, stream
+from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
 if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
@@ -63,6 +63,13 @@ class _Call:
     inbox: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
 
 
+class _Cancel(NamedTuple):
+    """Cancels the jobs of a call: those with this request, or all."""
+
+    call: _Call
+    keys: Collection[Hashable] | None = None
+
+
 @dataclass(eq=False)
 class _Job:
     """What one process carries out of a call: a request, the requests of a work unit, or a question.
@@ -86,6 +93,36 @@ class _Job:
         return sum(r.num_images for r in self.order.requests.values()) if isinstance(self.order, Submit) else 0
 
 
+class Session(Generic[K]):
+    """Requests of one caller that a pool carries out; more may be submitted at any time, by any thread.
+
+    Where a process cannot be started, `receive` raises what loading the model raised, or `ChildProcessError`.
+    """
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool, self._call = pool, _Call()
+
+    def submit(self, key: K, request: Request, preview: Preview | None = None) -> None:
+        """Add a request. Raises `ValueError` if the pool is closed."""
+        self._pool._submit(self._call, {key: request}, preview)
+
+    def cancel(self, key: K) -> None:
+        """Cancel a request; no event of it is received after a `Cancelled`."""
+        self._pool._send_command(_Cancel(self._call, (key,)))
+
+    def receive(self) -> tuple[K, Event]:
+        """Wait for the next event; the last of each request is a `Result`, `Failed` or `Cancelled`."""
+        item = self._call.inbox.get()
+        if isinstance(item, Exception):
+            raise item
+        received: tuple[K, Event] = item
+        return received
+
+    def close(self) -> None:
+        """Cancel everything."""
+        self._pool._send_command(_Cancel(self._call))
+
+
 class Pool:
     """Processes that each have a model. They end when it is closed, and when this process ends, even by kill -9.
 
@@ -98,7 +135,7 @@ class Pool:
             raise ValueError(f"processes must be a whole number from 1 up, got {processes!r}")
         self.processes = processes
         self._numbers = itertools.count()
-        self._commands: queue.SimpleQueue[_Job | _Call | None] = queue.SimpleQueue()  # a call is to be cancelled
+        self._commands: queue.SimpleQueue[_Job | _Cancel | None] = queue.SimpleQueue()
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
@@ -145,24 +182,26 @@ class Pool:
         self, requests: Mapping[K, Request], preview: Preview | None = None, *, together: bool = False
     ) -> Generator[tuple[K, Event], None, None]:
         """See `request.events.Backend`. Raises what loading the model raised, or `ChildProcessError`."""
-        self._check_open()
-        call = _Call()
-        groups = [requests] if together else [{key: request} for key, request in requests.items()]
-        for group in groups:
-            self._send_command(_Job(call, Submit(next(self._numbers), group, preview, together), set(group)))
+        session: Session[K] = Session(self)
+        if together:
+            self._submit(session._call, requests, preview, together=True)
+        else:
+            for key, request in requests.items():
+                session.submit(key, request, preview)
         left = set(requests)
         try:
             while left:
-                item = call.inbox.get()
-                if isinstance(item, Exception):
-                    raise item
-                key, event = item
+                key, event = session.receive()
                 if is_last(event):
                     left.discard(key)
                 yield key, event
         finally:
             if left:
-                self._send_command(call)
+                session.close()
+
+    def session(self) -> Session[Any]:
+        """Requests that are submitted one by one, and whose events are received together."""
+        return Session(self)
 
     def resolve(self, request: Request) -> Request:
         """The request with every open field filled in. Raises `ValueError` for what cannot be carried out."""
@@ -173,6 +212,13 @@ class Pool:
         """What decides the pixels of a resolved request besides the request."""
         described: dict[str, Any] = self._ask("describe", request)
         return described
+
+    def _submit(
+        self, call: _Call, requests: Mapping[K, Request], preview: Preview | None, *, together: bool = False
+    ) -> None:
+        self._check_open()
+        order = Submit(next(self._numbers), dict(requests), preview, together)
+        self._send_command(_Job(call, order, set(requests)))
 
     def _ask(self, method: Literal["resolve", "describe"], request: Request) -> Any:
         self._check_open()
@@ -187,7 +233,7 @@ class Pool:
         if self._closed.is_set():
             raise ValueError("this pool is closed; open another")
 
-    def _send_command(self, command: _Job | _Call | None) -> None:
+    def _send_command(self, command: _Job | _Cancel | None) -> None:
         self._commands.put(command)
         os.write(self._wake_up_write, b"!")
 
@@ -219,12 +265,19 @@ class Pool:
             elif command is not None:
                 self._cancel(command)
 
-    def _cancel(self, call: _Call) -> None:
-        self._waiting = deque(job for job in self._waiting if job.call is not call)
+    def _cancel(self, cancel: _Cancel) -> None:
+        def is_meant(job: _Job) -> bool:
+            return job.call is cancel.call and (cancel.keys is None or not job.left.isdisjoint(cancel.keys))
+
+        cancelled = [job for job in self._waiting if is_meant(job)]
+        self._waiting = deque(job for job in self._waiting if not is_meant(job))
         for worker, jobs in self._jobs.items():
-            for number in [number for number, job in jobs.items() if job.call is call]:
-                del jobs[number]
-                worker.send(Cancel(number))
+            for job in [job for job in jobs.values() if is_meant(job)]:
+                cancelled.append(jobs.pop(job.order.job))
+                worker.send(Cancel(job.order.job))
+        for job in cancelled:
+            for key in job.left:
+                job.call.inbox.put((key, Cancelled()))
 
     def _assign(self) -> None:
         """Give waiting jobs, in order, to the processes with the fewest pictures, as far as there is room."""

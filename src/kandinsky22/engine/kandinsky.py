@@ -154,7 +154,7 @@ class Kandinsky:
         return {
             "weights": self.stored.fingerprints(decoder_kind(request)) | linear,
             "kandinsky22": kandinsky22.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": self.device.type,
             "processor": torch.cuda.get_device_name(self.device) if cuda else processor(),
             "dtype": str(self.dtype).removeprefix("torch."),
