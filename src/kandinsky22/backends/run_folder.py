@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from kandinsky22.backends.logs import locked
 from kandinsky22.backends.work_units import WorkUnit
-from kandinsky22.files import atomic_write
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json
+from kandinsky22.files import atomic_write, locked
 from kandinsky22.request import Request
 
 LOCK = ".lock"
 MADE_BY = "weights", "dtype", "kandinsky22", "torch"
 """The entries of `Backend.describe` that must stay the same throughout a run; the others only affect rounding."""
 ANNOTATIONS = ("command", "weights_sha256")  # entries of the settings that are for readers and not compared
+MAX_BATCH = 1 << 20  # requests of a work unit
 SEED_BYTES = 6  # of a hash: 48 bits, an integer that every JSON parser represents exactly
 FORBIDDEN = '/\\<>:"|?*'  # characters that some operating system forbids in file names
 MAX_ID_BYTES = 200  # file systems allow 255, and the id gets a suffix and parts of a temporary name
@@ -192,13 +193,16 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, An
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The contents of a settings file. Raises `ValueError`."""
+    if not path.exists():
+        raise ValueError(f"{path.parent} holds no run; there is no {path.name} in it")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} holds no run; there is no {path.name} in it") from None
-    except (OSError, ValueError) as error:
+        values = read_json(path)
+    except CheckpointError as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
-    return dict(values)
+    batch = values.get("batch")
+    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"{path} states no batch from 1 to {MAX_BATCH}; give another folder")
+    return values
 
 
 def _as_text(value: Any) -> str:

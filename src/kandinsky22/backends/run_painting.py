@@ -13,7 +13,7 @@ import hashlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from kandinsky22.backends.estimate import RECENT, estimate
 from kandinsky22.backends.run_folder import MADE_BY, UNSHARDED, I, RunFolder, Shard
 from kandinsky22.backends.run_state import is_painted, unfinished_units
 from kandinsky22.backends.work_units import Failure, Finished, Outcome, UnitPainter
+from kandinsky22.files import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,13 @@ def paint(
     """Paint what is left of a shard; yields the progress before the first picture and after each item.
 
     An item that fails is recorded, and costs no other its pictures. retry: items that failed before are tried again.
-    Closing the iterator stops between two steps of painting. Raises `ValueError` as `started` does.
+    Closing the iterator stops between two steps of painting. Raises as `started` does.
     """
     with started(painter, run, shard, retry=retry) as painting:
         yield painting.progress()
         with closing(painter.paint(map(run.work_unit, painting.units))) as outcomes:
             for outcome in outcomes:
+                painting.check_in_place()
                 if isinstance(outcome, Failure):
                     painting.record(outcome)
                 else:
@@ -64,8 +66,8 @@ def paint(
 def started(painter: UnitPainter, run: RunFolder[I], shard: Shard, *, retry: bool) -> "Iterator[Painting[I]]":
     """Lock a shard for this process, and clear what a killed process left; yields what is to be done.
 
-    Raises `ValueError` for a shard that another process is painting, for a painter whose batch is not that of the run,
-    and for a disk without space.
+    Raises `OSError` for a shard that another process is painting, and `ValueError` for a painter whose batch is not
+    that of the run, and for a disk without space.
     """
     if painter.batch != run.batch:
         raise ValueError(
@@ -73,23 +75,28 @@ def started(painter: UnitPainter, run: RunFolder[I], shard: Shard, *, retry: boo
         )
     error = f"another process is painting shard {shard} of {run.folder}; wait for it, or paint another shard"
     folder = run.unfinished(shard)
-    with logs.locked(run.log(shard), error):
+    with locked(run.log(shard), 0, error) as check_in_place:
         for path in (run.log(shard), run.failures(shard)):
             logs.truncate_partial_line(path)
         shutil.rmtree(folder, ignore_errors=True)
         run.pictures.mkdir(exist_ok=True)
         estimate(run, shard, processes=painter.processes, retry=retry).check()
         try:
-            yield Painting(run, shard, unfinished_units(run, shard, retry=retry))
+            yield Painting(run, shard, unfinished_units(run, shard, retry=retry), check_in_place)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class Painting(Generic[I]):
-    """A shard that is being painted. units: what is left to do."""
+    """A shard that is being painted.
 
-    def __init__(self, run: RunFolder[I], shard: Shard, units: Sequence[tuple[I, ...]]) -> None:
-        self.run, self.shard, self.units = run, shard, units
+    units: what is left to do. check_in_place: raises `OSError` if the run's folder was removed.
+    """
+
+    def __init__(
+        self, run: RunFolder[I], shard: Shard, units: Sequence[tuple[I, ...]], check_in_place: Callable[[], None]
+    ) -> None:
+        self.run, self.shard, self.units, self.check_in_place = run, shard, units, check_in_place
         self._items = {item.id: item for item in run.items}
         all_units, to_do = run.units(shard), {item.id for unit in units for item in unit}
         self._total = sum(self._pictures(item.id) for unit in all_units for item in unit)

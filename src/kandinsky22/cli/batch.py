@@ -1,7 +1,6 @@
 """`kandinsky22 batch`: paints a file of requests in fixed work units, as evaluation does, so that it can be resumed."""
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.evaluation_options import PAINT_OPTIONS, add_paint_options, shard_of, start_painter
 from kandinsky22.cli.evaluation_progress import describe_estimate, show_progress
 from kandinsky22.cli.options import Parser
-from kandinsky22.cli.terminal import printable
+from kandinsky22.console import echo
+from kandinsky22.files import expand, open_regular
 from kandinsky22.request import Request
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     _print_errors(path, failures)
     failed = len(file.errors) + len(failures)
     if failed:
-        print(f"{failed} of {count} lines failed", file=sys.stderr)
+        echo(f"{failed} of {count} lines failed", error=True)
     return FAILED if failed else 0
 
 
@@ -70,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
         raise ValueError(f"{parser.prog} takes one file of requests, got {len(words)}; see {parser.prog} --help")
     if "output" not in options:
         raise ValueError(f"{parser.prog} needs --output, the folder for the pictures")
-    return {**options, "output": options["output"].expanduser()}, Path(words[0]).expanduser()
+    return {**options, "output": expand(options["output"])}, expand(words[0])
 
 
 def _read(path: Path, options: Mapping[str, Any]) -> tuple["RequestFile", dict[str, Any]]:
@@ -79,7 +79,8 @@ def _read(path: Path, options: Mapping[str, Any]) -> tuple["RequestFile", dict[s
     from kandinsky22.evaluation import captions
 
     try:
-        data = path.read_bytes()
+        with open_regular(path) as opened:
+            data = opened.read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     defaults = {name: options[name] for name in PAINT_OPTIONS if name in options}
@@ -137,16 +138,16 @@ def _paint(
         for _ in updates():
             pass
     else:
-        print(describe_estimate(estimate(run, shard, processes=painter.processes, retry=retry)), flush=True)
+        echo(describe_estimate(estimate(run, shard, processes=painter.processes, retry=retry)))
         show_progress(updates())
         first, last = reports[0], reports[-1]
         seconds = time.monotonic() - start
         now = f"{last.done - first.done} of them painted now, in {seconds:.1f} s"
-        print(f"{last.done} of {last.total} pictures are in {run.folder}; {now}")
+        echo(f"{last.done} of {last.total} pictures are in {run.folder}; {now}")
     errors, ours = failed(run), {item.id: item.number for unit in run.units(shard) for item in unit}
     return {number: errors[name]["error"] for name, number in ours.items() if name in errors}
 
 
 def _print_errors(path: Path, errors: Mapping[int, str]) -> None:
     for number, error in sorted(errors.items()):
-        print(printable(f"{path.name}, line {number}: {error}"), file=sys.stderr)
+        echo(f"{path.name}, line {number}: {error}", error=True)

@@ -22,6 +22,7 @@ from kandinsky22.cli.evaluation_options import (
 )
 from kandinsky22.cli.evaluation_progress import describe_estimate, progress_reporter, show_progress
 from kandinsky22.cli.options import Parser
+from kandinsky22.console import echo
 from kandinsky22.request import Request
 from kandinsky22.request.presets import SPEEDS
 
@@ -117,7 +118,7 @@ def coco30k(arguments: Sequence[str]) -> None:
             networks = {"pictures": inception, "pictures-by-clip": clip, "pictures-for-cmmd": cmmd_clip}
             given_networks = {name: network for name, network in networks.items() if network}
             painted_run.measure_shard(run, shard, given_networks, report_progress)
-            print(f"shard {shard} is painted; when all are, the same command without --shard writes the report")
+            echo(f"shard {shard} is painted; when all are, the same command without --shard writes the report")
             return
         report = coco.report(
             run,
@@ -247,9 +248,9 @@ def _paint_and_score(
 
     folder, retry = options["out"], options.get("retry", False)
     annotations = run_notes(options, linear=any(request.prior.linear for request in cells.values()))
-    print(f"{len(cells)} cells; if their time is not known yet, two work units are timed first", flush=True)
+    echo(f"{len(cells)} cells; if their time is not known yet, two work units are timed first")
     estimate = estimate_cells(painter, folder, cells, captions, retry=retry, annotations=annotations)
-    print(describe_estimate(estimate), flush=True)
+    echo(describe_estimate(estimate))
     show_progress(paint_cells(painter, folder, cells, captions, retry=retry))
     with progress_reporter() as report_progress:
         return score_cells(folder, [*cells], clip, captions, report_progress)
@@ -268,7 +269,7 @@ def _supported(painter: "UnitPainter", cells: Mapping[str, Request]) -> Iterator
         try:
             painter.backend.resolve(replace(request, seed=0))
         except ValueError as error:
-            print(f"{name} is left out: {error}")
+            echo(f"{name} is left out: {error}")
         else:
             yield name, request
 
@@ -319,7 +320,7 @@ def stats(arguments: Sequence[str]) -> None:
     reference.save(options["output"], statistics)
     assert statistics.source is not None
     source = statistics.source
-    print(f"{options['output']}: {statistics.count:.0f} pictures by {source.name}, {source.resize}")
+    echo(f"{options['output']}: {statistics.count:.0f} pictures by {source.name}, {source.resize}")
 
 
 def _features(options: Mapping[str, Any]) -> "Features":
@@ -331,7 +332,7 @@ def _features(options: Mapping[str, Any]) -> "Features":
     if "clip" in options:
         return ClipFeatures.of_folder(options["clip"], device)
     features = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
-    print(f"Inception's weights are {'' if protocol.is_published(features) else 'not '}the published file")
+    echo(f"Inception's weights are {'' if protocol.is_published(features) else 'not '}the published file")
     return features
 
 
@@ -350,8 +351,8 @@ def _write(folder: Path, report: "Report") -> None:
 
     page = write(folder, report)
     for number in report.numbers:
-        print(f"{number.name}: {number.value}  ({number.about})")
-    print(page)
+        echo(f"{number.name}: {number.value}  ({number.about})")
+    echo(page)
 
 
 def _check_enough(count: float, what: str, dim: int, kid_size: int) -> None:

@@ -11,6 +11,7 @@ from kandinsky22.backends.run_folder import UNSHARDED, Shard
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_progress import describe_estimate, show_progress
 from kandinsky22.cli.options import Parser, add_parameters, request_of
+from kandinsky22.console import echo
 from kandinsky22.request import Request
 from kandinsky22.request.tasks import text2img
 
@@ -197,10 +198,10 @@ def paint_captions(options: Mapping[str, Any], captions: "Captions", shard: "Sha
 
         needs = estimate(run, shard, processes=painter.processes, retry=retry)
         if needs.seconds is None:
-            print(f"{describe_estimate(needs)}; the first work unit is timed", flush=True)
+            echo(f"{describe_estimate(needs)}; the first work unit is timed")
             show_progress(paint(max_units=1))
             needs = estimate(run, shard, processes=painter.processes, retry=retry)
-        print(describe_estimate(needs), flush=True)
+        echo(describe_estimate(needs))
         show_progress(paint())
     return run
 

@@ -17,7 +17,7 @@ from kandinsky22.backends.run_folder import FORBIDDEN, MAX_ID_BYTES, can_name_fi
 from kandinsky22.cli.app import DEFAULT_TASK
 from kandinsky22.cli.options import PARSERS
 from kandinsky22.cli.replay import input_pictures
-from kandinsky22.files import parse_json
+from kandinsky22.files import expand, parse_json
 from kandinsky22.request import Part, Request
 from kandinsky22.request.task_schema import Parameter, all_tasks, parameters, parse_part
 
@@ -170,7 +170,7 @@ def _convert(parameter: Parameter, value: Any, folder: Path) -> Any:
         raise ValueError(f"{parameter.name}: {error}") from None
     if parameter.choices and value not in parameter.choices:
         raise ValueError(f"{parameter.name} must be one of {', '.join(parameter.choices)}, got {value!r}")
-    return folder / Path(value).expanduser() if parameter.kind == "picture" else value
+    return folder / expand(value) if parameter.kind == "picture" else value
 
 
 def _parts(value: Any, folder: Path) -> list[Part]:

@@ -61,9 +61,9 @@ def generate(
     retry: captions that failed before are tried again. max_units: paint no more work units than this. least: the number
     of pictures below which the run is of no use. Closing the iterator stops between two steps of painting.
 
-    Raises `ValueError` as `run_painting.started` does, for a backend whose weights are not those of the run, after ten
-    captions failed in a row (which are then not recorded), and as soon as so many have failed that fewer than `least`
-    pictures are possible.
+    Raises as `run_painting.started` does, and `ValueError` for a backend whose weights are not those of the run, after
+    ten captions failed in a row (which are then not recorded), and as soon as so many have failed that fewer than
+    `least` pictures are possible.
     """
     painter = as_painter(backend)
     with started(painter, run, shard, retry=retry) as painting:
@@ -73,6 +73,7 @@ def generate(
         pending: list[Failure[str]] = []  # failures since the last success
         with closing(painter.paint(map(run.work_unit, painting.units[:max_units]))) as outcomes:
             for outcome in outcomes:
+                painting.check_in_place()
                 if isinstance(outcome, Failure):
                     pending.append(outcome)
                     if len(pending) == MAX_FAILURES_IN_A_ROW:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from kandinsky22.backends.run_folder import MADE_BY, RunFolder, read_settings, seed_of
+from kandinsky22.backends.run_folder import MADE_BY, RunFolder, can_name_file, read_settings, seed_of
 from kandinsky22.evaluation.captions import Captions
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, open_regular, parse_json
 from kandinsky22.request import Request, Text
 
 RUN, MANIFEST = "run.json", "manifest.jsonl"
@@ -78,7 +78,7 @@ class Run(RunFolder[Item]):
     def open(cls, folder: Path) -> Self:
         """The existing run of a folder; of pictures in its template only the hashes are known. Raises `ValueError`."""
         settings = read_settings(folder / RUN)
-        template = Request.from_json(json.dumps(settings.get("request")))
+        template = as_template(Request.from_json(json.dumps(settings.get("request"))))
         return cls(folder, _read_manifest(folder), settings, template)
 
     def request(self, item: Item) -> Request:
@@ -140,11 +140,21 @@ def with_item(template: Request, item: Item) -> Request:
     return replace(template, condition=replace(template.condition, prompt=item.caption), seed=item.seed)
 
 
+def _item(line: str) -> Item:
+    item = Item(**parse_json(line))
+    if not (isinstance(item.id, str) and isinstance(item.caption, str) and type(item.seed) is int):
+        raise TypeError("an item is an id, a caption and a seed")
+    if not can_name_file(item.id):
+        raise ValueError(f"{item.id!r} cannot name a file")
+    return item
+
+
 def _read_manifest(folder: Path) -> tuple[Item, ...]:
     path = folder / MANIFEST
     try:
-        return tuple(Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
-    except (OSError, ValueError, TypeError) as error:
+        with open_regular(path) as file:
+            return tuple(_item(line) for line in file.read().decode("utf-8").split("\n")[:-1])
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
 
 

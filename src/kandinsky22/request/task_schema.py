@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
+from kandinsky22.files import expand
 from kandinsky22.request import tasks
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import Part, Text
@@ -62,8 +63,8 @@ def parse_part(argument: str, folder: Path = Path()) -> Part:
     """
     suffix = Path(argument).suffix.lower()
     if suffix == ".safetensors":
-        return Embedding.load(folder / Path(argument).expanduser())
-    return Picture.of(folder / Path(argument).expanduser()) if suffix in PICTURE_SUFFIXES else Text(argument)
+        return Embedding.load(folder / expand(argument))
+    return Picture.of(folder / expand(argument)) if suffix in PICTURE_SUFFIXES else Text(argument)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
