@@ -1,6 +1,6 @@
 """What batching gives: requests that arrive at a server, carried out in four ways by the included model.
 
-    python benchmarks/batching.py [--max-rows 8,16,32] [--json out.json]       about four minutes on two idle cores
+    python benchmarks/batching.py [--max-rows 8,16,32] [--json out.json]       about five minutes on two idle cores
 
 64 requests of 5 to 50 steps arrive at random, 1.2 times as fast as they can be painted one at a time, or all at once.
 Ways in one process, with one thread, are timed in processor time and do not wait for arrivals: where nothing is left to

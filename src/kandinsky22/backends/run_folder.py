@@ -82,7 +82,10 @@ UNSHARDED = Shard()
 
 @dataclass(frozen=True)
 class RunFolder(ABC, Generic[I]):
-    """A folder of pictures. items: in the order in which units are cut. settings: the contents of the settings file."""
+    """A folder of pictures. items: in the order in which units are cut. settings: the contents of the settings file.
+
+    Raises `ValueError` for settings without a batch.
+    """
 
     SETTINGS: ClassVar[str]
     """The name of the settings file."""
@@ -90,6 +93,12 @@ class RunFolder(ABC, Generic[I]):
     folder: Path
     items: tuple[I, ...]
     settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        batch = self.settings.get("batch")
+        if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+            path = self.folder / self.SETTINGS
+            raise ValueError(f"{path} states no batch from 1 to {MAX_BATCH}; give another folder")
 
     @abstractmethod
     def request(self, item: I) -> Request:
@@ -199,9 +208,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         values = read_json(path)
     except CheckpointError as error:
         raise ValueError(f"{path} cannot be read; give another folder") from error
-    batch = values.get("batch")
-    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"{path} states no batch from 1 to {MAX_BATCH}; give another folder")
     return values
 
 
