@@ -66,7 +66,7 @@ def test_an_existing_run_is_opened_with_what_was_written(tmp_path: Path) -> None
     assert first == {"id": "00", "caption": "ring 0", "seed": seed_of(0, "00")}
     settings = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
     assert settings["captions"] == {"sha256": "abc", "count": 23}
-    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 3
+    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 2
     request = run.work_unit(run.items[:1]).requests["00"]
     assert request == replace(TEMPLATE, condition=replace(TEMPLATE.condition, prompt="ring 0"), seed=seed_of(0, "00"))  # type: ignore[arg-type, type-var]
     assert with_item(run.template, run.items[0]) == request
