@@ -30,7 +30,7 @@ ROOMS = {
     "threads": "",
     "compositions": "files",
     "request": "files",
-    "models": "",
+    "models": "generators",
     "diffusion": "",
     "acceleration": "models",
     "imaging": "request files",

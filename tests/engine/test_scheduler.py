@@ -114,12 +114,12 @@ def test_one_call_answers_the_oldest_as_far_as_it_can(network: Network) -> None:
 
 def test_a_cheap_network_makes_many_calls_while_an_expensive_one_makes_one() -> None:
     log: Log = []
-    cheap, dear = Network("cheap", log), Network("dear", log)
+    cheap, costly = Network("cheap", log), Network("costly", log)
     tasks = scheduler()
-    add_all(tasks, {"dear": steps("dear", dear, 3, cost=10), "cheap": steps("cheap", cheap, 40)})
+    add_all(tasks, {"costly": steps("costly", costly, 3, cost=10), "cheap": steps("cheap", cheap, 40)})
     finish(tasks)
     order = [name for name, _ in calls(log)]
-    assert order[:12] == ["dear", *["cheap"] * 10, "dear"] and order[12:23] == [*["cheap"] * 10, "dear"]
+    assert order[:12] == ["costly", *["cheap"] * 10, "costly"] and order[12:23] == [*["cheap"] * 10, "costly"]
 
 
 def test_a_group_that_appears_gets_no_arrears() -> None:
@@ -136,12 +136,12 @@ def test_a_group_that_appears_gets_no_arrears() -> None:
 def test_groups_that_come_and_go_do_not_starve_one_that_was_charged_more() -> None:
     log: Log = []
     tasks = scheduler()
-    tasks.add("dear", steps("dear", Network("dear", log), 2, cost=5))
+    tasks.add("costly", steps("costly", Network("costly", log), 2, cost=5))
     tasks.add(0, steps("0", Network("a", log), 1))
     tasks.step()
     for number in range(1, 40):
         tasks.add(number, steps(str(number), Network("abc"[number % 3], log), 1))
-        if ("dear", Finished("dear")) in tasks.step():
+        if ("costly", Finished("costly")) in tasks.step():
             return
     raise AssertionError("it was never called again")
 

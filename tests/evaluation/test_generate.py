@@ -18,14 +18,16 @@ import pytest
 import torch
 
 from kandinsky22 import text2img
+from kandinsky22.backends.estimate import estimate
 from kandinsky22.backends.pool import LoadKandinsky
+from kandinsky22.backends.run_folder import Shard
+from kandinsky22.backends.run_painting import RunProgress
+from kandinsky22.backends.run_state import failed, is_complete_png, logged
 from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.estimate import estimate
-from kandinsky22.evaluation.generate import RunProgress, generate, open_run
-from kandinsky22.evaluation.manifest import Run, Shard
-from kandinsky22.evaluation.run_state import failed, is_complete_png, logged
+from kandinsky22.evaluation.generate import generate, open_run
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend

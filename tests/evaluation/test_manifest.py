@@ -9,8 +9,9 @@ import pytest
 
 from kandinsky22 import img2img, interpolate, text2img
 from kandinsky22.backends.fake import DEFAULTS
+from kandinsky22.backends.run_folder import Shard, seed_of
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, check_folder, items, seed_of, with_item
+from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, check_folder, items, with_item
 from tests.backends.fakes import MADE_BY
 
 CAPTIONS = Captions((*(Captioned(f"{k:02}", f"ring {k}") for k in range(22)), Captioned("x", "a\u2028star", 7)), "abc")
@@ -66,7 +67,7 @@ def test_an_existing_run_is_opened_with_what_was_written(tmp_path: Path) -> None
     assert first == {"id": "00", "caption": "ring 0", "seed": seed_of(0, "00")}
     settings = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
     assert settings["captions"] == {"sha256": "abc", "count": 23}
-    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 3
+    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 2
     request = run.work_unit(run.items[:1]).requests["00"]
     assert request == replace(TEMPLATE, condition=replace(TEMPLATE.condition, prompt="ring 0"), seed=seed_of(0, "00"))  # type: ignore[arg-type, type-var]
     assert with_item(run.template, run.items[0]) == request

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Generator, Hashable, Mapping
+from collections.abc import Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
@@ -46,7 +46,7 @@ class LoadKandinsky:
     device: str | None = None
     dtype: str | None = None
     threads: int = 1
-    request: Request | None = None
+    request: Request | Sequence[Request] | None = None
 
     def __call__(self) -> "Kandinsky":
         """The model. Imports torch."""
@@ -158,7 +158,7 @@ class Pool:
         device: str | None = None,
         dtype: str | None = None,
         threads: int | None = None,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
     ) -> Self:
         """A pool whose processes each load `model`; of a published one, the networks that `request` needs.
 

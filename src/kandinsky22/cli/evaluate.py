@@ -15,6 +15,7 @@ from kandinsky22.cli.evaluation_options import (
     paint_captions,
     parser_of,
     run_notes,
+    shard_of,
     start_painter,
     template_of,
     whole_number,
@@ -82,7 +83,7 @@ def coco30k(arguments: Sequence[str]) -> None:
     plots.check()
     to_paint, out, device = captions.read(options["captions"]), options["out"], device_name(options)
     manifest.check_folder(out)
-    shard = manifest.Shard.parse(options["shard"]) if "shard" in options else manifest.UNSHARDED
+    shard = shard_of(options)
     unsharded = shard.count == 1
     inception = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
     clips = {name: ClipFeatures.of_folder(options[name], device) for name in ("clip", "cmmd_clip") if name in options}
@@ -309,9 +310,7 @@ def stats(arguments: Sequence[str]) -> None:
     else:
         features, pictures = _features(options), reference.find_pictures(*places)
         if "shard" in options:
-            from kandinsky22.evaluation.manifest import Shard
-
-            pictures = dict(Shard.parse(options["shard"]).select([*pictures.items()]))
+            pictures = dict(shard_of(options).select([*pictures.items()]))
             if not pictures:
                 raise ValueError(f"part {options['shard']} has no pictures; divide them into fewer parts")
         with progress_reporter() as report_progress:

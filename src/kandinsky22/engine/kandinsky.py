@@ -94,13 +94,14 @@ class Kandinsky:
         placement: Placement | None = None,
         accelerated: bool | None = None,
         compiled: bool = False,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         say: Callable[[str], None] = _to_stderr,
     ) -> Self:
         """The model in the box, a published one, or the one in a folder.
 
-        Of a published model, what is missing on this machine is downloaded: no more than `request` needs (None: text to
-        image). Before that, `say` is called with what will be downloaded, how much, and how much room there is.
+        Of a published model, what is missing on this machine is downloaded: no more than `request` needs, which may be
+        several (None: text to image). Before that, `say` is called with what will be downloaded, how much, and how much
+        room there is.
 
         device: "auto" (or None) is cuda if there is one, else mps, else cpu. dtype: "auto" (or None) is float16 on cuda
         and mps; on a CPU it is bfloat16 for large models if the processor has instructions for it, else float32, in
@@ -116,7 +117,9 @@ class Kandinsky:
         acceleration.request_huge_pages()
         text, place = str(model), device_of(device)
         if catalog.is_remote(text):
-            folders = hub.fetch(text, model_parts(text, request or text2img("")), say=say)
+            requests = [request] if isinstance(request, Request) else request or [text2img("")]
+            parts = dict.fromkeys(part for needed in requests for part in model_parts(text, needed))
+            folders = hub.fetch(text, list(parts), say=say)
         else:
             folders = locate.part_folders(text)
         name = text if text in (catalog.BOX, *catalog.published()) else expand(text).resolve().name

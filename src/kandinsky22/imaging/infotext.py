@@ -21,7 +21,10 @@ SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:
-    """The parameters of a resolved request for one picture. model: its name (None: as in the request); version: of kandinsky22."""
+    """The parameters of a resolved request for one picture.
+
+    model: its name (None: as in the request). version: of kandinsky22.
+    """
     decoder = request.decoder
     settings = {
         "Steps": decoder.steps,
