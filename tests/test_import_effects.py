@@ -45,3 +45,16 @@ with open("/proc/self/smaps_rollup") as rollup:
 """
     if SUPPORTED.exists() and "[madvise]" in SUPPORTED.read_text():
         assert int(run(IMPORT_EVERYTHING + code)) > 0
+
+
+def test_completing_the_public_names_reads_none_of_them() -> None:
+    code = """
+import sys, rlcompleter, kandinsky22
+complete = rlcompleter.Completer({"kandinsky22": kandinsky22}).complete
+names = []
+while (name := complete("kandinsky22.", len(names))):
+    names.append(name.removeprefix("kandinsky22.").rstrip("("))
+assert {name for name in names if name[0] != "_"} == set(kandinsky22.__all__), names
+assert not {"torch", "numpy", "PIL"} & sys.modules.keys()
+"""
+    run(code)
