@@ -40,7 +40,6 @@ def shell(folder: Path, words: str, command: list[str], **environment: str) -> s
 
 def assert_painted(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "out").iterdir()) == [
-        "a-red-circle-3-sheet.png",
         "a-red-circle-3.png",
         "a-red-circle-4.png",
     ]
@@ -50,7 +49,7 @@ def assert_painted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "errors"),
     [
-        ('"$@" | head -1 > first; exit ${PIPESTATUS[0]}', 141, ""),
+        ('"$@" | true; exit ${PIPESTATUS[0]}', 141, ""),
         ('"$@" >&-', 0, ""),
         ('"$@" 2>&-', 0, ""),
         ('"$@" <&- >&- 2>&-', 0, ""),
@@ -61,7 +60,7 @@ def assert_painted(folder: Path) -> None:
 def test_pictures_are_finished_without_a_reader(
     words: str, status: int, errors: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    done = shell(tmp_path, words, paint(tiny_model))
+    done = shell(tmp_path, words, paint(tiny_model, "-q"))
     assert (done.returncode, done.stderr) == (status, errors)
     assert_painted(tmp_path)
 
