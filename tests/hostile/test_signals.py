@@ -1,6 +1,7 @@
 """Readers that go away, closed streams and Ctrl-C: pictures are finished, and every command ends with one sentence."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,11 @@ def until_first_step(process: subprocess.Popen[str]) -> Iterator[str]:
             return
 
 
+def messages(errors: str) -> list[str]:
+    """The lines that are about an error, and not about progress, which a slow machine has more of."""
+    return [line for line in errors.splitlines() if not re.search(r": \d+ of \d+, about", line)]
+
+
 def children(process: int) -> list[int]:
     """The processes that were started by one."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
@@ -142,17 +148,22 @@ def test_ctrl_c_ends_both_processes_with_one_sentence_and_training_goes_on_later
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
-    assert process.returncode == 130 and errors == "kandinsky22: stopped; the files written so far are complete\n"
+    sentence = "stopped; the last checkpoint is that of step 1, from which the same command goes on"
+    assert process.returncode == 130 and messages(errors) == [f"kandinsky22: {sentence}"]
     assert len(workers) == 2 and not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     done = subprocess.run(two, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0 and done.stderr == "" and checkpoints.steps(run_folder / "movq-decoder") == [1, 2, 3]
+    assert (
+        done.returncode == 0
+        and messages(done.stderr) == []
+        and checkpoints.steps(run_folder / "movq-decoder") == [1, 2, 3]
+    )
 
 
 def test_a_refusal_in_two_processes_is_one_sentence(run_folder: Path) -> None:
     for picture in (run_folder.parent / "own").iterdir():
         picture.write_bytes(b"no picture")
     done = subprocess.run(train(run_folder, "--processes", "2"), capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 2 and done.stderr.startswith("kandinsky22: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and len(messages(done.stderr)) == 1
 
 
 def test_a_folder_removed_amid_training_is_noticed(run_folder: Path) -> None:
@@ -162,5 +173,5 @@ def test_a_folder_removed_amid_training_is_noticed(run_folder: Path) -> None:
         run_folder.rename(run_folder.with_name("elsewhere"))  # at once, unlike a removal
         _, errors = process.communicate()
     place = run_folder / "movq-decoder"
-    message = f"kandinsky22: {place} was removed or replaced while it was in use; give the command again\n"
-    assert (process.returncode, errors) == (2, message)
+    message = f"kandinsky22: {place} was removed or replaced while it was in use; give the command again"
+    assert (process.returncode, messages(errors)) == (2, [message])

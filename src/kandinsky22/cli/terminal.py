@@ -3,7 +3,6 @@
 All of it goes to stderr, so that stdout has the paths of the pictures alone.
 """
 
-import io
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from kandinsky22.console import FIRST_LINE, LINE_EVERY, ProgressLines, echo, pri
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Preview, Progress, Result, Started
 from kandinsky22.request.parts import describe
+from kandinsky22.request.picture_file import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -201,7 +201,6 @@ class Terminal:
 
     def show(self, event: Event) -> None:
         """Update the display for an event."""
-        from PIL import Image
         from rich.text import Text
 
         match event:
@@ -216,7 +215,9 @@ class Terminal:
                     self.tasks[stage] = self.bars.add_task(stage)
                 self.bars.update(self.tasks[stage], completed=i, total=n)
                 if preview is not None:
-                    self.blocks = HalfBlocks([Image.open(io.BytesIO(preview)).resize(self.size)])
+                    self.blocks = HalfBlocks(
+                        [read_picture(preview, name="a preview", formats=("PNG",)).resize(self.size)]
+                    )
             case Result(pictures, _, seconds):
                 self.blocks = HalfBlocks([picture.image for picture in pictures]) if self.in_colour else None
                 self.console.print(f"painted in {seconds:.1f} s")
