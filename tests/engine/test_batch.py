@@ -259,7 +259,7 @@ def test_a_key_in_use_and_a_request_that_cannot_be_painted_are_refused(kandinsky
     with pytest.raises(ValueError, match="'a' is already in this batch"):
         batch.submit("a", text2img("a star"))
     with pytest.raises(ValueError, match="GB of memory"):
-        batch.submit("b", text2img("a star", height=100_000, width=100_000))
+        batch.submit("b", text2img("a star", height=60_000, width=60_000))
     with pytest.raises(ValueError, match="max_rows must be"):
         kandinsky.batch(max_rows=0)
     assert [key for key, event in finish(batch) if isinstance(event, Result)] == ["a"]
