@@ -29,7 +29,7 @@ ROOMS = {
     "moments": "",
     "compositions": "files",
     "request": "files",
-    "models": "",
+    "models": "generators",
     "diffusion": "",
     "acceleration": "models",
     "imaging": "request files",
