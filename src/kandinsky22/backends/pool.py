@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeV
 
 from kandinsky22.backends.work_units import TRIES
 from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, Worker
-from kandinsky22.request import Request
+from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
 if TYPE_CHECKING:
@@ -213,6 +213,11 @@ class Pool:
         described: dict[str, Any] = self._ask("describe", request)
         return described
 
+    def embedding(self, request: Request) -> Embedding:
+        """The image embedding of a resolved request's first picture."""
+        embedding: Embedding = self._ask("embedding", request)
+        return embedding
+
     def _submit(
         self, call: _Call, requests: Mapping[K, Request], preview: Preview | None, *, together: bool = False
     ) -> None:
@@ -220,7 +225,7 @@ class Pool:
         order = Submit(next(self._numbers), dict(requests), preview, together)
         self._send_command(_Job(call, order, set(requests)))
 
-    def _ask(self, method: Literal["resolve", "describe"], request: Request) -> Any:
+    def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
         self._check_open()
         call = _Call()
         self._send_command(_Job(call, Ask(next(self._numbers), method, request), {None}))

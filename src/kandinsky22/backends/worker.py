@@ -44,7 +44,7 @@ class Ask(NamedTuple):
     """To a worker: call a method of the model with a request."""
 
     job: int
-    method: Literal["resolve", "describe"]
+    method: Literal["resolve", "describe", "embedding"]
     request: Request
 
 

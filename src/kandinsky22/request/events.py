@@ -11,6 +11,7 @@ from kandinsky22.request.request import Request
 
 if TYPE_CHECKING:
     from kandinsky22.imaging.images import Painting
+    from kandinsky22.request.embedding import Embedding
 
 K = TypeVar("K", bound=Hashable)
 Stage = Literal["prior", "decoder"]
@@ -140,6 +141,10 @@ class Model(Protocol):
 
     def describe(self, request: Request) -> dict[str, Any]:
         """As for `Backend`."""
+        ...
+
+    def embedding(self, request: Request) -> "Embedding":
+        """The image embedding of a resolved request's first picture."""
         ...
 
 
