@@ -90,7 +90,7 @@ def test_a_manifest_without_run_json_is_written_again(tmp_path: Path) -> None:
         ({"batch": 8}, "batch 4, and now it is 8"),
         ({"request": {"width": 128}}, "request.width 64, and now it is 128"),
         ({"request": {"decoder": replace(TEMPLATE.decoder, steps=9)}}, "request.decoder.steps 2, and now it is 9"),
-        ({"request": {"prior": replace(TEMPLATE.prior, sampler="ddim")}}, 'request.prior.sampler "unclip"'),
+        ({"request": {"prior": replace(TEMPLATE.prior, sampler="ddim")}}, 'request.prior.sampler "ddpm"'),
         ({"request": {"negative": TEMPLATE.condition}}, 'request.negative nothing, and now it is {"prompt": ""}'),
         ({"made_by": {**MADE_BY, "weights": {"unet": "def"}}}, 'weights.unet "abc", and now it is "def"'),
         ({"made_by": {**MADE_BY, "dtype": "float16"}}, 'dtype "float32", and now it is "float16"'),
