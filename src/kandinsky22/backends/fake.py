@@ -12,8 +12,9 @@ from kandinsky22.request.events import Event, Failed, Preview, Progress, Queued,
 
 K = TypeVar("K", bound=Hashable)
 STEPS = 2
-STAGE = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0, guidance_interval=(0.0, 1.0), reuse=1)
-DEFAULTS = Defaults(height=64, width=64, prior=STAGE, decoder=STAGE)
+PRIOR = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0)
+DECODER = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0, guidance_interval=(0.0, 1.0), reuse=1)
+DEFAULTS = Defaults(height=64, width=64, prior=PRIOR, decoder=DECODER)
 
 
 class Fake:
