@@ -8,9 +8,9 @@ from pathlib import Path
 
 from kandinsky22 import text2img
 from kandinsky22.backends.pool import Pool
+from kandinsky22.backends.run_folder import Shard
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.generate import generate, open_run
-from kandinsky22.evaluation.manifest import Shard
 
 BATCH = 3
 REQUEST = text2img("", negative_prompt="a star", guidance_scale=3.0, prior_seed=5)

@@ -10,13 +10,14 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from kandinsky22.backends.local import Local
 from PIL import Image
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.run_folder import Shard
 from kandinsky22.evaluation import captions, coco, generate, inception, reference
 from kandinsky22.evaluation.features import ClipFeatures
-from kandinsky22.evaluation.manifest import Run, Shard
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.painted_run import measure_shard
 from kandinsky22.evaluation.report import Report
 from tests.evaluation.conftest import COUNT, ColourFeatures, check_progress, few_steps, write_real_pictures

@@ -16,16 +16,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from kandinsky22.backends.local import Local
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.estimate import estimate
 from kandinsky22.backends.pool import LoadKandinsky
+from kandinsky22.backends.run_folder import Shard
+from kandinsky22.backends.run_painting import RunProgress
+from kandinsky22.backends.run_state import failed, is_complete_png, logged
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.estimate import estimate
-from kandinsky22.evaluation.generate import RunProgress, generate, open_run
-from kandinsky22.evaluation.manifest import Run, Shard
-from kandinsky22.evaluation.run_state import failed, is_complete_png, logged
+from kandinsky22.evaluation.generate import generate, open_run
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend
@@ -161,7 +163,7 @@ def test_a_shard_is_locked_while_it_is_painted(tmp_path: Path) -> None:
     run = run_of(backend, tmp_path / "run")
     with closing(generate(backend, run, shard=Shard(1, 2))) as first:
         next(first)
-        with pytest.raises(ValueError, match="another process is painting shard 1/2"):
+        with pytest.raises(OSError, match="another process is painting shard 1/2"):
             next(generate(backend, run, shard=Shard(1, 2)))
         list(generate(backend, run, shard=Shard(2, 2)))
     list(generate(backend, run, shard=Shard(1, 2)))
@@ -283,3 +285,15 @@ def test_a_run_killed_at_random_ends_with_the_same_pictures(tiny_model: Path, tm
     assert json.loads((folder / "run.json").read_text()) == json.loads((complete.folder / "run.json").read_text())
     assert {name: record["sha256"] for name, record in logged(complete).items()} == hashes(folder)
     assert len(hashes(folder)) == 24
+
+
+def test_a_folder_removed_amid_painting_is_noticed(tmp_path: Path) -> None:
+    backend = FakeBackend(tmp_path)
+    run = run_of(backend, tmp_path / "run")
+    with closing(generate(backend, run)) as progress:
+        next(progress)
+        next(progress)
+        run.folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match="run was removed or replaced while it was in use; give the command again"):
+            list(progress)
+    assert not run.folder.exists()

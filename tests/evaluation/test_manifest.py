@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kandinsky22 import img2img, interpolate, text2img
+from kandinsky22.backends.run_folder import Shard, seed_of
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, check_folder, items, seed_of, with_item
+from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, check_folder, items, with_item
 from tests.backends.fakes import DEFAULTS, MADE_BY
 
 CAPTIONS = Captions((*(Captioned(f"{k:02}", f"ring {k}") for k in range(22)), Captioned("x", "a\u2028star", 7)), "abc")
@@ -76,7 +77,6 @@ def test_a_manifest_without_run_json_is_written_again(tmp_path: Path) -> None:
     run = create_or_open(tmp_path)
     (tmp_path / RUN).unlink()
     (tmp_path / MANIFEST).write_text("torn")
-    (tmp_path / f".{MANIFEST}.1.part").write_text("torn")
     assert create_or_open(tmp_path) == run == Run.open(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", MANIFEST, RUN]
 
@@ -169,3 +169,33 @@ def test_a_template_passes_its_picture_on_to_every_item(tmp_path: Path) -> None:
     run = Run.create_or_open(tmp_path, CAPTIONS, request, MADE_BY, batch=1)
     assert all(picture.image for picture in run.work_unit(run.items[:1]).requests["00"].pictures.values())
     assert Run.open(tmp_path) == run  # by the picture's hash
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "../../x", "caption": "a", "seed": 1}',
+        '{"id": "", "caption": "a", "seed": 1}',
+        '{"id": 3, "caption": "a", "seed": 1}',
+        '{"id": "a", "caption": null, "seed": 1}',
+        '{"id": "a", "caption": "a", "seed": "1"}',
+        '{"id": "a", "caption": "a", "seed": true}',
+        "[]",
+        "[" * 100_000,
+    ],
+    ids=range(8),
+)
+def test_a_manifest_of_other_values_is_refused(tmp_path: Path, line: str) -> None:
+    create_or_open(tmp_path)
+    (tmp_path / MANIFEST).write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"manifest\.jsonl cannot be read"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [0, -1, "4", 1.5, None, True, 10**12])
+def test_settings_without_a_batch_are_refused(tmp_path: Path, batch: object) -> None:
+    create_or_open(tmp_path)
+    settings = json.loads((tmp_path / RUN).read_text())
+    (tmp_path / RUN).write_text(json.dumps({**settings, "batch": batch}))
+    with pytest.raises(ValueError, match=r"run\.json states no batch"):
+        Run.open(tmp_path)

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Generator, Hashable, Mapping
+from collections.abc import Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
@@ -44,7 +44,7 @@ class LoadKandinsky:
     device: str | None = None
     dtype: str | None = None
     threads: int = 1
-    request: Request | None = None
+    request: Request | Sequence[Request] | None = None
 
     def __call__(self) -> "Kandinsky":
         """The model. Imports torch."""
@@ -152,7 +152,7 @@ class Pool:
         device: str | None = None,
         dtype: str | None = None,
         threads: int | None = None,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
     ) -> Self:
         """A pool whose processes each load `model`; of a published one, the networks that `request` needs.
 

@@ -34,9 +34,9 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits until others have finished. ahead: how many wait before it."""
+    """The request waits until others have finished. position: how many wait before it."""
 
-    ahead: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -384,8 +384,8 @@ async def _stream(services: Services, live: LiveJob, after: int) -> AsyncIterato
 def event_values(live: LiveJob, event: Event) -> dict[str, Any]:
     """An event as JSON values."""
     match event:
-        case Queued(ahead):
-            return {"ahead": ahead}
+        case Queued(position):
+            return {"position": position}
         case Started(request):
             return {"request": json.loads(request.to_json())}
         case Notice(text):
