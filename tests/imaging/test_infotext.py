@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from kandinsky22.imaging import infotext
-from kandinsky22.imaging.images import Painting, read_recipe
+from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Request, Sampling
 from kandinsky22.request.tasks import img2img, text2img
 
@@ -54,7 +54,7 @@ def test_png_keeps_its_pixels_and_its_record(prompt: str) -> None:
     file = infotext.encode(png(request), infotext.infotext(request, "box"))
     with Image.open(io.BytesIO(file)) as image:
         assert (np.asarray(image) == np.asarray(PIXELS)).all()
-    assert read_recipe(io.BytesIO(file)).request == request
+    assert Painting.from_png(file).request == request
     assert infotext.read(file)["parameters"] == infotext.infotext(request, "box")
 
 

@@ -14,7 +14,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from kandinsky22.imaging.images import read_recipe
+from kandinsky22.imaging.images import Painting
 from kandinsky22.request.parts import Text
 from kandinsky22.server.store import Store
 from tests.server.fake_server import WAIT, RunningServer
@@ -80,8 +80,8 @@ def test_infotexts_stand_in_info_and_in_the_pictures(client: webuiapi.WebUIApi) 
     result = client.txt2img(prompt="круг", seed=7, width=64, height=64)
     assert result.image.info["parameters"] == result.info["infotexts"][0]
     assert result.info["infotexts"][0].startswith("круг\nSteps: 4, Sampler: DDPM, CFG scale: 7, Seed: 7, Size: 64x64")
-    file = io.BytesIO(base64.b64decode(result.json["images"][0]))
-    assert read_recipe(file).request.seed == 7
+    file = base64.b64decode(result.json["images"][0])
+    assert Painting.from_png(file).request.seed == 7
 
 
 def test_n_iter_paints_batches_with_successive_seeds(client: webuiapi.WebUIApi) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kandinsky22.imaging import infotext
-from kandinsky22.imaging.images import read_recipe
+from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Picture
 from kandinsky22.request.parts import Mix, Text
 from kandinsky22.server.job_queue import Limits
@@ -69,7 +69,7 @@ def test_pictures_carry_their_request_and_the_parameters_of_a1111(client: openai
     answer = client.images.generate(prompt="красный круг", extra_body={"seed": 5})
     assert answer.data
     file = base64.b64decode(answer.data[0].b64_json or "")
-    assert read_recipe(io.BytesIO(file)).request.seed == 5
+    assert Painting.from_png(file).request.seed == 5
     assert infotext.parse(infotext.read(file)["parameters"])["Prompt"] == "красный круг"
 
 

@@ -173,7 +173,7 @@ async def encoded(
 
     def encode() -> bytes:
         png = picture.path.read_bytes()
-        text = infotext.infotext(read_recipe(io.BytesIO(png)).request, model_name(services))
+        text = infotext.infotext(read_recipe(picture.path).request, model_name(services))
         return infotext.encode(png, text, format, quality)
 
     return await asyncio.to_thread(encode)
