@@ -30,12 +30,12 @@ class Fake:
         self, requests: Mapping[K, Request], preview: Preview | None = None, *, together: bool = False
     ) -> Generator[tuple[K, Event], None, None]:
         for key, request in requests.items():
-            yield key, Queued(0)
             try:
                 request = self.resolve(request)
             except ValueError as error:
                 yield key, Failed("refused", str(error))
                 continue
+            yield key, Queued(0)
             yield key, Started(request, os.getpid())
             if request.texts == ("fail",):
                 yield key, Failed("error", "it was asked to fail")

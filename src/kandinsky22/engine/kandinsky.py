@@ -290,13 +290,12 @@ class Kandinsky:
             raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolve(request)")
         return self.resolve(request)
 
-    def check_memory(self, requests: Sequence[Request]) -> None:
-        """Raises `ValueError` for resolved requests that do not fit into memory together, with the weights that must
-        still be loaded."""
+    def check_memory(self, sizes: Sequence[memory.Size]) -> None:
+        """Raises `ValueError` for requests that do not fit into memory together, with the weights that must still be
+        loaded. sizes: how many pictures each has, and the size of its canvas."""
         first = self.stored.first
         needed = [*self.stored.prior.networks.values(), *first.networks.values()]
         unread = self.networks.bytes_to_load(needed)
-        sizes = [(request.num_images, *self.canvas(request).size) for request in requests]
         memory.check(first.unet.config, first.movq.config, sizes, unread, self.networks.dtype.itemsize, self.device)
 
     def notices(self, request: Request, canvas: Canvas) -> Iterator[str]:
