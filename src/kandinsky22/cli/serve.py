@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.option(
         "max_days", metavar="N", type=whole_number, help="days that pictures without a star stay (default: all)"
     )
+    parser.option("exact_names", action="store_true", help="refuse model names of others, such as gpt-image-1")
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError(f"serve takes options alone, got {words[0]!r}; see kandinsky22 serve --help")
@@ -109,7 +110,16 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
 
     queue = JobQueue(store, pool.session(), defaults, limits)
     hosts = [*options.get("allow_host", []), host]
-    app = application.create(store, queue, DIALECTS, model=model, embed=pool.embedding, hosts=hosts, close=pool.close)
+    app = application.create(
+        store,
+        queue,
+        DIALECTS,
+        model=model,
+        embed=pool.embedding,
+        hosts=hosts,
+        aliases="exact_names" not in options,
+        close=pool.close,
+    )
     print(f"kandinsky22 serves {model} at http://{host}:{port}", file=sys.stderr, flush=True)
     config = uvicorn.Config(
         app,

@@ -37,7 +37,7 @@ HEADERS = {
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the routes of a dialect use. model: the name of the model that paints. embed: the embedding of a resolved
-    request's first picture; it waits for a process."""
+    request's first picture; it waits for a process. aliases: whether other models' names mean this one."""
 
     queue: JobQueue
     store: Store
@@ -46,6 +46,7 @@ class Services:
     metrics: Metrics
     model: str
     embed: Callable[[Any], Embedding]
+    aliases: bool = True
 
 
 class Dialect(Protocol):
@@ -71,11 +72,12 @@ def create(
     model: str,
     embed: Callable[[Any], Embedding],
     hosts: Sequence[str] = (),
+    aliases: bool = True,
     close: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application. close: called when the server has stopped."""
     access, decoder = Access(store, hosts), Decoder()
-    services = Services(queue, store, access, decoder, Metrics(queue), model, embed)
+    services = Services(queue, store, access, decoder, Metrics(queue), model, embed, aliases)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -3,15 +3,19 @@
 import asyncio
 import io
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import TypeVar
 
 from PIL import Image, ImageOps
 
+from kandinsky22.imaging import infotext
 from kandinsky22.request import Picture
 from kandinsky22.server.errors import ApiError
 
+T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 32
@@ -29,15 +33,21 @@ class Decoder:
 
     async def picture(self, file: bytes, name: str) -> Picture:
         """The picture in a file. name: of the parameter it came in. Raises `ApiError`."""
+        return Picture.of(await self._read(_to_png, file, name))
+
+    async def texts(self, file: bytes, name: str) -> dict[str, str]:
+        """The texts in a picture's metadata, as `infotext.read` returns them. Raises `ApiError`."""
+        return await self._read(infotext.read, file, name)
+
+    async def _read(self, function: Callable[[bytes], T], file: bytes, name: str) -> T:
         try:
-            png = await asyncio.wrap_future(self._process.submit(_to_png, file))
+            return await asyncio.wrap_future(self._process.submit(function, file))
         except BrokenProcessPool:  # the picture, or the system, ended it
             self._process = self._start()
             raise ApiError("invalid", f"{name} cannot be decoded; send a PNG, JPEG or WebP picture", name) from None
         except (ValueError, MemoryError) as error:
             text = str(error) or "decoding it needs too much memory"
             raise ApiError("invalid", f"{name} cannot be read: {text}", name) from None
-        return Picture.of(png)
 
     def close(self) -> None:
         """End the process."""

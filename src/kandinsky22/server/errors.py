@@ -13,6 +13,7 @@ Kind = Literal[
     "conflict",
     "too large",
     "busy",
+    "hung up",
     "unavailable",
     "full",
     "internal",
@@ -25,6 +26,7 @@ STATUS: dict[Kind, int] = {
     "conflict": 409,
     "too large": 413,
     "busy": 429,
+    "hung up": 499,  # nobody reads it; the log does
     "unavailable": 503,
     "full": 507,
     "internal": 500,

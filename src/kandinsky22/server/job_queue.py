@@ -84,7 +84,7 @@ class Limits:
 class LiveJob:
     """A job of this process: its events so far, numbered from 1, and how to wait for more.
 
-    Progress is kept as the latest alone, with the latest preview. pictures: what it painted. asked_to_cancel: whether
+    Of progress, only the latest and the latest with a preview stay. pictures: what it painted. asked_to_cancel: whether
     its owner cancelled it.
     """
 
@@ -110,7 +110,7 @@ class LiveJob:
     def add(self, event: Event) -> None:
         """Add an event, and wake up everyone who waits for one."""
         if isinstance(event, Progress):
-            self.events = [(n, old) for n, old in self.events if not isinstance(old, Progress)]
+            self.events = [(n, old) for n, old in self.events if not _replaces(event, old)]
         self.count += 1
         self.events.append((self.count, event))
         self.changed.set()
@@ -449,6 +449,11 @@ class JobQueue:
             for picture in result.pictures
         ]
         return self.store.finish(job, pictures)
+
+
+def _replaces(new: Progress, old: Event) -> bool:
+    """Whether an event need not be read any more when `new` has come."""
+    return isinstance(old, Progress) and (old.preview is None or new.preview is not None)
 
 
 def cost_of(request: Request) -> float:

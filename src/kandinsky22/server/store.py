@@ -7,6 +7,7 @@ so after a crash at any point a job is either finished with all its pictures, or
 import hashlib
 import secrets
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ class Store:
                         raise ValueError("this Idempotency-Key belongs to another request; choose a new one")
                     return _job(row)
             values = {
-                "id": secrets.token_urlsafe(16),
+                "id": str(uuid.uuid4()),  # FusionBrain's clients accept nothing else
                 "owner": owner,
                 "state": "queued",
                 "request": text,

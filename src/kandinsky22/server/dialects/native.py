@@ -2,15 +2,14 @@
 
 import asyncio
 import base64
-import io
 import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, UploadFile
+from fastapi import APIRouter, Header, Query, UploadFile
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -20,15 +19,14 @@ from kandinsky22.request import Request as PaintRequest
 from kandinsky22.request.events import Event, Failed, Notice, Preview, Progress, Queued, Result, Started
 from kandinsky22.request.parts import SAMPLERS
 from kandinsky22.request.task_schema import Parameter, all_tasks, parameters
-from kandinsky22.server.app import Services, who
+from kandinsky22.server.app import Services
+from kandinsky22.server.dialects.common import NO_CACHE, Asker, store_picture, with_pauses
 from kandinsky22.server.errors import ApiError
 from kandinsky22.server.job_queue import LiveJob
 from kandinsky22.server.requests import build
 from kandinsky22.server.store import Key, StoredPicture
 
 PREFIX = "/api/v1"
-Asker = Annotated[Key, Depends(who)]
-HEARTBEAT = 15.0  # seconds between comments on a silent stream of events, so that proxies keep it open
 MAX_EMBEDDING = 1 << 20  # bytes of an embedding's file
 
 
@@ -287,9 +285,6 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-NO_CACHE = {"cache-control": "no-store", "x-accel-buffering": "no"}
-
-
 def error(problem: ApiError, request_id: str) -> Any:
     """The JSON body of an error."""
     values = {"kind": problem.kind, "message": problem.message, "parameter": problem.parameter}
@@ -300,17 +295,6 @@ def picture_view(picture: StoredPicture) -> PictureView:
     """A stored picture as JSON."""
     values = {name: getattr(picture, name) for name in PictureView.model_fields if name != "url"}
     return PictureView(url=f"{PREFIX}/pictures/{picture.id}", **values)
-
-
-async def store_picture(services: Services, picture: Picture, name: str, key: Key) -> None:
-    """Store a picture that a request refers to, under the hash of its pixels."""
-
-    def write() -> None:
-        file = io.BytesIO()
-        picture.image.save(file, "PNG", compress_level=1)
-        services.store.add_file(picture.sha256, "picture", name, key.name, file.getvalue())
-
-    await asyncio.to_thread(write)
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -387,26 +371,14 @@ async def _store_embedding(services: Services, embedding: Embedding, name: str, 
 
 async def _stream(services: Services, live: LiveJob, after: int) -> AsyncIterator[bytes]:
     """Server-sent events of a job, with a comment whenever it is silent for long."""
-    events = services.queue.events(live, after)
-    pending: asyncio.Task[tuple[int, Event]] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT)
-            if not done:
-                yield b": waiting\n\n"
-                continue
-            try:
-                number, event = pending.result()
-            except StopAsyncIteration:
-                return
-            pending = None
-            kind = type(event).__name__.lower()
-            data = json.dumps(event_values(live, event), ensure_ascii=False)
-            yield f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
-    finally:
-        if pending is not None:
-            pending.cancel()
+    async for item in with_pauses(services.queue.events(live, after)):
+        if item is None:
+            yield b": waiting\n\n"
+            continue
+        number, event = item
+        kind = type(event).__name__.lower()
+        data = json.dumps(event_values(live, event), ensure_ascii=False)
+        yield f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
 
 
 def event_values(live: LiveJob, event: Event) -> dict[str, Any]:
