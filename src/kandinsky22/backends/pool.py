@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, Worker
+from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Order, Submit, Worker
 from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
@@ -139,7 +139,7 @@ class Pool:
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
-        self._closed = threading.Event()
+        self._closed, self._end_timeout = threading.Event(), STEP_TIMEOUT
         self._thread = threading.Thread(target=self._run, name="kandinsky22-pool", daemon=True)
         self._thread.start()
 
@@ -167,9 +167,13 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End all processes; what callers still wait for raises `ValueError`."""
+    def close(self, timeout: float = STEP_TIMEOUT) -> None:
+        """End all processes; what callers still wait for raises `ValueError`.
+
+        timeout: the seconds that a step of painting may take to end before its process is killed.
+        """
         if not self._closed.is_set():
+            self._end_timeout = timeout
             self._closed.set()
             self._send_command(None)
             self._thread.join()
@@ -259,7 +263,7 @@ class Pool:
         for call in {job.call for job in jobs}:
             call.inbox.put(ValueError("this pool is closed; open another"))
         for worker in self._jobs:
-            worker.end()
+            worker.end(self._end_timeout)
         os.close(self._wake_up_read)
 
     def _take_commands(self) -> None:
