@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kandinsky22.backends.local import Local
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.backends.pool import LoadKandinsky, Pool
 from kandinsky22.backends.work_units import Failure, Finished, Outcome, UnitBackend, WorkUnit
 from kandinsky22.request import Request

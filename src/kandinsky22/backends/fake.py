@@ -12,8 +12,9 @@ from kandinsky22.request.events import Event, Failed, Preview, Progress, Queued,
 
 K = TypeVar("K", bound=Hashable)
 STEPS = 2
-STAGE = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0, guidance_interval=(0.0, 1.0), reuse=1)
-DEFAULTS = Defaults(height=64, width=64, prior=STAGE, decoder=STAGE)
+PRIOR = Sampling(sampler="unclip", steps=STEPS, guidance_scale=4.0)
+DECODER = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0, guidance_interval=(0.0, 1.0), reuse=1)
+DEFAULTS = Defaults(height=64, width=64, prior=PRIOR, decoder=DECODER)
 
 
 class Fake:
@@ -27,12 +28,12 @@ class Fake:
         self, requests: Mapping[K, Request], preview: Preview | None = None, *, together: bool = False
     ) -> Generator[tuple[K, Event], None, None]:
         for key, request in requests.items():
-            yield key, Queued(0)
             try:
                 request = self.resolve(request)
             except ValueError as error:
                 yield key, Failed("refused", str(error))
                 continue
+            yield key, Queued(0)
             yield key, Started(request, os.getpid())
             if request.texts == ("fail",):
                 yield key, Failed("error", "it was asked to fail")

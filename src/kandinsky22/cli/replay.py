@@ -39,8 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     request = replace(request, model=options.get("model", request.model))
     request = request.with_pictures(_input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
-    _check_model(request.model)
-    backend = paint.load(request.model, _recorded_options(recipe.made_by) | options, request)
+    if not paint.server_of(options):  # a server has the model, the device and the dtype that it has
+        _check_model(request.model)
+        options = _recorded_options(recipe.made_by) | options
+    backend = paint.load(request.model, options, request)
     with display(options.get("quiet", False)) as view:
         result = paint.run_request(request, backend, view, destination)
     picture = result.pictures[index]

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_options import whole_number
 from kandinsky22.cli.options import Parser
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from kandinsky22.server.job_queue import JobQueue
 
 HOST, PORT = "127.0.0.1", 8022
 MAX_JOBS = 16  # of a key at a time
@@ -89,14 +94,11 @@ def _change_keys(folder: Path, options: dict[str, Any]) -> int:
 
 
 def _serve(folder: Path, options: dict[str, Any]) -> int:
-    import uvicorn
-
     from kandinsky22.backends.pool import Pool, cores
     from kandinsky22.request import Defaults
     from kandinsky22.request.tasks import text2img
     from kandinsky22.server import app as application
     from kandinsky22.server.access import is_loopback
-    from kandinsky22.server.deadline import Deadline
     from kandinsky22.server.dialects import DIALECTS
     from kandinsky22.server.job_queue import JobQueue
     from kandinsky22.server.limits import Limits
@@ -136,6 +138,16 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         close=partial(pool.close, END_SECONDS),
     )
     print(f"kandinsky22 serves {model} at http://{host}:{port}", file=sys.stderr, flush=True)
+    run_server(app, queue, host, port)
+    return 0
+
+
+def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
+    """Serve the application until the process gets SIGTERM or SIGINT; running jobs then get a little time to end."""
+    import uvicorn
+
+    from kandinsky22.server.deadline import Deadline
+
     config = uvicorn.Config(
         app,
         host=host,
@@ -157,7 +169,6 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
             await super().shutdown(sockets)
 
     Server(config).run()
-    return 0
 
 
 def load_filter(name: str) -> Any:

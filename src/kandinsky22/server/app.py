@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from kandinsky22.server.access import Access
 from kandinsky22.server.decoding import Decoder
 from kandinsky22.server.errors import STATUS, ApiError, Kind, api_error_of
 from kandinsky22.server.job_queue import JobQueue
+from kandinsky22.server.limits import RefusedError
 from kandinsky22.server.metrics import Metrics
 from kandinsky22.server.store import Key, Store
 
@@ -135,7 +137,8 @@ def create(
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_error)
-    for kind in (ApiError, ValueError, RuntimeError, MemoryError, FloatingPointError, OSError):
+    expected = (ApiError, RefusedError, ValueError, RuntimeError, MemoryError, FloatingPointError, OSError)
+    for kind in (*expected, SQLAlchemyError):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(_Gate, services=services, answer=answer)
     return app

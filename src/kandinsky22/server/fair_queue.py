@@ -15,13 +15,15 @@ class _Entry(NamedTuple, Generic[T]):
 class FairQueue(Generic[T]):
     """Each owner's items come out in the order in which they came in.
 
-    An owner who comes starts level with the one who has had least, so that nobody saves up.
+    Start-time fair queueing (Goyal, Vin, Cheng 1996): an owner who comes starts level with the item that was taken
+    last, so that nobody saves up.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[_Entry[T]]] = {}
         self._taken: Counter[str] = Counter()  # items that were taken and are not done
         self._spent: dict[str, float] = {}  # cost of what an owner has had, while the owner has items here
+        self._now = 0.0  # what the owner of the item that was taken last had had before
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -32,8 +34,7 @@ class FairQueue(Generic[T]):
 
     def add(self, owner: str, number: int, cost: float, item: T) -> None:
         """Add an item."""
-        if owner not in self._spent:
-            self._spent[owner] = min(self._spent.values(), default=0.0)
+        self._spent.setdefault(owner, self._now)
         self._waiting.setdefault(owner, deque()).append(_Entry(number, cost, item))
 
     def order(self) -> list[T]:
@@ -57,13 +58,14 @@ class FairQueue(Generic[T]):
         """Remove and return the next item; its owner is charged for it. Raises `IndexError` if there is none."""
         item = self.first()
         owner = _next(self._waiting, self._spent)
+        self._now = self._spent[owner]
         self._spent[owner] += self._waiting[owner].popleft().cost
         self._taken[owner] += 1
         return item
 
     def remove(self, owner: str, item: T) -> None:
         """Remove an item that waits."""
-        self._waiting[owner] = deque(entry for entry in self._waiting[owner] if entry.item is not item)
+        self._waiting[owner] = deque(entry for entry in self._waiting[owner] if entry.item != item)
         self._forget(owner)
 
     def done(self, owner: str) -> None:

@@ -266,7 +266,7 @@ class JobQueue:
         if self._stopping.is_set():
             raise StoppingError("the server is stopping; try again later", retry_after=10)
         if self.waiting() + self._arriving.total() >= self.limits.waiting:
-            raise QueueFullError("the server is busy; try again later", retry_after=5)
+            raise QueueFullError("the server is busy; try again later", retry_after=2)
         if self.waiting(key.name) + len(self.running(key.name)) + self._arriving[key.name] >= key.max_jobs:
             raise QueueFullError(f"this key may have {key.max_jobs} jobs at a time; wait for one to end", retry_after=2)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from sqlalchemy import Connection, Row, and_, create_engine, event, func, or_, select, update
 
@@ -82,6 +82,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._claimed: BinaryIO | None = None
         try:
             for name in (PICTURES, UPLOADS):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -101,13 +102,16 @@ class Store:
 
     def claim(self) -> None:
         """Use the folder as its only server, until this process ends. Raises `ValueError` if another server does."""
-        self._claim = (self.folder / "server.lock").open("ab")
-        if not lock(self._claim, timeout=0):
+        self._claimed = (self.folder / "server.lock").open("ab")
+        if not lock(self._claimed, timeout=0):
+            self._claimed.close()
             raise ValueError(f"another server uses {self.folder}; stop it, or choose another place with --data")
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and give up the claim."""
         self._engine.dispose()
+        if self._claimed is not None:
+            self._claimed.close()
 
     def _transaction(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
@@ -254,7 +258,8 @@ class Store:
             ended = update(JOBS).where(JOBS.c.id == job.id, JOBS.c.state.not_in(ENDED))
             if not connection.execute(ended.values(state="succeeded", ended=now)).rowcount:
                 return self.pictures_of(job.id)  # it ended before: those pictures stay
-            connection.execute(PICTURE_ROWS.insert(), rows)
+            if rows:
+                connection.execute(PICTURE_ROWS.insert(), rows)
         return self.pictures_of(job.id)
 
     def counts(self) -> dict[str, int]:
