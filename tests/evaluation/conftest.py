@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kandinsky22.backends.local import Local
 from PIL import Image
 from torch import Tensor
 
 from kandinsky22 import Kandinsky, text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.evaluation import generate, world
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.manifest import Run

@@ -10,10 +10,10 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from kandinsky22.backends.local import Local
 from PIL import Image
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.evaluation import captions, coco, generate, inception, reference
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.manifest import Run, Shard

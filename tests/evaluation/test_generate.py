@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from kandinsky22.backends.local import Local
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.backends.pool import LoadKandinsky
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.captions import Captioned, Captions

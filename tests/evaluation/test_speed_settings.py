@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kandinsky22.backends.local import Local
 from torch import nn
 
 from kandinsky22 import Kandinsky, Sampling, text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.checkpoints import full_size
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.compositions import caption

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kandinsky22.backends.local import Local
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.evaluation import cells, sweep
 from kandinsky22.evaluation.cells import CaptionSet, Cell
 from kandinsky22.evaluation.features import ClipFeatures

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from kandinsky22.backends.local import Local
+
 from kandinsky22.evaluation import generate, reference, world
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.features import ClipFeatures

@@ -174,10 +174,6 @@ def load() -> FakeModel:
     return FakeModel()
 
 
-def load_nothing() -> FakeModel:
-    raise ValueError("there is no such model; name another")
-
-
 class ServerProcess:
     """`kandinsky22 serve` with the fake model, as a process that can be killed and started again."""
 
@@ -191,7 +187,8 @@ class ServerProcess:
 
     def start(self, ready: str = "/livez") -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "tests.server.serve_fake", str(self.folder), str(self.port), *self.arguments]
+        places = ["--data", str(self.folder), "--port", str(self.port)]
+        command = [sys.executable, "-m", "tests.server.serve_fake", *places, *self.arguments]
         self.process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
 
         def answers() -> bool:

@@ -1,6 +1,6 @@
-"""Serves the fake model: python -m tests.server.serve_fake FOLDER PORT [PROCESSES] [broken]."""
+"""Serves the fake model: python -m tests.server.serve_fake --data FOLDER --port PORT [--max-waiting N]."""
 
-import sys
+import argparse
 from pathlib import Path
 
 from kandinsky22.backends.pool import Pool
@@ -12,20 +12,24 @@ from kandinsky22.server.dialects import DIALECTS
 from kandinsky22.server.job_queue import JobQueue
 from kandinsky22.server.limits import Limits
 from kandinsky22.server.store import Store
-from tests.server.fakes import load, load_nothing, read_defaults
+from tests.server.fakes import load, read_defaults
 
 
 def main() -> None:
-    folder, port, *rest = sys.argv[1:]
-    store = Store(Path(folder))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--max-waiting", type=int, default=64)
+    options = parser.parse_args()
+    store = Store(options.data)
     store.claim()
-    pool = Pool(load_nothing if "broken" in rest else load, processes=int((*rest, "1")[0]))
+    pool = Pool(load, processes=1)
 
     def defaults() -> Defaults:
         pool.resolve(text2img("", seed=0))
         return read_defaults()
 
-    queue = JobQueue(store, pool.session(), defaults, Limits(free_bytes=0, waiting=8))
+    queue = JobQueue(store, pool.session(), defaults, Limits(free_bytes=0, waiting=options.max_waiting))
     app = application.create(
         store,
         queue,
@@ -36,7 +40,7 @@ def main() -> None:
         describe=pool.describe,
         close=lambda: pool.close(2.0),
     )
-    run_server(app, queue, "127.0.0.1", int(port))
+    run_server(app, queue, "127.0.0.1", options.port)
 
 
 if __name__ == "__main__":
