@@ -79,6 +79,23 @@ def test_events_continue_after_a_number(run: Any) -> None:
     run(test)
 
 
+def test_events_that_come_while_others_are_read_are_not_lost(run: Any) -> None:
+    async def test(queue: JobQueue, _: FakeSession) -> None:
+        live = await submit(queue, "wait")
+        while len(live.events) < 2:
+            await asyncio.sleep(0.01)
+        kinds = []
+        async for _number, event in queue.events(live):
+            kinds.append(type(event))
+            if isinstance(event, Started):
+                await queue.cancel(live)
+                while not live.has_ended:
+                    await asyncio.sleep(0.01)
+        assert kinds == [Queued, Started, Cancelled]
+
+    run(test)
+
+
 def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_by_the_process(run: Any) -> None:
     async def test(queue: JobQueue, session: FakeSession) -> None:
         first, second = await submit(queue, "wait"), await submit(queue, "wait too")

@@ -231,3 +231,10 @@ def test_censored_pictures_are_an_error(tmp_path: Path) -> None:
             "failed",
             {"event": "failed", "reason": "censored", "error": "this picture is withheld"},
         )
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "\0", "a" * 100_000])
+def test_unusual_prompts_are_painted_or_refused(client: httpx.Client, prompt: str) -> None:
+    text = json.dumps({"options": {"prompt": prompt, "seed": 1}})
+    answer = client.post("/api/v1/jobs", content=text, headers={"content-type": "application/json"})
+    assert answer.status_code in (202, 400), answer.text

@@ -219,6 +219,8 @@ class JobQueue:
                     yield number, event
                     if is_last(event):
                         return
+            if live.count > after:  # while the last ones were being read
+                continue
             if live.has_ended or self._stopped:
                 return
             await changed.wait()
