@@ -11,7 +11,7 @@ import httpx
 import uvicorn
 
 from kandinsky22.backends.fake import DEFAULTS, Fake
-from kandinsky22.request import Request
+from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Preview, Progress, Result, is_last
 from kandinsky22.server import app
 from kandinsky22.server.deadline import Deadline
@@ -126,8 +126,10 @@ def start(folder: Path, limits: Limits | None = None, *, aliases: bool = True) -
         jobs,
         DIALECTS,
         model="kandinsky-2.2",
-        embed=lambda _: None,
-        aliases=aliases,  # type: ignore[arg-type]
+        embed=lambda _: Embedding.of([0.0], "none"),
+        resolve=Fake().resolve,
+        describe=Fake().describe,
+        aliases=aliases,
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

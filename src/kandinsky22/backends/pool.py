@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Submit, Worker
+from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Submit, Worker
 from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
@@ -146,6 +146,7 @@ class Pool:
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
         self._closed, self._open = False, threading.Lock()  # no command is sent after it was closed
+        self._end_timeout = STEP_TIMEOUT
         self._thread = threading.Thread(target=self._run, name="kandinsky22-pool", daemon=True)
         self._thread.start()
 
@@ -173,12 +174,15 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End all processes; what callers still wait for raises `ValueError`."""
+    def close(self, timeout: float = STEP_TIMEOUT) -> None:
+        """End all processes; what callers still wait for raises `ValueError`.
+
+        timeout: the seconds that a step of painting may take to end before its process is killed.
+        """
         with self._open:
             if self._closed:
                 return
-            self._closed = True
+            self._closed, self._end_timeout = True, timeout
             os.write(self._wake_up_write, b"!")
         self._thread.join()
         os.close(self._wake_up_write)
@@ -262,7 +266,7 @@ class Pool:
         for call in {job.call for job in jobs}:
             call.inbox.put(ValueError(CLOSED))
         for worker in self._jobs:
-            worker.end()
+            worker.end(self._end_timeout)
         os.close(self._wake_up_read)
 
     def _take_commands(self) -> None:

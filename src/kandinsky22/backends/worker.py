@@ -78,6 +78,7 @@ def run_worker(load: LoadModel, pipe: "Connection[Message, Order]") -> None:
             return
         pipe.send(Message("ready"))
         _Painter(model, pipe).run(orders)
+    os._exit(0)  # there is nothing to clean up, and for torch that takes seconds
 
 
 def as_plain_error(error: Exception) -> Exception:

@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     request = replace(request, model=options.get("model") or _local_model(request))
     request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
-    backend = paint.load(request.model, _recorded_options(recipe.made_by) | options, request)
+    if not paint.server_of(options):  # a server has the model, the device and the dtype that it has
+        options = _recorded_options(recipe.made_by) | options
+    backend = paint.load(request.model, options, request)
     with display(options.get("quiet", False)) as view:
         result = paint.run_request(request, backend, view, destination)
     picture = result.pictures[index]

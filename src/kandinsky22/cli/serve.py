@@ -3,15 +3,24 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_options import whole_number
 from kandinsky22.cli.options import Parser
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from kandinsky22.server.job_queue import JobQueue
+
 HOST, PORT = "127.0.0.1", 8022
 MAX_JOBS = 16  # of a key at a time
+SCOPES = ("paint", "metrics")  # of keys; see `server.access`
+END_SECONDS = 2.0  # that a process is given to end when the server stops
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,6 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.option(
         "add_key", metavar="NAME", help="add a key, print it, and exit; from then on every client needs a key"
     )
+    parser.option("scopes", metavar="NAMES", help=f"of the added key: {','.join(SCOPES)} (default: paint)")
+    parser.option(
+        "max_jobs", metavar="N", type=whole_number, help=f"jobs of the added key at a time (default: {MAX_JOBS})"
+    )
     parser.option("remove_key", metavar="NAME", help="remove a key, and exit")
     parser.option("max_waiting", metavar="N", type=whole_number, help="jobs that may wait (default: 64)")
     parser.option(
@@ -43,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         "max_days", metavar="N", type=whole_number, help="days that pictures without a star stay (default: all)"
     )
     parser.option("exact_names", action="store_true", help="refuse model names of others, such as gpt-image-1")
+    parser.option("filter", metavar="MODULE:FUNCTION", help="judges each picture: returns why it is withheld, or None")
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError(f"serve takes options alone, got {words[0]!r}; see kandinsky22 serve --help")
@@ -72,27 +86,30 @@ def _change_keys(folder: Path, options: dict[str, Any]) -> int:
     if "remove_key" in options:
         store.remove_key(options["remove_key"])
     if "add_key" in options:
-        print(store.add_key(options["add_key"], ["paint"], MAX_JOBS))
+        scopes = options.get("scopes", "paint").split(",")
+        if unknown := set(scopes) - set(SCOPES):
+            raise ValueError(f"there is no scope {min(unknown)!r}; there are {', '.join(SCOPES)}")
+        print(store.add_key(options["add_key"], scopes, options.get("max_jobs", MAX_JOBS)))
         print("this key is shown only once; send it as Authorization: Bearer KEY", file=sys.stderr)
     return 0
 
 
 def _serve(folder: Path, options: dict[str, Any]) -> int:
-    import uvicorn
-
     from kandinsky22.backends.pool import Pool, cores
     from kandinsky22.request import Defaults
     from kandinsky22.request.tasks import text2img
     from kandinsky22.server import app as application
     from kandinsky22.server.access import is_loopback
-    from kandinsky22.server.deadline import Deadline
     from kandinsky22.server.dialects import DIALECTS
-    from kandinsky22.server.job_queue import JobQueue, Limits
+    from kandinsky22.server.job_queue import JobQueue
+    from kandinsky22.server.limits import Limits
     from kandinsky22.server.store import Store
 
     model, host, port = options.get("model", catalog.BOX), options.get("host", HOST), options.get("port", PORT)
     locate.part_folders(model)  # raises now if the model is not on this machine
+    content_filter = load_filter(options["filter"]) if "filter" in options else None
     store = Store(folder)
+    store.claim()
     if not is_loopback(host) and not store.keys():
         raise ValueError(f"{host} is reached by others, so clients need keys: kandinsky22 serve --add-key NAME")
     limits = Limits(
@@ -108,7 +125,7 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         assert resolved.height is not None and resolved.width is not None
         return Defaults(height=resolved.height, width=resolved.width, prior=resolved.prior, decoder=resolved.decoder)
 
-    queue = JobQueue(store, pool.session(), defaults, limits)
+    queue = JobQueue(store, pool.session(), defaults, limits, content_filter=content_filter)
     hosts = [*options.get("allow_host", []), host]
     app = application.create(
         store,
@@ -116,11 +133,23 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         DIALECTS,
         model=model,
         embed=pool.embedding,
+        resolve=pool.resolve,
+        describe=pool.describe,
         hosts=hosts,
         aliases="exact_names" not in options,
-        close=pool.close,
+        close=partial(pool.close, END_SECONDS),
     )
     print(f"kandinsky22 serves {model} at http://{host}:{port}", file=sys.stderr, flush=True)
+    run_server(app, queue, host, port)
+    return 0
+
+
+def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
+    """Serve the application until the process gets SIGTERM or SIGINT; running jobs then get a little time to end."""
+    import uvicorn
+
+    from kandinsky22.server.deadline import Deadline
+
     config = uvicorn.Config(
         app,
         host=host,
@@ -129,9 +158,25 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=8,
+        timeout_graceful_shutdown=1,  # after `JobQueue.stop`
         limit_concurrency=1000,
         ws="none",
     )
-    uvicorn.Server(config).run()
-    return 0
+
+    class Server(uvicorn.Server):
+        """Stops the queue first: then running jobs have ended, and so have the streams of events."""
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            await queue.stop()
+            await super().shutdown(sockets)
+
+    Server(config).run()
+
+
+def load_filter(name: str) -> Any:
+    """The content filter "module:function". Raises `ValueError` if there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--filter takes module:function, and {name!r} cannot be imported: {error}") from None

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 K = TypeVar("K", bound=Hashable)
 Stage = Literal["prior", "decoder"]
-Reason = Literal["refused", "not finite", "out of memory", "error"]
-"""Why a request failed: it cannot be carried out as it is; a result was not finite; memory ran out; anything else."""
+Reason = Literal["refused", "censored", "not finite", "out of memory", "error"]
+"""Why a request failed: it cannot be carried out as it is; a server's content filter withholds the pictures; a result
+was not finite; memory ran out; anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Failed:
         """The exception for callers that want one."""
         kinds: dict[Reason, type[Exception]] = {
             "refused": ValueError,
+            "censored": ValueError,
             "not finite": FloatingPointError,
             "out of memory": MemoryError,
             "error": RuntimeError,

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from kandinsky22.server.errors import ApiError
 from kandinsky22.server.store import Key, Store, hash_secret
 
-LOCAL = Key("local", frozenset({"paint"}), max_jobs=1000)
+SCOPES = ("paint", "metrics")
+"""What a key may allow: everything but figures of all clients; those figures."""
+LOCAL = Key("local", frozenset(SCOPES), max_jobs=1000)
 """Who asks while no key exists."""
 CACHED_SECONDS = 2.0  # for which a key that was removed may still be accepted
 
@@ -33,8 +35,8 @@ class Access:
             self._keys, self._read = self.store.keys(), time.monotonic()
         return self._keys
 
-    def who(self, headers: Mapping[str, str]) -> Key:
-        """The key of a request, from its headers. Raises `ApiError`."""
+    def who(self, headers: Mapping[str, str], scope: str = "paint") -> Key:
+        """The key of a request, from its headers; it allows `scope`. Raises `ApiError`."""
         keys = self.keys()
         if not keys:
             return LOCAL
@@ -44,26 +46,28 @@ class Access:
         digest = hash_secret(secret)
         for known, key in keys.items():
             if hmac.compare_digest(known, digest):
+                if scope not in key.scopes:
+                    raise ApiError("forbidden", f"this key does not allow {scope}; ask the operator for one that does")
                 return key
         raise ApiError("unauthorized", "this key is not known here; ask the operator of this server for one")
 
     def check_host(self, headers: Mapping[str, str]) -> None:
         """Raises `ApiError` for a name under which this server is not to be reached (DNS rebinding), and for pages of
         other origins."""
-        host = _name(headers.get("host", ""))
-        if not self._is_ours(host):
+        if not self._is_ours(headers.get("host", "localhost")):
             raise ApiError("forbidden", "this host name is not served; start the server with --allow-host NAME")
         origin = headers.get("origin")
-        if origin not in (None, "null") and not self._is_ours(_name(origin.partition("://")[2])):
+        if origin is not None and not self._is_ours(origin.partition("://")[2]):  # "null" is any page in a sandbox
             raise ApiError("forbidden", "pages of this origin may not use the server; start it with --allow-host NAME")
 
     def _is_ours(self, host: str) -> bool:
-        return is_loopback(host) or host in self.hosts
+        name = _name(host)
+        return is_loopback(name) or name in self.hosts
 
 
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is this machine's own."""
-    if host in ("localhost", ""):
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

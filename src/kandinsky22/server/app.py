@@ -12,15 +12,18 @@ from typing import Any, Protocol
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import kandinsky22
 from kandinsky22.request import Embedding
+from kandinsky22.server import documentation
 from kandinsky22.server.access import Access
 from kandinsky22.server.decoding import Decoder
 from kandinsky22.server.errors import STATUS, ApiError, Kind, api_error_of
 from kandinsky22.server.job_queue import JobQueue
+from kandinsky22.server.limits import RefusedError
 from kandinsky22.server.metrics import Metrics
 from kandinsky22.server.store import Key, Store
 
@@ -29,15 +32,17 @@ MAX_BODY = 64 << 20  # bytes of a request
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'; form-action 'self'",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the routes of a dialect use. model: the name of the model that paints. embed: the embedding of a resolved
-    request's first picture; it waits for a process. aliases: whether other models' names mean this one."""
+    request's first picture; resolve, describe: as for `Backend`. These three wait for a process. aliases: whether other
+    models' names mean this one."""
 
     queue: JobQueue
     store: Store
@@ -46,6 +51,8 @@ class Services:
     metrics: Metrics
     model: str
     embed: Callable[[Any], Embedding]
+    resolve: Callable[[Any], Any]
+    describe: Callable[[Any], dict[str, Any]]
     aliases: bool = True
 
 
@@ -71,13 +78,15 @@ def create(
     *,
     model: str,
     embed: Callable[[Any], Embedding],
+    resolve: Callable[[Any], Any],
+    describe: Callable[[Any], dict[str, Any]],
     hosts: Sequence[str] = (),
     aliases: bool = True,
     close: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application. close: called when the server has stopped."""
     access, decoder = Access(store, hosts), Decoder()
-    services = Services(queue, store, access, decoder, Metrics(queue), model, embed, aliases)
+    services = Services(queue, store, access, decoder, Metrics(queue), model, embed, resolve, describe, aliases)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -94,8 +103,9 @@ def create(
     )
     app.state.services = services
     for dialect in dialects:
-        app.include_router(dialect.router(services))
+        app.include_router(dialect.router(services), responses=documentation.ERRORS)
     app.include_router(_health(services))
+    documentation.add(app)
 
     def answer(problem: ApiError, request: Request) -> Response:
         dialect = next((d for d in dialects if request.url.path.startswith(d.PREFIX)), dialects[0])
@@ -130,7 +140,8 @@ def create(
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_error)
-    for kind in (ApiError, ValueError, RuntimeError, MemoryError, FloatingPointError, OSError):
+    expected = (ApiError, RefusedError, ValueError, RuntimeError, MemoryError, FloatingPointError, OSError)
+    for kind in (*expected, SQLAlchemyError):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(_Gate, services=services, answer=answer)
     return app
@@ -154,13 +165,14 @@ class _Gate:
             return
         scope["request_id"] = secrets.token_hex(8)
         request, start, status, received = Request(scope), time.perf_counter(), 500, 0
+        too_large = ApiError("too large", f"the request is larger than {MAX_BODY >> 20} MB")
 
         async def limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_BODY:
-                raise ApiError("too large", f"the request is larger than {MAX_BODY >> 20} MB")
+            if received > MAX_BODY:  # a body without a length, in chunks
+                raise too_large
             return message
 
         async def sending(message: Message) -> None:
@@ -174,16 +186,22 @@ class _Gate:
                         headers.append((name.encode(), value.encode()))
             await send(message)
 
+        async def unless_too_large(message: Message) -> None:
+            if received <= MAX_BODY:
+                await sending(message)
+
         try:
             try:
                 self.services.access.check_host(request.headers)
                 length = request.headers.get("content-length", "0")
                 if not length.isdecimal() or int(length) > MAX_BODY:
-                    raise ApiError("too large", f"the request is larger than {MAX_BODY >> 20} MB")
+                    raise too_large
             except ApiError as problem:
                 await self.answer(problem, request)(scope, receive, sending)
             else:
-                await self.app(scope, limited, sending)
+                await self.app(scope, limited, unless_too_large)
+                if received > MAX_BODY:  # whatever the routes made of it
+                    await self.answer(too_large, request)(scope, receive, sending)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.services.metrics.requests.labels(route, str(status)).inc()
@@ -201,13 +219,15 @@ def _health(services: Services) -> APIRouter:
 
     @routes.get("/readyz")
     async def readyz() -> Response:
+        if services.queue.problem is not None:
+            return PlainTextResponse(f"the model cannot be loaded: {services.queue.problem}", 503)
         if services.queue.defaults is None:
             return PlainTextResponse("the model is loading", 503, {"retry-after": "2"})
         return PlainTextResponse("ok")
 
     @routes.get("/metrics")
     async def metrics(request: Request) -> Response:
-        who(request)
+        services.access.who(request.headers, "metrics")
         return Response(services.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return routes

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kandinsky22.server.job_queue import QueueFullError, RefusedError, StorageFullError
+from sqlalchemy.exc import OperationalError
+
+from kandinsky22.server.limits import CensoredError, QueueFullError, RefusedError, StorageFullError
+from kandinsky22.server.store import ConflictError
 
 Kind = Literal[
     "invalid",
@@ -35,12 +38,16 @@ STATUS: dict[Kind, int] = {
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An answer that is an error: its kind, one sentence, the parameter it is about, and the seconds to wait."""
+    """An answer that is an error: its kind, one sentence, the parameter it is about, and the seconds to wait.
+
+    censored: a content filter withholds the pictures.
+    """
 
     kind: Kind
     message: str
     parameter: str | None = None
     retry_after: float | None = None
+    censored: bool = False
 
     @property
     def status(self) -> int:
@@ -59,8 +66,12 @@ def api_error_of(error: Exception) -> ApiError:
         elif isinstance(error, StorageFullError):
             kind = "full"
         return ApiError(kind, str(error), retry_after=error.retry_after)
+    if isinstance(error, ConflictError):
+        return ApiError("conflict", str(error))
     if isinstance(error, ValueError):
-        return ApiError("invalid", str(error))
+        return ApiError("invalid", str(error), censored=isinstance(error, CensoredError))
+    if isinstance(error, OperationalError):  # a full disk, a folder that is not writable any more
+        return ApiError("full", "the server cannot write to its data folder; its operator must make room")
     if isinstance(error, MemoryError):
         return ApiError("unavailable", str(error))
     return ApiError(

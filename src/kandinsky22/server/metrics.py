@@ -5,7 +5,8 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from kandinsky22.request.events import Event, Failed, Notice, Progress, Result, Started, is_last
-from kandinsky22.server.job_queue import JobQueue, LiveJob
+from kandinsky22.server.job_queue import JobQueue
+from kandinsky22.server.live_job import LiveJob
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 

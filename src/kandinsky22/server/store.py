@@ -12,93 +12,18 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Float,
-    ForeignKey,
-    Integer,
-    MetaData,
-    Row,
-    String,
-    Table,
-    UniqueConstraint,
-    and_,
-    create_engine,
-    event,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Row, and_, create_engine, event, func, or_, select, update
 
-from kandinsky22.files import atomic_write, remove_leftovers
+from kandinsky22.files import atomic_write, lock, remove_leftovers
 from kandinsky22.request import Request
+from kandinsky22.request.events import Reason
+from kandinsky22.server.tables import FILES, JOBS, KEYS, PICTURE_ROWS, TABLES, VERSION
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
-VERSION = 1  # of the tables
 DATABASE, PICTURES, UPLOADS = "kandinsky22.db", "pictures", "uploads"
-
-TABLES = MetaData()
-KEYS = Table(
-    "keys",
-    TABLES,
-    Column("name", String, primary_key=True),
-    Column("hash", String, nullable=False, unique=True),
-    Column("scopes", String, nullable=False),
-    Column("max_jobs", Integer, nullable=False),
-    Column("created", Float, nullable=False),
-)
-JOBS = Table(
-    "jobs",
-    TABLES,
-    Column("number", Integer, primary_key=True, autoincrement=True),  # the order in which jobs came
-    Column("id", String, nullable=False, unique=True),
-    Column("owner", String, nullable=False, index=True),
-    Column("state", String, nullable=False, index=True),
-    Column("request", String, nullable=False),
-    Column("source", String, nullable=False),
-    Column("cost", Float, nullable=False),
-    Column("hidden", Integer, nullable=False),  # not in the gallery
-    Column("idempotency_key", String),
-    Column("error", String),
-    Column("created", Float, nullable=False),
-    Column("started", Float),
-    Column("ended", Float),
-    UniqueConstraint("owner", "idempotency_key"),
-)
-PICTURE_ROWS = Table(
-    "pictures",
-    TABLES,
-    Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("id", String, nullable=False, unique=True),
-    Column("job", String, ForeignKey("jobs.id"), nullable=False, index=True),
-    Column("owner", String, nullable=False, index=True),
-    Column("position", Integer, nullable=False),
-    Column("file", String, nullable=False),
-    Column("sha256", String, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("seed", Integer, nullable=False),
-    Column("prompt", String, nullable=False),
-    Column("starred", Integer, nullable=False),
-    Column("hidden", Integer, nullable=False),
-    Column("created", Float, nullable=False),
-)
-FILES = Table(
-    "files",
-    TABLES,
-    Column("id", String, primary_key=True),  # the SHA-256 of a picture's pixels, or of an embedding's file
-    Column("kind", String, nullable=False),
-    Column("name", String, nullable=False),
-    Column("owner", String, nullable=False, index=True),
-    Column("bytes", Integer, nullable=False),
-    Column("used", Float, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +47,7 @@ class Job:
     source: str
     cost: float
     hidden: bool
+    reason: Reason | None
     error: str | None
     created: float
     started: float | None
@@ -148,11 +74,16 @@ class StoredPicture:
     created: float
 
 
+class ConflictError(ValueError):
+    """An idempotency key that belongs to another request."""
+
+
 class Store:
     """The folder. Any thread may use it. Raises `ValueError` for one of another version, or that cannot be used."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._claimed: BinaryIO | None = None
         try:
             for name in (PICTURES, UPLOADS):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -170,9 +101,18 @@ class Store:
                 f"cannot use {folder}: {error.strerror or error}; choose another place with --data"
             ) from error
 
+    def claim(self) -> None:
+        """Use the folder as its only server, until this process ends. Raises `ValueError` if another server does."""
+        self._claimed = (self.folder / "server.lock").open("ab")
+        if not lock(self._claimed, timeout=0):
+            self._claimed.close()
+            raise ValueError(f"another server uses {self.folder}; stop it, or choose another place with --data")
+
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and give up the claim."""
         self._engine.dispose()
+        if self._claimed is not None:
+            self._claimed.close()
 
     def _transaction(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
@@ -217,32 +157,32 @@ class Store:
         cost: float,
         hidden: bool = False,
         idempotency_key: str | None = None,
+        asked: Request | None = None,
     ) -> Job:
         """A new job, or the one that the owner added before with this idempotency key.
 
-        Raises `ValueError` if that was another request.
+        asked: the request before it was resolved. Raises `ConflictError` if that was another one.
         """
-        text = request.to_json()
+        digest = hashlib.sha256((asked or request).to_json().encode()).hexdigest()
         with self._transaction() as connection:
-            if idempotency_key is not None:
-                known = select(JOBS).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency_key)
-                if row := connection.execute(known).first():
-                    if row.request != text:
-                        raise ValueError("this Idempotency-Key belongs to another request; choose a new one")
-                    return _job(row)
             values = {
                 "id": str(uuid.uuid4()),  # FusionBrain's clients accept nothing else
                 "owner": owner,
                 "state": "queued",
-                "request": text,
+                "request": request.to_json(),
                 "source": source,
                 "cost": cost,
                 "hidden": int(hidden),
                 "idempotency_key": idempotency_key,
+                "asked": digest,
                 "created": time.time(),
             }
-            connection.execute(JOBS.insert().values(**values))
-            row = connection.execute(select(JOBS).where(JOBS.c.id == values["id"])).one()
+            # one statement decides, so that of two calls at once one adds the job and the other finds it
+            added = connection.execute(JOBS.insert().prefix_with("OR IGNORE").values(**values)).rowcount
+            known = and_(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency_key)
+            row = connection.execute(select(JOBS).where(JOBS.c.id == values["id"] if added else known)).one()
+        if row.asked != digest:
+            raise ConflictError("this Idempotency-Key belongs to another request; choose a new one")
         return _job(row)
 
     def job(self, job: str, owner: str | None = None) -> Job | None:
@@ -258,9 +198,16 @@ class Store:
         with self._transaction() as connection:
             return [_job(row) for row in connection.execute(query.order_by(JOBS.c.number.desc()).limit(count))]
 
-    def unfinished(self) -> list[Job]:
-        """The jobs that have not ended, the oldest first. Jobs that ran when the process ended wait again."""
+    def recover(self) -> list[Job]:
+        """The jobs that an earlier server has not ended, the oldest first; those that ran wait again.
+
+        Removes files of pictures whose job had not ended when that server was killed.
+        """
         with self._transaction() as connection:
+            known = set(connection.execute(select(PICTURE_ROWS.c.file)).scalars())
+            for file in (self.folder / PICTURES).glob("*/*.png"):
+                if file.relative_to(self.folder).as_posix() not in known:
+                    file.unlink()
             connection.execute(update(JOBS).where(JOBS.c.state == "running").values(state="queued", started=None))
             return [
                 _job(row)
@@ -279,10 +226,10 @@ class Store:
             values = {"state": "queued", "started": None}
             connection.execute(update(JOBS).where(JOBS.c.id == job, JOBS.c.state == "running").values(**values))
 
-    def end(self, job: str, state: State, error: str | None = None) -> None:
+    def end(self, job: str, state: State, reason: Reason | None = None, error: str | None = None) -> None:
         """A job failed or was cancelled."""
         with self._transaction() as connection:
-            values = {"state": state, "error": error, "ended": time.time()}
+            values = {"state": state, "reason": reason, "error": error, "ended": time.time()}
             connection.execute(update(JOBS).where(JOBS.c.id == job, JOBS.c.state.not_in(ENDED)).values(**values))
 
     def finish(self, job: Job, pictures: Iterable[tuple[bytes, Mapping[str, Any]]]) -> list[StoredPicture]:
@@ -312,7 +259,8 @@ class Store:
             ended = update(JOBS).where(JOBS.c.id == job.id, JOBS.c.state.not_in(ENDED))
             if not connection.execute(ended.values(state="succeeded", ended=now)).rowcount:
                 return self.pictures_of(job.id)  # it ended before: those pictures stay
-            connection.execute(PICTURE_ROWS.insert(), rows)
+            if rows:
+                connection.execute(PICTURE_ROWS.insert(), rows)
         return self.pictures_of(job.id)
 
     def counts(self) -> dict[str, int]:

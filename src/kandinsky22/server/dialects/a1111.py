@@ -25,7 +25,7 @@ from kandinsky22.server.dialects import common
 from kandinsky22.server.dialects.a1111_call import Img2Img, Txt2Img, request_of
 from kandinsky22.server.dialects.common import Asker
 from kandinsky22.server.errors import ApiError
-from kandinsky22.server.job_queue import LiveJob
+from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.store import Key, StoredPicture
 
 PREFIX = "/sdapi/v1"

@@ -21,7 +21,7 @@ from kandinsky22.request.events import Preview
 from kandinsky22.request.task_schema import Parameter
 from kandinsky22.server.app import Services, who
 from kandinsky22.server.errors import ApiError
-from kandinsky22.server.job_queue import LiveJob
+from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.store import Key, StoredPicture
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from kandinsky22.server.app import Services
 from kandinsky22.server.dialects import common
 from kandinsky22.server.dialects.common import Asker
 from kandinsky22.server.errors import ApiError
-from kandinsky22.server.job_queue import LiveJob
+from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.requests import build
 from kandinsky22.server.store import Key
 

@@ -2,32 +2,38 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, UploadFile
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 import kandinsky22
+from kandinsky22.backends import event_json
 from kandinsky22.request import Embedding, Picture, Text
 from kandinsky22.request import Request as PaintRequest
-from kandinsky22.request.events import Event, Failed, Notice, Preview, Progress, Queued, Result, Started
+from kandinsky22.request.events import Event, Preview, Progress, Result
 from kandinsky22.request.parts import SAMPLERS
 from kandinsky22.request.task_schema import Parameter, all_tasks, parameters
 from kandinsky22.server.app import Services
+from kandinsky22.server.dialects import backend
 from kandinsky22.server.dialects.common import NO_CACHE, Asker, store_picture, with_pauses
 from kandinsky22.server.errors import ApiError
-from kandinsky22.server.job_queue import LiveJob
+from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.requests import build
 from kandinsky22.server.store import Key, StoredPicture
 
 PREFIX = "/api/v1"
 MAX_EMBEDDING = 1 << 20  # bytes of an embedding's file
+
+
+Number = Annotated[int | None, Query(ge=0, lt=2**63)]
 
 
 class PreviewWish(BaseModel):
@@ -136,6 +142,7 @@ def router(services: Services) -> APIRouter:
     async def upload(file: UploadFile, key: Asker) -> dict[str, Any]:
         """Upload a PNG, JPEG or WebP picture, or an embedding that was saved here; returns its id."""
         content = await file.read()
+        await asyncio.to_thread(queue.check_space, len(content))
         name = Path(file.filename or "").name[:100]
         if name.endswith(".safetensors"):
             embedding = await asyncio.to_thread(_read_embedding, content)
@@ -143,6 +150,14 @@ def router(services: Services) -> APIRouter:
         picture = await services.decoder.picture(content, "file")
         await store_picture(services, picture, name, key)
         return {"id": picture.sha256, "kind": "picture", "name": name, "width": picture.width, "height": picture.height}
+
+    @routes.head("/uploads/{upload}", response_class=Response)
+    async def has_upload(upload: str, _: Asker) -> Response:
+        """Whether there is such an upload."""
+        for kind in ("picture", "embedding"):
+            if await asyncio.to_thread(store.file, upload, kind) is not None:
+                return Response()
+        return Response(status_code=404)
 
     @routes.get("/uploads/{upload}", response_class=FileResponse)
     async def get_upload(upload: str, _: Asker) -> Response:
@@ -166,7 +181,7 @@ def router(services: Services) -> APIRouter:
         return await view(live)
 
     @routes.get("/jobs")
-    async def jobs(key: Asker, before: int | None = None, count: int = Query(50, ge=1, le=200)) -> list[JobView]:
+    async def jobs(key: Asker, before: Number = None, count: int = Query(50, ge=1, le=200)) -> list[JobView]:
         """Your jobs, the newest first; before: the `number` of a job."""
         found = await asyncio.to_thread(store.jobs, key.name, before=before, count=count)
         lives = [await queue.live(job.id, key.name) for job in found]
@@ -214,13 +229,14 @@ def router(services: Services) -> APIRouter:
         """A job's events as server-sent events: queued, started, notice, progress (with a preview), result, failed,
         cancelled. After a break, `Last-Event-ID` continues where it stopped."""
         live = await find(job, key)
-        after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 10 else 0
+        events, _, number = (last_event_id or "").rpartition("-")
+        after = int(number) if events == live.id and number.isdecimal() and len(number) < 10 else 0
         return StreamingResponse(_stream(services, live, after), media_type="text/event-stream", headers=NO_CACHE)
 
     @routes.get("/gallery")
     async def gallery(
         key: Asker,
-        before: int | None = None,
+        before: Number = None,
         count: int = Query(50, ge=1, le=200),
         search: str = Query("", max_length=200),
         starred: bool = False,
@@ -282,13 +298,14 @@ def router(services: Services) -> APIRouter:
             raise ApiError("invalid", str(error)) from None
         return await _store_embedding(services, result, wish.name, key)
 
+    routes.include_router(backend.router(services, partial(with_uploads, services)))
     return routes
 
 
 def error(problem: ApiError, request_id: str) -> Any:
     """The JSON body of an error."""
     values = {"kind": problem.kind, "message": problem.message, "parameter": problem.parameter}
-    return {"error": {**values, "request_id": request_id}}
+    return {"error": {**values, "censored": problem.censored, "request_id": request_id}}
 
 
 def picture_view(picture: StoredPicture) -> PictureView:
@@ -304,9 +321,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 async def _request(services: Services, job: NewJob) -> PaintRequest:
     if job.request is not None:
-        request = PaintRequest.from_json(json.dumps(job.request))
-        pictures = {path: await _picture(services, p.sha256, path) for path, p in request.pictures.items()}
-        return request.with_pictures(pictures)
+        return await with_uploads(services, PaintRequest.from_json(json.dumps(job.request)))
     found: dict[str, Any] = {}  # what uploads are, read beforehand, since a task's function cannot wait
     known = parameters(all_tasks()[job.task]) if job.task in all_tasks() else {}
     for name, value in job.options.items():
@@ -317,6 +332,12 @@ async def _request(services: Services, job: NewJob) -> PaintRequest:
                 raise ApiError("invalid", f"{name} must be a list of parts", name)
             found[name] = [await _part(services, part) for part in value]
     return build(job.task, job.options, lambda parameter, _: found[parameter.name])
+
+
+async def with_uploads(services: Services, request: PaintRequest) -> PaintRequest:
+    """The request with the pixels of its pictures. Raises `ApiError` for one that was not uploaded."""
+    pictures = {path: await _picture(services, p.sha256, path) for path, p in request.pictures.items()}
+    return request.with_pictures(pictures)
 
 
 async def _picture(services: Services, upload: Any, name: str) -> Picture:
@@ -364,9 +385,10 @@ async def _store_embedding(services: Services, embedding: Embedding, name: str, 
         with tempfile.TemporaryDirectory() as folder:
             return embedding.save(Path(folder) / "embedding.safetensors").read_bytes()
 
-    content = await asyncio.to_thread(write)
-    await asyncio.to_thread(services.store.add_file, embedding.digest, "embedding", name, key.name, content)
-    return {"id": embedding.digest, "kind": "embedding", "name": name, "length": embedding.length}
+    content, digest = await asyncio.to_thread(write), hashlib.sha256(embedding.encoder.encode() + embedding.data)
+    upload = digest.hexdigest()[:32]
+    await asyncio.to_thread(services.store.add_file, upload, "embedding", name, key.name, content)
+    return {"id": upload, "kind": "embedding", "name": name, "length": embedding.length}
 
 
 async def _stream(services: Services, live: LiveJob, after: int) -> AsyncIterator[bytes]:
@@ -378,24 +400,14 @@ async def _stream(services: Services, live: LiveJob, after: int) -> AsyncIterato
         number, event = item
         kind = type(event).__name__.lower()
         data = json.dumps(event_values(live, event), ensure_ascii=False)
-        yield f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
+        yield f"id: {live.id}-{number}\nevent: {kind}\ndata: {data}\n\n".encode()
 
 
 def event_values(live: LiveJob, event: Event) -> dict[str, Any]:
-    """An event as JSON values."""
-    match event:
-        case Queued(position):
-            return {"position": position}
-        case Started(request):
-            return {"request": json.loads(request.to_json())}
-        case Notice(text):
-            return {"text": text}
-        case Progress(stage, i, n, preview):
-            picture = None if preview is None else base64.b64encode(preview).decode()
-            return {"stage": stage, "i": i, "n": n, "preview": picture}
-        case Result(_, _, seconds):
-            return {"seconds": seconds, "pictures": [picture_view(p).model_dump() for p in live.pictures]}
-        case Failed(reason, error):
-            return {"reason": reason, "error": error}
-        case _:
-            return {}
+    """An event as JSON values: those of `event_json`, with a preview in base64, and of a result the stored pictures."""
+    values, files = event_json.to_json(event)
+    if isinstance(event, Progress):
+        values["preview"] = base64.b64encode(files[0]).decode() if files else None
+    elif isinstance(event, Result):
+        values["pictures"] = [picture_view(picture).model_dump() for picture in live.pictures]
+    return values

@@ -33,7 +33,7 @@ from kandinsky22.server.dialects.openai_call import (
     variations_of,
 )
 from kandinsky22.server.errors import ApiError, Kind, api_error_of
-from kandinsky22.server.job_queue import LiveJob
+from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.store import Key
 
 PREFIX = "/v1"
