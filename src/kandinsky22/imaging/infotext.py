@@ -14,7 +14,7 @@ from typing import Literal
 
 from PIL import Image
 
-import kandinsky22
+from importlib.metadata import version
 from kandinsky22.imaging.images import RECIPE
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
@@ -50,7 +50,7 @@ def infotext(request: Request, model: str) -> str:
         "Variation seed": request.variation_seed if request.variation_strength else None,
         "Variation seed strength": f"{request.variation_strength:g}" if request.variation_strength else None,
         "Denoising strength": f"{request.start.strength:g}" if request.start else None,
-        "Version": f"kandinsky22 {kandinsky22.__version__}",
+        "Version": f"kandinsky22 {version('kandinsky22')}",
     }
     negative = [f"Negative prompt: {request.negative.prompt}"] if isinstance(request.negative, Text) else []
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
