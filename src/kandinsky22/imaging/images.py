@@ -81,9 +81,9 @@ def save_png(
     try:
         with atomic_write(path, exclusive=exclusive) as partial:
             image.save(partial, "PNG", pnginfo=info)
+    except FileExistsError:
+        raise
     except OSError as error:
-        if exclusive and isinstance(error, FileExistsError) and path.parent.is_dir():
-            raise
         raise ValueError(
             f"cannot write {path}: {error.strerror or error}; choose another place with --output"
         ) from error
