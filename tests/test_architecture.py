@@ -21,18 +21,19 @@ ALL_FILES = sorted(
 )
 
 # A room is a package or module directly below kandinsky22; here with the other rooms that it may import.
-ENGINE = "request imaging models diffusion checkpoints acceleration engine files generators"
+ENGINE = "request imaging models diffusion checkpoints acceleration engine files console generators"
 ROOMS = {
     "files": "",
+    "console": "",
     "generators": "",
     "moments": "",
-    "compositions": "",
+    "compositions": "files",
     "request": "files",
-    "models": "",
+    "models": "generators",
     "diffusion": "",
     "acceleration": "models",
     "imaging": "request files",
-    "checkpoints": "request models diffusion files",
+    "checkpoints": "request models diffusion files console",
     "engine": ENGINE,
     "backends": ENGINE,
     "pipelines": ENGINE,

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22.files import atomic_write, copy_file, open_regular, parse_json
+from kandinsky22.files import (
+    MAX_DEPTH,
+    atomic_folder,
+    atomic_write,
+    cache_dir,
+    copy_file,
+    expand,
+    open_regular,
+    parse_json,
+)
 
 
 def write(path: Path, text: str, exclusive: bool = False) -> bool:
@@ -124,3 +133,63 @@ def test_deeply_nested_json_is_a_value_error() -> None:
     assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json("[" * 100_000)
+
+
+def test_json_is_parsed_unless_it_is_nested_too_deeply() -> None:
+    assert parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    for depth in (MAX_DEPTH + 1, 900, 100_000):
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(ValueError, match="nested too deeply"):
+                parse_json(opening * depth + "1" + closing * depth)
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "folder"
+    with pytest.raises(OSError, match="full"), atomic_folder(place) as partial:
+        (partial / "a").touch()
+        raise OSError("full")
+    assert not list(tmp_path.iterdir())
+    for name in "ab":
+        with atomic_folder(place) as partial:
+            (partial / name).touch()
+            assert not (place / name).exists()
+        assert list(place.iterdir()) == [place / name]
+    with pytest.raises(FileExistsError), atomic_folder(place, exclusive=True):
+        pass
+    assert list(tmp_path.iterdir()) == [place] and list(place.iterdir()) == [place / "b"]
+
+
+def test_a_writer_that_replaces_its_file_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a") as partial:
+        partial.unlink()
+        partial.write_text("text")
+        code = "from pathlib import Path; from kandinsky22.files import remove_leftovers; remove_leftovers(Path())"
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "a").read_text() == "text"
+
+
+def test_files_of_others_are_never_taken_for_leftovers(tmp_path: Path) -> None:
+    for name in (".film.mp4.part", ".film.2024.part", "film.0123456789abcdef.part", ".film.0123456789abcdef.part"):
+        (tmp_path / name).touch()
+    write(tmp_path / "a", "text")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_home_folder_of_an_unknown_user_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand("~/x") == Path("/home/me/x") and expand("x~") == Path("x~")
+    with pytest.raises(
+        ValueError, match=r"^~nosuchuser/x begins with the home folder of a user that is not known here"
+    ):
+        expand("~nosuchuser/x")
+
+
+def test_a_cache_without_a_home_folder_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KANDINSKY22_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path("~nosuchuser").expanduser()))
+    with pytest.raises(ValueError, match="name a folder in KANDINSKY22_CACHE"):
+        cache_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert cache_dir() == Path("cache/kandinsky22")

@@ -4,13 +4,15 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -22,29 +24,25 @@ else:
     import fcntl
 
 POLL = 0.1  # seconds between attempts to take a lock
-TEMPORARY = ".part"  # the suffix of a file that is being written
+MAX_DEPTH = 100  # of JSON values: requests and configurations have less than ten
+TEMPORARY = ".part"  # the suffix of a folder with a file that is being written
+LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
 FICLONE = 0x40049409  # Linux's ioctl that makes a file share the blocks of another
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
-    """Yield a temporary file beside `path` to write to; it is renamed to `path` when the block ends.
+    """Yield a temporary file to write to; it is renamed to `path` when the block ends.
 
     If writing fails, the temporary file is removed and an existing file stays as it was. The folder is created, and
     temporary files of killed processes are removed from it. exclusive: raise `FileExistsError` instead of replacing a
     file. Raises `OSError` whatever exception the writer raised for a failed write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    # The name is cut so that it stays within the 255 bytes of a file system; the random part makes it unique.
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        with partial.open("xb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if sys.platform == "win32":  # cannot rename an open file
-                file.close()
-            else:
-                lock(file, timeout=0)  # marks it as in use, for `remove_leftovers`
+        with _temporary_folder(path) as folder:
+            partial = folder / path.name
+            with partial.open("xb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             yield partial
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
@@ -55,9 +53,74 @@ def atomic_write(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
                 partial.replace(path)
     except (RuntimeError, SafetensorError) as error:  # torch and safetensors raise these for a failed write
         raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to write to; it is renamed to `path` when the block ends, and removed if writing fails.
+
+    exclusive: raise `FileExistsError` instead of replacing a file or a folder that is not empty.
+    """
+    with _temporary_folder(path) as folder:
+        partial = folder / path.name
+        partial.mkdir()
+        yield partial
+        if not exclusive:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.exists():
+            try:
+                path.rmdir()
+            except OSError as error:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        partial.rename(path)
+
+
+def write_first_free(
+    paths: Iterable[Path], write: Callable[[Path], object], is_same: Callable[[Path], bool] = lambda path: False
+) -> Path:
+    """Write to the first path without a file, and return it; if a file on the way has this content, that one.
+
+    write: must create its file exclusively, as `atomic_write` does, since other processes may be writing too.
+    """
+    for path in paths:
+        with contextlib.suppress(FileExistsError):
+            if not path.exists():
+                write(path)
+                return path
+        if is_same(path):
+            return path
+    raise AssertionError("there is always one more name")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """The path, and then the same one with `-2`, `-3`, ... before its suffix."""
+    yield path
+    yield from (path.with_stem(f"{path.stem}-{k}") for k in count(2))
+
+
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A new locked folder beside `path`, which is removed when the block ends.
+
+    A folder, since some writers replace their file by another one, which would have no lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    with contextlib.ExitStack() as cleanup:
+        while True:
+            # The name is cut so that it stays within the 255 bytes of a file system; the random part makes it unique.
+            folder = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{TEMPORARY}")
+            folder.mkdir()
+            if sys.platform == "win32":
+                break
+            # Before it is locked, another process may take it for a leftover; then the next one is tried.
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                cleanup.callback(os.close, descriptor)
+                if _lock(descriptor, timeout=0) and folder.exists():
+                    break
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 def _rename_exclusively(source: Path, target: Path) -> None:
@@ -73,16 +136,31 @@ def _rename_exclusively(source: Path, target: Path) -> None:
 
 @cache  # once in a process is enough
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that `atomic_write` left in a folder when its process was killed.
+    """Remove what `atomic_write` and `atomic_folder` left in a folder when their process was killed.
 
-    A process that still writes holds a lock on its file, so that file stays; where there are no locks, all stay.
+    A process that still writes holds a lock, so its files stay; where there are no locks, all stay.
     """
     if sys.platform == "win32":
         return
-    for partial in folder.glob(f".*.*{TEMPORARY}"):
-        with contextlib.suppress(OSError), open_regular(partial) as file:
-            if _try_lock(file.fileno()):
-                partial.unlink()
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    if _try_lock(descriptor):
+                        shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
+def check_in_place(file: IO[Any], path: Path) -> None:
+    """Raises `OSError` if `path` is no longer the open `file`, since its folder was removed or replaced."""
+    try:
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return
+    except FileNotFoundError:
+        pass
+    raise OSError(f"{path.parent} was removed or replaced while it was in use; give the command again")
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -117,19 +195,53 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
         raise
 
 
+def require_regular(path: Path) -> None:
+    """Raises as `open_regular` does; for libraries that open a file by its name."""
+    open_regular(path).close()
+
+
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError` for anything else, however deeply it is nested."""
+    """The value of a JSON text, nested at most `MAX_DEPTH` deep. Raises `ValueError` for anything else."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [child for among in children for child in among if isinstance(child, dict | list)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters of it; else the name of the error."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def cache_dir() -> Path:
-    """The user's folder for what is computed once and reused; `KANDINSKY22_CACHE` moves it."""
+    """The user's folder for what is computed once and reused; `KANDINSKY22_CACHE` moves it.
+
+    Raises `ValueError` if nothing says where it is.
+    """
     if chosen := os.environ.get("KANDINSKY22_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kandinsky22"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "kandinsky22"
+    try:
+        return Path.home() / ".cache" / "kandinsky22"
+    except RuntimeError:
+        raise ValueError("this user has no home folder for the cache; name a folder in KANDINSKY22_CACHE") from None
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder of a user in the place of `~` or `~name`. Raises `ValueError` for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} begins with the home folder of a user that is not known here; write it out") from None
 
 
 def lock(file: IO[Any], timeout: float | None = None) -> bool:
@@ -138,15 +250,31 @@ def lock(file: IO[Any], timeout: float | None = None) -> bool:
     Waits up to `timeout` seconds (None: without limit; 0: not at all) and returns whether the lock was taken. On a file
     system without locks it returns True at once.
     """
+    return _lock(file.fileno(), timeout)
+
+
+def _lock(descriptor: int, timeout: float | None) -> bool:
     end = None if timeout is None else time.monotonic() + timeout
-    try:
-        while not _try_lock(file.fileno()):
+    with contextlib.suppress(OSError):
+        while not _try_lock(descriptor):
             if end is not None and time.monotonic() >= end:
                 return False
             time.sleep(POLL)
-    except OSError:
-        pass
     return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterator[Callable[[], None]]:
+    """Lock a file, which is created, against other processes while the block runs; the end of the process releases it.
+
+    Waits as `lock` does, then raises `BlockingIOError` with the message `error` if another process still has the lock.
+    Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if not lock(file, timeout):
+            raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")
+        yield partial(check_in_place, file, path)
 
 
 def _try_lock(descriptor: int) -> bool:

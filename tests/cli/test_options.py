@@ -221,7 +221,7 @@ def test_letters_missing_in_the_output_encoding_are_escaped(tiny_model: Path) ->
 
 
 def test_closed_pipe_is_not_an_error(tiny_model: Path) -> None:
-    code = "from kandinsky22.cli.app import run; import sys; sys.exit(run(sys.argv[1:]))"
+    code = "from kandinsky22.cli import main; main()"
     read, write = os.pipe()
     os.close(read)
     arguments = [sys.executable, "-c", code, "words", "--model", str(tiny_model)]

@@ -132,7 +132,7 @@ def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Capture, co
     messages = {
         "bare.png": "carries no request",
         "text.png": "it is not a PNG picture",
-        "none.png": "No such file or directory",
+        "none.png": "does not exist",
         "hostile.png": "carries a request that cannot be read",
     }
     for name, sentence in messages.items():
@@ -149,3 +149,17 @@ def test_show_escapes_control_characters(tmp_path: Path, capsys: Capture) -> Non
     assert run(["show", str(tmp_path / "hostile.png")]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\n fake" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threads", True), ("batch", {"index": False, "of": True}), ("device", [1]), ("dtype", {})]
+)
+def test_replay_ignores_values_of_another_type(name: str, value: Any, painted: list[Path], tmp_path: Path) -> None:
+    with Image.open(painted[0]) as image:
+        image.load()
+        recipe = json.loads(image.text[RECIPE])  # type: ignore[attr-defined]
+        recipe["made_by"][name] = value
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(RECIPE, json.dumps(recipe))
+        image.save(tmp_path / "changed.png", pnginfo=info)
+    assert run(["replay", str(tmp_path / "changed.png"), "--model", model_of(painted), "-o", str(tmp_path)]) == 0

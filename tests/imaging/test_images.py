@@ -52,7 +52,11 @@ def test_saving_refuses_an_impossible_path(tmp_path: Path) -> None:
 def test_reading_a_recipe_from_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     save_png(picture().image, tmp_path / "bare.png")
-    for name, sentence in (("none.png", "No such file"), ("text.png", "not a PNG"), ("bare.png", "carries no request")):
+    for name, sentence in (
+        ("none.png", "does not exist"),
+        ("text.png", "not a PNG"),
+        ("bare.png", "carries no request"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             read_recipe(tmp_path / name)
 

@@ -83,15 +83,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("decoder", {"image_embeds": torch.full((1, DIM), torch.inf)}, "image_embeds must be finite"),
     ("decoder", {"image_embeds": torch.zeros(0, DIM)}, "image_embeds must be finite numbers, at least one"),
     ("img2img", {"strength": "half"}, "strength must be a number"),
-    ("img2img", {"image": torch.zeros(0, 3, 64, 64)}, "picture or mask is empty"),
-    ("img2img", {"image": torch.zeros(1, 3, 0, 64)}, "picture or mask is empty"),
-    ("img2img", {"image": Image.new("RGB", (0, 0))}, "picture or mask is empty"),
-    ("img2img", {"image": np.zeros((0, 64, 3), np.uint8)}, "picture or mask is empty"),
+    ("img2img", {"image": torch.zeros(0, 3, 64, 64)}, "has no pixels"),
+    ("img2img", {"image": torch.zeros(1, 3, 0, 64)}, "has no pixels"),
+    ("img2img", {"image": Image.new("RGB", (0, 0))}, "has no pixels"),
+    ("img2img", {"image": np.zeros((0, 64, 3), np.uint8)}, "has no pixels"),
     ("img2img", {"image": torch.full((1, 4, 8, 8), torch.nan)}, "latents to start from must be finite"),
     ("inpaint", {"mask_image": []}, "the list of masks is empty"),
-    ("inpaint", {"mask_image": torch.zeros(0, 64, 64)}, "picture or mask is empty"),
-    ("inpaint", {"mask_image": np.zeros((0, 64), np.float32)}, "picture or mask is empty"),
-    ("inpaint", {"mask_image": Image.new("L", (0, 0))}, "picture or mask is empty"),
+    ("inpaint", {"mask_image": torch.zeros(0, 64, 64)}, "has no pixels"),
+    ("inpaint", {"mask_image": np.zeros((0, 64), np.float32)}, "has no pixels"),
+    ("inpaint", {"mask_image": Image.new("L", (0, 0))}, "has no pixels"),
     ("inpaint", {"mask_image": upper_half() * -3}, r"mask_image must lie in \[0, 1\], got -3 to"),
     ("inpaint", {"mask_image": upper_half() * np.nan}, "mask_image must lie in"),
     ("depth", {"hint": torch.full((1, 3, 64, 64), torch.nan)}, "hint must be finite"),
@@ -252,7 +252,7 @@ def test_load_image_names_the_file_or_address_that_it_cannot_read(tmp_path: Path
     (tmp_path / "half.png").write_bytes((tmp_path / "photo.png").read_bytes()[:2000])
     (tmp_path / "t1.py").write_text("print()")
     for file in ("half.png", "t1.py"):
-        with pytest.raises(ValueError, match=f"cannot read .*{file} as a picture"):
+        with pytest.raises(ValueError, match=f"cannot read .*{file}: it is not a complete picture"):
             pipelines.load_image(str(tmp_path / file))
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         port = server.server_port  # nothing listens on it once the server is closed

@@ -1,5 +1,6 @@
 """Requests as values: JSON round trips, resolving defaults and sizes, and validation messages."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,10 @@ def test_empty_negative_prompt_counts_as_none_but_an_empty_text_does_not() -> No
         ({"seed": MAX_SEED}, "seed must be a whole number from 0"),
         ({"guidance_scale": -0.5}, "guidance_scale must be 0 or more"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more"),
+        ({"guidance_scale": 10**400}, "guidance_scale must be 0 or more"),
+        ({"guidance_scale": True}, "guidance_scale must be 0 or more"),
+        ({"guidance_interval": [0, True]}, "guidance_interval must be two rising numbers"),
+        ({"model": 3}, "model must be a name or a folder, got int"),
     ],
 )
 def test_out_of_range_options_are_refused_in_one_sentence(options: dict[str, Any], sentence: str) -> None:
@@ -81,6 +86,21 @@ def test_prompts_must_be_text() -> None:
 def test_other_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="request"):
         Request.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"variation_strength": True, "variation_seed": 1},
+        {"model": ["box"]},
+        {"start": {"image": {"picture": {"sha256": "a", "height": 64, "width": 64}}, "strength": True}},
+        {"condition": {"parts": [{"prompt": "a"}, {"prompt": "b"}], "weights": [True, 0]}},
+        {"mask": {"image": {"picture": {"sha256": "a", "height": 64, "width": 64}}, "pad": [1] * 4, "paste_back": 1}},
+    ],
+)
+def test_values_of_another_type_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must be|got"):
+        Request.from_json(json.dumps({"condition": {"prompt": "a"}, **values}))
 
 
 def test_request_for_one_image_of_a_batch_has_the_next_seed() -> None:

@@ -204,10 +204,10 @@ def test_skipped_pictures_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "torn.jpg").write_bytes(encoded(0, extension="jpg")[:-40])
     (tmp_path / "torn.png").write_bytes(encoded(0)[:-40])
     (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "gif.png").write_bytes(encoded(0, extension="gif"))  # a decoder that is not allowed
+    (tmp_path / "eps.png").write_bytes(encoded(0, extension="eps"))  # a decoder that is not allowed
     (tmp_path / "bomb.png").write_bytes(bomb())
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    for name in ("torn", "text", "gif", "bomb", "gone"):
+    for name in ("torn", "text", "eps", "bomb", "gone"):
         (tmp_path / f"{name}.txt").write_text("a caption")
     (tmp_path / "001.txt").unlink()
     (tmp_path / "002.txt").write_text(" \n\n")
@@ -225,7 +225,7 @@ def test_skipped_pictures_are_counted_and_named(tmp_path: Path) -> None:
     assert (report.total, report.used, report.enlarged) == (37, 27, 0)
     assert report.skipped == {"broken": 6, "without a readable caption": 3, "smaller than 128 pixels": 1}
     assert report.names["without a readable caption"] == ["001.png", "002.png", "003.png"]
-    assert "used 27 of 37" in str(report) and "6 broken (bomb.png, gif.png, gone.png, ...)" in str(report)
+    assert "used 27 of 37" in str(report) and "6 broken (bomb.png, eps.png, gone.png, ...)" in str(report)
     assert "1 smaller than 128 pixels (small.png)" in str(report) and len(str(report).splitlines()) == 1
     assert sum(map(len, training)) + sum(map(len, validation)) == 27 and report.held_out == sum(map(len, validation))
     assert steps == [(i + 1, 37) for i in range(37)]

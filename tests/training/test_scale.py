@@ -133,18 +133,18 @@ def test_one_process_checks_the_pictures_and_all_get_the_report(results: dict[st
 
 class Killer(threading.Thread):
     """Sends SIGKILL to processes that this one started, one at a time: while they write a checkpoint, between steps,
-    or as they start. `victims` are their kinds, in order: "worker" or "torchrun"."""
+    or as they start."""
 
-    def __init__(self, folder: Path, victims: list[str], seed: int) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int) -> None:
         super().__init__(daemon=True)
-        self.folder, self.victims, self.random = folder, victims, random.Random(seed)
+        self.folder, self.kills, self.random = folder, kills, random.Random(seed)
         self.killed: list[str] = []
         self.over = threading.Event()
 
     def run(self) -> None:
-        for victim in self.victims:
+        for _ in range(self.kills):
             moment = self.random.choice(("checkpoint", "checkpoint", "steps", "steps", "start"))
-            if not self._wait(lambda victim=victim: started(victim), 0.5):
+            if not self._wait(workers, 0.5):
                 return
             if moment == "checkpoint":
                 before = self._partial_checkpoints()
@@ -155,11 +155,10 @@ class Killer(threading.Thread):
                 self._wait(lambda count=count: len(read_metrics(self.folder)) >= count)
             else:
                 time.sleep(self.random.uniform(0, 4))
-            workers = started("worker")
-            if running := started(victim):
+            if running := workers():
                 os.kill(self.random.choice(running), signal.SIGKILL)
                 self.killed.append(moment)
-            self._wait(lambda workers=workers: not set(workers) & set(started("worker", anywhere=True)), 0.3)
+            self._wait(lambda running=running: not set(running) & set(workers(anywhere=True)), 0.3)
 
     def _partial_checkpoints(self) -> set[str]:
         """Checkpoints that are being written, or were when a process was killed."""
@@ -172,8 +171,8 @@ class Killer(threading.Thread):
         return False
 
 
-def started(victim: str, *, anywhere: bool = False) -> list[int]:
-    """The ids of a run's processes of a kind, descendants of this process only or `anywhere`."""
+def workers(*, anywhere: bool = False) -> list[int]:
+    """The ids of a run's processes, descendants of this process only or `anywhere`."""
     listed = subprocess.run(
         ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
@@ -184,18 +183,18 @@ def started(victim: str, *, anywhere: bool = False) -> list[int]:
         ancestor, command = int(pid), " ".join(arguments)
         while ancestor != os.getpid() and ancestor in parents:
             ancestor = parents[ancestor]
-        if f"{PROGRAM} train" in command and ("torch.distributed.run" in command) == (victim == "torchrun"):
+        if f"{PROGRAM} train" in command:
             found += [int(pid)] if anywhere or ancestor == os.getpid() else []
     return found
 
 
-def train_while_killed(folder: Path, processes: int, victims: list[str], seed: int) -> Killer:
+def train_while_killed(folder: Path, processes: int, kills: int, seed: int) -> Killer:
     """Supervise a run to its end while its processes are killed."""
-    killer = Killer(folder, victims, seed)
+    killer = Killer(folder, kills, seed)
     killer.start()
     try:
         program = ("-m", PROGRAM, "train", str(folder))
-        assert supervisor.supervise((), folder, processes, len(victims), program) == 0
+        assert supervisor.supervise((), folder, processes, kills, program) == 0
     finally:
         killer.over.set()
         killer.join()
@@ -218,7 +217,7 @@ def assert_same_run(folder: Path, uninterrupted: Path) -> None:
 def test_a_run_killed_at_any_moment_reaches_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     list(run.run(curve(), tmp_path / "uninterrupted", every=EVERY))
-    killer = train_while_killed(tmp_path / "killed", 1, ["worker"] * 4, seed=0)
+    killer = train_while_killed(tmp_path / "killed", 1, 4, seed=0)
     assert len(killer.killed) >= 3
     assert_same_run(tmp_path / "killed", tmp_path / "uninterrupted")
 
@@ -227,10 +226,9 @@ def test_a_run_killed_at_any_moment_reaches_the_same_result(tmp_path: Path, monk
 def test_two_processes_killed_at_any_moment_reach_the_same_result(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun is killed, too: its workers must not continue to write to the folder."""
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    killer = train_while_killed(tmp_path / "killed", 2, ["worker", "torchrun"], seed=1)
-    assert len(killer.killed) == 2 and not started("worker", anywhere=True)
+    killer = train_while_killed(tmp_path / "killed", 2, 2, seed=1)
+    assert len(killer.killed) == 2 and not workers(anywhere=True)
     assert_same_run(tmp_path / "killed", results["folder"] / "curve")
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Hashable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -9,12 +10,13 @@ from PIL import Image
 from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Request, Sampling
 from kandinsky22.request.events import Event, Failed, Preview, Progress, Queued, Result, Started
+from kandinsky22.request.parts import EVERYWHERE
 
 K = TypeVar("K", bound=Hashable)
 STEPS = 2
-PRIOR = Sampling(sampler="unclip", steps=STEPS, guidance_scale=4.0)
-DECODER = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0, guidance_interval=(0.0, 1.0), reuse=1)
-DEFAULTS = Defaults(height=64, width=64, prior=PRIOR, decoder=DECODER)
+STAGE = Sampling(sampler="ddpm", steps=STEPS, guidance_scale=4.0)
+DECODER = replace(STAGE, guidance_interval=EVERYWHERE, reuse=1)
+DEFAULTS = Defaults(height=64, width=64, prior=STAGE, decoder=DECODER)
 
 
 class Fake:

@@ -6,18 +6,19 @@ does not cost others their picture. The same work units give the same pixels how
 has the same number of threads.
 """
 
+import contextlib
 import itertools
 import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Generator, Hashable, Mapping
+from collections.abc import Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Order, Submit, Worker
+from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Submit, Worker
 from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
 
 K = TypeVar("K", bound=Hashable)
+CLOSED = "this pool is closed; open another"
 CAPACITY = 16  # pictures that a process has at a time; it paints about as many at once
 
 
@@ -44,7 +46,7 @@ class LoadKandinsky:
     device: str | None = None
     dtype: str | None = None
     threads: int = 1
-    request: Request | None = None
+    request: Request | Sequence[Request] | None = None
 
     def __call__(self) -> "Kandinsky":
         """The model. Imports torch."""
@@ -108,7 +110,7 @@ class Session(Generic[K]):
 
     def cancel(self, key: K) -> None:
         """Cancel a request; no event of it is received after a `Cancelled`."""
-        self._pool._send_command(_Cancel(self._call, (key,)))
+        self._cancel((key,))
 
     def receive(self) -> tuple[K, Event]:
         """Wait for the next event; the last of each request is a `Result`, `Failed` or `Cancelled`."""
@@ -120,7 +122,11 @@ class Session(Generic[K]):
 
     def close(self) -> None:
         """Cancel everything."""
-        self._pool._send_command(_Cancel(self._call))
+        self._cancel(None)
+
+    def _cancel(self, keys: Collection[Hashable] | None) -> None:
+        with contextlib.suppress(ValueError):  # the pool is closed, so nothing is left to cancel
+            self._pool._send_command(_Cancel(self._call, keys))
 
 
 class Pool:
@@ -135,11 +141,12 @@ class Pool:
             raise ValueError(f"processes must be a whole number from 1 up, got {processes!r}")
         self.processes = processes
         self._numbers = itertools.count()
-        self._commands: queue.SimpleQueue[_Job | _Cancel | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Job | _Cancel] = queue.SimpleQueue()
         self._waiting: deque[_Job] = deque()
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
-        self._closed, self._end_timeout = threading.Event(), STEP_TIMEOUT
+        self._closed, self._open = False, threading.Lock()  # no command is sent after it was closed
+        self._end_timeout = STEP_TIMEOUT
         self._thread = threading.Thread(target=self._run, name="kandinsky22-pool", daemon=True)
         self._thread.start()
 
@@ -152,7 +159,7 @@ class Pool:
         device: str | None = None,
         dtype: str | None = None,
         threads: int | None = None,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
     ) -> Self:
         """A pool whose processes each load `model`; of a published one, the networks that `request` needs.
 
@@ -172,11 +179,13 @@ class Pool:
 
         timeout: the seconds that a step of painting may take to end before its process is killed.
         """
-        if not self._closed.is_set():
-            self._end_timeout = timeout
-            self._closed.set()
-            self._send_command(None)
-            self._thread.join()
+        with self._open:
+            if self._closed:
+                return
+            self._closed, self._end_timeout = True, timeout
+            os.write(self._wake_up_write, b"!")
+        self._thread.join()
+        os.close(self._wake_up_write)
 
     def stream(self, request: Request, preview: Preview | None = None) -> Generator[Event, None, None]:
         """The events of one request; see `request.events.stream`."""
@@ -187,11 +196,8 @@ class Pool:
     ) -> Generator[tuple[K, Event], None, None]:
         """See `request.events.Backend`. Raises what loading the model raised, or `ChildProcessError`."""
         session: Session[K] = Session(self)
-        if together:
-            self._submit(session._call, requests, preview, together=True)
-        else:
-            for key, request in requests.items():
-                session.submit(key, request, preview)
+        for group in [requests] if together and requests else [{key: request} for key, request in requests.items()]:
+            self._submit(session._call, group, preview, together=together)
         left = set(requests)
         try:
             while left:
@@ -225,12 +231,10 @@ class Pool:
     def _submit(
         self, call: _Call, requests: Mapping[K, Request], preview: Preview | None, *, together: bool = False
     ) -> None:
-        self._check_open()
         order = Submit(next(self._numbers), dict(requests), preview, together)
         self._send_command(_Job(call, order, set(requests)))
 
     def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
-        self._check_open()
         call = _Call()
         self._send_command(_Job(call, Ask(next(self._numbers), method, request), {None}))
         answer = call.inbox.get()
@@ -238,18 +242,17 @@ class Pool:
             raise answer
         return answer
 
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise ValueError("this pool is closed; open another")
-
-    def _send_command(self, command: _Job | _Cancel | None) -> None:
-        self._commands.put(command)
-        os.write(self._wake_up_write, b"!")
+    def _send_command(self, command: _Job | _Cancel) -> None:
+        with self._open:
+            if self._closed:
+                raise ValueError(CLOSED)
+            self._commands.put(command)
+            os.write(self._wake_up_write, b"!")
 
     # The pool's thread; nothing below is called by another one.
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        while not self._closed:
             pipes = {worker.pipe: worker for worker in self._jobs if not worker.pipe.closed}
             for ready in wait([*pipes, self._wake_up_read]):
                 if isinstance(ready, int):
@@ -261,7 +264,7 @@ class Pool:
         self._take_commands()
         jobs = [*self._waiting, *(job for its in self._jobs.values() for job in its.values())]
         for call in {job.call for job in jobs}:
-            call.inbox.put(ValueError("this pool is closed; open another"))
+            call.inbox.put(ValueError(CLOSED))
         for worker in self._jobs:
             worker.end(self._end_timeout)
         os.close(self._wake_up_read)
@@ -271,7 +274,7 @@ class Pool:
             command = self._commands.get()
             if isinstance(command, _Job):
                 self._waiting.append(command)
-            elif command is not None:
+            else:
                 self._cancel(command)
 
     def _cancel(self, cancel: _Cancel) -> None:
@@ -304,10 +307,7 @@ class Pool:
             self._jobs[worker][job.order.job] = job
             if worker.pipe.closed:
                 worker.start()
-            order: Order = job.order
-            if isinstance(order, Submit):  # of a job that begins again, what is finished already is left out
-                order = order._replace(requests={key: r for key, r in order.requests.items() if key in job.left})
-            worker.send(order)
+            worker.send(job.order)
 
     def _receive(self, worker: Worker) -> None:
         try:
@@ -323,8 +323,12 @@ class Pool:
         elif job := self._jobs[worker].get(message.job):  # otherwise it was cancelled
             if message.kind == "answer":
                 job.left.clear()
-            elif is_last(message.content[1]):
-                job.left.discard(message.content[0])
+            else:
+                key, event = message.content
+                if key not in job.left:  # a work unit begins again as a whole, also what had finished
+                    return
+                if is_last(event):
+                    job.left.remove(key)
             if not job.left:
                 del self._jobs[worker][message.job]
             job.call.inbox.put(message.content)

@@ -3,7 +3,6 @@
 `model.py` reads the folders of a whole model; here the parts may come from anywhere, and are saved to a new folder.
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, network_dtype
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
-from kandinsky22.checkpoints.network import Stored, save
+from kandinsky22.checkpoints.network import Stored, read_config, save
 from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
-from kandinsky22.checkpoints.schedulers import Scheduler, scheduler_of
+from kandinsky22.checkpoints.schedulers import Scheduler, read_scheduler, scheduler_of
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.checkpoints.zero_image import zero_image_embed
+from kandinsky22.console import echo
+from kandinsky22.files import expand
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.config import Config
 from kandinsky22.models.movq import MoVQ, MoVQConfig
@@ -83,7 +84,7 @@ class LoadOptions:
             revision=self.revision,
             variant=self.variant,
             local_files_only=self.local_files_only,
-            say=lambda text: print(text, file=sys.stderr),
+            say=lambda text: echo(text, error=True),
         )
 
 
@@ -303,7 +304,7 @@ def find_prior(folder: Path) -> str:
     """Where a decoder's prior is: the folder `prior` beside it, or what its card names. Raises `CheckpointError`."""
     beside = folder.parent / catalog.PRIOR
     named = hub.prior_of(folder)
-    if named and Path(named).expanduser().is_dir():
+    if named and expand(named).is_dir():
         return named
     if (beside / INDEX).is_file():
         return str(beside)
@@ -325,5 +326,5 @@ def _read(folder: Path, kind: str, variant: str | None) -> Any:
     if kind == "tokenizer":
         return load_tokenizer(folder)
     if kind == "scheduler":
-        return scheduler_of(read_json(folder / SCHEDULER_FILE))
-    return CLIPImageProcessor.from_dict(read_json(folder / PROCESSOR_FILE))
+        return scheduler_of(read_scheduler(folder))
+    return read_config(folder / PROCESSOR_FILE, CLIPImageProcessor)

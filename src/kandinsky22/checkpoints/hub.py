@@ -18,6 +18,7 @@ from kandinsky22.checkpoints.hub_client import AccessDeniedError, Hub, Unreachab
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.verify import is_verified, verify
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE, choose_weights
+from kandinsky22.files import expand
 
 Say = Callable[[str], None]
 
@@ -154,7 +155,7 @@ def snapshot(
     subfolders: the networks and settings to fetch, such as "unet" (None: all of them); always in one format,
     preferring `variant`. Without a hub, its cache is used. Raises `CheckpointError`, one sentence.
     """
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if folder.is_dir():
         return folder
     if not REPOSITORY_NAME.fullmatch(name):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.catalog import BOX, DECODER, PARTS, PRIOR
+from kandinsky22.files import expand
 
 
 def part_folders(model: str) -> dict[str, Path]:
@@ -25,7 +26,7 @@ def model_folder(model: str) -> Path:
     """The folder of a model, with `decoder/` and `prior/` in it. Raises `ValueError` saying where it was looked for."""
     if model == BOX:
         return Path(__file__).parents[1] / "weights"
-    path = Path(model).expanduser()
+    path = expand(model)
     if path.is_dir():
         return path
     if path.is_file():

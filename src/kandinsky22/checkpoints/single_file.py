@@ -6,7 +6,6 @@ the SHA-256 of the packed ones. Tensors are copied one at a time and never all i
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, SAFETENSORS_NAMES
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.checkpoints.safetensors_file import METADATA, SUFFIX, TensorEntry, TensorFile
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE, choose_weights
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_folder, atomic_write, expand, parse_json
 
 TEXTS = (".json", ".txt", ".md")
 MAX_TEXT_BYTES = 16 << 20
@@ -66,21 +65,25 @@ def convert(
     """
     if dtype is not None and dtype not in NETWORK_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(NETWORK_DTYPES)}, got {dtype!r}")
+    error = f"{target} already exists; choose another name for the converted model"
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ValueError(f"{target} already exists; choose another name for the converted model")
+        raise ValueError(error)
     model = read_model(sources)
     if dtype is not None:
         files = [safetensors_file.in_dtype(file, SAFETENSORS_NAMES[dtype]) for file in model.files]
         model = ModelFiles(model.texts, files, model.left_out)
     _check_free_space(target, model.bytes)
     progress = progress or (lambda done, total: None)
-    (write_file if target.suffix == SUFFIX else write_folders)(model, target, progress)
+    try:
+        (write_file if target.suffix == SUFFIX else write_folders)(model, target, progress)
+    except FileExistsError:  # another process was faster
+        raise ValueError(error) from None
     return model
 
 
 def read_model(sources: Sequence[str]) -> ModelFiles:
     """The files of the model in `sources` (see `convert`), with their tensors not yet read."""
-    if len(sources) == 1 and (file := Path(sources[0]).expanduser()).is_file():
+    if len(sources) == 1 and (file := expand(sources[0])).is_file():
         return read_file(file)
     folders: dict[str, Path] = {}
     for source in sources:
@@ -114,7 +117,7 @@ def read_folders(folders: Mapping[str, Path]) -> ModelFiles:
 def read_file(path: Path) -> ModelFiles:
     """The files in one file of a whole model. Raises `CheckpointError` where it is damaged, or no such file."""
     header, start = safetensors_file.read_header(path)
-    metadata: dict[str, str] = json.loads(header).get(METADATA, {})
+    metadata: dict[str, str] = parse_json(header).get(METADATA, {})
     if metadata.pop(FORMAT_KEY, "") != VERSION:
         raise CheckpointError(
             f"{path} is no whole model in one file; write one with `kandinsky22 convert FOLDER {path.name}`"
@@ -146,7 +149,7 @@ def write_file(model: ModelFiles, target: Path, progress: Progress) -> None:
     header = safetensors_file.make_header(
         [(key, entry.dtype, entry.shape, entry.bytes) for key, entry, _ in listed], metadata
     )
-    with atomic_write(target) as partial, partial.open("wb") as to:
+    with atomic_write(target, exclusive=True) as partial, partial.open("wb") as to:
         safetensors_file.write(
             to, header, ((read, entry) for _, entry, read in listed), _counting(progress, model.bytes)
         )
@@ -155,19 +158,13 @@ def write_file(model: ModelFiles, target: Path, progress: Progress) -> None:
 def write_folders(model: ModelFiles, target: Path, progress: Progress) -> None:
     """Write a model as folders, which appear together or not at all."""
     wrote = _counting(progress, model.bytes)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with atomic_folder(target, exclusive=True) as partial:
         for file in model.files:
             with atomic_write(partial / file.path) as path, path.open("wb") as to:
                 safetensors_file.write(to, file.header, ((file.read, entry) for entry in file.entries), wrote)
         for name, text in model.texts.items():
             with atomic_write(partial / name) as path:
                 path.write_bytes(text.encode())
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _counting(progress: Progress, total: int) -> Callable[[int], None]:
@@ -191,7 +188,7 @@ def _check_same(packed: TensorEntry, listed: TensorEntry) -> TensorEntry:
 
 def _part_folders(source: str) -> dict[str, Path]:
     """The folders that a source is: a model's, or a pipeline's by the class in its `model_index.json`."""
-    index = Path(source).expanduser() / "model_index.json"
+    index = expand(source) / "model_index.json"
     if source == catalog.BOX or not index.is_file():
         return locate.part_folders(source)
     name = read_json(index).get("_class_name")
@@ -230,7 +227,9 @@ def _safetensors_name(path: str) -> str:
 
 def _safetensors_index(text: str) -> str:
     """An index of several files, with their names in safetensors; the same text if they have these names already."""
-    index = json.loads(text)
+    index = parse_json(text)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map", {}), dict):
+        return text
     renamed = {name: _safetensors_name(f"./{file}")[2:] for name, file in index.get("weight_map", {}).items()}
     return text if renamed == index.get("weight_map") else json.dumps({**index, "weight_map": renamed}, indent=2) + "\n"
 

@@ -1,25 +1,27 @@
 """The entry point: runs the command of a command line, and turns errors into one sentence and an exit status.
 
-Bad input is status 2; a bug keeps its traceback.
+Bad input is status 2; a bug keeps its traceback. A command whose reader closes the pipe is carried out to its end, and
+then has status 141.
 """
 
 import gc
-import io
-import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from kandinsky22.cli.terminal import printable
+from kandinsky22.cli.streams import LastingStream, open_lasting
+from kandinsky22.console import echo
 from kandinsky22.request.task_schema import Task, all_tasks
 
 DEFAULT_TASK = "text2img"
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last two as a shell reports the signals
+MAX_MESSAGE = 2000  # characters of an error, which may quote what a file or an option holds
 GC_THRESHOLD = 100_000  # new objects between two runs of the garbage collector
 COMMANDS = {
     "show": ("print the request stored in a picture", "kandinsky22.cli.show"),
     "replay": ("paint a picture again, with the same pixels", "kandinsky22.cli.replay"),
+    "batch": ("paint a file of requests, which can be resumed", "kandinsky22.cli.batch"),
     "words": ("print the words that the small model knows, with examples", "kandinsky22.cli.words"),
     "embed": ("save the image embeddings of texts and pictures", "kandinsky22.cli.embed:embed"),
     "mix": ("blend texts, pictures and saved embeddings into one embedding", "kandinsky22.cli.embed:mix"),
@@ -59,24 +61,27 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{
 def main() -> None:
     """The `kandinsky22` command: `run` with the arguments of the process, and fewer garbage collections."""
     gc.set_threshold(GC_THRESHOLD)  # importing torch creates many long-lived objects: saves 1/20 of a short command
+    streams = open_lasting()
     try:
-        sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]) or _status_of(streams))
     finally:
         gc.freeze()  # skips a last collection at exit: saves another 1/6
 
 
+def _status_of(streams: Sequence[LastingStream]) -> int:
+    """The exit status of a command that succeeded: `BROKEN_PIPE` if its reader had closed the pipe before the end."""
+    sys.stdout.flush()
+    error = next((stream.error for stream in streams if stream.error is not None), None)
+    if error is None or isinstance(error, BrokenPipeError):
+        return 0 if error is None else BROKEN_PIPE
+    _print_error(f"the output could not be written: {error.strerror}")
+    return BAD_INPUT
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit status."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the encoding of the terminal may lack letters of a prompt
     try:
-        status = _dispatch(arguments) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # the reader has closed the pipe; without this Python prints an error when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _dispatch(arguments) or 0
     except KeyboardInterrupt:
         _print_error("stopped; the files written so far are complete")
         return INTERRUPTED
@@ -129,4 +134,5 @@ def _user_message(error: Exception) -> str | None:
 
 
 def _print_error(message: str) -> None:
-    print(f"kandinsky22: {printable(' '.join(message.split()))}", file=sys.stderr)
+    text = " ".join(message.split())
+    echo(f"kandinsky22: {text if len(text) <= MAX_MESSAGE else f'{text[:MAX_MESSAGE]}...'}", error=True)

@@ -3,10 +3,11 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from kandinsky22.cli.options import Parser
-from kandinsky22.cli.terminal import LINE_EVERY, printable
+from kandinsky22.cli.terminal import LINE_EVERY
+from kandinsky22.console import echo
+from kandinsky22.files import expand
 
 DELAY = 2.0  # seconds before progress is displayed
 UPDATE_EVERY = 0.25  # seconds, in a terminal
@@ -39,12 +40,10 @@ def main(arguments: Sequence[str]) -> None:
     quiet = options.get("quiet", False)
     *sources, target = words
     report = (lambda done, total: None) if quiet else progress()
-    model = single_file.convert(sources, Path(target).expanduser(), options.get("dtype"), report)
+    model = single_file.convert(sources, expand(target), options.get("dtype"), report)
     if model.left_out and not quiet:
-        print(
-            f"left out, since they are not part of the model: {printable(', '.join(model.left_out))}", file=sys.stderr
-        )
-    print(target)
+        echo(f"left out, since they are not part of the model: {', '.join(model.left_out)}", error=True)
+    echo(target)
 
 
 def progress(clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
@@ -65,6 +64,6 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Callable[[int, int]
         line = f"converted {done / 1e9:.1f} of {total / 1e9:.1f} GB"
         line += "" if finished else f", about {left:.0f} s left"
         end = "" if terminal and not finished else "\n"
-        print(f"\r{line:60}" if terminal else line, end=end, file=sys.stderr, flush=True)
+        echo(f"{line:60}" if terminal else line, start="\r" if terminal else "", end=end, error=True)
 
     return report

@@ -6,6 +6,8 @@ from pathlib import Path
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
+from kandinsky22.console import echo
+from kandinsky22.files import expand
 from kandinsky22.request import Picture
 
 EXAMPLE = """example:
@@ -28,10 +30,12 @@ def main(arguments: Sequence[str]) -> None:
     file = one_file(words, "depth")
     picture = Picture.of(file)
 
+    from kandinsky22.cli.output import save_new_png
     from kandinsky22.engine.device import device_of
     from kandinsky22.imaging.depth import depth
     from kandinsky22.imaging.images import save_png
 
-    output = Path(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png")).expanduser()
+    output = expand(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png"))
     device = str(device_of(options.get("device")))
-    print(save_png(depth(picture, model=options.get("estimator"), device=device).image, output))
+    image = depth(picture, model=options.get("estimator"), device=device).image
+    echo(save_png(image, output) if "output" in options else save_new_png(image, output))

@@ -11,6 +11,7 @@ from typing import Any
 from kandinsky22 import __version__
 from kandinsky22.checkpoints import catalog
 from kandinsky22.cli.options import Parser, size_of
+from kandinsky22.console import echo
 from kandinsky22.request.tasks import text2img
 
 EXTRAS = {
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     if "size" in options:
         text2img("", height=options["size"][0], width=options["size"][1])  # raises for an invalid size
     for line in _report(options):
-        print(line, flush=True)
+        echo(line)
 
 
 def _report(options: dict[str, Any]) -> Iterator[str]:

@@ -3,11 +3,14 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.cli import paint
 from kandinsky22.cli.options import Parser, add_parameters, request_of
+from kandinsky22.console import echo
+from kandinsky22.files import expand, numbered, write_first_free
 from kandinsky22.request import Embedding, Part, Request, Text
 from kandinsky22.request import embedding as embeddings
 from kandinsky22.request.task_schema import parse_part
@@ -26,7 +29,6 @@ PRIOR_OPTIONS = (
     "model",
 )
 SUFFIX = ".safetensors"
-ATTEMPTS = 10_000  # numbers tried to find a free file name
 MIX_EXAMPLE = """example:
   kandinsky22 mix star.safetensors circle.safetensors --weights 1,-0.5 -o less-round.safetensors"""
 
@@ -43,12 +45,15 @@ def embed(arguments: Sequence[str]) -> None:
     parser.add_edge("device", "dtype", "placement", "server")
     options, words, _ = parser.parse(arguments)
     embeds = _embed_words(words, options, at_least=1)
-    output = Path(options.get("output", paint.OUTPUT)).expanduser()
+    output = expand(options.get("output", paint.OUTPUT))
     if output.suffix == SUFFIX and len(words) > 1:
         raise ValueError(f"--output names one file and there are {len(words)} embeddings; name a folder")
     for word, embedding in zip(words, embeds, strict=True):
-        name = f"{_stem(word)}{SUFFIX}"
-        print(embedding.save(output if output.suffix == SUFFIX else free_path(output / name)))
+        echo(
+            embedding.save(output)
+            if output.suffix == SUFFIX
+            else _save_new(embedding, output / f"{_stem(word)}{SUFFIX}")
+        )
 
 
 def mix(arguments: Sequence[str]) -> None:
@@ -76,7 +81,7 @@ def mix(arguments: Sequence[str]) -> None:
     weights = options.get("weights", [1 / len(words)] * len(words))
     if len(weights) != len(words):
         raise ValueError(f"{len(words)} embeddings need as many weights, got {len(weights)}")
-    output = Path(options.get("output", free_path(Path(paint.OUTPUT) / f"mix{SUFFIX}"))).expanduser()
+    output = expand(options.get("output", f"{paint.OUTPUT}/mix{SUFFIX}"))
     if output.suffix != SUFFIX:
         raise ValueError(f"the file of an embedding ends in {SUFFIX}, got {output.name}")
     embeds = _embed_words(words, options, at_least=2)
@@ -86,7 +91,8 @@ def mix(arguments: Sequence[str]) -> None:
     made_by: dict[str, Any] = {"mix": words, **{key: options[key] for key in ("slerp", "length") if key in options}}
     if "slerp" not in options:
         made_by["weights"] = weights
-    print(replace(blend, made_by=made_by).save(output))
+    blend = replace(blend, made_by=made_by)
+    echo(blend.save(output) if "output" in options else _save_new(blend, output))
 
 
 def parse_parts(words: Sequence[str], options: dict[str, Any], *, at_least: int) -> tuple[list[Part], Request]:
@@ -104,10 +110,9 @@ def embed_parts(parts: Sequence[Part], template: Request, model: "Kandinsky | Re
     return [p if isinstance(p, Embedding) else model.embedding(replace(template, condition=p)) for p in parts]
 
 
-def free_path(path: Path) -> Path:
-    """The path if no file is there, or else the next one with a number that is free."""
-    numbered = (path.with_stem(f"{path.stem}-{k}") for k in range(2, ATTEMPTS))
-    return path if not path.exists() else next(other for other in numbered if not other.exists())
+def _save_new(embedding: Embedding, path: Path) -> Path:
+    """Write to this path, or to one with a number if there is a file."""
+    return write_first_free(numbered(path), partial(embedding.save, exclusive=True))
 
 
 def _embed_words(words: Sequence[str], options: Mapping[str, Any], *, at_least: int) -> list[Embedding]:

@@ -15,12 +15,14 @@ from kandinsky22.cli.evaluation_options import (
     paint_captions,
     parser_of,
     run_notes,
+    shard_of,
     start_painter,
     template_of,
     whole_number,
 )
 from kandinsky22.cli.evaluation_progress import describe_estimate, progress_reporter, show_progress
 from kandinsky22.cli.options import Parser
+from kandinsky22.console import echo
 from kandinsky22.request import Request
 from kandinsky22.request.presets import SPEEDS
 
@@ -81,7 +83,7 @@ def coco30k(arguments: Sequence[str]) -> None:
     plots.check()
     to_paint, out, device = captions.read(options["captions"]), options["out"], device_name(options)
     manifest.check_folder(out)
-    shard = manifest.Shard.parse(options["shard"]) if "shard" in options else manifest.UNSHARDED
+    shard = shard_of(options)
     unsharded = shard.count == 1
     inception = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
     clips = {name: ClipFeatures.of_folder(options[name], device) for name in ("clip", "cmmd_clip") if name in options}
@@ -116,7 +118,7 @@ def coco30k(arguments: Sequence[str]) -> None:
             networks = {"pictures": inception, "pictures-by-clip": clip, "pictures-for-cmmd": cmmd_clip}
             given_networks = {name: network for name, network in networks.items() if network}
             painted_run.measure_shard(run, shard, given_networks, report_progress)
-            print(f"shard {shard} is painted; when all are, the same command without --shard writes the report")
+            echo(f"shard {shard} is painted; when all are, the same command without --shard writes the report")
             return
         report = coco.report(
             run,
@@ -246,9 +248,9 @@ def _paint_and_score(
 
     folder, retry = options["out"], options.get("retry", False)
     annotations = run_notes(options, linear=any(request.prior.linear for request in cells.values()))
-    print(f"{len(cells)} cells; if their time is not known yet, two work units are timed first", flush=True)
+    echo(f"{len(cells)} cells; if their time is not known yet, two work units are timed first")
     estimate = estimate_cells(painter, folder, cells, captions, retry=retry, annotations=annotations)
-    print(describe_estimate(estimate), flush=True)
+    echo(describe_estimate(estimate))
     show_progress(paint_cells(painter, folder, cells, captions, retry=retry))
     with progress_reporter() as report_progress:
         return score_cells(folder, [*cells], clip, captions, report_progress)
@@ -267,7 +269,7 @@ def _supported(painter: "UnitPainter", cells: Mapping[str, Request]) -> Iterator
         try:
             painter.backend.resolve(replace(request, seed=0))
         except ValueError as error:
-            print(f"{name} is left out: {error}")
+            echo(f"{name} is left out: {error}")
         else:
             yield name, request
 
@@ -308,9 +310,7 @@ def stats(arguments: Sequence[str]) -> None:
     else:
         features, pictures = _features(options), reference.find_pictures(*places)
         if "shard" in options:
-            from kandinsky22.evaluation.manifest import Shard
-
-            pictures = dict(Shard.parse(options["shard"]).select([*pictures.items()]))
+            pictures = dict(shard_of(options).select([*pictures.items()]))
             if not pictures:
                 raise ValueError(f"part {options['shard']} has no pictures; divide them into fewer parts")
         with progress_reporter() as report_progress:
@@ -320,7 +320,7 @@ def stats(arguments: Sequence[str]) -> None:
     reference.save(options["output"], statistics)
     assert statistics.source is not None
     source = statistics.source
-    print(f"{options['output']}: {statistics.count:.0f} pictures by {source.name}, {source.resize}")
+    echo(f"{options['output']}: {statistics.count:.0f} pictures by {source.name}, {source.resize}")
 
 
 def _features(options: Mapping[str, Any]) -> "Features":
@@ -332,7 +332,7 @@ def _features(options: Mapping[str, Any]) -> "Features":
     if "clip" in options:
         return ClipFeatures.of_folder(options["clip"], device)
     features = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
-    print(f"Inception's weights are {'' if protocol.is_published(features) else 'not '}the published file")
+    echo(f"Inception's weights are {'' if protocol.is_published(features) else 'not '}the published file")
     return features
 
 
@@ -351,8 +351,8 @@ def _write(folder: Path, report: "Report") -> None:
 
     page = write(folder, report)
     for number in report.numbers:
-        print(f"{number.name}: {number.value}  ({number.about})")
-    print(page)
+        echo(f"{number.name}: {number.value}  ({number.about})")
+    echo(page)
 
 
 def _check_enough(count: float, what: str, dim: int, kid_size: int) -> None:

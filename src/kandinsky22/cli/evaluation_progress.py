@@ -1,25 +1,25 @@
 """Displays the progress of an evaluation, as bars in a terminal and as occasional lines elsewhere, and its estimate."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
+from kandinsky22.console import echo, text_column
 
 if TYPE_CHECKING:
-    from kandinsky22.evaluation.estimate import Estimate
-    from kandinsky22.evaluation.generate import RunProgress
+    from kandinsky22.backends.estimate import Estimate
+    from kandinsky22.backends.run_painting import RunProgress
 
 
 def show_progress(updates: "Iterable[tuple[str, RunProgress]]") -> None:
     """Display the progress of painting by name. Iterating over `updates` is what paints."""
     if is_terminal():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-        pace = TextColumn("{task.fields[pace]}")
-        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), pace) as bars:
+        pace = text_column("{task.fields[pace]}")
+        with Progress(text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), pace) as bars:
             tasks: dict[str, Any] = {}
             for name, now in updates:
                 if name not in tasks:
@@ -30,16 +30,16 @@ def show_progress(updates: "Iterable[tuple[str, RunProgress]]") -> None:
     for name, now in updates:
         if now.done + now.failed == now.total or time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            print(f"{name}: {now.done} of {now.total}  {_pace(now)}", flush=True)
+            echo(f"{name}: {now.done} of {now.total}  {_pace(now)}")
 
 
 @contextmanager
 def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
     """A callback (name, done, total) that displays progress of anything but painting, on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as bars:
         tasks: dict[str, Any] = {}
         last = time.monotonic()
@@ -51,7 +51,7 @@ def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[name], completed=done)
             if bars.disable and time.monotonic() - last >= LINE_EVERY:
                 last = time.monotonic()
-                print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
+                echo(f"{name}: {done} of {total}", error=True)
 
         yield report
 

@@ -2,13 +2,17 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky22.cli import paint
-from kandinsky22.cli.embed import embed_parts, free_path, parse_parts
-from kandinsky22.cli.options import Parser, add_parameters
-from kandinsky22.request import Request, interpolation
+from kandinsky22.cli.embed import embed_parts, parse_parts
+from kandinsky22.cli.options import Parser, add_parameters, whole_number
+from kandinsky22.console import echo
+from kandinsky22.files import expand, numbered, write_first_free
+from kandinsky22.request import Request, Text, interpolation, limits
 from kandinsky22.request.events import Failed, Progress, Result
 from kandinsky22.request.tasks import interpolate
 
@@ -24,10 +28,12 @@ NOT_OPTIONS = ("images_and_prompts", "weights", "num_images", "variation_seed", 
 
 def strip(arguments: Sequence[str]) -> None:
     """Save the frames of an interpolation side by side in one picture."""
+    from kandinsky22.cli.output import save_new_png
     from kandinsky22.imaging import images
 
-    _, frames, output = _paint_frames(arguments, "strip", default_frames=7, suffix=".png")
-    print(images.save_png(images.strip(frames), output))
+    options, frames, output = _paint_frames(arguments, "strip", default_frames=7, suffix=".png")
+    save = images.save_png if "output" in options else save_new_png
+    echo(save(images.strip(frames), output))
 
 
 def film(arguments: Sequence[str]) -> None:
@@ -35,7 +41,8 @@ def film(arguments: Sequence[str]) -> None:
     from kandinsky22.imaging import images
 
     options, frames, output = _paint_frames(arguments, "film", default_frames=24, suffix=".gif")
-    print(images.save_film(frames, output, fps=options.get("fps", FPS), loop=options.get("loop", False)))
+    save = partial(images.save_film, frames, fps=options.get("fps", FPS), loop=options.get("loop", False))
+    echo(save(output) if "output" in options else write_first_free(numbered(output), partial(save, exclusive=True)))
 
 
 def _paint_frames(
@@ -49,7 +56,10 @@ def _paint_frames(
         epilog=f'example:\n  kandinsky22 {name} "a red circle" "a blue star" --seed 7',
     )
     parser.option(
-        "frames", type=int, metavar="N", help=f"number of pictures, both ends included (default: {default_frames})"
+        "frames",
+        type=whole_number,
+        metavar="N",
+        help=f"pictures, both ends included (default: {default_frames})",
     )
     parser.option(
         "noise",
@@ -65,12 +75,15 @@ def _paint_frames(
     parser.option("output", short="-o", metavar="FILE", help=f"the file to write (default: out/{name}{suffix})")
     options, words, _ = parser.parse(arguments)
     options.setdefault("seed", secrets.randbelow(2**32))
-    output = Path(options.get("output", free_path(Path(paint.OUTPUT) / f"{name}{suffix}"))).expanduser()
+    output = expand(options.get("output", f"{paint.OUTPUT}/{name}{suffix}"))
     interpolation_options = {key: options[key] for key in ("loop", "path", "noise") if key in options}
     parts, template = parse_parts(words, options, at_least=2)
     count = options.get("frames", default_frames)
     _check_output(name, output, options.get("fps", FPS), count)
     model = paint.load(template.model, options, template)
+    size = model.resolve(replace(template, condition=Text("")))
+    most = limits.MAX_PIXELS if name == "strip" else limits.MAX_FRAME_PIXELS
+    limits.check_count(f"the pixels of a {name}", count * (size.height or 0) * (size.width or 0), most)
     keyframes = embed_parts(parts, template, model)
     requests = interpolation.requests(keyframes, count, template, **interpolation_options)
     return options, _run_requests(model, requests, quiet=options.get("quiet", False)), output
@@ -83,6 +96,7 @@ def _check_output(name: str, output: Path, fps: float, frames: int) -> None:
 
     if frames < 2:
         raise ValueError(f"a {name} needs at least two frames, got {frames}")
+    limits.check_count("frames", frames, limits.MAX_FRAMES)
     if name == "film":
         images.check_film(output, fps)
     elif output.suffix.lower() != ".png":

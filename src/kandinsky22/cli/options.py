@@ -160,9 +160,10 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _integer(text: str) -> int:
+def whole_number(text: str) -> int:
+    """Parse an integer. Raises `argparse.ArgumentTypeError` for anything else."""
     if not re.fullmatch(r"[+-]?\d{1,20}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at most 20 digits")
     return int(text)
 
 
@@ -188,13 +189,13 @@ def size_of(text: str) -> tuple[int, int]:
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, such as 64x128")
-    return _integer(sides[0]), _integer(sides[-1])
+    return whole_number(sides[0]), whole_number(sides[-1])
 
 
 PARSERS: Mapping[Kind, tuple[Callable[[str], Any], str]] = {
     "text": (str, "TEXT"),
     "string": (str, "NAME"),
-    "integer": (_integer, "N"),
+    "integer": (whole_number, "N"),
     "number": (_number, "X"),
     "numbers": (_numbers, "X,X,..."),
     "boolean": (_boolean, "yes|no"),

@@ -6,16 +6,18 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from PIL import Image
 
+from kandinsky22.files import expand, numbered, write_first_free
 from kandinsky22.imaging.images import Painting, read_recipe, save_png, sheet
 from kandinsky22.request import Part, Request, Text
 from kandinsky22.request.events import Result
 from kandinsky22.request.parts import parts
+from kandinsky22.request.picture_file import open_picture
 from kandinsky22.request.task_schema import PICTURE_SUFFIXES
 
 NAME_WORDS, NAME_LENGTH = 6, 40
@@ -31,7 +33,7 @@ class Destination(NamedTuple):
     @classmethod
     def of(cls, output: str | Path) -> Self:
         """A folder, or a file ending in .png. Raises `ValueError` for picture files of other formats."""
-        path = Path(output).expanduser()
+        path = expand(output)
         if path.suffix.lower() == ".png" and not path.is_dir():
             return cls(path.parent, path.stem)
         if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
@@ -39,10 +41,6 @@ class Destination(NamedTuple):
                 f"pictures are written as PNG, which stores their request; name it {path.with_suffix('.png').name}"
             )
         return cls(path)
-
-    def path(self, stem: str, attempt: int) -> Path:
-        """A file in the folder; attempts after the first get a number."""
-        return self.folder / f"{stem}{f'-{attempt}' if attempt > 1 else ''}.png"
 
 
 def check_space(destination: Destination, request: Request) -> None:
@@ -74,14 +72,27 @@ def save(result: Result, destination: Destination) -> Iterator[Path]:
         page = sheet(images, [f"seed {picture.request.seed}" for picture in result.pictures])
         name = destination.name
         stem = f"{name}-sheet" if name else f"{_prompt_words(result.request)}-{result.request.seed}-sheet"
-        yield save_png(page, _free_path(destination, stem, page))
+        yield save_new_png(page, destination.folder / f"{stem}.png")
 
 
 def save_picture(picture: Painting, destination: Destination, *, alone: bool = True) -> Path:
     """Write one picture with its request. alone: a name given with --output needs no seed added."""
     name = destination.name
     stem = name if name and alone else f"{name or _prompt_words(picture.request)}-{picture.request.seed}"
-    return picture.save(_free_path(destination, stem, picture.image, picture))
+    return write_first_free(
+        numbered(destination.folder / f"{stem}.png"),
+        partial(picture.save, exclusive=True),
+        lambda path: _is_same(path, picture.image, picture),
+    )
+
+
+def save_new_png(image: Image.Image, path: Path) -> Path:
+    """Write a picture that carries no request to this path, or to one with a number if there is another picture."""
+    return write_first_free(
+        numbered(path),
+        lambda path: save_png(image, path, exclusive=True),
+        lambda path: _is_same(path, image, None),
+    )
 
 
 def _prompt_words(request: Request) -> str:
@@ -96,21 +107,15 @@ def _part_name(part: Part) -> str:
     return part.prompt if isinstance(part, Text) else Path(getattr(part, "name", None) or "").stem
 
 
-def _free_path(destination: Destination, stem: str, image: Image.Image, picture: Painting | None = None) -> Path:
-    """The first path without a file, or with a file of the same picture."""
-    paths = (destination.path(stem, attempt) for attempt in count(1))
-    return next(path for path in paths if not path.exists() or _is_same(path, image, picture))
-
-
 def _is_same(path: Path, image: Image.Image, picture: Painting | None) -> bool:
     """Whether a file has these pixels and, if `picture` is given, its request and metadata."""
     try:
-        with Image.open(path, formats=("PNG",)) as stored:
-            if stored.size != image.size or stored.convert("RGB").tobytes() != image.tobytes():
+        with open_picture(path, formats=("PNG",)) as stored:
+            if stored.size != image.size or stored.convert("RGB").tobytes() != image.convert("RGB").tobytes():
                 return False
         if picture is None:
             return True
         recipe = read_recipe(path)
         return (recipe.request, recipe.made_by) == (picture.request, picture.made_by)
-    except (OSError, SyntaxError, ValueError):
+    except ValueError:
         return False

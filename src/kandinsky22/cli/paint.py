@@ -11,6 +11,7 @@ from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.metadata import read_metadata
 from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
+from kandinsky22.console import echo
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend, Result, Started, stream
 from kandinsky22.request.task_schema import Task, parameters, parse_part
@@ -41,13 +42,8 @@ def main(
     backend = load(request.model, options, request)  # before the display, since fetching shows its own progress bars
     with display(options.get("quiet", False)) as view:
         result = run_request(request, backend, view, destination)
-    paths = []
-    try:
-        for path in output.save(result, destination):
-            paths.append(path)
-    finally:  # printed last, since the reader may have closed the pipe
-        for path in paths:
-            print(path)
+    for path in output.save(result, destination):
+        echo(path)
 
 
 def server_of(options: Mapping[str, Any]) -> str:

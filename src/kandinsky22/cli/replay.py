@@ -1,22 +1,31 @@
-"""`kandinsky22 replay`: paints a picture again from its recipe, and prints whether and why the pixels differ."""
+"""`kandinsky22 replay`: paints a picture again from its recipe, and prints whether and why the pixels differ.
+
+A picture may come from a stranger. So its recipe decides only what is computed: it fetches nothing, and of what it
+names only the box, a published model in the cache, and pictures beside it by their bare names are looked up.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from PIL import Image, ImageChops
 
-from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.checkpoints import catalog, hub
+from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES
 from kandinsky22.cli import output, paint
 from kandinsky22.cli.options import Parser
 from kandinsky22.cli.show import one_file
-from kandinsky22.cli.terminal import display, printable
+from kandinsky22.cli.terminal import display
+from kandinsky22.console import echo
+from kandinsky22.engine.requirements import model_parts
 from kandinsky22.imaging.images import Recipe, read_recipe
 from kandinsky22.request import Picture, Request
-from kandinsky22.request.parts import describe
+from kandinsky22.request.parts import describe, is_int
+from kandinsky22.request.picture_file import read_picture
+from kandinsky22.request.task_schema import PICTURE_SUFFIXES
 
 DIFFERENT = 1  # exit status: the pixels differ although the recipe does not explain it
 
@@ -25,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     """Paint a picture again, as exactly as this machine can, and compare it with the stored one."""
     usage = "kandinsky22 replay [options] FILE"
     parser = Parser("kandinsky22 replay", "Paint a picture again, with the same pixels.", usage=usage)
-    parser.option("model", metavar="FOLDER", help="the model (default: the one that painted it)")
+    parser.option(
+        "model", metavar="FOLDER", help="the model (default: the box or one in the cache, if that painted it)"
+    )
     parser.option(
         "picture", metavar="FILE", action="append", help="an input picture of it, if that is not in the folder of FILE"
     )
@@ -33,14 +44,15 @@ def main(arguments: Sequence[str]) -> int:
     options, words, _ = parser.parse(arguments)
     file = one_file(words, "replay")
     recipe = read_recipe(file)
-    with Image.open(file) as opened:
-        stored = opened.convert("RGB")
+    stored = read_picture(Path(file)).convert("RGB")
+    if stored.size != (recipe.request.width, recipe.request.height):
+        raise ValueError(f"{file} has another size than its request, so it was edited since it was painted")
     request, index = _batch_request(recipe)
-    request = replace(request, model=options.get("model", request.model))
-    request = request.with_pictures(_input_pictures(request, Path(file), options.get("picture", [])))
+    server = paint.server_of(options)
+    request = replace(request, model=options.get("model") or (request.model if server else _local_model(request)))
+    request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
-    if not paint.server_of(options):  # a server has the model, the device and the dtype that it has
-        _check_model(request.model)
+    if not server:  # which has the device and the dtype that it has
         options = _recorded_options(recipe.made_by) | options
     backend = paint.load(request.model, options, request)
     with display(options.get("quiet", False)) as view:
@@ -48,47 +60,60 @@ def main(arguments: Sequence[str]) -> int:
     picture = result.pictures[index]
     difference = _max_difference(stored, picture.image)
     changes = list(_changes(recipe.made_by, picture.made_by))
-    print(output.save_picture(picture, destination))
+    echo(output.save_picture(picture, destination))
     for line in changes:
-        print(printable(line))
+        echo(line)
     same = {0: f"the pixels are those of {file}", 1: f"the pixels are those of {file}, up to rounding"}
-    print(same.get(difference, f"the pixels differ from {file} by up to {difference} of 255"))
+    echo(same.get(difference, f"the pixels differ from {file} by up to {difference} of 255"))
     if difference > 1 and not changes:
-        print("the recipe explains no difference: was the file edited?")
+        echo("the recipe explains no difference: was the file edited?")
         return DIFFERENT
     return 0
 
 
-def _input_pictures(request: Request, file: Path, given: Sequence[str]) -> dict[str, Picture]:
+def input_pictures(
+    request: Request, file: Path, given: Sequence[str], fix: str = "pass it with --picture FILE"
+) -> dict[str, Picture]:
     """The input pictures of a request with pixels, by path in the request.
 
     They are among the `given` files, or files of the same name and pixels in the folder of `file` or the current
-    folder. Raises `ValueError` for one that is in none of these places.
+    folder. Raises `ValueError` for one that is in none of these places, with the words `fix`.
     """
     by_hash = {picture.sha256: picture for picture in map(Picture.of, given)}
     pictures = {}
     for path, reference in request.pictures.items():
-        for folder in (file.parent, Path()):
-            if reference.sha256 not in by_hash and reference.name and (folder / reference.name).is_file():
-                candidate = Picture.of(folder / reference.name)
-                by_hash[candidate.sha256] = candidate
+        for candidate in _namesakes(reference, (file.parent, Path())):
+            if reference.sha256 not in by_hash:
+                picture = Picture.of(candidate)
+                by_hash[picture.sha256] = picture
         if reference.sha256 not in by_hash:
-            raise ValueError(
-                f"{describe(reference)} is an input of {file} and not in its folder; pass it with --picture FILE"
-            )
+            raise ValueError(f"{describe(reference)} is an input of {file} and not in its folder; {fix}")
         pictures[path] = by_hash[reference.sha256]
     return pictures
 
 
-def _check_model(model: str) -> None:
-    """Raises `ValueError` if a model is not found: a picture stores the name of its folder, but not its path."""
-    try:
-        if not catalog.is_remote(model):
-            locate.part_folders(model)
-    except ValueError as error:
-        raise ValueError(
-            f"the picture was painted by a model called {model!r}; pass its folder with --model"
-        ) from error
+def _namesakes(reference: Picture, folders: Iterable[Path]) -> list[Path]:
+    """The files with a picture's name in some folders. A name with a path in it, which we never store, has none."""
+    name = reference.name or ""
+    if not name or name != PureWindowsPath(name).name or Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+        return []
+    return [folder / name for folder in folders if (folder / name).is_file()]
+
+
+def _local_model(request: Request) -> str:
+    """The model that a recipe names, if it is the box or a published one that is complete on this machine.
+
+    Raises `ValueError` for any other: a recipe holds the name of a folder without its path, and fetches nothing.
+    """
+    name = request.model
+    if name == catalog.BOX:
+        return name
+    if name in catalog.published():
+        parts = model_parts(name, request)
+        if not hub.plan_fetch(name, parts).missing:
+            return name
+        raise ValueError(f"{name} painted the picture and is not on this machine; allow fetching it: --model {name}")
+    raise ValueError(f"the picture was painted by a model called {name!r}; pass its folder with --model")
 
 
 def _batch_request(recipe: Recipe) -> tuple[Request, int]:
@@ -98,8 +123,8 @@ def _batch_request(recipe: Recipe) -> tuple[Request, int]:
     """
     batch = recipe.made_by.get("batch")
     index, of = (batch.get("index"), batch.get("of")) if isinstance(batch, Mapping) else (0, 1)
-    if isinstance(index, int) and isinstance(of, int) and 0 <= index < of:
-        with contextlib.suppress(ValueError):  # the seeds would be out of range
+    if is_int(index) and is_int(of) and 0 <= index < of:
+        with contextlib.suppress(ValueError):  # too many, or their seeds would be out of range
             return recipe.request.batch_from(index, of), index
     return recipe.request, 0
 
@@ -109,12 +134,12 @@ def _recorded_options(made_by: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     threads, device, dtype = (made_by.get(name) for name in ("threads", "device", "dtype"))
-    if isinstance(threads, int) and 1 <= threads <= (os.cpu_count() or 1):
+    if is_int(threads) and 1 <= threads <= (os.cpu_count() or 1):
         torch.set_num_threads(threads)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return {
         "device": device if available.get(str(device)) else None,
-        "dtype": dtype if isinstance(dtype, str) else None,
+        "dtype": dtype if dtype in NETWORK_DTYPES else None,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kandinsky22.cli.options import Parser
-from kandinsky22.cli.terminal import printable
+from kandinsky22.console import echo
 from kandinsky22.imaging.images import Recipe, read_recipe
 from kandinsky22.request import Sampling, Text
 from kandinsky22.request.parts import EVERYWHERE, describe
@@ -23,10 +23,13 @@ def main(arguments: Sequence[str]) -> None:
     options, words, _ = parser.parse(arguments)
     recipe = read_recipe(one_file(words, "show"))
     if "json" in options:
-        print(json.dumps({"request": json.loads(recipe.request.to_json()), "made_by": recipe.made_by}, indent=2))
+        values = {"request": json.loads(recipe.request.to_json()), "made_by": recipe.made_by}
+        text = json.dumps(values, indent=2).replace("\x7f", "\\u007f")  # the one control character that JSON keeps
+        for line in text.splitlines():
+            echo(line)
         return
     for name, value in summary(recipe).items():
-        print(f"{name + ':':10} {printable(value)}")
+        echo(f"{name + ':':10} {value}")
 
 
 def one_file(words: Sequence[str], command: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from kandinsky22.console import echo, printable
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Preview, Progress, Result, Started
 from kandinsky22.request.parts import describe
@@ -47,16 +48,11 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def printable(text: str) -> str:
-    """Untrusted text with its control characters escaped, so that it cannot control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def summary(request: Request) -> str:
     """A resolved request in one line."""
     first, n = request.seed or 0, request.num_images
     seeds = f"seed {first}" if n == 1 else f"seeds {first} to {first + n - 1}"
-    return f'painting "{printable(describe(request.condition))}", {request.height}x{request.width}, {seeds}'
+    return f'painting "{describe(request.condition)}", {request.height}x{request.width}, {seeds}'
 
 
 class Plain:
@@ -77,7 +73,7 @@ class Plain:
         """Print a line for an event, if it needs one."""
         match event:
             case Notice(text):
-                print(printable(text), file=sys.stderr, flush=True)
+                echo(text, error=True)
             case Started(request):
                 self._print(summary(request))
             case Progress(stage, i, n):
@@ -96,7 +92,7 @@ class Plain:
 
     def _print(self, line: str) -> None:
         if not self.quiet:
-            print(line, flush=True)
+            echo(line)
 
 
 class HalfBlocks:
@@ -171,7 +167,7 @@ class Terminal:
                 self.console.print(Text(printable(text), "yellow"))
             case Started(request):
                 self.size = request.width or 1, request.height or 1
-                self.console.print(Text(summary(request), "bold"))
+                self.console.print(Text(printable(summary(request)), "bold"))
                 self._set_bars({"prior": request.prior.steps, "decoder": request.decoder.steps})
             case Progress(stage, i, n, preview):
                 if stage not in self.tasks:

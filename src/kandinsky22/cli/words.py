@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.metadata import read_metadata
 from kandinsky22.cli.options import Parser
-from kandinsky22.cli.terminal import is_terminal, printable
+from kandinsky22.cli.terminal import is_terminal
+from kandinsky22.console import echo, printable
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,18 +21,18 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"`words` takes only options, got {words[0]!r}; see {parser.prog} --help")
     language = read_metadata(locate.part_folders(options.get("model", catalog.BOX)).get(catalog.DECODER))
     if not language.words:
-        print("this model has no limited vocabulary: use any prompt")
+        echo("this model has no limited vocabulary: use any prompt")
         return
     print_words = _print_in_colour if is_terminal() else _print_plain
-    print_words({kind: [printable(phrase) for phrase in phrases] for kind, phrases in language.words.items()})
+    print_words(language.words)
     for example in language.examples:
-        print(f'kandinsky22 "{printable(example)}"')
+        echo(f'kandinsky22 "{example}"')
 
 
 def _print_plain(words: Mapping[str, Sequence[str]]) -> None:
     for kind, phrases in words.items():
-        print(f"{kind + ':':12} {', '.join(phrases)}")
-    print()
+        echo(f"{kind + ':':12} {', '.join(phrases)}")
+    echo("")
 
 
 def _print_in_colour(words: Mapping[str, Sequence[str]]) -> None:
@@ -51,6 +52,6 @@ def _print_in_colour(words: Mapping[str, Sequence[str]]) -> None:
             line.append("   " if rgb and i else ", " if i else "")
             if rgb:
                 line.append("■ ", "#{:02x}{:02x}{:02x}".format(*rgb))
-            line.append(phrase.replace(" ", "\N{NO-BREAK SPACE}"))
-        table.add_row(Text(kind, "dim"), line)
+            line.append(printable(phrase).replace(" ", "\N{NO-BREAK SPACE}"))
+        table.add_row(Text(printable(kind), "dim"), line)
     Console(highlight=False).print(Padding(table, (1, 0)))

@@ -8,7 +8,7 @@ not notice.
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from kandinsky22.engine.embedding_cache import EmbeddingCache
 from kandinsky22.engine.painting import Painter
 from kandinsky22.engine.scheduler import ALL, Finished, Raised, Scheduler
 from kandinsky22.request import Request
-from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, Queued, Reason, Result
+from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, Queued, Reason, Result, is_last
 
 if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A request that is not finished, the model that paints it, and whether it was begun again in float32."""
+    """A request that is not finished, its size, the model that paints it, and whether it was begun again in float32."""
 
     request: Request
     preview: Preview | None
+    size: memory.Size
     model: "Kandinsky"
     again: bool = False
 
@@ -73,7 +74,7 @@ class Batch(Generic[K]):
 
     def __len__(self) -> int:
         """Requests whose last event has not been returned yet."""
-        return len(self._waiting) + len(self._active) + len(self._events)
+        return len(self._waiting) + len(self._active) + sum(is_last(event) for _, event in self._events)
 
     def submit(self, key: K, request: Request, preview: Preview | None = None) -> Request:
         """Add a request, which joins as soon as there is room; returns it resolved.
@@ -84,10 +85,10 @@ class Batch(Generic[K]):
         if key in self._waiting or key in self._active:
             raise ValueError(f"{key!r} is already in this batch; give another key")
         request = self.model.resolve(request)
-        self.model.canvas(request)
-        self.model.check_memory([request])
+        size = (request.num_images, *self.model.canvas(request).size)
+        self.model.check_memory([size])
         self._events.append((key, Queued(len(self._waiting))))
-        self._waiting[key] = _Entry(request, preview, self.model)
+        self._waiting[key] = _Entry(request, preview, size, self.model)
         return request
 
     def cancel(self, key: K) -> None:
@@ -123,20 +124,20 @@ class Batch(Generic[K]):
     def _start_waiting(self) -> None:
         while self._waiting:
             key, entry = next(iter(self._waiting.items()))
-            if self._active and not self._has_room(entry.request):
+            if self._active and not self._has_room(entry.size):
                 return
             del self._waiting[key]
             self._start(key, entry)
 
-    def _has_room(self, request: Request) -> bool:
-        """Whether a request may start beside those that run."""
+    def _has_room(self, size: memory.Size) -> bool:
+        """Whether a request of a size may start beside those that run."""
         if self.together:
             return True
-        active = [entry.request for entry in self._active.values()]
-        if sum(r.num_images for r in active) + request.num_images > self.max_rows:
+        sizes = [*(entry.size for entry in self._active.values()), size]
+        if sum(pictures for pictures, _, _ in sizes) > self.max_rows:
             return False
         try:
-            self.model.check_memory([*active, request])
+            self.model.check_memory(sizes)
         except ValueError:
             return False
         return True
@@ -145,7 +146,7 @@ class Batch(Generic[K]):
         self._active[key] = entry
         try:
             painter = Painter(entry.model, entry.request, self._calls, entry.preview)
-        except ValueError as error:  # a picture's file has gone since, for example
+        except Exception as error:  # a picture cannot be read, for example
             self._fail(key, error)
         else:
             self._scheduler.add(key, painter.paint(self._cache))
@@ -161,10 +162,10 @@ class Batch(Generic[K]):
         reason: Reason = "error"
         if isinstance(error, FloatingPointError):
             reason = "not finite"
-            if not entry.again and entry.model.dtype != torch.float32 and self._fits_in_float32(entry.request):
+            if not entry.again and entry.model.dtype != torch.float32 and self._fits_in_float32(entry.size):
                 self._events.append((key, Notice(f"{error}; it is painted again in float32")))
                 assert self._in_float32 is not None
-                self._start(key, _Entry(entry.request, entry.preview, self._in_float32, again=True))
+                self._start(key, replace(entry, model=self._in_float32, again=True))
                 return
         elif memory.is_exhausted(error):
             reason, error = "out of memory", MemoryError("memory ran out; ask for smaller pictures, or fewer at a time")
@@ -175,12 +176,12 @@ class Batch(Generic[K]):
         text = str(error) if reason != "error" else f"{type(error).__name__}: {error}"
         self._leave(key, Failed(reason, " ".join(text.split())))
 
-    def _fits_in_float32(self, request: Request) -> bool:
+    def _fits_in_float32(self, size: memory.Size) -> bool:
         """Whether there is memory for the model in float32 beside this one; it is then ready."""
-        if self._in_float32 is None:
-            self._in_float32 = self.model.in_float32()
         try:
-            self._in_float32.check_memory([request])
+            if self._in_float32 is None:
+                self._in_float32 = self.model.in_float32()
+            self._in_float32.check_memory([size])
         except ValueError:
             self._in_float32 = None
             return False

@@ -60,8 +60,8 @@ class Calls:
 
     def autoencode(self, decoder: DecoderStage, function: Callable[[], R], cells: float) -> Steps[R]:
         """The result of a function that encodes or decodes so many cells of latents with MoVQ."""
-        kind = object()  # by itself
-        (result,) = yield _call(decoder, decoder.stored.movq, kind, [function], _run_all, cells * MOVQ_CELLS)
+        movq = decoder.stored.movq
+        (result,) = yield _call(decoder, movq, "autoencode", [function], _run_all, cells * MOVQ_CELLS, 1)
         return result
 
     def encode_prompts(self, prior: PriorStage, prompts: Sequence[str]) -> Steps[Prefix]:
@@ -131,6 +131,8 @@ class Calls:
             events.close()
             for row in rows:
                 denoiser.forget(row)
+            if not denoiser.guidance:  # a stage of another model may be needed never again
+                self._denoisers.pop(stage, None)
         check_finite(x, name, stage.networks.dtype)
         return x
 

@@ -4,7 +4,6 @@
 the same for one request, and calling the model is `stream` without the events.
 """
 
-import sys
 import warnings
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ from kandinsky22 import acceleration
 from kandinsky22.checkpoints import catalog, hub, locate
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.schedulers import SAMPLER_OF
+from kandinsky22.console import echo, printable
 from kandinsky22.engine import memory
 from kandinsky22.engine.batch import Batch
 from kandinsky22.engine.calls import Calls, Steps
@@ -32,6 +32,7 @@ from kandinsky22.engine.requirements import decoder_kind, model_parts
 from kandinsky22.engine.runs import StartState
 from kandinsky22.engine.scheduler import Scheduler, run
 from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
+from kandinsky22.files import expand
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.canvas import Canvas
 from kandinsky22.imaging.images import Painting
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    echo(line, error=True)
 
 
 class Kandinsky:
@@ -92,13 +93,14 @@ class Kandinsky:
         placement: Placement | None = None,
         accelerated: bool | None = None,
         compiled: bool = False,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         say: Callable[[str], None] = _to_stderr,
     ) -> Self:
         """The model in the box, a published one, or the one in a folder.
 
-        Of a published model, what is missing on this machine is downloaded: no more than `request` needs (None: text to
-        image). Before that, `say` is called with what will be downloaded, how much, and how much room there is.
+        Of a published model, what is missing on this machine is downloaded: no more than `request` needs, which may be
+        several (None: text to image). Before that, `say` is called with what will be downloaded, how much, and how much
+        room there is.
 
         device: "auto" (or None) is cuda if there is one, else mps, else cpu. dtype: "auto" (or None) is float16 on cuda
         and mps; on a CPU it is bfloat16 for large models if the processor has instructions for it, else float32, in
@@ -114,10 +116,12 @@ class Kandinsky:
         acceleration.request_huge_pages()
         text, place = str(model), device_of(device)
         if catalog.is_remote(text):
-            folders = hub.fetch(text, model_parts(text, request or text2img("")), say=say)
+            requests = [request] if isinstance(request, Request) else request or [text2img("")]
+            parts = dict.fromkeys(part for needed in requests for part in model_parts(text, needed))
+            folders = hub.fetch(text, list(parts), say=say)
         else:
             folders = locate.part_folders(text)
-        name = text if text in (catalog.BOX, *catalog.published()) else Path(text).expanduser().resolve().name
+        name = text if text in (catalog.BOX, *catalog.published()) else expand(text).resolve().name
         return cls(
             folders,
             name=name,
@@ -167,7 +171,7 @@ class Kandinsky:
             raise ValueError(f"options belong in the request: replace(request, {next(iter(options))}=...)")
         for event in self.stream(what):
             if isinstance(event, Notice):
-                warnings.warn(event.text, stacklevel=2)
+                warnings.warn(printable(event.text), stacklevel=2)
             if isinstance(event, Result):
                 return event.pictures
         raise AssertionError("a stream ends with its result")
@@ -207,7 +211,7 @@ class Kandinsky:
 
     def resolve(self, request: Request) -> Request:
         """The request with every open field filled in. Raises `ValueError` for what this model cannot do."""
-        if Path(request.model).expanduser().resolve().name not in (catalog.BOX, self.name):
+        if expand(request.model).resolve().name not in (catalog.BOX, self.name):
             raise ValueError(f"the request is for {request.model!r}, and this model is {self.name!r}; load that one")
         request = replace(request.resolved(self.defaults), model=self.name)  # a name, so that no path is saved
         schedule = self.decoder(decoder_kind(request)).schedule
@@ -286,13 +290,12 @@ class Kandinsky:
             raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolve(request)")
         return self.resolve(request)
 
-    def check_memory(self, requests: Sequence[Request]) -> None:
-        """Raises `ValueError` for resolved requests that do not fit into memory together, with the weights that must
-        still be loaded."""
+    def check_memory(self, sizes: Sequence[memory.Size]) -> None:
+        """Raises `ValueError` for requests that do not fit into memory together, with the weights that must still be
+        loaded. sizes: how many pictures each has, and the size of its canvas."""
         first = self.stored.first
         needed = [*self.stored.prior.networks.values(), *first.networks.values()]
         unread = self.networks.bytes_to_load(needed)
-        sizes = [(request.num_images, *self.canvas(request).size) for request in requests]
         memory.check(first.unet.config, first.movq.config, sizes, unread, self.networks.dtype.itemsize, self.device)
 
     def notices(self, request: Request, canvas: Canvas) -> Iterator[str]:

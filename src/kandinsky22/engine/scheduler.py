@@ -5,11 +5,11 @@ several tasks may need, or an event, which is passed on. Imports no torch.
 
 Whose turn it is. Waiting calls of one network and kind form a group. Every group is charged for the calls made for it
 (`Call.cost`), and the next call is made for the group that was charged least; at equal charges for the one with the
-oldest task. A group that appears starts at the least charge of those that wait. So each group gets an equal share of
-the time, a cheap network makes many calls while an expensive one makes one, and nobody starves. Within a group the
-oldest tasks come first, as many as one call can answer. Where calling another network means loading it (`one_network`),
-a network is called until all that waited for it when its turn began have gone on; then comes the one that the oldest
-task waits for.
+oldest task. A group that appears starts at the least charge of those that wait, or at its own from before if that is
+more. So each group gets an equal share of the time, a cheap network makes many calls while an expensive one makes one,
+and nobody starves. Within a group the oldest tasks come first, as many as one call can answer. Where calling another
+network means loading it (`one_network`), a network is called until all that waited for it when its turn began have gone
+on; then comes the one that the oldest task waits for.
 """
 
 from collections import deque
@@ -116,7 +116,8 @@ class Scheduler(Generic[K]):
         self._ready: deque[tuple[_Running, Any, Exception | None]] = deque()  # with what is sent, or thrown
         self._events: list[tuple[K, Outcome]] = []
         self._added = 0
-        self._charges: dict[Hashable, float] = {}
+        self._charges: dict[Hashable, float] = {}  # of groups that wait, or were charged more than one that waits
+        self._least = 0.0  # the least charge of a group that waits
         self._limits: dict[Hashable, int] = {}  # items of a call that fit into memory
         self._in_use: set[Callee] = set()
         self._turn: tuple[Callee, int] | None = None  # the network, and the newest task that its turn is for
@@ -147,6 +148,8 @@ class Scheduler(Generic[K]):
             self._answer(self._choose(groups))
             self._run_ready()
         self._release_idle()
+        if not self._running:
+            self._charges, self._turn = {}, None  # which refer to networks
         events, self._events = self._events, []
         return events
 
@@ -253,18 +256,19 @@ class Scheduler(Generic[K]):
 
     def _choose(self, groups: dict[tuple[Callee, Hashable], list[_Running]]) -> list[_Running]:
         """The group that is called next; see the module."""
-        least = min((charge for group, charge in self._charges.items() if group in groups), default=0.0)
-        self._charges = {group: self._charges.get(group, least) for group in groups}
+        self._least = min((self._charges[group] for group in groups if group in self._charges), default=self._least)
+        charges = {group: charge for group, charge in self._charges.items() if group in groups or charge > self._least}
+        self._charges = charges | {group: max(charges.get(group, 0.0), self._least) for group in groups}
         if self._one_network:
             turn = self._turn
-            if turn is None or not any(g[0] is turn[0] and w[0].order <= turn[1] for g, w in groups.items()):
+            if turn is None or not any(g[0] == turn[0] and w[0].order <= turn[1] for g, w in groups.items()):
                 network = min(groups, key=lambda group: groups[group][0].order)[0]
-                newest = max(w.order for group, waiting in groups.items() if group[0] is network for w in waiting)
-                if turn is not None and turn[0] is not network and turn[0] in self._in_use:
+                newest = max(w.order for group, waiting in groups.items() if group[0] == network for w in waiting)
+                if turn is not None and turn[0] != network and turn[0] in self._in_use:
                     self._in_use.remove(turn[0])
                     turn[0].release()
                 self._turn = turn = network, newest
-            groups = {group: waiting for group, waiting in groups.items() if group[0] is turn[0]}
+            groups = {group: waiting for group, waiting in groups.items() if group[0] == turn[0]}
         return groups[min(groups, key=lambda group: (self._charges[group], groups[group][0].order))]
 
     def _answer(self, waiting: Sequence[_Running]) -> None:
@@ -290,7 +294,7 @@ class Scheduler(Generic[K]):
             error = raised.with_traceback(None)  # whose frames hold tensors
         if error is None:
             for item, answer in zip(items, answers, strict=True):
-                if isinstance(answer, Raised):
+                if isinstance(answer, Raised) and item.running.call is item.call:  # another item may have failed
                     self._reply(item.running, None, answer.error)
                 item.running.answers[item.index] = answer
             for running in dict.fromkeys(item.running for item in items):

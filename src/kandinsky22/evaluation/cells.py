@@ -11,23 +11,25 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from kandinsky22.backends.estimate import Estimate, estimate, seconds_per_picture
+from kandinsky22.backends.run_folder import differences
+from kandinsky22.backends.run_painting import RunProgress
+from kandinsky22.backends.run_state import failed
 from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.compositions import Scene, caption
 from kandinsky22.evaluation import fidelity, painted_run, world
 from kandinsky22.evaluation.captions import Captioned
 from kandinsky22.evaluation.distances import NORMAL, frechet
-from kandinsky22.evaluation.estimate import Estimate, estimate, seconds_per_picture
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rates
-from kandinsky22.evaluation.generate import RunProgress, generate, open_run
-from kandinsky22.evaluation.manifest import Run, differences
+from kandinsky22.evaluation.generate import generate, open_run
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.protocol import run_protocol
 from kandinsky22.evaluation.report import Picture
-from kandinsky22.evaluation.run_state import failed
 from kandinsky22.evaluation.scores import ShowProgress, cached_statistics, caption_score, cmmd_score
 from kandinsky22.request import Request
+from kandinsky22.request.picture_file import read_picture
 
 CRITERION = "plain"  # all attributes but the style, which depends on MoVQ more than on sampling
 
@@ -224,8 +226,7 @@ def _score(folder: Path, name: str, clip: ClipFeatures, scenes: Sequence[Scene],
 
 
 def _verdict(path: Path, scene: Scene) -> dict[str, bool]:
-    with Image.open(path) as picture:
-        return fidelity.verdict(picture, scene)
+    return fidelity.verdict(read_picture(path), scene)
 
 
 def _shares(verdicts: Mapping[str, Mapping[str, bool]], part: int) -> dict[str, float]:

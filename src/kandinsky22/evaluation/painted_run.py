@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kandinsky22.backends.run_folder import ANNOTATIONS, Shard
+from kandinsky22.backends.run_state import failed, is_complete_png
 from kandinsky22.engine.kandinsky import Kandinsky
 from kandinsky22.evaluation import protocol
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.features import Features
-from kandinsky22.evaluation.manifest import ANNOTATIONS, Run, Shard, as_template
+from kandinsky22.evaluation.manifest import Run, as_template
 from kandinsky22.evaluation.report import MAX_PICTURES, Picture, Report
-from kandinsky22.evaluation.run_state import failed, is_complete_png
 from kandinsky22.evaluation.scores import Scores, ShowProgress, cached_statistics
+from kandinsky22.files import expand
 from kandinsky22.request import Defaults, Request
 
 
@@ -66,7 +68,7 @@ def find_painted_run(
     request = request.expand_speed(model.defaults) if model else replace(request, speed=None)
     assert t.height is not None and t.width is not None
     template = as_template(request.resolved(Defaults(height=t.height, width=t.width, prior=t.prior, decoder=t.decoder)))
-    name = Path(request.model).expanduser().resolve().name if model is None else model.name
+    name = expand(request.model).resolve().name if model is None else model.name
     current = {name: value for name, value in run.settings.items() if name not in ANNOTATIONS}
     given = {"seed": seed, "batch": batch, "dtype": dtype}
     current |= {name: value for name, value in given.items() if value is not None}

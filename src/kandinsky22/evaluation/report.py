@@ -13,9 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from kandinsky22.files import atomic_write
+from kandinsky22.request.picture_file import read_picture
 
 REPORT, PROTOCOL, PAGE = "report.json", "protocol.json", "report.html"
 MAX_PICTURES, THUMBNAIL_SIDE = 48, 256  # pictures on the page, and their longer side in pixels
@@ -59,8 +58,7 @@ class Picture:
     @property
     def data(self) -> str:
         """A small JPEG of the picture, in base64."""
-        with Image.open(self.path) as picture:
-            small = picture.convert("RGB")
+        small = read_picture(self.path).convert("RGB")
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=88)

@@ -14,10 +14,10 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from kandinsky22.backends.run_state import logged
 from kandinsky22.checkpoints import catalog, full_size
 from kandinsky22.engine.cost import UNetStep
 from kandinsky22.engine.kandinsky import Kandinsky
@@ -26,11 +26,11 @@ from kandinsky22.evaluation.cells import CRITERION, CaptionSet, Cell
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.report import Number, Plot, Report, Table
-from kandinsky22.evaluation.run_state import logged
 from kandinsky22.evaluation.scores import ShowProgress, cached_statistics
 from kandinsky22.evaluation.unet_work import UNetWork
 from kandinsky22.request import Request
 from kandinsky22.request.parts import EVERYWHERE
+from kandinsky22.request.picture_file import read_picture
 
 EXACT = "exact"
 SAMPLERS, STEPS = ("ddpm", "euler", "dpmpp_2m"), (15, 10, 5)
@@ -241,5 +241,4 @@ def _embeddings(folder: Path, clip: ClipFeatures, show_progress: ShowProgress) -
 
 
 def _pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"), np.float32)
+    return np.asarray(read_picture(path).convert("RGB"), np.float32)

@@ -19,6 +19,7 @@ from kandinsky22.evaluation.report import Report
 from kandinsky22.evaluation.scores import ShowProgress, cached_statistics
 from kandinsky22.files import atomic_write
 from kandinsky22.request import Request
+from kandinsky22.request.picture_file import read_picture
 
 SEED = 22  # training draws its scenes with the seed 0, and its validation scenes with 1
 TRUE_STREAM = 1  # the stream of scenes for true pictures
@@ -54,8 +55,7 @@ def report(run: Run, clip: ClipFeatures, *, show_progress: ShowProgress, command
     verdicts = []
     for i, item in enumerate(run.items):
         if item.id in pictures:
-            with Image.open(pictures[item.id]) as picture:
-                verdicts.append(fidelity.verdict(picture, run_scenes[i]))
+            verdicts.append(fidelity.verdict(read_picture(pictures[item.id]), run_scenes[i]))
         show_progress("reading pictures", i + 1, len(run.items))
     true = true_pictures(folder / TRUE, len(run.items), run.template, show_progress)
     theirs = cached_statistics(true, clip, folder, "true-pictures", show_progress)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kandinsky22.files import expand
 from kandinsky22.request import Picture
 from kandinsky22.request.picture import Source
 
@@ -128,7 +129,7 @@ def _folder(model: str) -> Path:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if folder.is_dir():
         return folder
     with suppress(HFValidationError):  # a text that is no repository name is not in the cache either

@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, expand, parse_json
 from kandinsky22.imaging.provenance import encode
 from kandinsky22.request import Request
+from kandinsky22.request.picture_file import read_picture
 
 RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
 TILE, ROW, GAP = 512, 2048, 24  # pixels of a sheet: a picture's longer side, the pictures of a row, the margins
@@ -30,9 +31,12 @@ class Painting:
     request: Request
     made_by: dict[str, Any]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays."""
-        return save_png(self.image, path, self._info())
+    def save(self, path: str | os.PathLike[str], *, exclusive: bool = False) -> Path:
+        """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays.
+
+        exclusive: raise `FileExistsError` instead of replacing a file.
+        """
+        return save_png(self.image, path, self._info(), exclusive=exclusive)
 
     def to_png(self, *, xmp: bool = False) -> bytes:
         """The PNG file that `save` writes; xmp: it also says in XMP that a model made it (see `provenance`)."""
@@ -45,9 +49,9 @@ class Painting:
     @classmethod
     def from_png(cls, file: bytes) -> Self:
         """The painting in a PNG file. Raises `ValueError` if it carries no request, or is no PNG."""
-        recipe = read_recipe(io.BytesIO(file))
-        with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
-            pixels = image.convert("RGB")
+        image = read_picture(file, name="this painting", formats=("PNG",))
+        recipe = _recipe_of(image, "this painting")
+        pixels = image.convert("RGB")
         pixels.info.clear()  # as of a picture that was just painted
         return cls(pixels, recipe.request, recipe.made_by)
 
@@ -58,16 +62,27 @@ class Painting:
         return info
 
 
-def save_png(image: Image.Image, path: str | os.PathLike[str], info: PngImagePlugin.PngInfo | None = None) -> Path:
-    """Write a PNG atomically. Raises `ValueError` if it cannot be written."""
-    path = Path(path).expanduser()
+def save_png(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    info: PngImagePlugin.PngInfo | None = None,
+    *,
+    exclusive: bool = False,
+) -> Path:
+    """Write a PNG atomically. Raises `ValueError` if it cannot be written.
+
+    exclusive: raise `FileExistsError` instead of replacing a file.
+    """
+    path = expand(path)
     if path.suffix.lower() != ".png":
         raise ValueError(
             f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
         )
     try:
-        with atomic_write(path) as partial:
+        with atomic_write(path, exclusive=exclusive) as partial:
             image.save(partial, "PNG", pnginfo=info)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ValueError(
             f"cannot write {path}: {error.strerror or error}; choose another place with --output"
@@ -83,24 +98,23 @@ class Recipe:
     made_by: dict[str, Any]
 
 
-def read_recipe(path: str | os.PathLike[str] | io.BytesIO) -> Recipe:
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe stored in a PNG. Raises `ValueError` if there is none or the file is no PNG."""
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()  # text after the pixels is read only then
-            text = getattr(image, "text", {}).get(RECIPE)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a PNG picture"
-        raise ValueError(f"cannot read {path}: {reason}") from error
+    image = read_picture(Path(path).expanduser(), name=str(path), formats=("PNG",))  # text may follow the pixels
+    return _recipe_of(image, str(path))
+
+
+def _recipe_of(image: Image.Image, name: str) -> Recipe:
+    text = getattr(image, "text", {}).get(RECIPE)
     if text is None:
         raise ValueError(
-            f"{path} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
+            f"{name} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
         )
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))
     except (TypeError, KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} carries a request that cannot be read: {error}") from error
+        raise ValueError(f"{name} carries a request that cannot be read: {error}") from error
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
@@ -129,25 +143,30 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def save_film(images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool) -> Path:
+def save_film(
+    images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool, exclusive: bool = False
+) -> Path:
     """Write pictures of one size as a film: GIF, APNG (.png, .apng), or MP4 where ffmpeg is installed.
 
-    loop: play it repeatedly. Raises `ValueError` for another suffix, and if it cannot be written.
+    loop: play it repeatedly. exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` for
+    another suffix, and if it cannot be written.
     """
     check_film(path, fps)
     path, shown = (
-        Path(path).expanduser(),
+        expand(path),
         {"save_all": True, "append_images": [*images[1:]], "duration": round(1000 / fps)},
     )
     suffix = path.suffix.lower()
     try:
-        with atomic_write(path) as partial:
+        with atomic_write(path, exclusive=exclusive) as partial:
             if suffix == ".gif":
                 images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
             elif suffix in (".png", ".apng"):
                 images[0].save(partial, "PNG", **shown, loop=0 if loop else 1, default_image=False)
             else:
                 _save_mp4(images, partial, fps)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     return path

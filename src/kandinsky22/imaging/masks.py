@@ -128,7 +128,10 @@ def _deepest(depth: FloatArray, steps: int) -> FloatArray:
     for _ in range(steps):
         wider = np.pad(depth, 1)
         rows = np.maximum(np.maximum(wider[:-2], wider[1:-1]), wider[2:])
-        depth = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]) * inside
+        deeper = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]) * inside
+        if np.array_equal(deeper, depth):  # so are all that follow
+            break
+        depth = deeper
     return depth
 
 

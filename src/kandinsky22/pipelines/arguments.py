@@ -15,11 +15,17 @@ from torch import Tensor
 
 from kandinsky22.engine.runs import repeat_rows
 from kandinsky22.imaging.canvas import Canvas
+from kandinsky22.request import limits
 
 
 def computed_size(height: Any, width: Any) -> tuple[int, int]:
-    """Height and width rounded up to multiples of 64. Raises `ValueError` if either is not a positive integer."""
-    return Canvas(positive_int("height", height, 512), positive_int("width", width, 512)).size
+    """Height and width rounded up to multiples of 64.
+
+    Raises `ValueError` if either is not a positive integer, and for a size outside the limits.
+    """
+    height, width = positive_int("height", height, 512), positive_int("width", width, 512)
+    limits.check_size("the picture to paint", height, width)
+    return Canvas(height, width).size
 
 
 def positive_int(name: str, value: Any, example: int) -> int:

@@ -22,6 +22,7 @@ from kandinsky22.checkpoints import components
 from kandinsky22.checkpoints.catalog import PRIOR_INDEX
 from kandinsky22.checkpoints.components import PREFIX, LoadOptions, Part, dtype_of
 from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.console import text_column
 from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.engine.runs import Step
 from kandinsky22.generators import Returning
@@ -285,7 +286,8 @@ class Pipeline:
         options = self._progress_options
         disabled = bool(options.get("disable")) or not console.is_terminal
         steps = Returning(stage)
-        with Progress(console=console, disable=disabled, transient=options.get("leave") is False) as bar:
+        columns = text_column("{task.description}"), *Progress.get_default_columns()[1:]
+        with Progress(*columns, console=console, disable=disabled, transient=options.get("leave") is False) as bar:
             task = bar.add_task(str(options.get("desc") or ""), total=None)
             for step in steps:
                 bar.update(task, completed=step.i, total=step.n)

@@ -8,7 +8,6 @@ torch, numpy and PIL; no network and no request.
 import math
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -18,6 +17,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+
+from kandinsky22.request.limits import MAX_FILE_BYTES, check_size
+from kandinsky22.request.picture_file import PictureError, read_picture
 
 ACCEPTED_IMAGES = (
     "a PIL picture, an array [H, W, 3] of whole numbers from 0 to 255, or a tensor [3, H, W] or [B, 3, H, W]"
@@ -34,16 +36,16 @@ def load_image(image: Any, convert_method: Callable[[Image.Image], Image.Image] 
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         try:
             with urlopen(Request(image, headers={"User-Agent": "kandinsky22"}), timeout=60) as response:
-                data = response.read()
+                data = response.read(MAX_FILE_BYTES)
         except (OSError, HTTPException, ValueError) as error:
             raise ValueError(f"cannot fetch {image}: {error}; save the picture and give its file") from error
-        opened = _open(lambda: data, image)
+        opened = _open(data, image)
     elif isinstance(image, str | Path):
-        if not Path(image).is_file():
+        if not Path(image).exists():
             raise ValueError(
                 f"there is no picture {image}; give a file, or an address that starts with http:// or https://"
             )
-        opened = _open(Path(image).read_bytes, image)
+        opened = _open(Path(image), str(image))
     elif isinstance(image, Image.Image):
         opened = image
     else:
@@ -110,14 +112,12 @@ def check_unit_range(values: Tensor, name: str) -> None:
         )
 
 
-def _open(read: Callable[[], bytes], name: object) -> Image.Image:
-    """The picture in a file's bytes, decoded. Raises `ValueError` with its name."""
+def _open(source: Path | bytes, name: str) -> Image.Image:
+    """The picture in a file or its bytes, decoded. Raises `ValueError` with its name."""
     try:
-        picture = Image.open(BytesIO(read()))
-        picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        raise ValueError(f"cannot read {name} as a picture; give a PNG or JPEG that is not damaged") from error
-    return picture
+        return read_picture(source, name=name)
+    except PictureError as error:
+        raise ValueError(f"{error}; give a PNG or JPEG that is not damaged") from error
 
 
 def _image_pixels(image: Any, height: int, width: int, unit_range: bool, latent_channels: int) -> Tensor:
@@ -126,7 +126,7 @@ def _image_pixels(image: Any, height: int, width: int, unit_range: bool, latent_
             raise ValueError(f"a picture must be {ACCEPTED_IMAGES}; got an array {list(image.shape)} of {image.dtype}")
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
-        _check_not_empty(image.size)
+        check_size("the picture", image.height, image.width)
         sized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, reducing_gap=1)
         levels = np.asarray(sized, np.float32).transpose(2, 0, 1)
         values = torch.from_numpy(np.ascontiguousarray(levels))[None]  # another memory layout rounds differently
@@ -152,7 +152,7 @@ def _image_pixels(image: Any, height: int, width: int, unit_range: bool, latent_
 def _mask_values(mask: Any, height: int, width: int) -> Tensor:
     """A mask's values [B, 1, H, W], a copy."""
     if isinstance(mask, Image.Image):
-        _check_not_empty(mask.size)
+        check_size("the mask", mask.height, mask.width)
         sized = mask.resize((width, height), Image.Resampling.LANCZOS).convert("L")
         return torch.from_numpy(np.asarray(sized, np.float32) / 255)[None, None]
     if isinstance(mask, np.ndarray):
@@ -179,4 +179,4 @@ def _mask_values(mask: Any, height: int, width: int) -> Tensor:
 
 def _check_not_empty(shape: Sequence[int]) -> None:
     if not all(shape):
-        raise ValueError(f"a picture or mask is empty, got {list(shape)}; give one that has pixels")
+        raise ValueError(f"a picture or mask has no pixels, got {list(shape)}; give one that has some")

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.checkpoints.components import PriorParts
+from kandinsky22.console import printable
 from kandinsky22.engine.runs import draw_noise_only, repeat_rows, weighted_sum
 from kandinsky22.engine.stages import Embeds, PriorStage
 from kandinsky22.pipelines.arguments import interpolation_weights, prior_images, prompt_list
@@ -110,7 +111,8 @@ class PriorPipeline(Pipeline):
         )
         self.guidance_scale, self.num_timesteps = call.options.guidance_scale, call.check(self.stage)
         for dropped in filter(None, self.stage.tokenizer([*call.prompts, *call.negative_prompts]).dropped):
-            warnings.warn(f"the prompt is too long for this model; it does not see: {dropped}", stacklevel=5)
+            text = f"the prompt is too long for this model; it does not see: {printable(dropped)}"
+            warnings.warn(text, stacklevel=5)
         return call
 
     def sample(self, call: PriorCall) -> Embeds:

@@ -17,11 +17,15 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from kandinsky22.files import atomic_write, expand, first_line, open_regular, parse_json
+
 if TYPE_CHECKING:
     import numpy as np
 
 KEY, ENCODER, MADE_BY = "image_embeds", "encoder", "made_by"
 FLOAT = "<f4"  # little-endian float32
+DTYPES = {"F64": "<f8", "F32": FLOAT, "F16": "<f2"}  # of safetensors, as numpy's
+MAX_BYTES = 1 << 24  # of a file: an embedding has some thousand numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class Embedding:
         """Create from a tensor, array or list of numbers, [D] or [1, D]. Raises `ValueError` for any other shape."""
         import numpy as np
 
-        values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
+        with np.errstate(over="ignore"):  # infinity is refused
+            values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
         if values.size != max(values.shape, default=0):
             raise ValueError(f"an embedding must be one vector, [D] or [1, D], got shape {values.shape}")
         return cls(values.tobytes(), encoder, made_by or {})
@@ -121,35 +126,44 @@ class Embedding:
         )
         return direction * ((1 - t) * self.length + t * other.length)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, exclusive: bool = False) -> Path:
         """Write a safetensors file: the tensor `image_embeds` [1, D], with the encoder and `made_by` in its metadata.
 
-        Raises `ValueError` if the file cannot be written.
+        exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` if it cannot be written.
         """
         from safetensors.numpy import save_file
 
-        from kandinsky22.files import atomic_write
-
-        path = Path(path).expanduser()
+        path = expand(path)
         metadata = {ENCODER: self.encoder, MADE_BY: json.dumps(self.made_by, ensure_ascii=False)}
         try:
-            with atomic_write(path) as partial:
+            with atomic_write(path, exclusive=exclusive) as partial:
                 save_file({KEY: self.vector[None].copy()}, partial, metadata=metadata)
+        except FileExistsError:
+            raise
         except OSError as error:
             raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote. Raises `ValueError` for any other file."""
-        from safetensors import SafetensorError, safe_open
+        """Read a file that `save` wrote, or one of the same tensor in another floating-point dtype.
+
+        Raises `ValueError` for any other file.
+        """
+        from safetensors import SafetensorError, deserialize
 
         try:
-            with safe_open(Path(path).expanduser(), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                return cls.of(file.get_tensor(KEY), metadata[ENCODER], json.loads(metadata.get(MADE_BY, "{}")))
+            with open_regular(expand(path), MAX_BYTES) as file:
+                content = file.read()
+            tensor = dict(deserialize(content))[KEY]  # checks the header
+            header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            metadata = header["__metadata__"]
+            made_by = parse_json(metadata.get(MADE_BY, "{}"))
+            if not isinstance(made_by, dict):
+                raise ValueError(f"its {MADE_BY} is no JSON object")
+            return cls.of(_numbers(tensor["dtype"], tensor["shape"], tensor["data"]), metadata[ENCODER], made_by)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not an embedding saved by kandinsky22 ({error})") from error
+            raise ValueError(f"{path} is not an embedding saved by kandinsky22 ({first_line(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the encoder, and the numbers in base64, so that they are restored exactly."""
@@ -157,7 +171,9 @@ class Embedding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore from what `to_dict` returned."""
+        """Restore from what `to_dict` returned. Raises `ValueError`, `KeyError` and `TypeError` for anything else."""
+        if not isinstance(values["encoder"], str):
+            raise TypeError("an embedding's encoder must be a text")
         return cls(base64.b64decode(values["data"], validate=True), values["encoder"])
 
     def _like(self, vector: "np.ndarray", sum_of: str) -> Self:
@@ -168,6 +184,19 @@ class Embedding:
             raise ValueError(
                 f"cannot combine embeddings of two encoders ({self.encoder}, {other.encoder}); make both with one model"
             )
+
+
+def _numbers(dtype: str, shape: Sequence[int], data: bytes) -> "np.ndarray":
+    """A tensor of a safetensors file as numbers that contain its own exactly."""
+    import numpy as np
+
+    if dtype == "BF16":  # the upper half of a float32
+        numbers = (np.frombuffer(data, "<u2").astype("<u4") << 16).view(FLOAT)
+    elif dtype in DTYPES:
+        numbers = np.frombuffer(data, DTYPES[dtype])
+    else:
+        raise ValueError(f"its numbers are {dtype}, and an embedding's are floating-point numbers")
+    return numbers.reshape(shape)
 
 
 def mix(embeddings: Sequence[Embedding], weights: Sequence[float]) -> Embedding:

@@ -4,6 +4,7 @@ Events are values; `backends.event_json` writes and reads them as JSON.
 """
 
 from collections.abc import Generator, Hashable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
@@ -35,9 +36,9 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits until others have finished. ahead: how many wait before it."""
+    """The request waits until others have finished. position: how many wait before it."""
 
-    ahead: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,8 @@ def stream(backend: Backend, request: Request, preview: Preview | None = None) -
 
     Raises the exception of a `Failed` event (see `Failed.exception`).
     """
-    for _, event in backend.stream_many({0: request}, preview):
-        if isinstance(event, Failed):
-            raise event.exception()
-        yield event
+    with closing(backend.stream_many({0: request}, preview)) as events:
+        for _, event in events:
+            if isinstance(event, Failed):
+                raise event.exception()
+            yield event

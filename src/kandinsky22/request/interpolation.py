@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from kandinsky22.request import limits
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.request import Request
 
@@ -24,6 +25,7 @@ def embeddings(
         raise ValueError(f"an interpolation needs at least two embeddings, got {len(keyframes)}")
     if frames < 2:
         raise ValueError(f"an interpolation needs at least two frames, got {frames}")
+    limits.check_count("frames", frames, limits.MAX_FRAMES)
     stops = [*keyframes, keyframes[0]] if loop else [*keyframes]
     segments = len(stops) - 1
     result = []

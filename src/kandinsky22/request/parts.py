@@ -3,12 +3,13 @@
 Each validates itself when it is constructed. Imports no torch.
 """
 
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from types import NoneType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, TypeGuard
 
+from kandinsky22.request import limits
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.picture import Picture
 
@@ -26,13 +27,18 @@ SECOND_CALL_SAMPLERS = frozenset({"heun"})
 """The samplers that call the network a second time in every step except the last; a test counts their calls."""
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an `int` and not a `bool`."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite `int` or `float` and not a `bool`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _check_strength(strength: object) -> None:
-    if not (isinstance(strength, int | float) and 0 < strength <= 1):
+    if not (is_number(strength) and 0 < strength <= 1):
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}; try 0.3")
 
 
@@ -67,6 +73,7 @@ class Text:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise ValueError(f"the prompt must be text, got {type(self.prompt).__name__}; join several into one")
+        limits.check_count("the characters of a prompt", len(self.prompt), limits.MAX_PROMPT)
         try:
             self.prompt.encode()
         except UnicodeEncodeError:
@@ -92,13 +99,14 @@ class Mix:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        limits.check_count("the parts of a mix", len(self.parts), limits.MAX_PARTS)
         object.__setattr__(self, "weights", tuple(map(to_python, self.weights)))
         for part in self.parts:
             check_type("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
         if not self.parts or len(self.parts) != len(self.weights):
             raise ValueError(f"a mix of {len(self.parts)} parts needs as many weights, got {len(self.weights)}")
         for weight in self.weights:
-            if not (isinstance(weight, int | float) and math.isfinite(weight)):
+            if not is_number(weight):
                 raise ValueError(f"weights must be finite numbers, got {weight!r}")
 
 
@@ -142,6 +150,8 @@ class Mask:
         convert_scalars(self)
         check_type("image", self.image, (Picture,), "a Picture: Picture.of(...)")
         check_type("area", self.area, (Picture, NoneType), "a Picture: Picture.of(...)")
+        check_type("paste_back", self.paste_back, (bool,), "True or False")
+        check_type("crop", self.crop, (bool, NoneType), "True, False or None")
         if self.repaint not in ("white", "black"):
             raise ValueError(f"mask_mode must be white or black, the colour to repaint; got {self.repaint!r}")
         if len(self.pad) != 4 or not all(is_int(side) and side >= 0 for side in self.pad):
@@ -150,6 +160,8 @@ class Mask:
             raise ValueError("nothing would be painted: give a mask, or the number of pixels to extend the picture by")
         if not (is_int(self.feather) and self.feather >= 0):
             raise ValueError(f"feather must be a whole number of pixels from 0 up, got {self.feather!r}")
+        limits.check_count("feather", self.feather, limits.MAX_FEATHER)
+        limits.check_size("the picture with what is added to it", *self.size)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -193,7 +205,7 @@ class Sampling:
         if self.steps is not None and not (is_int(self.steps) and 1 <= self.steps <= 1000):
             raise ValueError(f"steps must be a whole number from 1 to 1000, got {self.steps!r}; try 25")
         scale = self.guidance_scale
-        if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
+        if scale is not None and not (is_number(scale) and scale >= 0):
             raise ValueError(f"guidance_scale must be 0 or more (up to 1 is off), got {scale!r}; try 4")
         if self.linear and (self.steps not in (None, 1) or scale not in (None, 1)):
             raise ValueError("the linear prior has no steps and no guidance; leave them out")
@@ -234,7 +246,7 @@ UNSPECIFIED = Sampling()  # everything is the model's default
 def _interval(value: Any) -> tuple[float, float]:
     """Two increasing numbers in [0, 1]. Raises `ValueError` for anything else."""
     ends = tuple(map(to_python, value)) if isinstance(value, Iterable) and not isinstance(value, str) else ()
-    if len(ends) == 2 and all(isinstance(end, int | float) for end in ends) and 0 <= ends[0] < ends[1] <= 1:
+    if len(ends) == 2 and all(map(is_number, ends)) and 0 <= ends[0] < ends[1] <= 1:
         return float(ends[0]), float(ends[1])
     raise ValueError(
         f"guidance_interval must be two rising numbers from 0 (the picture) to 1 (noise), got {value!r}; try 0.2,0.8"

@@ -6,12 +6,15 @@ leak a photograph, and never a folder.
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Union
+
+from kandinsky22.files import expand
+from kandinsky22.request.limits import check_size
+from kandinsky22.request.picture_file import open_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,7 @@ below -0.05 raise an error.
 DIGITS = 32  # of the SHA-256: enough to make collisions impossible in practice
 OVERSHOOT = 0.05  # how far a bicubic resize goes beyond black and white at an edge
 CHANNELS = (1, 3, 4)
+BAND = 256  # rows that are converted at a time, so that no second picture is in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,7 @@ class Picture:
             return source
         name, image = _open(source, mask)
         image = _to_eight_bit(image, mask)
-        digest = hashlib.sha256(f"{image.mode} {image.height} {image.width} ".encode() + image.tobytes())
-        return cls(digest.hexdigest()[:DIGITS], image.height, image.width, name, image)
+        return cls(_digest(image), image.height, image.width, name, image)
 
     @property
     def image(self) -> "Image.Image":
@@ -72,6 +75,8 @@ class Picture:
         """The picture in RGB, on white where it is transparent."""
         from PIL import Image
 
+        if self.image.mode == "RGB":
+            return self.image
         if self.image.mode != "RGBA":
             return self.image.convert("RGB")
         return Image.alpha_composite(Image.new("RGBA", self.image.size, "white"), self.image).convert("RGB")
@@ -88,56 +93,57 @@ class Picture:
         for side in (picture.height, picture.width):
             if not isinstance(side, int) or isinstance(side, bool):
                 raise TypeError(f"a picture's height and width must be whole numbers, got {side!r}")
+        check_size("a picture of it", picture.height, picture.width)
         if not (isinstance(picture.sha256, str) and isinstance(picture.name, str | None)):
             raise TypeError(f"a picture's sha256 and name must be text, got {picture.sha256!r} and {picture.name!r}")
         return picture
 
 
 def _open(source: Source, mask: bool) -> tuple[str | None, "Image.Image"]:
-    """The file name, if any, and the pixels of a source."""
-    from PIL import Image
+    """The file name, if any, and the pixels of a source, upright."""
+    from PIL import Image, ImageOps
 
     if isinstance(source, Image.Image):
+        check_size("the picture", source.height, source.width)
         file = getattr(source, "filename", "")  # only opened files have one
-        return (Path(file).name if file else None), source
+        return (Path(file).name if file else None), ImageOps.exif_transpose(source)
     if isinstance(source, bytes):
-        return None, _read(io.BytesIO(source), "these bytes")
+        return None, _read(source)
     if isinstance(source, str) and not source.strip():  # as a path it would be the current folder
         raise ValueError("the name of the picture is empty; give the name of a file")
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
-        return path.name, _read(path, str(path))
+        path = expand(source)
+        return path.name, _read(path)
     if isinstance(inner := getattr(source, "image", None), Image.Image):  # a `Painting`
-        return None, inner
+        return None, inner.copy()
     return None, _from_array(source, mask)
 
 
-def _read(file: Path | io.BytesIO, name: str) -> "Image.Image":
-    from PIL import Image
+def _read(source: Path | bytes) -> "Image.Image":
+    from PIL import ImageOps
 
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise ValueError(f"{name} does not exist; check the name of the picture") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a complete picture"
-        raise ValueError(f"cannot read {name}: {reason}") from error
+    with open_picture(source) as image:
+        ImageOps.exif_transpose(image, in_place=True)  # also decodes it
+        return image
+
+
+def _digest(image: "Image.Image") -> str:
+    """The hash of a picture's mode, size and pixels, without a copy of all pixels."""
+    digest = hashlib.sha256(f"{image.mode} {image.height} {image.width} ".encode())
+    for top in range(0, image.height, BAND):
+        digest.update(image.crop((0, top, image.width, min(top + BAND, image.height))).tobytes())
+    return digest.hexdigest()[:DIGITS]
 
 
 def _to_eight_bit(image: "Image.Image", mask: bool) -> "Image.Image":
-    """The image upright, and of mode L, RGB or RGBA."""
+    """The image in mode L, RGB or RGBA."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    if 0 in image.size:
-        raise ValueError("the picture has no pixels; check the file or the array")
-    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         return Image.fromarray(_from_floats(np.asarray(image), mask))
     if image.mode.startswith("I"):
-        return Image.fromarray(_upper_bits(np.asarray(image).astype(np.int64), image.mode))
+        return Image.fromarray(_upper_bits(np.asarray(image), image.mode))
     if image.has_transparency_data:  # also a grey or RGB PNG in which one colour is transparent
         return image.convert("RGBA")
     if image.mode in ("L", "RGB"):
@@ -162,6 +168,7 @@ def _from_array(source: Any, mask: bool) -> "Image.Image":
     from PIL import Image
 
     array = _to_channels_last(source, mask)
+    check_size("the picture", *array.shape[:2])
     if array.dtype.kind == "f":
         return Image.fromarray(_from_floats(array, mask))
     lowest, highest = int(array.min(initial=0)), int(array.max(initial=0))
@@ -212,6 +219,9 @@ def _from_floats(array: "np.ndarray", mask: bool) -> "np.ndarray":
         raise ValueError(
             f"a {kind} of floats must lie in {ranges}, got {lowest:g} to {highest:g}; divide 8-bit values by 255"
         )
-    array = array.astype(np.float64)
-    array = array / 2 + 0.5 if lowest < -OVERSHOOT else array
-    return np.ascontiguousarray((array.clip(0, 1) * 255).round().astype(np.uint8))
+    levels = np.empty(array.shape, np.uint8)
+    for top in range(0, len(array), BAND):
+        band = array[top : top + BAND].astype(np.float64)
+        band = band / 2 + 0.5 if lowest < -OVERSHOOT else band
+        levels[top : top + BAND] = (band.clip(0, 1) * 255).round()
+    return levels

@@ -10,10 +10,12 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from os import PathLike
 from types import NoneType
 from typing import Any, Self
 
-from kandinsky22.request import sizes
+from kandinsky22.files import first_line, parse_json
+from kandinsky22.request import limits, sizes
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import (
     CONDITIONS,
@@ -29,6 +31,7 @@ from kandinsky22.request.parts import (
     check_type,
     convert_scalars,
     is_int,
+    is_number,
     parts,
 )
 from kandinsky22.request.picture import Picture
@@ -91,6 +94,8 @@ class Request:
         check_type("start", self.start, (Start, NoneType), "a Start(Picture.of(...), strength)")
         check_type("hint", self.hint, (Picture, NoneType), "a Picture: Picture.of(...)")
         check_type("mask", self.mask, (Mask, NoneType), "a Mask(...)")
+        object.__setattr__(self, "model", str(self.model) if isinstance(self.model, PathLike) else self.model)
+        check_type("model", self.model, (str,), "a name or a folder")
         check_type("prior", self.prior, (Sampling,), "a Sampling(...)")
         check_type("decoder", self.decoder, (Sampling,), "a Sampling(...)")
         for name in ("condition", "negative"):
@@ -101,15 +106,19 @@ class Request:
             side = getattr(self, name)
             if side is not None and not (is_int(side) and side >= MIN_SIDE):
                 raise ValueError(f"{name} must be a whole number from {MIN_SIDE} up, got {side!r}; try {MIN_SIDE}")
+            limits.check_count(name, side or 0, limits.MAX_SIDE)
+        if self.height and self.width:
+            limits.check_size("the picture to paint", self.height, self.width)
         if self.aspect is not None:
             sizes.parse_aspect(self.aspect)  # raises for a bad ratio
         if not (is_int(self.num_images) and self.num_images >= 1):
             raise ValueError(f"num_images must be a whole number from 1 up, got {self.num_images!r}")
+        limits.check_count("num_images", self.num_images, limits.MAX_IMAGES)
         for name in ("seed", "prior_seed", "variation_seed"):
             seed = getattr(self, name)
             if seed is not None and not (is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
                 raise ValueError(f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r}")
-        if not (isinstance(self.variation_strength, int | float) and 0 <= self.variation_strength <= 4):
+        if not (is_number(self.variation_strength) and 0 <= self.variation_strength <= 4):
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
         if self.variation_strength and self.variation_seed is None:
             raise ValueError("variation_strength needs a variation_seed, the seed of the other noise")
@@ -147,6 +156,7 @@ class Request:
     def resolved(self, defaults: Defaults) -> Self:
         """A copy in which the model's defaults fill everything that is None; a missing seed is drawn."""
         height, width = self._size(defaults)
+        limits.check_size("the picture to paint", height, width)
         expanded = self.expand_speed(defaults)
         return replace(
             expanded,
@@ -192,12 +202,12 @@ class Request:
     def from_json(cls, text: str) -> Self:
         """Restore from what `to_json` returned. Raises `ValueError` for anything else."""
         try:
-            values = dict(json.loads(text))
+            values = dict(_parse(text))
             if unknown := set(values) - {f.name for f in fields(cls)}:
                 raise TypeError(f"it has {', '.join(sorted(unknown))}, which this version does not support")
             return cls(**{name: _READERS[name](value) if name in _READERS else value for name, value in values.items()})
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is not a request of kandinsky22: {error}") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"this is not a request of kandinsky22: {first_line(error)}") from error
 
     def _size(self, defaults: Defaults) -> tuple[int, int]:
         """Height and width of the pictures.
@@ -272,6 +282,13 @@ def _to_plain(value: Any) -> Any:
             plain = {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
             return {name: item for name, item in plain.items() if item is not None}
     return value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise TypeError(f"it is no JSON: {first_line(error)}") from error
 
 
 def _picture(values: Any) -> Picture:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
+from kandinsky22.files import expand
 from kandinsky22.request import tasks
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import Part, Text
@@ -55,15 +56,15 @@ def parameters(task: Task) -> dict[str, Parameter]:
     return result
 
 
-def parse_part(argument: str) -> Part:
+def parse_part(argument: str, folder: Path = Path()) -> Part:
     """An argument as an embedding or a picture, by its file suffix, or else as a text.
 
-    Raises `ValueError` for a bad file.
+    folder: where files are looked for. Raises `ValueError` for a bad file.
     """
     suffix = Path(argument).suffix.lower()
     if suffix == ".safetensors":
-        return Embedding.load(Path(argument).expanduser())
-    return Picture.of(argument) if suffix in PICTURE_SUFFIXES else Text(argument)
+        return Embedding.load(folder / expand(argument))
+    return Picture.of(folder / expand(argument)) if suffix in PICTURE_SUFFIXES else Text(argument)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:

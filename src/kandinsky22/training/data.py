@@ -1,13 +1,13 @@
 """The world of shapes as training data: rendered once to a memory-mapped file, with a new caption at each draw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from PIL import Image
 from torch import Tensor
 
@@ -61,6 +61,17 @@ class Pictures(Protocol):
         """A caption for each picture."""
 
 
+def write_rows(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
+    """Write a uint8 array of this shape as an .npy file, row by row.
+
+    Not by a memory map, since a process that writes to one on a full disk is killed. Raises `OSError`.
+    """
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for row in rows:
+            file.write(row.astype(np.uint8, copy=False).tobytes())
+
+
 class Compositions:
     """`count` scenes of shapes and their pictures, stored in `folder`.
 
@@ -79,8 +90,10 @@ class Compositions:
         width: float = 1.0,
         processor: CLIPImageProcessor | None = None,
         share: float = 1.0,
+        progress: Progress = no_progress,
     ) -> None:
         self.folder, self.processor, self.share = folder, processor, share
+        self._progress = progress
         self.count, self.side, self.seed = count, side, seed
         self.height, self.width = height, width
         self.size = round(side * height), round(side * width)
@@ -89,7 +102,14 @@ class Compositions:
     def stretched(self, height: float, width: float, count: int, share: float = 1.0) -> "Compositions":
         """The first `count` scenes on pictures of another shape; the shorter of `height` and `width` is 1."""
         return Compositions(
-            self.folder, min(count, self.count), self.side, self.seed, height=height, width=width, share=share
+            self.folder,
+            min(count, self.count),
+            self.side,
+            self.seed,
+            height=height,
+            width=width,
+            share=share,
+            progress=self._progress,
         )
 
     @property
@@ -129,13 +149,14 @@ class Compositions:
     def _load_or_render(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
         path = self.folder / f"{kind}-{self.name}.npy"
         if not path.exists():
-            with atomic_write(path) as partial:
-                pictures = open_memmap(partial, "w+", np.uint8, (self.count, *shape))
-                for index in range(self.count):
-                    pictures[index] = draw(self._sample(index))
-                pictures.flush()
+            write_rows(path, (self.count, *shape), self._rendered(draw))
         pixels: np.ndarray = np.load(path, mmap_mode="c")
         return pixels
+
+    def _rendered(self, draw: Callable[[Scene], np.ndarray]) -> Iterator[np.ndarray]:
+        for index in range(self.count):
+            yield draw(self._sample(index))
+            self._progress(f"rendering {self.size[0]} x {self.size[1]}", index + 1, self.count)
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
         """A caption for each picture, with wording drawn from `rng`."""

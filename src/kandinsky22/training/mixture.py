@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor
 
@@ -17,9 +16,8 @@ from kandinsky22.compositions import Scene, layers, render, sample
 from kandinsky22.compositions.thing_scenes import ThingScene, render_things, sample_things, thing_layers
 from kandinsky22.compositions.things import Things
 from kandinsky22.compositions.wording import Caption, describe
-from kandinsky22.files import atomic_write
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training.data import Indices, Progress, no_progress, to_bytes
+from kandinsky22.training.data import Indices, Progress, no_progress, to_bytes, write_rows
 
 WORLD = "v3"  # version of the scenes and the rendering: pictures of another version must not be taken for these
 CHUNK = 4096  # pictures in one file, the most that an interruption loses
@@ -132,12 +130,8 @@ class Mixture:
         for start in range(0, self.count, CHUNK):
             path = self.folder / f"{kind}-{self.series}" / f"{start // CHUNK:04}.npy"
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path) as partial:
-                    pictures = open_memmap(partial, "w+", np.uint8, (CHUNK, *shape))
-                    for row in range(CHUNK):
-                        pictures[row] = draw(self._sample(start + row))
-                    pictures.flush()
+                scenes = (self._sample(index) for index in range(start, start + CHUNK))
+                write_rows(path, (CHUNK, *shape), map(draw, scenes))
             chunks.append(np.load(path, mmap_mode="c"))
             self._progress(f"rendering {self.size[0]} x {self.size[1]}", min(start + CHUNK, self.count), self.count)
         return chunks

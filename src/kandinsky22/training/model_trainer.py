@@ -1,18 +1,19 @@
 """Training a model's networks one after another: each learns from those in the model's folder and is added there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from kandinsky22.training import run
 from kandinsky22.training.context import TrainingContext
-from kandinsky22.training.link_base import link_missing
-from kandinsky22.training.network_training import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
+from kandinsky22.training.copy_base import copy_missing
+from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.precompute import TrainingData
+from kandinsky22.training.registry import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.throughput import seconds_per_step
 
 ADDED = "added"  # a file of a run whose network is in the model
-LINKING_TIMEOUT = 3600.0  # seconds to wait for another network's run to copy the base model
+COPYING_TIMEOUT = 3600.0  # seconds to wait for another network's run to copy the base model
 
 
 class ModelTrainer(TrainingContext):
@@ -30,26 +31,40 @@ class ModelTrainer(TrainingContext):
         minutes: float | None = None,
         every: int = run.EVERY,
         tensorboard: bool = False,
-    ) -> Iterator[dict[str, float]]:
+    ) -> Iterator[Metrics]:
         """Train one network, resuming its run if there is one, and add it to the model; yields metrics after each step.
 
         The number of steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else
         the recipe's. Raises `ValueError`, `CheckpointError` for a network that must be trained before, what `run.run`
         raises, and `OSError` if another process trains the same network in the same folder.
         """
+        check_in_place: Callable[[], None] = lambda: None  # noqa: E731
+
+        def lock() -> None:
+            nonlocal check_in_place
+            check_in_place = locks.enter_context(run_lock(self.folder / network))
+
         with ExitStack() as locks:
-            self.processes.broadcast_from_rank0(lambda: locks.enter_context(run_lock(self.folder / network)))
-            if self.processes.first:
-                with run_lock(self.folder, LINKING_TIMEOUT):  # two networks may start at the same time
-                    link_missing(self.model.path, self.base)
-            self.processes.wait()
+            self.processes.broadcast_from_rank0(lock)
             entry = NETWORK_TRAINING[network]
-            for component in entry.requires:
-                self.model.locate(component)
+            self._complete(entry)
             if isinstance(entry, ClosedFormTraining):
-                yield from entry.fit(self, self.data(network))
+                lines = entry.fit(self, self.data(network))
             else:
-                yield from self._train(network, entry, steps, minutes, every, tensorboard)
+                lines = self._train(network, entry, steps, minutes, every, tensorboard)
+            for line in lines:
+                check_in_place()
+                yield line
+            check_in_place()
+
+    def _complete(self, entry: NetworkTraining | ClosedFormTraining) -> None:
+        """Add what the model lacks of the base model. Raises `CheckpointError` if it then lacks what `entry` needs."""
+        if self.processes.first:
+            with run_lock(self.folder, COPYING_TIMEOUT):  # two networks may start at the same time
+                copy_missing(self.model.path, self.base)
+        self.processes.wait()
+        for component in entry.requires:
+            self.model.locate(component)
 
     def _train(
         self,
@@ -59,7 +74,7 @@ class ModelTrainer(TrainingContext):
         minutes: float | None,
         every: int,
         tensorboard: bool,
-    ) -> Iterator[dict[str, float]]:
+    ) -> Iterator[Metrics]:
         data, folder = self.data(network), self.folder / network
         training, sample_grid = entry.prepare(self, data)
         if run.resume(training, folder):
@@ -77,6 +92,7 @@ class ModelTrainer(TrainingContext):
             return  # adding it again would undo what was trained on top of it
         yield from run.run(training, folder, sample_grid=sample_grid, every=every, tensorboard=tensorboard)
         trained = training.ema_network()
+        self._complete(entry)  # it may have been removed meanwhile
         if self.processes.first:
             entry.add(self, data, trained)
             added.touch()

@@ -6,14 +6,11 @@ Pictures that cannot be used are skipped and reported. Independent of what is le
 import hashlib
 import json
 import math
-import struct
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,10 +21,11 @@ from torch import Tensor
 
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.request import Picture
+from kandinsky22.request.limits import MAX_FILE_BYTES
+from kandinsky22.request.picture_file import open_picture
 from kandinsky22.training.image_index import ImageIndex, Size
 from kandinsky22.training.sources import PICTURES, ByteRange, Source, SourcePicture, find_pictures
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the decoders that may open them
 AESTHETIC = ("aesthetic", "aesthetic_score")  # metadata keys
 LICENCE = ("license", "licence")
 GRAIN = 64  # pixels: sides of training shapes are multiples of it
@@ -36,17 +34,6 @@ MAX_HELD_OUT = 1000  # pictures of a source
 MAX_NAMES = 3  # names given of pictures skipped for one reason
 THREADS = 8  # that decode; PIL releases the interpreter lock meanwhile
 CHUNK = 1024  # pictures checked before the index is written
-# What a decoder raises for a broken file; struct's and zlib's errors come from chunks beside the pixels
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 
 T = TypeVar("T")
@@ -139,10 +126,8 @@ class Photo(NamedTuple):
     def decode(self) -> Image.Image:
         """The picture after EXIF orientation, in RGB, over white. Raises `ValueError` if its file has changed."""
         try:
-            with Image.open(BytesIO(self.picture.read()), formats=FORMATS) as image:
-                image.load()
-                return Picture.of(image).rgb
-        except BROKEN as error:
+            return Picture.of(self.picture.read(MAX_FILE_BYTES)).rgb
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"cannot read {self.name} in {self.picture.path}, which has changed since it was checked; start again"
             ) from error
@@ -327,9 +312,9 @@ def _check(picture: SourcePicture, filter: Filter, captioned: bool, index: Image
         stamp = f"{status.st_size} {status.st_mtime_ns} {content.offset}"
         is_indexed, size = index.lookup(content, stamp)
         if not is_indexed:
-            size = decoded_size(content.read())
+            size = decoded_size(content.read(MAX_FILE_BYTES))
             index.add(content, stamp, size)
-    except OSError:  # not in the index: it may be readable another time
+    except (OSError, ValueError):  # not in the index: it may be readable another time
         size = None
     if size is None:
         return "broken"
@@ -341,12 +326,12 @@ def _check(picture: SourcePicture, filter: Filter, captioned: bool, index: Image
 def decoded_size(file: bytes) -> Size | None:
     """The size of a picture, which is decoded completely; None for a broken one."""
     try:
-        with Image.open(BytesIO(file), formats=FORMATS) as image:
+        with open_picture(file) as image:
             transposed = image.getexif().get(ExifTags.Base.Orientation) in TRANSPOSED
             width, height = image.size[::-1] if transposed else image.size
             image.draft(None, (1, 1))  # all of a JPEG is read, and an eighth of its pixels computed
             image.load()
-    except BROKEN:
+    except ValueError:
         return None
     return Size(height, width)
 

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several that `torchrun` started.
+"""The processes of a run: one, or several that the supervisor or `torchrun` started.
 
 FSDP2 shards gradients, averaged weights and the optimiser's state over them; the network's weights are gathered for the
 forward and backward pass (ZeRO-2). One device can hold the weights, 1.25 billion for the largest network of Kandinsky
@@ -132,7 +132,7 @@ ALONE = Processes()
 
 
 def join(device: str | None = None) -> Processes:
-    """Join the processes that `torchrun` started, or return this process alone. `device` is a torch device type; by
+    """Join the processes that were started together, or return this process alone. `device` is a torch device type; by
     default CUDA where there is a device.
 
     Raises `ValueError` for a device that this machine does not have.

@@ -1,24 +1,24 @@
 """One training process at a time in a folder, by a lock that the system releases when the process ends."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kandinsky22.files import lock
+from kandinsky22.files import locked, remove_leftovers
 
 LOCK = "lock"
 TIMEOUT = 3.0  # seconds: a process whose supervisor was killed ends within this time
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path, timeout: float = TIMEOUT) -> Iterator[None]:
-    """Lock the folder, which is created, against other processes while the block runs.
+def run_lock(folder: Path, timeout: float = TIMEOUT) -> Iterator[Callable[[], None]]:
+    """`files.locked` for a training folder, from which what killed processes left is removed.
 
-    Raises `OSError` if another process has it locked for longer than `timeout` seconds. On a file system without locks
-    nothing is locked.
+    Raises `OSError` if another process has it locked for longer than `timeout` seconds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("ab") as file:
-        if not lock(file, timeout):
-            raise OSError(f"another run is going on in {folder}; wait until it ends, stop it, or name another --folder")
-        yield
+    error = f"another run is going on in {folder}; wait until it ends, stop it, or name another --folder"
+    with locked(folder / LOCK, timeout, error) as check_in_place:
+        for path, _, _ in os.walk(folder):
+            remove_leftovers(Path(path))
+        yield check_in_place

@@ -4,17 +4,20 @@ Lists pictures and the files that describe them; opens no picture.
 """
 
 import csv
-import json
 import math
 import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kandinsky22.files import expand, open_regular, parse_json
+
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
+MAX_TEXT_BYTES = 2**20  # of the captions or the metadata of one picture
 CAPTION = ("caption", "text")  # metadata keys of the caption, in lower case
 
 
@@ -35,11 +38,11 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> "Source":
         """The source that "folder" or "folder:2.5" names. Raises `ValueError` if it does not exist."""
-        path = Path(text).expanduser()
+        path = expand(text)
         if text and path.exists():  # an empty text would be the current folder
             return cls(path)
         before, colon, weight = text.rpartition(":")
-        path = Path(before).expanduser()
+        path = expand(before)
         if not (colon and before and path.exists()):
             raise ValueError(f"{text} is not there; give a folder or a .tar, and its weight after a colon: photos:2")
         try:
@@ -57,11 +60,14 @@ class ByteRange(NamedTuple):
     offset: int = 0
     length: int = -1
 
-    def read(self) -> bytes:
-        """The bytes. Safe to call from any thread."""
-        with self.path.open("rb") as file:
+    def read(self, max_bytes: int) -> bytes:
+        """The bytes. Safe to call from any thread. Raises `ValueError` for more than `max_bytes` and for no file."""
+        with open_regular(self.path) as file:
+            length = os.fstat(file.fileno()).st_size - self.offset if self.length < 0 else self.length
+            if length > max_bytes:
+                raise ValueError(f"{self.path} has {length} bytes of one content, and at most {max_bytes} are read")
             file.seek(self.offset)
-            return file.read(self.length)
+            return file.read(length)
 
 
 class SourcePicture(NamedTuple):
@@ -121,7 +127,7 @@ def _in_tar(path: Path, name: str) -> tuple[list[SourcePicture], bool]:
     members: dict[str, dict[str, ByteRange]] = {}
     try:
         size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 content = ByteRange(path, member.offset_data, member.size)
                 if member.isreg() and not member.issparse() and content.offset + content.length <= size:
@@ -130,7 +136,7 @@ def _in_tar(path: Path, name: str) -> tuple[list[SourcePicture], bool]:
                     if key:  # else the file is hidden
                         members.setdefault(folder + slash + key, {})[extension.lower()] = content
         # a complete tar ends with a block of zeros
-        damaged = ByteRange(path, tar.offset, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE)
+        damaged = ByteRange(path, tar.offset, tarfile.BLOCKSIZE).read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError, ValueError, OverflowError):
         damaged = True
     pictures = [
@@ -153,25 +159,25 @@ def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
             row_of_picture = rows.setdefault(Path(os.path.normpath(path.parent / str(row["file_name"]))), {})
             texts = [*row_of_picture.get("text", ()), *_captions(values.pop("text", None))]
             row_of_picture.update(values, text=texts)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read: it needs a file_name and a text in every row, in UTF-8; correct it or remove it"
         ) from error
 
 
 def _metadata(path: Path) -> Iterable[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
         else:
-            yield from (json.loads(line) for line in file if line.strip())
+            yield from (parse_json(line) for line in file if line.strip())
 
 
 def _json(content: ByteRange | None) -> dict[str, Any]:
     """The object in a JSON file, by keys in lower case; empty if it cannot be read."""
     try:
-        values = json.loads(content.read()) if content is not None else {}
-    except (OSError, ValueError, RecursionError):
+        values = parse_json(content.read(MAX_TEXT_BYTES)) if content is not None else {}
+    except (OSError, ValueError):
         return {}
     return {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
 
@@ -179,7 +185,7 @@ def _json(content: ByteRange | None) -> dict[str, Any]:
 def _lines(content: ByteRange | None) -> tuple[str, ...]:
     """The captions in a text file, one per line; none if it cannot be read."""
     try:
-        return _captions(content.read().decode("utf-8-sig").splitlines()) if content is not None else ()
+        return _captions(content.read(MAX_TEXT_BYTES).decode("utf-8-sig").splitlines()) if content is not None else ()
     except (OSError, ValueError):
         return ()
 

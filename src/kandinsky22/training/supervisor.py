@@ -1,22 +1,25 @@
 """Starting training processes, and restarting them after a crash from the last complete checkpoint.
 
-A fresh `torchrun` is started instead of torch's own restarts, which are unreliable with gloo: more than half of them
-failed or hung when they were tried. On a cluster the scheduler restarts jobs; it runs
-`torchrun ... -m kandinsky22 train ...`.
+All are started again instead of by torch's own restarts, which are unreliable with gloo: more than half of them failed
+or hung when they were tried. On a cluster the scheduler restarts jobs; it runs `torchrun ... -m kandinsky22 train ...`,
+which reports every stop in forty lines of its own.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from kandinsky22.console import echo
 from kandinsky22.files import atomic_write
 from kandinsky22.training import checkpoints
-from kandinsky22.training.processes import SUPERVISOR
+from kandinsky22.training.processes import POLL, SUPERVISOR
 
 TRAIN = ("-m", "kandinsky22", "train")
 STOP_REASON = "stopped.txt"  # file of a run that stopped for a reason which a restart does not change
@@ -48,22 +51,12 @@ def supervise(
     It is restarted at most `relaunches` times in a row without a new checkpoint in `folder`, the run's folder. Returns
     the exit status 0; raises `ValueError` with the reason why a process stopped, or after too many crashes.
     """
-    module = (*program, *_passed_on(arguments))
-    torchrun = (
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        "--max-restarts",
-        "0",
-    )
-    launch = (*torchrun, *module) if processes > 1 else module
+    command = [sys.executable, *program, *_passed_on(arguments)]
     reason, left = folder / STOP_REASON, relaunches
     while True:
         reason.unlink(missing_ok=True)
         before = checkpoints.steps(folder)
-        status = _run([sys.executable, *launch])
+        status = _run(command, processes)
         if status == 0:
             return 0
         if reason.exists():
@@ -75,28 +68,42 @@ def supervise(
                 f"training crashed{times} (exit status {status}); the same command goes on from the last checkpoint"
             )
         left -= 1
-        print(
-            f"kandinsky22: training crashed (exit status {status}); going on from the last checkpoint", file=sys.stderr
-        )
+        echo(f"kandinsky22: training crashed (exit status {status}); going on from the last checkpoint", error=True)
 
 
-def _run(command: Sequence[str]) -> int:
-    """Run a command and return its exit status; signals that stop this process stop it too."""
-    environment = {
-        **os.environ,
-        SUPERVISOR: str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-    }
-    with subprocess.Popen(command, env=environment) as process:
-        handler = signal.signal(signal.SIGTERM, _exit)
-        try:
-            return process.wait()
-        except (KeyboardInterrupt, SystemExit) as error:
-            process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+def _run(command: Sequence[str], count: int) -> int:
+    """Run a command in `count` processes, and return 0 or the exit status of the first that fails.
+
+    When this function ends, in whatever way, the processes have ended. They have a session of their own: Ctrl-C in a
+    terminal reaches this process alone, so that one process says what happened.
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, SUPERVISOR: str(os.getpid()), "WORLD_SIZE": str(count)}
+    processes: list[subprocess.Popen[bytes]] = []
+    handler = signal.signal(signal.SIGTERM, _exit)
+    try:
+        for rank in map(str, range(count)):
+            own = {**environment, **address, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env=own, start_new_session=True))
+        while True:
+            statuses = [process.poll() for process in processes]
+            if any(statuses) or None not in statuses:
+                return next(filter(None, statuses), 0)
+            time.sleep(POLL)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
             process.wait()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _free_port() -> int:
+    """A TCP port on which the processes can meet."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

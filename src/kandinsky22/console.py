@@ -1,0 +1,33 @@
+"""Text on a terminal. What comes from outside (files, names, models) is printed without its control characters.
+
+All output to the terminal passes through `echo`, `text_column` or a rich `Text` of `printable`.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Task, TextColumn
+    from rich.text import Text
+
+
+def printable(text: str) -> str:
+    """Text with its control characters escaped (C0, C1, bidirectional overrides), so that it commands no terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def echo(text: object, *, error: bool = False, start: str = "", end: str = "\n") -> None:
+    """Print a line on stdout, or on stderr for an `error` or progress. `start` and `end` are printed as they are."""
+    print(f"{start}{printable(str(text))}", end=end, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def text_column(template: str) -> "TextColumn":
+    """A column of rich's progress bars, such as "{task.description}", without markup and control characters."""
+    from rich.progress import TextColumn
+    from rich.text import Text
+
+    class PlainColumn(TextColumn):
+        def render(self, task: "Task") -> "Text":
+            return Text(printable(self.text_format.format(task=task)), style=self.style, justify=self.justify)
+
+    return PlainColumn(template)
