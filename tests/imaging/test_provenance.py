@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from kandinsky22.imaging.images import Painting, read_recipe
+from kandinsky22.imaging.images import Painting
 from kandinsky22.imaging.provenance import SOURCE_TYPE, Format, encode
 from kandinsky22.request.tasks import text2img
 

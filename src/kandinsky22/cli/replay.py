@@ -48,10 +48,11 @@ def main(arguments: Sequence[str]) -> int:
     if stored.size != (recipe.request.width, recipe.request.height):
         raise ValueError(f"{file} has another size than its request, so it was edited since it was painted")
     request, index = _batch_request(recipe)
-    request = replace(request, model=options.get("model") or _local_model(request))
+    server = paint.server_of(options)
+    request = replace(request, model=options.get("model") or (request.model if server else _local_model(request)))
     request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
-    if not paint.server_of(options):  # a server has the model, the device and the dtype that it has
+    if not server:  # which has the device and the dtype that it has
         options = _recorded_options(recipe.made_by) | options
     backend = paint.load(request.model, options, request)
     with display(options.get("quiet", False)) as view:

@@ -10,11 +10,11 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Literal
 
 from PIL import Image
 
-from importlib.metadata import version
 from kandinsky22.imaging.images import RECIPE
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
