@@ -76,7 +76,8 @@ class _Cancel(NamedTuple):
 class _Job:
     """What one process carries out of a call: a request, the requests of a work unit, or a question.
 
-    left: the keys of its requests that are not finished. tries: how often a process died with it.
+    left: the keys of its requests that are not finished; empty once it was cancelled, while its process still ends a
+    step for it. tries: how often a process died with it.
     """
 
     call: _Call
@@ -284,12 +285,13 @@ class Pool:
         cancelled = [job for job in self._waiting if is_meant(job)]
         self._waiting = deque(job for job in self._waiting if not is_meant(job))
         for worker, jobs in self._jobs.items():
-            for job in [job for job in jobs.values() if is_meant(job)]:
-                cancelled.append(jobs.pop(job.order.job))
+            for job in filter(is_meant, jobs.values()):
+                cancelled.append(job)
                 worker.send(Cancel(job.order.job))
         for job in cancelled:
             for key in job.left:
                 job.call.inbox.put((key, Cancelled()))
+            job.left.clear()
 
     def _assign(self) -> None:
         """Give waiting jobs, in order, to the processes with the fewest pictures, as far as there is room."""
@@ -320,12 +322,14 @@ class Pool:
         elif message.kind == "broken":
             worker.end()
             self._fail_all(worker, message.content)
-        elif job := self._jobs[worker].get(message.job):  # otherwise it was cancelled
+        elif message.kind == "cancelled":
+            self._jobs[worker].pop(message.job, None)
+        elif job := self._jobs[worker].get(message.job):
             if message.kind == "answer":
                 job.left.clear()
             else:
                 key, event = message.content
-                if key not in job.left:  # a work unit begins again as a whole, also what had finished
+                if key not in job.left:  # cancelled; or a work unit begins again as a whole, also what had finished
                     return
                 if is_last(event):
                     job.left.remove(key)
@@ -336,7 +340,8 @@ class Pool:
     def _handle_death(self, worker: Worker) -> None:
         was_ready = worker.is_ready
         how = worker.end()
-        jobs = [*self._jobs[worker].values()]
+        jobs = [job for job in self._jobs[worker].values() if job.left]
+        self._jobs[worker] = {job.order.job: job for job in jobs}
         if not was_ready:
             worker.failed_starts += 1
             if worker.failed_starts == TRIES:

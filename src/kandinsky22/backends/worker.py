@@ -51,10 +51,11 @@ class Ask(NamedTuple):
 class Message(NamedTuple):
     """From a worker. "ready" and "broken", with the exception that loading raised, are about the process.
 
-    About a job: "event" with (key, event), and of an `Ask` "answer" with the value or the exception.
+    About a job: "event" with (key, event), of an `Ask` "answer" with the value or the exception, and "cancelled" when
+    the step in which it was cancelled has ended.
     """
 
-    kind: Literal["ready", "broken", "event", "answer"]
+    kind: Literal["ready", "broken", "event", "answer", "cancelled"]
     job: int = 0
     content: Any = None
 
@@ -140,6 +141,7 @@ class _Painter:
                 batch.cancel((order.job, key))
             if batch is not self.joined:
                 batch.close()
+            self.pipe.send(Message("cancelled", order.job))
         else:
             try:
                 answer = getattr(self.model, order.method)(order.request)
