@@ -18,8 +18,8 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Submit, Worker
-from kandinsky22.request import Request
+from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Submit, Worker
+from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Pool:
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
         self._closed, self._open = False, threading.Lock()  # no command is sent after it was closed
+        self._end_timeout = STEP_TIMEOUT
         self._thread = threading.Thread(target=self._run, name="kandinsky22-pool", daemon=True)
         self._thread.start()
 
@@ -174,12 +175,15 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End all processes; what callers still wait for raises `ValueError`."""
+    def close(self, timeout: float = STEP_TIMEOUT) -> None:
+        """End all processes; what callers still wait for raises `ValueError`.
+
+        timeout: the seconds that a step of painting may take to end before its process is killed.
+        """
         with self._open:
             if self._closed:
                 return
-            self._closed = True
+            self._closed, self._end_timeout = True, timeout
             os.write(self._wake_up_write, b"!")
         self._thread.join()
         os.close(self._wake_up_write)
@@ -220,13 +224,18 @@ class Pool:
         described: dict[str, Any] = self._ask("describe", request)
         return described
 
+    def embedding(self, request: Request) -> Embedding:
+        """The image embedding of a resolved request's first picture."""
+        embedding: Embedding = self._ask("embedding", request)
+        return embedding
+
     def _submit(
         self, call: _Call, requests: Mapping[K, Request], preview: Preview | None, *, together: bool = False
     ) -> None:
         order = Submit(next(self._numbers), dict(requests), preview, together)
         self._send_command(_Job(call, order, set(requests)))
 
-    def _ask(self, method: Literal["resolve", "describe"], request: Request) -> Any:
+    def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
         call = _Call()
         self._send_command(_Job(call, Ask(next(self._numbers), method, request), {None}))
         answer = call.inbox.get()
@@ -258,7 +267,7 @@ class Pool:
         for call in {job.call for job in jobs}:
             call.inbox.put(ValueError(CLOSED))
         for worker in self._jobs:
-            worker.end()
+            worker.end(self._end_timeout)
         os.close(self._wake_up_read)
 
     def _take_commands(self) -> None:

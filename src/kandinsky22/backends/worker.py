@@ -45,7 +45,7 @@ class Ask(NamedTuple):
     """To a worker: call a method of the model with a request."""
 
     job: int
-    method: Literal["resolve", "describe"]
+    method: Literal["resolve", "describe", "embedding"]
     request: Request
 
 
@@ -81,6 +81,7 @@ def run_worker(load: LoadModel, pipe: "Connection[Message, Order]") -> None:
             return
         pipe.send(Message("ready"))
         _Painter(model, pipe).run(orders)
+    os._exit(0)  # there is nothing to clean up, and for torch that takes seconds
 
 
 def as_plain_error(error: Exception) -> Exception:

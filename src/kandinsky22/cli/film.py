@@ -21,6 +21,7 @@ from kandinsky22.request.tasks import interpolate
 if TYPE_CHECKING:
     from PIL import Image
 
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.engine.kandinsky import Kandinsky
 
 FPS = 12.0
@@ -79,7 +80,8 @@ def _paint_frames(
         height, width = resolved.height or 0, resolved.width or 0
         most = limits.MAX_PIXELS if name == "strip" else limits.MAX_FRAME_PIXELS
         limits.check_count(f"the pixels of a {name}", count * height * width, most)
-        large_work.confirm(model, resolved, frames=count, yes="yes" in options)
+        if not paint.server_of(options):  # which has limits of its own
+            large_work.confirm(model, resolved, frames=count, yes="yes" in options)
         way = " to ".join(f'"{describe(part)}"' for part in parts)
         steps.print(f"painting {count} frames from {way}, {width}x{height}, seed {resolved.seed}")
         requests = interpolation.requests(embed_parts(parts, template, model), count, template, **interpolation_options)
@@ -112,7 +114,7 @@ def _parser(name: str, default_frames: int, suffix: str) -> Parser:
     if name == "film":
         parser.option("fps", type=float, metavar="X", help=f"pictures a second (default: {FPS:g})")
     add_parameters(parser, interpolate, leave_out=NOT_OPTIONS)
-    parser.add_edge("device", "dtype", "placement", "quiet")
+    parser.add_edge("device", "dtype", "placement", "server", "quiet")
     parser.option("yes", action="store_true", help=YES_HELP)
     parser.option("output", short="-o", metavar="FILE", help=f"the file to write (default: out/{name}{suffix})")
     return parser
@@ -133,7 +135,7 @@ def _check_output(name: str, output: Path, fps: float, frames: int) -> None:
     check_writable(Destination(output.parent), 0)
 
 
-def _paint(model: "Kandinsky", requests: Sequence[Request], steps: Steps) -> "list[Image.Image]":
+def _paint(model: "Kandinsky | Remote", requests: Sequence[Request], steps: Steps) -> "list[Image.Image]":
     """The pictures of all requests, painted in batches."""
     images: dict[int, Image.Image] = {}
     done = [0.0] * len(requests)
@@ -148,7 +150,7 @@ def _paint(model: "Kandinsky", requests: Sequence[Request], steps: Steps) -> "li
     return [images[key] for key in range(len(requests))]
 
 
-def _texts(model: "Kandinsky", request: Request, layout: Mapping[str, Any]) -> dict[str, str]:
+def _texts(model: "Kandinsky | Remote", request: Request, layout: Mapping[str, Any]) -> dict[str, str]:
     """What the file of a strip or film says: the request for its parts, and how its frames follow from them."""
     from kandinsky22.imaging.file_texts import RECIPE
     from kandinsky22.imaging.images import Recipe

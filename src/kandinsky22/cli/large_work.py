@@ -1,6 +1,7 @@
 """Asks before work that takes far longer than a picture usually does, which a slip of a digit may have asked for."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kandinsky22.console import echo
@@ -23,6 +24,7 @@ def confirm(backend: "Backend", request: Request, *, frames: int = 1, yes: bool 
 
     if yes or not isinstance(backend, Kandinsky):
         return
+    request = backend.resolve(replace(request, seed=request.seed or 0))  # any seed, so that none is drawn twice
     usual = backend.defaults.height * backend.defaults.width * (backend.defaults.decoder.steps or 1)
     asked = (request.height or 0) * (request.width or 0) * (request.decoder.steps or 1) * request.num_images * frames
     if asked <= LARGE * usual or (seconds := _seconds(backend, request) * frames) <= LONG:

@@ -1,10 +1,10 @@
 """The command of a task: from its arguments to a request, and from the request to pictures in files."""
 
 import itertools
+import os
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import known_words
 
 if TYPE_CHECKING:
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.cli.output import Destination
     from kandinsky22.engine.kandinsky import Kandinsky
 
 OUTPUT = "out"
+LOCAL_OPTIONS = ("device", "dtype", "placement", "compile")  # of a model in this process
 OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
 
 
@@ -43,7 +45,8 @@ def main(
     destination = output.Destination.of(options.get("output", OUTPUT))
     destination.check(request)
     backend = load(request.model, options, request)  # before the display, since fetching shows its own progress bars
-    large_work.confirm(backend, backend.resolve(replace(request, seed=request.seed or 0)), yes="yes" in options)
+    if not server_of(options):  # which has limits of its own
+        large_work.confirm(backend, request, yes="yes" in options)
     with display(options.get("quiet", False)) as view:
         result = run_request(request, backend, view, destination)
     helps = len(result.pictures) > 1 and destination.name is None and sys.stdout.isatty() and "quiet" not in options
@@ -51,8 +54,26 @@ def main(
         echo(path)
 
 
-def load(model: str, options: dict[str, Any], request: Request | None = None) -> "Kandinsky":
-    """Load a model; a published one is fetched first, as far as `request` needs it. This imports torch."""
+def server_of(options: Mapping[str, Any]) -> str:
+    """The URL of the server that is to paint, "" for none.
+
+    Raises `ValueError` for options that only make sense here.
+    """
+    url: str = options.get("server", os.environ.get("KANDINSKY22_SERVER", ""))
+    if url and (local := [name for name in LOCAL_OPTIONS if options.get(name)]):
+        raise ValueError(f"the server decides about --{local[0]}; leave it out, or paint here with --server ''")
+    return url
+
+
+def load(model: str, options: Mapping[str, Any], request: Request | None = None) -> "Kandinsky | Remote":
+    """The server that the options name; or else load a model, which imports torch.
+
+    A published model is fetched first, as far as `request` needs it.
+    """
+    if url := server_of(options):
+        from kandinsky22.backends.remote import Remote
+
+        return Remote.of_environment(url)
     from kandinsky22.engine.kandinsky import Kandinsky
 
     return Kandinsky.load(

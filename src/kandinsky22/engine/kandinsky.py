@@ -174,14 +174,14 @@ class Kandinsky:
         raise AssertionError("a stream ends with its result")
 
     def stream(
-        self, what: str | Request, preview: Preview | None = None, **options: Any
+        self, request: str | Request, preview: Preview | None = None, **options: Any
     ) -> Generator[Event, None, None]:
         """The events of a request, or of a prompt with the options of `tasks.text2img`; the last is its `Result`.
 
         Closing the generator cancels it. Raises `ValueError` for a request that cannot be carried out, before anything
         runs; `FloatingPointError` for a result that is not finite; `MemoryError` where memory ran out.
         """
-        return stream(self, as_request(what, **options), preview)
+        return stream(self, as_request(request, **options), preview)
 
     def stream_many(
         self,
@@ -236,13 +236,13 @@ class Kandinsky:
         it."""
         return self._run(self.embedder.embed(self._seeded(request), Calls()))
 
-    def embedding(self, what: str | Request, **options: Any) -> Embedding:
+    def embedding(self, request: str | Request, **options: Any) -> Embedding:
         """The image embedding of a request's first picture, or of a prompt, as a value that can be saved.
 
         options: of `tasks.text2img`, for a prompt, whose seed is drawn if there is none.
         """
-        request = as_request(what, **options)
-        request = self._seeded(self.resolve(request) if isinstance(what, str) else request)
+        prompt, request = isinstance(request, str), as_request(request, **options)
+        request = self._seeded(self.resolve(request) if prompt else request)
         vector = self.embed(request).image[0].cpu().numpy()
         made_by = {"weights": {"prior": self.stored.prior.prior.fingerprint, "clip": self.stored.prior.space}}
         return Embedding.of(vector, self.stored.prior.space, {"request": request.to_json(), **made_by})

@@ -14,6 +14,7 @@ from typing import Any, Self
 from PIL import Image, ImageDraw, ImageFont
 
 from kandinsky22.files import atomic_write, expand, parse_json
+from kandinsky22.imaging import provenance
 from kandinsky22.imaging.file_texts import FORMATS, PARAMETERS, RECIPE, Format, read_texts, save_options
 from kandinsky22.imaging.infotext import infotext
 from kandinsky22.request import Request
@@ -54,16 +55,20 @@ class Painting:
         self.image.save(file, **_save_arguments(format, self.texts))
         return file.getvalue()
 
-    def to_png(self) -> bytes:
-        """The PNG file that `save` writes."""
-        return self.encode("png")
+    def to_png(self, *, xmp: bool = False) -> bytes:
+        """The PNG file that `save` writes; xmp: it also says in XMP that a model made it (see `provenance`)."""
+        if not xmp:
+            return self.encode("png")
+        return provenance.encode(self.image, "PNG", info=save_options("png", self.texts)["pnginfo"])
 
     @classmethod
     def from_png(cls, file: bytes) -> Self:
         """The painting in a PNG file. Raises `ValueError` if it carries no request, or is no PNG."""
         image = read_picture(file, name="this painting", formats=("PNG",))
         recipe = _parse_recipe(read_texts(image).get(RECIPE), "this painting")
-        return cls(image.convert("RGB"), recipe.request, recipe.made_by)
+        pixels = image.convert("RGB")
+        pixels.info.clear()  # as of a picture that was just painted
+        return cls(pixels, recipe.request, recipe.made_by)
 
     @property
     def texts(self) -> dict[str, str]:

@@ -1,12 +1,25 @@
-"""AUTOMATIC1111's generation parameters: a text in pictures that many programs read, beside our own record."""
+"""AUTOMATIC1111's generation parameters: a text in pictures that many programs read, beside our own record.
 
+`file_texts` says where it is in a file.
+"""
+
+import io
 import json
 import re
-from collections.abc import Mapping
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any, Literal
 
+from PIL import Image
+
+from kandinsky22.imaging.file_texts import PARAMETERS as PARAMETERS
+from kandinsky22.imaging.file_texts import RECIPE, read_texts, save_options
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
 
+Format = Literal["png", "jpeg", "webp"]
 SAMPLER_LABELS: Mapping[str, str] = {
     "ddpm": "DDPM",
     "unclip": "UnCLIP",
@@ -17,13 +30,14 @@ SAMPLER_LABELS: Mapping[str, str] = {
     "heun": "Heun",
 }
 """Our samplers as AUTOMATIC1111 writes them."""
+IHDR_END = 33  # bytes of a PNG file before its second chunk
 SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:
     """The parameters of a resolved request for one picture.
 
-    model: its name (None: as in the request). version: of kandinsky22.
+    model: its name (None: as in the request). version: of kandinsky22 (None: the installed one).
     """
     decoder = request.decoder
     settings = {
@@ -36,7 +50,7 @@ def infotext(request: Request, model: str | None = None, version: str | None = N
         "Variation seed": request.variation_seed if request.variation_strength else None,
         "Variation seed strength": f"{request.variation_strength:g}" if request.variation_strength else None,
         "Denoising strength": f"{request.start.strength:g}" if request.start else None,
-        "Version": f"kandinsky22 {version}" if version else None,
+        "Version": f"kandinsky22 {version or _installed_version()}",
     }
     negative = [f"Negative prompt: {request.negative.prompt}"] if isinstance(request.negative, Text) else []
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
@@ -51,6 +65,71 @@ def parse(text: str) -> dict[str, str]:
     prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt:")
     settings = {name: _unquoted(value.strip()) for name, value in SETTING.findall(last)}
     return {"Prompt": prompt.strip(), "Negative prompt": negative.strip()} | settings
+
+
+def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> bytes:
+    """A PNG file that we wrote, with these parameters, or in another format with all of its metadata.
+
+    quality: of JPEG and WebP, 0 to 100. A record that is too long for a JPEG is left out.
+    """
+    if format == "png":
+        others = b"".join(chunk for chunk in _chunks(png) if chunk[8:].partition(b"\0")[0] != PARAMETERS.encode())
+        return png[:IHDR_END] + _text_chunk(PARAMETERS, text) + others
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        image.load()  # text after the pixels is read only then
+        recipe, xmp = read_texts(image).get(RECIPE), image.info.get("xmp")
+        file = io.BytesIO()
+        more = {"xmp": xmp} if xmp else {}
+        image.convert("RGB").save(file, format.upper(), quality=max(1, quality), **_exif(format, text, recipe), **more)
+    return file.getvalue()
+
+
+def read(file: bytes) -> dict[str, str]:
+    """The texts in a picture's metadata by name, "parameters" among them. Raises `ValueError` for no such picture."""
+    try:
+        with Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.format == "PNG":
+                image.load()  # text after the pixels is read only then
+            return read_texts(image)
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
+        raise ValueError("it is not a whole PNG, JPEG or WebP picture") from error
+
+
+def _exif(format: Format, text: str, recipe: str | None) -> dict[str, Any]:
+    """The arguments of `save` for as much as a JPEG has room for."""
+    record = {RECIPE: recipe} if recipe is not None else {}
+    for texts in ({PARAMETERS: text, **record}, {PARAMETERS: text}):
+        try:
+            return save_options(format, texts)
+        except ValueError:
+            continue
+    return save_options(format, {PARAMETERS: text[:30_000]})
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG file after its first one."""
+    start = IHDR_END
+    while start < len(png):
+        (length,) = struct.unpack(">I", png[start : start + 4])
+        yield png[start : start + 12 + length]
+        start += 12 + length
+
+
+def _text_chunk(name: str, text: str) -> bytes:
+    """A PNG text chunk: tEXt for Latin-1, else iTXt."""
+    text = text.replace("\0", " ")
+    try:
+        kind, body = b"tEXt", name.encode() + b"\0" + text.encode("latin-1")
+    except UnicodeEncodeError:
+        kind, body = b"iTXt", name.encode() + b"\0\0\0\0\0" + text.encode()
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("kandinsky22")
+    except metadata.PackageNotFoundError:  # its source is used without having been installed
+        return ""
 
 
 def _quoted(value: str) -> str:
