@@ -126,17 +126,21 @@ class Denoiser(Generic[R]):
     ) -> None:
         self.network, self.schedule, self.guidance, self.dtype = network, schedule, guidance, dtype
         self.reuse = reuse or {}
-        self._guided: dict[Hashable, bool] = {}
+        self._laid_out: list[tuple[Hashable, Guidance[R], bool]] = []
         self._cached: dict[Hashable, CachedFeatures] = {}
 
     def __call__(self, keys: Sequence[Hashable], x: Tensor, t: Tensor) -> Prediction:
-        guided, row = {}, 0
+        wanted, row = [], 0
         for key in keys:  # all rows of a request are at one timestep
-            guided[key] = self.guidance[key].applies(int(t[row]))
-            row += len(self.guidance[key].cond)
-        if list(guided.items()) != list(self._guided.items()):
-            parts = {key: self.guidance[key] if on else self.guidance[key].without() for key, on in guided.items()}
-            self._guided, self._layout = guided, lay_out(parts)
+            guidance = self.guidance[key]
+            wanted.append((key, guidance, guidance.applies(int(t[row]))))
+            row += len(guidance.cond)
+        if len(wanted) != len(self._laid_out) or any(
+            new[1] is not old[1] or (new[0], new[2]) != (old[0], old[2])
+            for new, old in zip(wanted, self._laid_out, strict=True)
+        ):
+            self._layout = lay_out({key: guidance if on else guidance.without() for key, guidance, on in wanted})
+            self._laid_out = wanted
         layout = self._layout
         guided_rows = layout.guided_rows
         output = self._output(layout, x.to(self.dtype), t[layout.x_rows]).to(x.dtype)

@@ -3,7 +3,7 @@ calls."""
 
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ class StartState(NamedTuple):
         return cls(schedule.add_noise(clean, noise, timesteps[0]), timesteps, noise)
 
 
+class KnownRegion(Protocol):
+    """What inpainting keeps, as a run uses it."""
+
+    @property
+    def channels(self) -> Tensor:
+        """The channels that an inpainting U-Net gets beside its state, [1 or n, 5, h, w]: masked latents, mask."""
+        ...
+
+    def constraint(self, start: StartState, schedule: NoiseSchedule) -> Constrain:
+        """Keeps the known latents: at timestep t noised with the noise of the start, at the end (t < 0) clean."""
+        ...
+
+
 class InpaintCondition(NamedTuple):
     """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and a mask [1 or n, 1, h, w] (1:
     known)."""
@@ -62,10 +75,13 @@ class InpaintCondition(NamedTuple):
         return constrain
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run(Generic[R]):
     """A sampler ready to run: its number of steps, its guidance, and in every how many calls the network's deeper
-    levels are computed (`reuse`)."""
+    levels are computed (`reuse`).
+
+    A constraint of the job may assign another guidance of as many pictures, which holds from the next step on.
+    """
 
     job: Job
     steps: int
@@ -100,6 +116,7 @@ def run_samplers(
     for key, now in sample_many({key: run.job for key, run in runs.items()}, denoiser):
         done[key] += 1
         finished[key] = now.x
+        guidance[key] = runs[key].guidance
         yield key, Step(done[key], runs[key].steps, now.x)
     for x in finished.values():
         if not bool(x.isfinite().all()):

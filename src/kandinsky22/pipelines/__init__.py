@@ -26,6 +26,7 @@ from kandinsky22.pipelines.decoder import (
     KandinskyV22Pipeline,
 )
 from kandinsky22.pipelines.outputs import ImagePipelineOutput, KandinskyPriorPipelineOutput
+from kandinsky22.pipelines.pipeline import DiffusionPipeline
 from kandinsky22.pipelines.pixels import load_image
 from kandinsky22.pipelines.prior import KandinskyV22PriorEmb2EmbPipeline, KandinskyV22PriorPipeline
 
@@ -35,6 +36,7 @@ __all__ = [
     "AutoPipelineForText2Image",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DiffusionPipeline",
     "ImagePipelineOutput",
     "KandinskyPriorPipelineOutput",
     "KandinskyV22CombinedPipeline",
