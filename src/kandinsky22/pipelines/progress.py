@@ -33,7 +33,7 @@ class ProgressBar:
 
     def __iter__(self) -> Iterator[Any]:
         with self:
-            for item in self._iterable or ():
+            for item in () if self._iterable is None else self._iterable:
                 yield item
                 self.update()
 

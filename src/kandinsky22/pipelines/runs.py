@@ -194,9 +194,11 @@ class PriorConditions:
         """As `Conditions` requires; the features of all rows can be changed."""
         if tensors:
             before = self.tensors()
-            _check_changes(tensors, before, tuple(before))
+            _check_changes(tensors, before, tuple(before), self.call.rows)
             self.changed.update(tensors)
             embed, hidden, mask = {**before, **tensors}.values()
+            if not len(embed) == len(hidden) == len(mask):
+                raise ValueError("a callback must return the features of as many prompts each, or all of them")
             device, dtype = self.stage.networks.device, self.stage.networks.dtype
             network = self.stage.network
             self.prompts = network.prefill(hidden.to(device, dtype), embed.to(device, dtype), mask.to(device).bool())
