@@ -117,7 +117,10 @@ def test_changes_that_cannot_be_made_are_refused(tiny_model: Path) -> None:
     decoder = load(pipelines, "KandinskyV22Pipeline", tiny_model)
     arguments = arguments_of("KandinskyV22Pipeline")
     for returned, message in (
-        ({"negative_image_embeds": randn(1, DIM)}, "may change latents, image_embeds; it returned other negative_image"),
+        (
+            {"negative_image_embeds": randn(1, DIM)},
+            "may change latents, image_embeds; it returned other negative_image",
+        ),
         ({"mask_image": randn(1, 1, 8, 8)}, "it returned other mask_image"),
         ({"image_embeds": randn(3, DIM)}, r"must return image_embeds \[2, 32\], got \[3, 32\]"),
         ({"latents": randn(2, 4, 8, 8)}, "must return latents"),

@@ -89,7 +89,12 @@ def test_clip_and_the_prior_are_called(tiny_model: Path) -> None:
 def test_the_tokenizer_is_called_with_the_lengths_of_transformers(tiny_model: Path) -> None:
     ours, theirs = (pipe.tokenizer for pipe in both(PRIOR, tiny_model))
     texts = [PROMPT, "a ring", "", "circle " * 40]
-    for arguments in ({}, {"padding": True}, {"padding": "longest", "truncation": True}, {"truncation": True, "max_length": 5}):
+    for arguments in (
+        {},
+        {"padding": True},
+        {"padding": "longest", "truncation": True},
+        {"truncation": True, "max_length": 5},
+    ):
         mine, reference = ours(texts, **arguments), theirs(texts, **arguments)
         assert mine.input_ids == reference["input_ids"] and mine["attention_mask"] == reference["attention_mask"]
     assert ours("a ring").input_ids == theirs("a ring")["input_ids"] == ours.encode("a ring")
@@ -100,7 +105,9 @@ def test_the_tokenizer_is_called_with_the_lengths_of_transformers(tiny_model: Pa
     assert ours.batch_decode([ours.encode("a ring")], skip_special_tokens=True) == ["a ring"]
     assert ours.get_vocab() == theirs.get_vocab() and len(ours) == ours.vocab_size == len(theirs)
     assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (
-        theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id
+        theirs.bos_token_id,
+        theirs.eos_token_id,
+        theirs.pad_token_id,
     )
     with pytest.raises(ValueError, match="texts of several lengths make no tensor"):
         ours(texts, return_tensors="pt")

@@ -254,6 +254,7 @@ def test_old_callbacks_run_every_few_steps(name: str, tiny_model: Path) -> None:
 
 # Signatures, parts and saved folders.
 
+
 def parameters_of(function: Any) -> Iterator[tuple[str, Any]]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:

@@ -116,10 +116,10 @@ class LoadOptions:
         return replace(self, revision=None)
 
     def place(self, name: str, part: Part) -> None:
-        """Open a part and have it in the dtype and on the device of these options. Raises `CheckpointError`."""
+        """Open the part of a folder and have it in the dtype of these options. Raises `CheckpointError`."""
         part.open()
         dtype = self.dtypes.get(name, self.dtypes[DEFAULT_DTYPE])
-        part.place(self.device, part.stored.dtype if dtype is None and not part.passed_in else dtype)
+        part.place(dtype=part.stored.dtype if dtype is None else dtype)
 
 
 def device_of(device_map: Any) -> Any:

@@ -124,10 +124,10 @@ class DiffusionPipeline(DiffusersAttributes):
         """A part by name, as programs written for diffusers use it; a network is loaded first."""
         part = self._parts[name]
         if not isinstance(part, Part):
-            if native_of(self._views.get(name)) is not part:
+            if name not in self._views or native_of(self._views[name]) is not part:
                 self._views[name] = view_of(part)
             return self._views[name]
-        if (part.device, part.dtype) == (self.main_part.device, self.main_part.dtype):
+        if len({(other.device, other.dtype) for other in self._parts.values() if isinstance(other, Part)}) == 1:
             return view_of_network(part, self.networks.get(part), self.networks.dtype)
         return view_of_network(part, part.load(part.dtype, part.device), part.dtype)
 
@@ -171,6 +171,7 @@ class DiffusionPipeline(DiffusersAttributes):
         for name, part in pipeline.parts.items():
             if isinstance(part, Part) and name not in passed:
                 options.place(name, part)
+        pipeline.place(options.device)
         return pipeline
 
     @classmethod
@@ -196,7 +197,7 @@ class DiffusionPipeline(DiffusersAttributes):
             raise ValueError(f"a {cls.__name__} also needs {', '.join(missing)}; pass them")
         new = cls(**{name: available[name] for name in cls.PARTS})
         new.place(None, None, pipeline.placement)
-        return new if torch_dtype is None and dtype is None else new.to(dtype or torch_dtype)
+        return new if torch_dtype is None and dtype is None else new.to(dtype=dtype or torch_dtype)
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
