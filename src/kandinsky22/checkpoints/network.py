@@ -161,7 +161,10 @@ class Stored(Generic[N, C]):
 def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WEIGHT_NAMES[0]) -> None:
     """Write a network and its `config.json` in the published layout."""
     config: Config = network.config  # type: ignore[assignment]  # each of this package's networks has one
-    write_json(folder / "config.json", config.to_dict())
+    values = config.to_dict()
+    if "model_type" in values:  # of transformers, which would load it in the dtype of the file, unlike diffusers
+        values[DTYPE_KEY] = "float32"
+    write_json(folder / "config.json", values)
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
     with atomic_write(folder / f"{name}.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})

@@ -19,23 +19,22 @@ MAX_LENGTH = 4096  # transformers writes 10^30 where the length was not set
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`. Raises `CheckpointError`."""
-    is_backend = not (folder / "vocab.json").exists() and (folder / BACKEND_FILE).exists()
-    backend = read_json(folder / BACKEND_FILE) if is_backend else None
-    vocab = {} if backend else read_json(folder / "vocab.json")
+    is_published = (folder / "vocab.json").exists() or not (folder / BACKEND_FILE).exists()
+    tables = read_json(folder / ("vocab.json" if is_published else BACKEND_FILE))
     length = read_json(folder / "tokenizer_config.json").get("model_max_length", 77)
     if not isinstance(length, int) or length > MAX_LENGTH:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'}: model_max_length must be a number of tokens, got {length}"
         )
     try:
-        if backend is not None:
-            return tokenizer_of(backend, length)
+        if not is_published:
+            return tokenizer_of(tables, length)
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [
             (left, right)
             for left, right in (line.split() for line in lines if line and not line.startswith("#version"))
         ]
-        return Tokenizer(vocab, merges, length)
+        return Tokenizer(tables, merges, length)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} does not contain CLIP's tokenizer: {error}") from error
 

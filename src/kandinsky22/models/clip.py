@@ -39,11 +39,6 @@ class _TowerConfig(Config):
         if width % heads:
             raise ValueError(f"{name}: hidden_size must be a multiple of num_attention_heads, got {width} and {heads}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """As published, with the dtype in which transformers from version 5 loads the network: not that of the file,
-        since diffusers loads the others in float32 too."""
-        return {**super().to_dict(), "dtype": "float32"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig(_TowerConfig):
