@@ -81,6 +81,30 @@ def test_diff_of_extending_adds_a_control(copied_package: Path) -> None:
     assert np.abs(pictures[0] - pictures[1]).max() > 10
 
 
+def test_file_and_diff_of_extending_add_a_trained_network(copied_package: Path) -> None:
+    """The command, its plan, resuming and the folder in the model follow from the file and the registry's entry."""
+    (code,), (diff,) = blocks(EXTENDING, "python regression.py"), blocks(EXTENDING, "diff regression")
+    (copied_package / "src" / "kandinsky22" / "training" / "regression.py").write_text(code, encoding="utf-8")
+    apply_hunks(diff, copied_package)
+    pictures = copied_package / "pictures"
+    pictures.mkdir()
+    for name in ("red", "blue", "green", "black"):
+        Image.new("RGB", (64, 64), name).save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_text(f"a {name} circle")
+
+    def train(*options: str) -> str:
+        command = [sys.executable, "-m", "kandinsky22", "train", "regression", "--folder", "run", *options]
+        environment = os.environ | {"PYTHONPATH": str(copied_package / "src")}
+        done = subprocess.run(command, cwd=copied_package, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "1000 steps of 256 rows" in train("--recipe", "box", "--plan")
+    assert "step 2 of 2" in train("--data", "pictures", "--steps", "2", "--batch", "4")
+    assert "step 2 of 2" not in train(), "the complete run is resumed, and nothing is left to do"
+    assert (copied_package / "run" / "model" / "prior" / "regression" / "model.safetensors").exists()
+
+
 def anchor(heading: str) -> str:
     """The anchor that GitHub and mkdocs give a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22.files import atomic_folder, atomic_write, cache_dir, copy_file, expand, open_regular, parse_json
+from kandinsky22.files import (
+    MAX_DEPTH,
+    atomic_folder,
+    atomic_write,
+    cache_dir,
+    copy_file,
+    expand,
+    open_regular,
+    parse_json,
+)
 
 
 def write(path: Path, text: str, exclusive: bool = False) -> bool:
@@ -124,6 +133,15 @@ def test_deeply_nested_json_is_a_value_error() -> None:
     assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json("[" * 100_000)
+
+
+def test_json_is_parsed_unless_it_is_nested_too_deeply() -> None:
+    assert parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    for depth in (MAX_DEPTH + 1, 900, 100_000):
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(ValueError, match="nested too deeply"):
+                parse_json(opening * depth + "1" + closing * depth)
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -24,6 +24,7 @@ else:
     import fcntl
 
 POLL = 0.1  # seconds between attempts to take a lock
+MAX_DEPTH = 100  # of JSON values: requests and configurations have less than ten
 TEMPORARY = ".part"  # the suffix of a folder with a file that is being written
 LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
 FICLONE = 0x40049409  # Linux's ioctl that makes a file share the blocks of another
@@ -103,7 +104,7 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
     A folder, since some writers replace their file by another one, which would have no lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     remove_leftovers(path.parent)
     with contextlib.ExitStack() as cleanup:
         while True:
@@ -120,6 +121,14 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
                     break
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder, if there is none. Raises `NotADirectoryError` if it is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
 def _rename_exclusively(source: Path, target: Path) -> None:
@@ -194,12 +203,30 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
         raise
 
 
+def require_regular(path: Path) -> None:
+    """Raises as `open_regular` does; for libraries that open a file by its name."""
+    open_regular(path).close()
+
+
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError` for anything else, however deeply it is nested."""
+    """The value of a JSON text, nested at most `MAX_DEPTH` deep. Raises `ValueError` for anything else."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [child for among in children for child in among if isinstance(child, dict | list)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters of it; else the name of the error."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def cache_dir() -> Path:
@@ -242,6 +269,20 @@ def _lock(descriptor: int, timeout: float | None) -> bool:
                 return False
             time.sleep(POLL)
     return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterator[Callable[[], None]]:
+    """Lock a file, which is created, against other processes while the block runs; the end of the process releases it.
+
+    Waits as `lock` does, then raises `BlockingIOError` with the message `error` if another process still has the lock.
+    Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
+    """
+    _make_folder(path.parent)
+    with path.open("ab") as file:
+        if not lock(file, timeout):
+            raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")
+        yield partial(check_in_place, file, path)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -1,17 +1,21 @@
 """Weight files of other programs: pickled, of several dtypes, in variants and in several files."""
 
 import json
+import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.hostile.corpus import compressed, pickled
 from tests.models_on_disk import randomise
 from tests.oracle.tiny import UNET
 
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.network import Stored, save
-from kandinsky22.checkpoints.weight_files import find_weights
+from kandinsky22.checkpoints.weight_files import find_weights, tensor_shapes
 from kandinsky22.models.unet import UNet, UNetConfig
 
 CPU = torch.device("cpu")
@@ -119,3 +123,76 @@ def test_a_missing_file_or_an_invalid_index_is_named(weights: Weights, tmp_path:
         index.write_text(text)
         with pytest.raises(CheckpointError, match="damaged or incomplete"):
             Stored(tmp_path, UNet, UNetConfig)
+
+
+def refusal(folder: Path) -> str:
+    """The message with which a network's folder is refused, when it is checked or loaded."""
+    with pytest.raises(CheckpointError) as refused:
+        loaded(folder)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_their_file(
+    weights: Weights, tmp_path: Path, suffix: str, value: float
+) -> None:
+    name = [*weights][3]
+    weights[name] = weights[name].half()
+    weights[name].view(-1)[-1] = value
+    path = tmp_path / f"diffusion_pytorch_model.{suffix}"
+    torch.save(weights, path) if suffix == "bin" else save_file(weights, path)
+    assert f"{path} cannot be read ({name} has numbers that are not finite)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_integer_weights_are_refused(weights: Weights, tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    path = tmp_path / f"diffusion_pytorch_model.{suffix}"
+    integers = {name: value.to(dtype) for name, value in weights.items()}
+    torch.save(integers, path) if suffix == "bin" else save_file(integers, path)
+    assert "weights are floating-point numbers" in refusal(tmp_path) and str(path) in refusal(tmp_path)
+
+
+def test_a_pickle_that_declares_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    for content, reason in (
+        (pickled(torch.zeros(1).expand(1 << 31)), "its tensors have more bytes than the file"),
+        (compressed(pickled(torch.zeros(1 << 16))), "it is compressed"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"model.bin is damaged or incomplete .{reason}"):
+            tensor_shapes(path)
+
+
+def test_any_damage_to_a_pickle_is_a_refusal(tmp_path: Path) -> None:
+    """Or changes numbers alone."""
+    path, rng = tmp_path / "model.bin", random.Random(0)
+    for zipped in (True, False):
+        torch.save({"a": torch.ones(3, 4), "b": torch.ones(5)}, path, _use_new_zipfile_serialization=zipped)
+        original = path.read_bytes()
+        for _ in range(300):
+            content = bytearray(original)
+            for _ in range(rng.choice((1, 1, 2, 8))):
+                content[rng.randrange(min(len(content), 900))] = rng.randrange(256)
+            path.write_bytes(content)
+            try:
+                tensor_shapes(path)
+            except CheckpointError as error:
+                assert str(path) in str(error) and len(str(error).splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("name", ["model.bin", "model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_in_the_place_of_weights_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="is a pipe or a device"):
+        tensor_shapes(tmp_path / name)
+    with pytest.raises(CheckpointError, match="has no weights"):
+        find_weights(tmp_path)
+
+
+def test_the_message_about_other_tensors_is_short(weights: Weights, tmp_path: Path) -> None:
+    save_file({f"tensor.{k}": torch.zeros(1) for k in range(5000)}, tmp_path / FILE)
+    message = refusal(tmp_path)
+    assert len(message) < 1000 and "missing" in message and " more" in message

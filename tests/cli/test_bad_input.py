@@ -96,7 +96,10 @@ def make_infinite(path: Path) -> None:
         (lambda path: (path.parent / "config.json").unlink(), "config.json is missing"),
         (lambda path: (path.parent / "config.json").write_text("{"), "cannot be read"),
         (lambda path: shutil.rmtree(path.parents[1]), "it lacks the folder decoder/"),
-        (make_infinite, "the decoder's result is not finite in float32, so nothing was saved"),
+        (
+            make_infinite,
+            "diffusion_pytorch_model.safetensors cannot be read (conv_out.bias has numbers that are not finite)",
+        ),
     ],
     ids=["missing", "truncated", "stub", "empty", "no config", "broken config", "no decoder", "not finite"],
 )

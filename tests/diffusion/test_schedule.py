@@ -38,7 +38,10 @@ def test_from_config_reads_the_published_values() -> None:
             {**DECODER_CONFIG, "clip_sample_range": None},
             "clip_sample_range must be a positive number where clip_sample",
         ),
-        ({**DECODER_CONFIG, "num_train_timesteps": 0}, "num_train_timesteps must be a whole number from 1, got 0"),
+        (
+            {**DECODER_CONFIG, "num_train_timesteps": 0},
+            "num_train_timesteps must be a whole number from 1 to 100000, got 0",
+        ),
         ({**DECODER_CONFIG, "steps_offset": 1.5}, "steps_offset must be a whole number in .0, 1000., got 1.5"),
         ({**DECODER_CONFIG, "beta_end": "0.012"}, "beta_end must be a number in .0, 1., got '0.012'"),
         ({**PRIOR_CONFIG, "beta_schedule": "linear"}, "beta_start must be a number in .0, 1., got None"),

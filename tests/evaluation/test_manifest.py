@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from kandinsky22 import img2img, interpolate, text2img
+from kandinsky22.backends.fake import DEFAULTS
+from kandinsky22.backends.run_folder import Shard, seed_of
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, check_folder, items, seed_of, with_item
-from tests.backends.fakes import DEFAULTS, MADE_BY
+from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, check_folder, items, with_item
+from tests.backends.fakes import MADE_BY
 
 CAPTIONS = Captions((*(Captioned(f"{k:02}", f"ring {k}") for k in range(22)), Captioned("x", "a\u2028star", 7)), "abc")
 TEMPLATE = text2img("", seed=0).resolved(DEFAULTS)
@@ -65,7 +67,7 @@ def test_an_existing_run_is_opened_with_what_was_written(tmp_path: Path) -> None
     assert first == {"id": "00", "caption": "ring 0", "seed": seed_of(0, "00")}
     settings = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
     assert settings["captions"] == {"sha256": "abc", "count": 23}
-    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 3
+    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 2
     request = run.work_unit(run.items[:1]).requests["00"]
     assert request == replace(TEMPLATE, condition=replace(TEMPLATE.condition, prompt="ring 0"), seed=seed_of(0, "00"))  # type: ignore[arg-type, type-var]
     assert with_item(run.template, run.items[0]) == request
@@ -87,8 +89,8 @@ def test_a_manifest_without_run_json_is_written_again(tmp_path: Path) -> None:
         ({"seed": 1}, "seed 0, and now it is 1"),
         ({"batch": 8}, "batch 4, and now it is 8"),
         ({"request": {"width": 128}}, "request.width 64, and now it is 128"),
-        ({"request": {"decoder": replace(TEMPLATE.decoder, steps=9)}}, "request.decoder.steps 3, and now it is 9"),
-        ({"request": {"prior": replace(TEMPLATE.prior, sampler="ddim")}}, 'request.prior.sampler "unclip"'),
+        ({"request": {"decoder": replace(TEMPLATE.decoder, steps=9)}}, "request.decoder.steps 2, and now it is 9"),
+        ({"request": {"prior": replace(TEMPLATE.prior, sampler="ddim")}}, 'request.prior.sampler "ddpm"'),
         ({"request": {"negative": TEMPLATE.condition}}, 'request.negative nothing, and now it is {"prompt": ""}'),
         ({"made_by": {**MADE_BY, "weights": {"unet": "def"}}}, 'weights.unet "abc", and now it is "def"'),
         ({"made_by": {**MADE_BY, "dtype": "float16"}}, 'dtype "float32", and now it is "float16"'),
@@ -168,3 +170,33 @@ def test_a_template_passes_its_picture_on_to_every_item(tmp_path: Path) -> None:
     run = Run.create_or_open(tmp_path, CAPTIONS, request, MADE_BY, batch=1)
     assert all(picture.image for picture in run.work_unit(run.items[:1]).requests["00"].pictures.values())
     assert Run.open(tmp_path) == run  # by the picture's hash
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "../../x", "caption": "a", "seed": 1}',
+        '{"id": "", "caption": "a", "seed": 1}',
+        '{"id": 3, "caption": "a", "seed": 1}',
+        '{"id": "a", "caption": null, "seed": 1}',
+        '{"id": "a", "caption": "a", "seed": "1"}',
+        '{"id": "a", "caption": "a", "seed": true}',
+        "[]",
+        "[" * 100_000,
+    ],
+    ids=range(8),
+)
+def test_a_manifest_of_other_values_is_refused(tmp_path: Path, line: str) -> None:
+    create_or_open(tmp_path)
+    (tmp_path / MANIFEST).write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"manifest\.jsonl cannot be read"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [0, -1, "4", 1.5, None, True, 10**12])
+def test_settings_without_a_batch_are_refused(tmp_path: Path, batch: object) -> None:
+    create_or_open(tmp_path)
+    settings = json.loads((tmp_path / RUN).read_text())
+    (tmp_path / RUN).write_text(json.dumps({**settings, "batch": batch}))
+    with pytest.raises(ValueError, match=r"run\.json states no batch"):
+        Run.open(tmp_path)

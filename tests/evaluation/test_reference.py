@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.reference import (
+    METADATA_KEY,
     Source,
     Statistics,
     find_pictures,
@@ -27,6 +29,7 @@ from kandinsky22.evaluation.reference import (
     source_of,
 )
 from kandinsky22.moments import Gaussian, Moments
+from tests.hostile.corpus import array_header, npz
 
 torch.set_num_threads(1)
 DIM = 6
@@ -331,3 +334,36 @@ def test_measure_reads_pictures_of_every_mode(mode: str, tmp_path: Path) -> None
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     picture.save(path, **({"transparency": bytes([0, 128] * 8)} if mode == "P" else {}))
     assert measure(find_pictures(tmp_path), HalfMeans()).rows.shape == (1, DIM)
+
+
+def test_an_npz_that_declares_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    """Before memory is allocated for its arrays."""
+    path = tmp_path / "reference.npz"
+    row = array_header((1,)) + bytes(8)
+    for sigma in (
+        array_header((10**6, 10**6)),
+        array_header((10**4, 10**4)) + bytes(8 * 10**6),
+        array_header((2, 2), "|O") + bytes(32),
+        array_header((2, 2), "<i8") + bytes(32),
+        array_header((-1, 2)) + bytes(32),
+        b"",
+    ):
+        path.write_bytes(npz(mu=row, sigma=sigma))
+        with pytest.raises(ValueError, match=r"reference\.npz holds no statistics that can be read"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"names": [1, 2]}, {"names": 3}, {"weight": "x"}, {"weight": -1.0}, {"sizes": [1]}, {"by": {}}, {"by": [1, 2, 3]}],
+    ids=str,
+)
+def test_statistics_with_metadata_of_other_types_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    features = torch.randn(2, DIM, generator=torch.Generator().manual_seed(0))
+    save(tmp_path / "a.safetensors", Statistics.of(Source("a", "b", "c"), ["x", "y"], features, [(8, 8)]))
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    tensors = load_file(tmp_path / "a.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors", {METADATA_KEY: json.dumps({**metadata, **change})})
+    with pytest.raises(ValueError, match=r"a\.safetensors holds no statistics that can be read"):
+        load(tmp_path / "a.safetensors")

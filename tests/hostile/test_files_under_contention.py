@@ -26,6 +26,7 @@ from kandinsky22.imaging.images import Painting, read_recipe, save_film, save_pn
 from kandinsky22.request import Embedding, Request, Text
 from kandinsky22.training import run
 from kandinsky22.training.data import write_rows
+from kandinsky22.training.metrics import Metrics, StepMetrics
 from tests.hostile.paint_program import PICTURES, paint
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "a.json": lambda path: write_json(path, {"a": "b" * 2000}),
     "statistics.safetensors": lambda path: reference.save(path, statistics()),
     "a.npy": lambda path: write_rows(path, (3, 1000), np.ones((3, 1000), np.uint8)),
-    "metrics.jsonl": lambda path: run.write_metrics(path.parent, *({"step": k} for k in range(500))),
+    "metrics.jsonl": lambda path: run.write_metrics(
+        path.parent, *(Metrics(step=k, steps=500, measured=StepMetrics(0.5)) for k in range(500))
+    ),
     "report.html": lambda path: report.write(
         path.parent, report.Report(title="a", summary="", values={}, protocol={"a": "b" * 2000})
     ),

@@ -2,13 +2,15 @@
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kandinsky22.request import Embedding
-from kandinsky22.request.embedding import mix, slerp
+from kandinsky22.request.embedding import KEY, mix, slerp
 
 RNG = np.random.default_rng(3)
 
@@ -86,3 +88,51 @@ def test_embeddings_refuse_other_encoders_and_malformed_values() -> None:
         Embedding.of([1.0, math.nan], "clip")
     with pytest.raises(ValueError, match="one vector"):
         Embedding.of(np.zeros((2, 3)), "clip")
+
+
+def write_tensor(path: Path, dtype: str, data: bytes, **metadata: str) -> Path:
+    """A file of one tensor of a row."""
+    shape = [1, len(data) * 8 // int(dtype[-2:])]
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": metadata, KEY: tensor}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+def test_embeddings_of_every_floating_point_dtype_are_read_exactly(tmp_path: Path) -> None:
+    values = np.array([1.5, -2.0, 0.0, 2.0**-20], "<f4")  # exact in all
+    upper_halves = (values.view("<u4") >> 16).astype("<u2")
+    for dtype, data in (
+        ("F64", values.astype("<f8")),
+        ("F32", values),
+        ("F16", values.astype("<f2")),
+        ("BF16", upper_halves),
+    ):
+        path = write_tensor(tmp_path / dtype, dtype, data.tobytes(), encoder="clip")
+        assert Embedding.load(path) == Embedding.of(values, "clip")
+
+
+def test_a_file_with_other_numbers_or_foreign_metadata_is_refused(tmp_path: Path) -> None:
+    one, huge = np.ones(4, "<f4").tobytes(), np.full(2, 1e300).tobytes()
+    nan = np.array([0x7FC0], "<u2").tobytes()
+    for k, (dtype, data, metadata) in enumerate(
+        (
+            ("I32", one, {"encoder": "clip"}),
+            ("F64", huge, {"encoder": "clip"}),
+            ("BF16", nan, {"encoder": "clip"}),
+            ("F32", one, {}),
+            *(("F32", one, {"encoder": "clip", "made_by": text}) for text in ("[]", "3", "null", "{", "[" * 10**5)),
+        )
+    ):
+        path = write_tensor(tmp_path / str(k), dtype, data, **metadata)
+        with pytest.raises(ValueError, match=f"{path} is not an embedding saved by kandinsky22") as refused:
+            Embedding.load(path)
+        assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_pipe_or_a_device_is_not_read_as_an_embedding(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="is a pipe or a device"):
+            Embedding.load(path)

@@ -151,7 +151,7 @@ def train_to_end(training: Training) -> dict[str, Any]:
     process."""
     for group in training.optimizer.param_groups:
         group["eps"] = EPSILON
-    lines = list(training)
+    lines = [metrics.to_json() for metrics in training]
     moments = [state["exp_avg"] for state in training.optimizer.state.values()]
     state = {
         "parameters": training.parameters,

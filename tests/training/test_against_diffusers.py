@@ -85,7 +85,7 @@ def diffusers_losses(
 
 
 def our_losses(network: torch.nn.Module, objective: Objective, recipe: Recipe) -> list[float]:
-    return [line["loss"] for line in Training(network, objective, recipe, STEPS)]
+    return [metrics.loss for metrics in Training(network, objective, recipe, STEPS)]
 
 
 def assert_same_losses(ours: list[float], theirs: list[float]) -> None:

@@ -1,6 +1,5 @@
 """docs/training.md: its commands run, it lists all options, and its tables are those of the recipes and plans."""
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -14,7 +13,8 @@ from kandinsky22.training import cli, options
 from kandinsky22.training.network_plans import GPU, plan_of
 from kandinsky22.training.photos import Filter, shapes
 from kandinsky22.training.plan_table import GIB, expected_rate
-from kandinsky22.training.recipes import NETWORKS, PUBLISHED, STAGES, UNETS, Stage
+from kandinsky22.training.recipes import PUBLISHED, STAGES, Stage
+from kandinsky22.training.registry import NETWORK_TRAINING
 from kandinsky22.training.run import read_metrics
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -47,21 +47,20 @@ def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch
         with Image.open(folder / network / "sheet.png") as sheet:
             assert sheet.height >= 128
     assert len([*Path("out").glob("three-purple-stars*.png")]) >= 1
-    layout = TEXT[TEXT.index("## Where everything lies") : TEXT.index("## Going on after a stop")]
+    layout = TEXT[TEXT.index("## Files of a run") : TEXT.index("## Resume")]
     written = {path.name for path in folder.iterdir()} | {path.name for path in (folder / "decoder").iterdir()}
     for name in written:
         assert re.sub(r"-\w+-photos-.*", "-", name) in layout, name
 
 
 def test_document_names_every_option_and_no_other() -> None:
-    actions = options.parser().actions
-    known = {option for action in actions for option in action.option_strings if option.startswith("--")}
+    known = {*OPTION.findall(options.parser().format_help())}
     prose = FENCED.sub("", TEXT)
     commands = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
     arguments = [line[line.index(" train ") :] for line in commands]
     named = {option for text in (prose, *arguments) for option in OPTION.findall(text)}
-    others = {"--model", "--prior", "--logdir"}  # of text-to-image, and of TensorBoard
-    assert named - others == known - {"--help"}
+    others = {"--help", "--model", "--prior", "--logdir"}  # of text-to-image, and of TensorBoard
+    assert named - others == known - others
 
 
 def test_table_of_options_has_the_defaults_of_the_parser() -> None:
@@ -71,11 +70,11 @@ def test_table_of_options_has_the_defaults_of_the_parser() -> None:
         if row.startswith("| `--")
         for option in OPTION.findall(row.split("|")[1])
     }
-    for action in options.parser().actions:
-        default = action.default
-        if default not in (None, argparse.SUPPRESS, False):
-            option = action.option_strings[0]
-            assert rows[option].split()[0] == str(default), option
+    defaults = vars(options.parser().parse_args(["decoder"]))
+    assert defaults.pop("network") == "decoder"
+    for name, default in defaults.items():
+        if default is not False:
+            assert rows[f"--{name}"].split()[0] == str(default), name
 
 
 def test_table_of_options_has_the_networks_of_each_option() -> None:
@@ -87,20 +86,20 @@ def test_table_of_options_has_the_networks_of_each_option() -> None:
     }
     for option, networks in cells.items():
         name = option[2:].removeprefix("no-").replace("-", "_")
-        assert networks == set(options.APPLIES_TO.get(name, NETWORKS)), option
+        assert networks == set(options.APPLIES_TO.get(name, NETWORK_TRAINING)), option
 
 
 def networks_in(cell: str) -> set[str]:
     """The networks that a cell of the table names."""
     named = {*re.findall(r"`([a-z][a-z-]*)`", cell), *(("prior",) if "prior," in cell else ())}
-    named |= {*UNETS} if "painters" in cell else set()
-    return {*NETWORKS} - named if "all" in cell else named or {*NETWORKS}
+    named |= {*options.APPLIES_TO["predict"]} if "decoders" in cell else set()
+    return {*NETWORK_TRAINING} - named if "all" in cell else named or {*NETWORK_TRAINING}
 
 
 def test_table_of_recipes_is_that_of_the_stages() -> None:
     table = TABLE.search(TEXT)
     assert table and table[1] == table_of_stages()
-    assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORKS))
+    assert all(f"`{name}`" in TEXT for name in (*options.RECIPES, *NETWORK_TRAINING))
 
 
 @pytest.mark.slow  # counts the operations of the full-size networks
@@ -115,12 +114,12 @@ def table_of_plans() -> str:
         "network",
         "rows a step",
         "memory in a step",
-        "while a sheet is drawn",
+        "while a sample grid is drawn",
         "before the first step",
         "operations of a step",
-        "of a sheet",
+        "of a sample grid",
         "100,000 steps, assumed",
-        "their 400 sheets, assumed",
+        "their 400 sample grids, assumed",
         "a million pictures before them, assumed",
     ]
     rows, rate, single, processes = (

@@ -104,20 +104,22 @@ def test_fit_finds_a_known_map(text_model: tuple[CLIPText, Tokenizer]) -> None:
         embeds = (encoded_captions(text_model, count, first) @ weight.T + bias).float()
         return CaptionedEmbeds(embeds, lambda indices, rng: captions(indices + first, rng))
 
-    prior, line = fit(*text_model, [pictures(80, 0), pictures(13, 200)], pictures(20, 500), ridge=0.0, batch=32)
+    prior, metrics = fit(*text_model, [pictures(80, 0), pictures(13, 200)], pictures(20, 500), ridge=0.0, batch=32)
     assert torch.allclose(prior.weight.double(), weight, atol=1e-4)
     assert torch.allclose(prior.bias.double(), bias, atol=1e-4)
+    line = metrics.values
     assert line["loss"] < 1e-9 and line["validation"] < 1e-9 and line["cosine"] == pytest.approx(1, abs=1e-6)
     assert not any(parameter.requires_grad for parameter in prior.parameters())
 
 
 def test_the_batch_size_does_not_change_the_fit(text_model: tuple[CLIPText, Tokenizer]) -> None:
     pictures = CaptionedEmbeds(draw(50, D).float(), captions)
-    first, line = fit(*text_model, [pictures], pictures)
+    first, metrics = fit(*text_model, [pictures], pictures)
     second, same = fit(*text_model, [pictures], pictures, batch=7)
     assert torch.allclose(first.weight, second.weight, atol=1e-5)
-    assert line == pytest.approx(same, rel=1e-5)
-    assert line["loss"] == pytest.approx(line["validation"], rel=1e-5)  # of the same rows, the first from moments
+    assert metrics.values == pytest.approx(same.values, rel=1e-5)
+    # of the same rows, the first from moments
+    assert metrics.loss == pytest.approx(metrics.values["validation"], rel=1e-5)
 
 
 def test_a_set_is_weighted_by_its_share_and_not_by_its_rows(text_model: tuple[CLIPText, Tokenizer]) -> None:
@@ -150,11 +152,11 @@ def test_validation_metrics_are_those_of_held_out_pictures(text_model: tuple[CLI
         CaptionedEmbeds(draw(40, D).float(), captions),
         CaptionedEmbeds(draw(9, D, seed=1).float(), captions),
     )
-    prior, line = fit(*text_model, [pictures], held_out)
+    prior, metrics = fit(*text_model, [pictures], held_out)
     predicted = prior(encoded_captions(text_model, 9).float())
-    assert line["validation"] == pytest.approx(float((predicted - held_out.embeds).square().mean()), rel=1e-5)
+    assert metrics.values["validation"] == pytest.approx(float((predicted - held_out.embeds).square().mean()), rel=1e-5)
     dots = (predicted * held_out.embeds).sum(1) / (predicted.norm(dim=1) * held_out.embeds.norm(dim=1))
-    assert line["cosine"] == pytest.approx(float(dots.mean()), abs=1e-5)
+    assert metrics.values["cosine"] == pytest.approx(float(dots.mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-2])
@@ -163,11 +165,11 @@ def test_fits_of_fewer_rows_than_parameters_are_finite(
     text_model: tuple[CLIPText, Tokenizer], count: int, ridge: float
 ) -> None:
     pictures = CaptionedEmbeds(draw(count, D).float(), captions)
-    prior, line = fit(*text_model, [pictures], pictures, ridge=ridge)
-    assert all(map(math.isfinite, line.values()))
+    prior, metrics = fit(*text_model, [pictures], pictures, ridge=ridge)
+    assert all(map(math.isfinite, metrics.values.values()))
     assert prior.weight.isfinite().all() and prior.weight.abs().max() < 100
     if not ridge:
-        assert line["validation"] < 1e-8  # so few rows can be fitted exactly
+        assert metrics.values["validation"] < 1e-8  # so few rows can be fitted exactly
 
 
 def test_equal_captions_give_the_mean_embedding(text_model: tuple[CLIPText, Tokenizer]) -> None:

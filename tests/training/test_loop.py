@@ -15,6 +15,7 @@ from torch import Tensor
 from kandinsky22.training import checkpoints
 from kandinsky22.training.copy_base import copy_missing
 from kandinsky22.training.loop import Batch, Objective, Recipe, Training
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.run import BEST, METRICS, read_metrics, resume, run
 from kandinsky22.training.throughput import seconds_per_step
 from tests.training.known import RECIPE, line_fit
@@ -25,7 +26,7 @@ MEASURED = ("step", "of", "loss", "seen", "grad_norm", "loss_t0", "loss_t3")
 def test_training_fits_a_known_linear_function() -> None:
     training = Training(*line_fit(), RECIPE, steps=300)
     measured = list(training)
-    assert [line["step"] for line in measured] == list(range(1, 301))
+    assert [metrics.step for metrics in measured] == list(range(1, 301))
     weights = training.ema_state_dict()
     assert torch.allclose(weights["weight"], torch.tensor([[2.0, -3.0]]), atol=1e-2)
     assert torch.allclose(weights["bias"], torch.tensor([1.0]), atol=1e-2)
@@ -47,14 +48,14 @@ def test_the_loss_is_also_reported_for_each_quarter_of_the_timesteps() -> None:
     training = Training(*line_fit(), RECIPE, steps=1)
     batch = training.objective.draw(0)
     losses = training.objective.loss(batch)[0].detach()
-    line = training.advance()
-    assert line["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
+    measured = training.advance().measured
+    assert measured.loss == pytest.approx(float(losses.mean()), rel=1e-6)
     for number in range(4):
         within = (batch["t"] // 25) == number
         if within.any():
-            assert line[f"loss_t{number}"] == pytest.approx(float(losses[within].mean()), rel=1e-6)
+            assert measured.quarters[number] == pytest.approx(float(losses[within].mean()), rel=1e-6)
         else:
-            assert f"loss_t{number}" not in line
+            assert number not in measured.quarters
 
 
 def test_a_metric_whose_name_looks_like_a_timestep_loss_is_a_mean_over_all_rows() -> None:
@@ -65,7 +66,7 @@ def test_a_metric_whose_name_looks_like_a_timestep_loss_is_a_mean_over_all_rows(
         return losses, {"loss_t": torch.full_like(losses, 3.0), "x_text": torch.full_like(losses, 4.0)}
 
     line = Training(network, replace(objective, loss=loss), RECIPE, steps=1).advance()
-    assert line["loss_t"] == 3.0 and line["x_text"] == 4.0
+    assert line.measured.means == {"loss_t": 3.0, "x_text": 4.0} and line.values["loss_t"] == 3.0
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
@@ -75,7 +76,8 @@ def test_accumulated_parts_train_like_one_batch(parts: int) -> None:
         Training(*line_fit(), RECIPE, 20),
         Training(*line_fit(), replace(RECIPE, accumulate=parts), 20),
     )
-    for one, other in zip(one_part, accumulated, strict=True):
+    for left, right in zip(one_part, accumulated, strict=True):
+        one, other = left.to_json(), right.to_json()
         assert all(one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6) for name in MEASURED if name in one)
     assert torch.allclose(one_part.ema_state_dict()["weight"], accumulated.ema_state_dict()["weight"], atol=1e-5)
 
@@ -105,7 +107,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients() -> None:
 
         recipe = replace(RECIPE, batch=2, checkpointing=checkpointing)
         training = Training(unet, Objective(lambda step, rows=rows: rows, loss), recipe, steps=1)
-        losses.append(training.compute_gradients(0).means["loss"])
+        losses.append(training.compute_gradients(0).loss)
         gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
     assert losses[0] == losses[1] and len(gradients[0]) > 50
     assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
@@ -120,7 +122,7 @@ def test_matrix_products_are_bfloat16_while_weights_and_averages_stay_float32(mo
         network, objective = line_fit()
         network.register_forward_hook(lambda module, inputs, result: dtypes.append(result.dtype))
         training = Training(network, objective, replace(RECIPE, bfloat16=bfloat16), steps=20)
-        losses[bfloat16] = [line["loss"] for line in training]
+        losses[bfloat16] = [metrics.loss for metrics in training]
         state = [
             *network.parameters(),
             *training.ema.values(),
@@ -139,11 +141,11 @@ def assert_same_metrics(left: list[dict[str, float]], right: list[dict[str, floa
 
 def test_a_resumed_run_reaches_the_same_metrics_and_weights(tmp_path: Path) -> None:
     training = Training(*line_fit(), RECIPE, steps=10)
-    uninterrupted = list(run(training, tmp_path / "a", every=4))
+    uninterrupted = [metrics.to_json() for metrics in run(training, tmp_path / "a", every=4)]
 
     first = Training(*line_fit(), RECIPE, steps=10)
-    for line in run(first, tmp_path / "b", every=4):
-        if line["step"] == 6:  # two steps past the last checkpoint
+    for metrics in run(first, tmp_path / "b", every=4):
+        if metrics.step == 6:  # two steps past the last checkpoint
             break
     second = Training(*line_fit(), RECIPE, steps=999)
     assert resume(second, tmp_path / "b")
@@ -173,9 +175,9 @@ def test_the_weights_with_the_lowest_validation_are_saved(tmp_path: Path) -> Non
 
     validation, averages = iter([3.0, 1.0, 2.0]), []
 
-    def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+    def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
         averages.append({name: value.clone() for name, value in weights.items()})
-        return Image.new("RGB", (2, 2)), {"validation": next(validation)}
+        return Image.new("RGB", (2, 2)), Validation(next(validation))
 
     list(run(Training(*line_fit(), RECIPE, steps=6), tmp_path, sample_grid=sample_grid, every=2))
     assert torch.equal(load_file(tmp_path / BEST)["weight"], averages[1]["weight"])

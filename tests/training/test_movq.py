@@ -382,12 +382,12 @@ def test_the_sample_grid_measures_reconstructions(data: Compositions) -> None:
             z = network.movq.encode(truth)
             decoded = network.movq.decode(network.movq.quantize(z)[0] if terms.quantised else z)
         assert picture.size == (8 * 64, 2 * 64)
-        assert measured["validation"] == pytest.approx(float(movq.reconstruction_loss(decoded, truth).mean()), rel=1e-4)
-        assert measured["psnr"] == pytest.approx(float(movq.psnr(decoded, truth).mean()), rel=1e-4)
-        assert ("perplexity" in measured) == ("codes_used" in measured) == reports
+        assert measured.loss == pytest.approx(float(movq.reconstruction_loss(decoded, truth).mean()), rel=1e-4)
+        assert measured.further["psnr"] == pytest.approx(float(movq.psnr(decoded, truth).mean()), rel=1e-4)
+        assert ("perplexity" in measured.further) == ("codes_used" in measured.further) == reports
     network = autoencoder(Terms())  # continuous latents, with a fitted codebook
     movq.fit_codebook(network.movq.quantize.embedding, network.movq.encode(truth).detach())
-    assert 1 < movq.sample_grid(network, data, 9)(network.state_dict())[1]["perplexity"] <= 16
+    assert 1 < movq.sample_grid(network, data, 9)(network.state_dict())[1].further["perplexity"] <= 16
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -395,14 +395,14 @@ def test_a_short_training_lowers_the_validation_loss(mode: str, data: Compositio
     terms = MODES[mode]
     network = autoencoder(terms)
     sample_grid = movq.sample_grid(network, Compositions(tmp_path, 4, 64, seed=1))
-    before = sample_grid(network.state_dict())[1]["validation"]
+    before = sample_grid(network.state_dict())[1].loss
     objective = movq.objective(network, [data], RECIPE, 32, lambda: 99, perceptual() if terms.perceptual else None)
     training = Training(network, objective, RECIPE, steps=8)
     lines = list(training)
     after = sample_grid(training.ema_state_dict())[1]
-    assert all(math.isfinite(value) for line in lines for value in line.values())
-    assert after["validation"] < 0.9 * before
-    assert {"adversarial", "discriminator"} <= lines[-1].keys() or not terms.adversarial
+    assert all(math.isfinite(value) for line in lines for value in line.values.values())
+    assert after.loss < 0.9 * before
+    assert {"adversarial", "discriminator"} <= lines[-1].measured.means.keys() or not terms.adversarial
 
 
 def test_accumulated_parts_have_the_gradient_of_the_batch(data: Compositions) -> None:

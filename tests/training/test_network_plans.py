@@ -8,9 +8,10 @@ import pytest
 from kandinsky22.training.cli import main
 from kandinsky22.training.network_plans import plan_of
 from kandinsky22.training.plan import Plan
-from kandinsky22.training.recipes import BOX, NETWORKS, PUBLISHED
+from kandinsky22.training.recipes import BOX, PUBLISHED
+from kandinsky22.training.registry import ITERATIVE
 
-PLANNED = [network for network in NETWORKS if network != "linear-prior"]
+PLANNED = [*ITERATIVE]
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kandinsky22.training import checkpoints
 from kandinsky22.training.loop import Objective, Training
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.plan import plan_run
 from kandinsky22.training.run import EVENTS, run
 from kandinsky22.training.sample_grid import image_grid
@@ -18,8 +19,8 @@ from kandinsky22.training.throughput import Throughput
 from tests.training.known import RECIPE, line_fit
 
 
-def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
-    return Image.new("RGB", (8, 6), "red"), {"validation": float(weights["bias"])}
+def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
+    return Image.new("RGB", (8, 6), "red"), Validation(float(weights["bias"]))
 
 
 def test_tensorboard_events_equal_the_metrics(tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ def test_tensorboard_events_equal_the_metrics(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / EVENTS))
     events.Reload()
     losses = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert losses == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert losses == [(line.step, pytest.approx(line.loss)) for line in lines]
     assert [event.step for event in events.Scalars("validation")] == [2, 4]
     image = events.Images("sheet")[-1]
     assert (image.step, image.width, image.height) == (4, 8, 6)
@@ -51,11 +52,11 @@ def test_counting_operations_does_not_change_the_weights(tmp_path: Path) -> None
     gradient."""
     training, other = (Training(*line_fit(), RECIPE, steps=4) for _ in range(2))
     throughput = Throughput(training)
-    line = {**throughput.advance(), **throughput.metrics()}
+    speed = throughput.advance().speed
     other.advance()
     assert torch.equal(training.network.weight, other.network.weight) and training.network.weight.grad is None
     assert throughput.operations == 2 * (2 * 2 * RECIPE.batch)
-    assert line["rows_per_second"] > 0 and 0 <= line["mfu"] < 1 and line["memory_gib"] > 0.05
+    assert speed is not None and speed.rows_per_second > 0 and 0 <= speed.mfu < 1 and speed.memory_gib > 0.05
 
 
 def test_counted_operations_equal_the_plans_with_and_without_checkpointing() -> None:

@@ -16,14 +16,16 @@ from kandinsky22.training import checkpoints, cli
 from kandinsky22.training.loop import Training
 from kandinsky22.training.run import resume, run
 from kandinsky22.training.settings import Settings, refuse_changes
+from tests.compositions.tiny_things import tiny_things
 from tests.training.known import RECIPE, line_fit
+from tests.training.test_mixture import write_things
 from tests.training.test_photos import write_folder
 
 
 def interrupt(folder: Path, settings: dict[str, object] | None = None) -> None:
     """A run with a checkpoint at step 4 of 8."""
     for line in run(Training(*line_fit(), RECIPE, 8, settings=settings), folder, every=4):
-        if line["step"] == 5:
+        if line.step == 5:
             break
 
 
@@ -89,7 +91,9 @@ def write_checkpoint(folder: Path, settings: Settings) -> None:
     """A checkpoint of a decoder's run, of which only the settings are needed."""
     checkpoint = folder / "decoder" / checkpoints.FOLDER / "00000004"
     checkpoint.mkdir(parents=True)
-    (checkpoint / checkpoints.STATE).write_text(json.dumps({"settings": settings}))
+    (checkpoint / checkpoints.STATE).write_text(
+        json.dumps({"step": 4, "steps": 8, "learnt_from": {}, "settings": settings})
+    )
 
 
 @pytest.fixture
@@ -124,12 +128,32 @@ def test_resume_accepts_equal_options_and_those_that_change_no_numbers(mixture_r
     cli.configure(["decoder", "--folder", "run", *options])
 
 
+@pytest.mark.parametrize(
+    "stored", [{"batch": "8"}, {"batch": True}, {"data": "a"}, {"data": [1]}, {"recipe": {}}, {"betas": [0.9]}], ids=str
+)
+def test_a_checkpoint_with_values_of_other_types_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: dict[str, object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "run", stored)
+    with pytest.raises(ValueError, match=f"the last checkpoint in run/decoder has {next(iter(stored))} "):
+        cli.configure(["decoder", "--folder", "run"])
+
+
+def test_a_checkpoint_sets_no_option_that_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "run", {"folder": "elsewhere", "processes": 9, "recipe": "box"})
+    args, _, _ = cli.configure(["decoder", "--folder", "run"])
+    assert args.folder == Path("run") and args.processes == 1
+
+
 def test_options_of_an_earlier_version_are_taken_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Earlier versions store `cond_dropout` as `untold`, and `from_scratch` as `anew`."""
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "run", {"untold": 0.2, "anew": True, "recipe": "box"})
+    write_things(tiny_things(), tmp_path / "run" / "things")
     args, recipe, _ = cli.configure(["decoder", "--folder", "run"])
     assert cli.is_from_scratch(args) and recipe.runs["decoder"].cond_dropout == 0.2
     with pytest.raises(ValueError, match=r"was started with --cond-dropout 0\.2, not with --cond-dropout 0\.1"):

@@ -184,3 +184,23 @@ def test_only_indexed_rows_are_read(tmp_path: Path) -> None:
     shards = Shards(tmp_path, "a", 2048)
     assert torch.equal(shards[torch.tensor([1, 700, 2047])], torch.ones(3, 16, 1024).half())
     assert resident() - before < 8 << 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 0},
+        {"rows": "24"},
+        {"shape": 3},
+        {"crc32": {}},
+        {"crc32": {"../secret.safetensors": 1}},
+        {"dtype": None},
+    ],
+    ids=str,
+)
+def test_an_index_of_other_values_is_refused_with_its_file(tmp_path: Path, change: dict[str, object]) -> None:
+    compute_squares(tmp_path)
+    path = tmp_path / INDEX
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=f"{INDEX} cannot be read"):
+        Shards(tmp_path, "a", COUNT)

@@ -14,11 +14,11 @@ from torch import Tensor
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, network_dtype
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
-from kandinsky22.checkpoints.network import save
+from kandinsky22.checkpoints.network import read_config, save
 from kandinsky22.checkpoints.other_libraries import adopt_image_processor, adopt_tokenizer
 from kandinsky22.checkpoints.part import KINDS, Part
 from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
-from kandinsky22.checkpoints.schedulers import Scheduler, scheduler_of
+from kandinsky22.checkpoints.schedulers import Scheduler, read_scheduler, scheduler_of
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.checkpoints.weight_names import is_variant
 from kandinsky22.checkpoints.zero_image import zero_image_embed
@@ -393,5 +393,5 @@ def _read(folder: Path, kind: str, variant: str | None) -> Any:
     if kind == "tokenizer":
         return load_tokenizer(folder)
     if kind == "scheduler":
-        return scheduler_of(read_json(folder / SCHEDULER_FILE))
-    return CLIPImageProcessor.from_dict(read_json(folder / PROCESSOR_FILE))
+        return scheduler_of(read_scheduler(folder))
+    return read_config(folder / PROCESSOR_FILE, CLIPImageProcessor)

@@ -1,11 +1,14 @@
 """JSON files of a model's folders, and the error for a folder that cannot be loaded. Imports no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, open_regular, parse_json
+
+MAX_BYTES = 64 << 20  # of a file; the largest published one is a vocabulary of a megabyte
+NAMED = 3  # problems that an error lists
 
 
 class CheckpointError(ValueError):
@@ -15,7 +18,7 @@ class CheckpointError(ValueError):
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `CheckpointError`."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} complete?") from None
     except (OSError, ValueError) as error:
@@ -23,6 +26,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} does not contain a JSON object")
     return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file of at most `MAX_BYTES`, in UTF-8. Raises `ValueError` and `OSError`."""
+    with open_regular(path, MAX_BYTES) as file:
+        return file.read().decode("utf-8")
+
+
+def summary(problems: Sequence[str]) -> str:
+    """The first few problems, and how many more there are."""
+    more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    return "; ".join(problem[:200] for problem in problems[:NAMED]) + more
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

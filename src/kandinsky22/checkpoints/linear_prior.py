@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kandinsky22.checkpoints.json_files import CheckpointError, write_json
 from kandinsky22.checkpoints.network import Stored
+from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.checkpoints.weight_files import WEIGHT_NAMES
 from kandinsky22.files import atomic_write
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
@@ -34,7 +34,7 @@ def stored_linear_prior(folder: Path, *towers: str) -> Stored[LinearPrior, Linea
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder} has no linear prior; fit one with: kandinsky22 train linear-prior")
     stored = Stored(folder, LinearPrior, LinearPriorConfig)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with open_tensors(folder / WEIGHTS) as file:
         fitted_to = (file.metadata() or {}).get(CLIP_KEY, "").split()
     if fitted_to[: len(towers)] != [*towers]:
         raise CheckpointError(

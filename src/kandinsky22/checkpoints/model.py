@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog, linear_prior
-from kandinsky22.checkpoints.json_files import CheckpointError, read_json
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.metadata import ModelMetadata, read_metadata
-from kandinsky22.checkpoints.network import NetworkSource, Stored
-from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
+from kandinsky22.checkpoints.network import NetworkSource, Stored, read_config
+from kandinsky22.checkpoints.schedulers import read_scheduler
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.verify import sha256
 from kandinsky22.checkpoints.weight_files import weight_files
@@ -24,7 +24,7 @@ from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.models.unet import UNet, UNetConfig
 
-SCHEDULER = Path("scheduler") / SCHEDULER_FILE
+SCHEDULER = "scheduler"
 TASK_OF = {
     catalog.DECODER: "painting from words, pictures and mixes",
     catalog.INPAINT: "inpainting",
@@ -115,7 +115,7 @@ class StoredPrior:
         self.prior = Stored(folder / "prior", PriorTransformer, PriorConfig)
         self.text_encoder = Stored(folder / "text_encoder", CLIPText, CLIPTextConfig)
         self.tokenizer = load_tokenizer(folder / "tokenizer")
-        self.scheduler = read_json(folder / SCHEDULER)
+        self.scheduler = read_scheduler(folder / SCHEDULER)
         prior, text = self.prior.config, self.text_encoder.config
         widths = {
             "the text encoder's hidden_size": text.hidden_size,
@@ -157,11 +157,16 @@ class StoredPrior:
 
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""
-        return CLIPImageProcessor.from_dict(read_json(self.folder / "image_processor" / "preprocessor_config.json"))
+        return read_config(self.folder / "image_processor" / "preprocessor_config.json", CLIPImageProcessor)
 
     def zero_image_embed(self) -> Tensor:
         """The embedding of the all-zero picture, float32 [1, D]: see `zero_image.py`."""
-        return zero_image_embed(self.folder)
+        embed = zero_image_embed(self.folder)
+        if embed.shape != (1, self.prior.config.embedding_dim):
+            raise CheckpointError(
+                f"the zero image's embedding in {self.folder} is {[*embed.shape]}, not of this prior; fetch it again"
+            )
+        return embed
 
     @property
     def space(self) -> str:
@@ -185,7 +190,7 @@ class StoredDecoder:
         self.folder = folder
         self.unet = Stored(folder / "unet", UNet, UNetConfig)
         self.movq = movq if movq and not (folder / "movq").is_dir() else Stored(folder / "movq", MoVQ, MoVQConfig)
-        self.scheduler = read_json(folder / SCHEDULER)
+        self.scheduler = read_scheduler(folder / SCHEDULER)
         latent_channels, in_channels = self.movq.config.latent_channels, self.unet.config.in_channels
         kinds = {latent_channels: catalog.DECODER, 2 * latent_channels + 1: catalog.INPAINT}
         is_hinted = self.unet.config.hinted and in_channels == 2 * latent_channels

@@ -7,6 +7,7 @@ by name and shape with the file's header before the first one is read. A folder 
 import copy
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json, summary, write_json
 from kandinsky22.checkpoints.weight_files import (
     IGNORED,
     WEIGHT_NAMES,
@@ -28,7 +29,7 @@ from kandinsky22.checkpoints.weight_files import (
     tensor_shapes,
     weight_files,
 )
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, first_line
 from kandinsky22.models.config import Config
 
 N = TypeVar("N", bound=nn.Module)
@@ -39,6 +40,7 @@ C_co = TypeVar("C_co", bound=Config, covariant=True)
 MAX_HASHED_BYTES = 64 << 20  # of larger files, the fingerprint reads the header and samples
 SAMPLES = 256
 DTYPE_KEY = "dtype"  # of a configuration: what transformers from version 5 loads the network in; it identifies nothing
+SPARE = 64  # tensors that a network may allocate beside those of its file
 INITIALISERS = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
 
@@ -73,8 +75,13 @@ class NetworkSource(Protocol[N_co, C_co]):
 class Uninitialised(TorchFunctionMode):
     """Within this mode tensors are not filled with random numbers.
 
-    On the meta device there is nothing to fill, and yet torch would spend over a second on imports for it.
+    On the meta device there is nothing to fill, and yet torch would spend over a second on imports for it. With a
+    `limit`, `ValueError` is raised once so many tensors were allocated.
     """
+
+    def __init__(self, limit: int | None = None) -> None:
+        super().__init__()
+        self.limit, self.allocated = limit, 0
 
     def __torch_function__(
         self,
@@ -85,32 +92,49 @@ class Uninitialised(TorchFunctionMode):
     ) -> Any:
         if function in INITIALISERS:
             return args[0] if args else (kwargs or {})["tensor"]
+        if function is torch.empty and self.limit is not None:
+            self.allocated += 1
+            if self.allocated > self.limit:
+                raise ValueError(f"this network has more tensors than its file, which has {self.limit}")
         return function(*args, **(kwargs or {}))
+
+
+def read_config(path: Path, kind: type[C]) -> C:
+    """The configuration in a file. Raises `CheckpointError`."""
+    values = read_json(path)
+    try:
+        return kind.from_dict(values)
+    except (ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
 
 
 class Stored(Generic[N, C]):
     """A network in a folder: checked, not yet read.
 
     variant: such as "fp16", the copy of the weights to prefer. Raises `CheckpointError` for a configuration that is not
-    this network's, and listing every tensor that is missing, extra or of another shape.
+    this network's, and naming the first tensors that are missing, extra or of another shape.
     """
 
     def __init__(self, folder: Path, network: Callable[[C], N], config: type[C], variant: str | None = None) -> None:
         self.folder = folder
-        try:
-            with torch.device("meta"), Uninitialised():
-                self.config = config.from_dict(read_json(folder / "config.json"))
-                self.outline: N = network(self.config)  # without its weights
-        except CheckpointError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+        self.config = read_config(folder / "config.json", config)
         self.path = find_weights(folder, variant)
+        shapes = tensor_shapes(self.path)
+        if self.config.depth > len(shapes):
+            raise CheckpointError(
+                f"{folder / 'config.json'} describes {self.config.depth} layers, and {self.path.name} has "
+                f"{len(shapes)} tensors; the folder holds parts of two models"
+            )
+        try:
+            with torch.device("meta"), Uninitialised(limit=len(shapes) + SPARE):
+                self.outline: N = network(self.config)  # without its weights
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {first_line(error)}") from error
         expected = {name: tuple(value.shape) for name, value in self.outline.state_dict().items()}
-        _compare_shapes(self.path, expected, tensor_shapes(self.path))
+        _compare_shapes(self.path, expected, shapes)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> N:
-        """The network, for inference; read from the file at each call.
+        """The network, for inference; read from the file at each call. Raises `CheckpointError` for damaged weights.
 
         Beside the network itself, only some `MAPPED` bytes of the file are in memory at a time; numbers that keep their
         dtype, on a CPU, stay in the file until they are used.
@@ -119,9 +143,11 @@ class Stored(Generic[N, C]):
             network, weights = copy.deepcopy(self.outline), {}
             try:
                 for name, value in iter_tensors(self.path):
+                    if not _is_finite(value):
+                        raise ValueError(f"{name} has numbers that are not finite")
                     weights[name] = value.to(device, dtype)
             except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-                raise CheckpointError(f"{self.path} cannot be read ({error}); fetch it again") from error
+                raise CheckpointError(f"{self.path} cannot be read ({first_line(error)}); fetch it again") from error
             network.load_state_dict({name: weights[name] for name in network.state_dict()}, assign=True)
         return network.eval().requires_grad_(False)
 
@@ -179,4 +205,9 @@ def _compare_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], actual:
         if actual.get(name, shape) != shape
     ]
     if wrong:
-        raise CheckpointError(f"{path} does not contain this network's tensors: {'; '.join(wrong)}")
+        raise CheckpointError(f"{path} does not contain this network's tensors: {summary(wrong)}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all numbers are finite: their extremes are, which takes one pass and no memory."""
+    return not value.numel() or all(math.isfinite(extreme.item()) for extreme in value.aminmax())

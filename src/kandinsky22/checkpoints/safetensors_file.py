@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from kandinsky22.checkpoints.dtypes import BYTES, SAFETENSORS_NAMES, torch_dtype
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE
+from kandinsky22.files import first_line, parse_json, require_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".safetensors"
 CHUNK = 1 << 24
@@ -59,22 +63,40 @@ class TensorFile:
         return ".".join((*PurePosixPath(self.path).parent.parts, name))
 
 
+def open_tensors(path: Path, framework: str = "pt") -> Any:
+    """An open safetensors file, a context manager: `safe_open` for regular files alone.
+
+    Raises `OSError`, `SafetensorError` for a damaged file, and `ValueError` for what is no regular file.
+    """
+    require_regular(path)
+    return safe_open(path, framework)
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """All tensors of a small file, by name. Raises `OSError`, and `ValueError` for a damaged file."""
+    try:
+        with open_tensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except SafetensorError as error:
+        raise ValueError(first_line(error)) from error
+
+
 def read_header(path: Path) -> tuple[str, int]:
     """A file's header, as text, and where the tensors' bytes begin. Raises `CheckpointError`."""
     try:
-        with safe_open(path, framework="np"):  # the library checks names, shapes and offsets against the file's length
+        with open_tensors(path, "np"):  # the library checks names, shapes and offsets against the file's length
             pass
         with path.open("rb") as file:
             length: int = struct.unpack("<Q", file.read(8))[0]
             return file.read(length).decode(), 8 + length
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
+        raise CheckpointError(f"{path} is damaged or incomplete ({first_line(error)}); fetch it again") from error
 
 
 def entries(header: str) -> list[TensorEntry]:
     """The tensors of a header, in the order of their bytes. Raises `ValueError` where these are not contiguous."""
     try:
-        values = {name: value for name, value in json.loads(header).items() if name != METADATA}
+        values = {name: value for name, value in parse_json(header).items() if name != METADATA}
         listed = [
             TensorEntry(name, value["dtype"], tuple(value["shape"]), *value["data_offsets"])
             for name, value in values.items()
@@ -141,7 +163,7 @@ def open_file(path: Path, name: str) -> TensorFile:
             raise CheckpointError(f"{path}: {key} is {dtype}, which no network of Kandinsky 2.2 has")
         listed.append((key, SAFETENSORS_NAMES[dtype], tuple(value.shape), value.numel() * value.itemsize))
     listed.sort(key=lambda tensor: sort_key(tensor[1]))
-    return TensorFile(name, make_header(listed, {"format": "pt"}), lambda key: [_bytes_of(tensors[key])])
+    return TensorFile(name, make_header(listed, {"format": "pt"}), lambda key: [tensor_bytes(tensors[key])])
 
 
 def reader(path: Path, start: int, entries: Mapping[str, TensorEntry]) -> Read:
@@ -177,7 +199,7 @@ def in_dtype(file: TensorFile, dtype: str) -> TensorFile:
         entry = before[name]
         return file.read(name) if entry.dtype == dtype or entry.dtype not in FLOATS else [_convert(file, entry, dtype)]
 
-    return TensorFile(file.path, make_header(listed, json.loads(file.header).get(METADATA, {})), read)
+    return TensorFile(file.path, make_header(listed, parse_json(file.header).get(METADATA, {})), read)
 
 
 def _convert(file: TensorFile, entry: TensorEntry, dtype: str) -> bytes:
@@ -189,10 +211,10 @@ def _convert(file: TensorFile, entry: TensorEntry, dtype: str) -> bytes:
     after = before.to(torch_dtype(dtype))
     if not torch.equal(after.isfinite(), before.isfinite()):
         raise ValueError(f"{file.path}: {entry.name} has numbers that are too large for {dtype}; use --dtype bfloat16")
-    return _bytes_of(after)
+    return tensor_bytes(after)
 
 
-def _bytes_of(tensor: Any) -> bytes:
+def tensor_bytes(tensor: Any) -> bytes:
     """The bytes of a tensor, as safetensors stores them."""
     import torch
 

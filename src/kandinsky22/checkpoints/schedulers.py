@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from kandinsky22.checkpoints.json_files import read_json
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.diffusion import (
     PUBLISHED_DEFAULTS,
     SAMPLERS,
@@ -122,7 +122,7 @@ class Scheduler:
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str = "", **changes: Any) -> Self:
         """From a folder with a `scheduler_config.json`, with changes. Raises `CheckpointError`."""
-        return cls.from_config(read_json(Path(folder) / subfolder / FILE), **changes)
+        return cls.from_config(read_scheduler(Path(folder) / subfolder), **changes)
 
 
 class DDPMScheduler(Scheduler):
@@ -141,6 +141,16 @@ class UnCLIPScheduler(Scheduler):
     """The prior's published scheduler."""
 
     default_sampler = SAMPLER_OF["UnCLIPScheduler"]
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """The published configuration in a scheduler's folder. Raises `CheckpointError` for one that is not supported."""
+    config = read_json(folder / FILE)
+    try:
+        NoiseSchedule.from_config(config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / FILE}: {error}") from error
+    return config
 
 
 CLASSES = {kind.__name__: kind for kind in (DDPMScheduler, DDIMScheduler, UnCLIPScheduler)}

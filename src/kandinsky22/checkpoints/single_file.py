@@ -17,7 +17,7 @@ from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, SAFETENSORS_NAMES
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.checkpoints.safetensors_file import METADATA, SUFFIX, TensorEntry, TensorFile
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE, choose_weights
-from kandinsky22.files import atomic_folder, atomic_write, expand
+from kandinsky22.files import atomic_folder, atomic_write, expand, parse_json
 
 TEXTS = (".json", ".txt", ".md")
 MAX_TEXT_BYTES = 16 << 20
@@ -117,7 +117,7 @@ def read_folders(folders: Mapping[str, Path]) -> ModelFiles:
 def read_file(path: Path) -> ModelFiles:
     """The files in one file of a whole model. Raises `CheckpointError` where it is damaged, or no such file."""
     header, start = safetensors_file.read_header(path)
-    metadata: dict[str, str] = json.loads(header).get(METADATA, {})
+    metadata: dict[str, str] = parse_json(header).get(METADATA, {})
     if metadata.pop(FORMAT_KEY, "") != VERSION:
         raise CheckpointError(
             f"{path} is no whole model in one file; write one with `kandinsky22 convert FOLDER {path.name}`"
@@ -227,7 +227,9 @@ def _safetensors_name(path: str) -> str:
 
 def _safetensors_index(text: str) -> str:
     """An index of several files, with their names in safetensors; the same text if they have these names already."""
-    index = json.loads(text)
+    index = parse_json(text)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map", {}), dict):
+        return text
     renamed = {name: _safetensors_name(f"./{file}")[2:] for name, file in index.get("weight_map", {}).items()}
     return text if renamed == index.get("weight_map") else json.dumps({**index, "weight_map": renamed}, indent=2) + "\n"
 

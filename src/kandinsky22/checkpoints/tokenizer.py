@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
-from kandinsky22.files import atomic_write
+from kandinsky22.checkpoints.json_files import CheckpointError, read_json, read_text, write_json
+from kandinsky22.files import atomic_write, first_line
 from kandinsky22.models.tokenizer import END, START, Tokenizer
 
 BACKEND_FILE = "tokenizer.json"
@@ -24,19 +24,19 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     length = read_json(folder / "tokenizer_config.json").get("model_max_length", 77)
     if not isinstance(length, int) or length > MAX_LENGTH:
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'}: model_max_length must be a number of tokens, got {length}"
+            f"{folder / 'tokenizer_config.json'}: model_max_length must be a number of tokens, got {length!r:.100}"
         )
     try:
         if not is_published:
             return tokenizer_of(tables, length)
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        lines = read_text(folder / "merges.txt").splitlines()
         merges = [
             (left, right)
             for left, right in (line.split() for line in lines if line and not line.startswith("#version"))
         ]
         return Tokenizer(tables, merges, length)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} does not contain CLIP's tokenizer: {error}") from error
+        raise CheckpointError(f"{folder} does not contain CLIP's tokenizer: {first_line(error)}") from error
 
 
 def tokenizer_of(backend: Mapping[str, Any], max_length: int) -> Tokenizer:

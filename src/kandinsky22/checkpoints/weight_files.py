@@ -3,19 +3,21 @@
 The formats are safetensors and torch's pickled files, each as one file or as several with an index.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.dtypes import SAFETENSORS_NAMES
+from kandinsky22.checkpoints.json_files import CheckpointError, read_text
+from kandinsky22.checkpoints.safetensors_file import FLOATS, open_tensors
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE, choose_weights
+from kandinsky22.files import first_line, open_regular, parse_json
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 IGNORED = ".position_ids"  # a constant in old files of CLIP
@@ -40,7 +42,7 @@ def weight_files(path: Path) -> list[Path]:
     """The files with the tensors of what `find_weights` found. Raises `ValueError` and `OSError` for a bad index."""
     if path.suffix != ".json":
         return [path]
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = parse_json(read_text(path))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     if not names or not all(WEIGHT_FILE.fullmatch(name) for name in names):
@@ -51,20 +53,27 @@ def weight_files(path: Path) -> list[Path]:
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a file, or in the files of an index, without reading them.
 
-    Raises `CheckpointError` for a file that is truncated or no weight file.
+    Raises `CheckpointError` for a file that is truncated, no weight file, or has other than floating-point numbers.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     part = path
     try:
         for part in weight_files(path):
             if part.suffix == ".bin":
-                shapes |= {name: tuple(value.shape) for name, value in read_pickled(part).items()}
+                tensors = read_pickled(part)
+                shapes |= {name: tuple(value.shape) for name, value in tensors.items()}
+                dtypes |= {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
             else:
-                with safe_open(part, framework="pt") as file:
-                    names = file.keys()
-                    shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{part} is damaged or incomplete ({error}); fetch it again") from error
+                with open_tensors(part) as file:
+                    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                    shapes |= {name: tuple(values.get_shape()) for name, values in slices.items()}
+                    dtypes |= {name: values.get_dtype() for name, values in slices.items()}
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{part} is damaged or incomplete ({first_line(error)}); fetch it again") from error
+    for name, dtype in dtypes.items():
+        if SAFETENSORS_NAMES.get(dtype, dtype) not in FLOATS and not name.endswith(IGNORED):
+            raise CheckpointError(f"{path} has {dtype} numbers in {name:.200}, and weights are floating-point numbers")
     return {name: shape for name, shape in shapes.items() if not name.endswith(IGNORED)}
 
 
@@ -88,17 +97,32 @@ def iter_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 def read_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.bin` file by name, memory-mapped where it is a zip. Runs no code from the file.
 
-    Raises `ValueError` where it contains anything but tensors, and what torch raises for a damaged file.
+    Raises `ValueError` where it is damaged, contains anything but tensors, or has fewer bytes than its tensors.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         mapped = file.read(4) == b"PK\3\4"  # torch 1.5 and older wrote another format, which must be read at once
+    size = path.stat().st_size
     try:
+        if mapped:
+            with ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > size:
+                raise ValueError("it is compressed, as no weights are")
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError:
         raise ValueError("it contains more than tensors, which is not read from untrusted files") from None
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(first_line(error)) from None
+    if not isinstance(values, dict) or not all(
+        isinstance(name, str) and type(value) is Tensor and value.layout == torch.strided
+        for name, value in values.items()
+    ):
         raise ValueError("it does not contain names and tensors alone")
-    return values
+    if sum(value.numel() * value.itemsize for value in values.values()) > size:
+        raise ValueError("its tensors have more bytes than the file")
+    return dict(values)
 
 
 def _map_file(path: Path) -> dict[str, Callable[[], Tensor]]:
@@ -106,5 +130,5 @@ def _map_file(path: Path) -> dict[str, Callable[[], Tensor]]:
     if path.suffix == ".bin":
         values = read_pickled(path)
         return {name: partial(values.__getitem__, name) for name in values}
-    file = safe_open(path, framework="pt").__enter__()  # closed when its last tensor is freed
+    file = open_tensors(path).__enter__()  # closed when its last tensor is freed
     return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118  # no mapping

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, tensor_cache
 from kandinsky22.checkpoints.network import Stored
+from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.files import atomic_write, cache_dir
 from kandinsky22.models.clip import CLIPVision, CLIPVisionConfig
 
@@ -31,24 +32,21 @@ def zero_image_embed(prior: Path) -> Tensor:
     """
     encoder = prior / catalog.IMAGE_ENCODER
     published = catalog.published_encoder_id(prior)
-    if not encoder.is_dir():
-        for path, expected in ((prior / SHIPPED, None), (_cache_path(published), published)):
-            if (embed := _read(path, expected)) is not None:
-                return embed
+    if not encoder.is_dir() and (embed := _shipped_or_cached(prior, None, published)) is not None:
+        return embed
     stored = Stored(encoder, CLIPVision, CLIPVisionConfig)
     encoder_id = published or stored.fingerprint
-    for path in (prior / SHIPPED, _cache_path(encoder_id)):
-        if (embed := _read(path, encoder_id)) is not None:
-            return embed
+    if (embed := _shipped_or_cached(prior, encoder_id, encoder_id)) is not None:
+        return embed
     embed = compute(stored)
     with contextlib.suppress(OSError):  # without a cache it is computed again next time
-        write(_cache_path(encoder_id), embed, encoder_id)
+        tensor_cache.write(_cache_path(encoder_id), embed)
     return embed
 
 
 def is_cached(encoder_id: str) -> bool:
     """Whether the embedding by an encoder is in the user's cache."""
-    return _read(_cache_path(encoder_id), encoder_id) is not None
+    return tensor_cache.read(_cache_path(encoder_id)) is not None
 
 
 @torch.inference_mode()
@@ -68,7 +66,7 @@ def compute(stored: Stored[CLIPVision, CLIPVisionConfig]) -> Tensor:
 
 
 def write(path: Path, embed: Tensor, encoder_id: str) -> None:
-    """Write the embedding, with the fingerprint of its encoder."""
+    """Write the embedding into a model's folder, with the fingerprint of its encoder."""
     with atomic_write(path) as partial:
         save_file({TENSOR: embed.clone()}, partial, metadata={ENCODER_KEY: encoder_id})
 
@@ -77,12 +75,19 @@ def _cache_path(encoder_id: str | None) -> Path:
     return cache_dir() / "zero-image" / f"{encoder_id}.safetensors"
 
 
+def _shipped_or_cached(prior: Path, shipped_of: str | None, cached_of: str | None) -> Tensor | None:
+    """The embedding in a model's folder if it is of an encoder (None: of any), else that of an encoder in the cache."""
+    embed = _read(prior / SHIPPED, shipped_of)
+    return tensor_cache.read(_cache_path(cached_of)) if embed is None else embed
+
+
 def _read(path: Path, encoder_id: str | None) -> Tensor | None:
-    """The embedding in a file, if the file is complete and of this encoder (None: of any)."""
+    """The embedding in a model's file, if the file is complete and of this encoder (None: of any)."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             if encoder_id is not None and (file.metadata() or {}).get(ENCODER_KEY) != encoder_id:
                 return None
-        return load_file(path)[TENSOR]
-    except (OSError, SafetensorError, KeyError):
+            embed: Tensor = file.get_tensor(TENSOR)
+    except (OSError, SafetensorError, ValueError):
         return None
+    return embed if embed.is_floating_point() and bool(embed.isfinite().all()) else None

@@ -21,6 +21,7 @@ GC_THRESHOLD = 100_000  # new objects between two runs of the garbage collector
 COMMANDS = {
     "show": ("print the request stored in a picture", "kandinsky22.cli.show"),
     "replay": ("paint a picture again, with the same pixels", "kandinsky22.cli.replay"),
+    "batch": ("paint a file of requests, which can be resumed", "kandinsky22.cli.batch"),
     "words": ("print the words that the small model knows, with examples", "kandinsky22.cli.words"),
     "embed": ("save the image embeddings of texts and pictures", "kandinsky22.cli.embed:embed"),
     "mix": ("blend texts, pictures and saved embeddings into one embedding", "kandinsky22.cli.embed:mix"),

@@ -105,7 +105,7 @@ def parse_parts(words: Sequence[str], options: dict[str, Any], *, at_least: int)
 
 def embed_parts(parts: Sequence[Part], template: Request, model: "Kandinsky") -> list[Embedding]:
     """The embedding of each part, sampled as `template` says."""
-    template = model.resolved(replace(template, condition=Text("")))
+    template = model.resolve(replace(template, condition=Text("")))
     return [p if isinstance(p, Embedding) else model.embedding(replace(template, condition=p)) for p in parts]
 
 

@@ -13,7 +13,7 @@ from kandinsky22.cli.options import Parser, add_parameters, whole_number
 from kandinsky22.console import echo
 from kandinsky22.files import expand, numbered, write_first_free
 from kandinsky22.request import Request, Text, interpolation, limits
-from kandinsky22.request.events import Progress, Result
+from kandinsky22.request.events import Failed, Progress, Result
 from kandinsky22.request.tasks import interpolate
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
 
 FPS = 12.0
-BATCH = 8  # frames painted together
 NOT_OPTIONS = ("images_and_prompts", "weights", "num_images", "variation_seed", "variation_strength", "prior_seed")
 
 
@@ -81,7 +80,7 @@ def _paint_frames(
     count = options.get("frames", default_frames)
     _check_output(name, output, options.get("fps", FPS), count)
     model = paint.load(template.model, options, template)
-    size = model.resolved(replace(template, condition=Text("")))
+    size = model.resolve(replace(template, condition=Text("")))
     most = limits.MAX_PIXELS if name == "strip" else limits.MAX_FRAME_PIXELS
     limits.check_count(f"the pixels of a {name}", count * (size.height or 0) * (size.width or 0), most)
     keyframes = embed_parts(parts, template, model)
@@ -113,11 +112,11 @@ def _run_requests(model: "Kandinsky", requests: Sequence[Request], *, quiet: boo
     images: dict[int, Image.Image] = {}
     with Bar(console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("painting", total=len(requests))
-        for first in range(0, len(requests), BATCH):
-            batch = dict(enumerate(requests[first : first + BATCH], start=first))
-            for key, event in model.stream_many(batch):
-                if isinstance(event, Progress):
-                    bar.advance(task, 1 / event.n)
-                if isinstance(event, Result):
-                    images[key] = event.pictures[0].image
+        for key, event in model.stream_many(dict(enumerate(requests))):
+            if isinstance(event, Progress) and event.stage == "decoder":
+                bar.advance(task, 1 / event.n)
+            elif isinstance(event, Failed):
+                raise event.exception()
+            elif isinstance(event, Result):
+                images[key] = event.pictures[0].image
     return [images[key] for key in range(len(requests))]

@@ -12,7 +12,7 @@ from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
 from kandinsky22.console import echo
 from kandinsky22.request import Request
-from kandinsky22.request.events import Backend, Result, Started
+from kandinsky22.request.events import Backend, Result, Started, stream
 from kandinsky22.request.task_schema import Task, parameters, parse_part
 from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import known_words
@@ -61,7 +61,7 @@ def run_request(request: Request, backend: Backend, view: Display, destination: 
     """Run a request and display its events. Raises `ValueError` before painting if the result could not be saved."""
     from kandinsky22.cli.output import check_space
 
-    for event in backend.stream(request):
+    for event in stream(backend, request, view.preview):
         if isinstance(event, Started):
             check_space(destination, event.request)
         view.show(event)

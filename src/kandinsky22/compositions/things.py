@@ -3,7 +3,6 @@
 Read from the files that `runs/fetch_things.py` writes, which are not part of the package. Independent of scenes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -13,6 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from kandinsky22.files import open_regular, parse_json, require_regular
 
 DRAWINGS: tuple[str, ...] = ("flat", "shaded")
 """The drawing styles, as captions name them."""
@@ -105,11 +106,19 @@ class Things:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The things in a folder. Raises `FileNotFoundError`, which names the command that downloads them."""
+        """The things in a folder.
+
+        Raises `FileNotFoundError`, which names the command that downloads them, and `ValueError` for damaged files.
+        """
         if not (folder / LABELS).exists():
             raise FileNotFoundError(f"{folder} has no things; download them with: python runs/fetch_things.py {folder}")
-        entries = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        return cls([Thing.from_json(entry) for entry in entries], np.load(folder / PICTURES, mmap_mode="r"))
+        try:
+            with open_regular(folder / LABELS) as file:
+                things = [Thing.from_json(entry) for entry in parse_json(file.read())]
+            require_regular(folder / PICTURES)
+            return cls(things, np.load(folder / PICTURES, mmap_mode="r"))
+        except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
+            raise ValueError(f"the things in {folder} cannot be read ({error}); download them again") from error
 
     def __len__(self) -> int:
         return len(self.things)

@@ -20,6 +20,8 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "learned_range"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
+MAX_TIMESTEPS: Final = 100_000  # a hundred times the published number
+
 _DDPM: Final[Mapping[str, object]] = MappingProxyType(
     {
         "num_train_timesteps": 1000,
@@ -87,7 +89,12 @@ class NoiseSchedule:
         _one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
         _one_of("set_alpha_to_one", self.set_alpha_to_one, (True, False))
         total, offset, clip = self.num_train_timesteps, self.steps_offset, self.clip_sample_range
-        _check(type(total) is int and total >= 1, "num_train_timesteps", total, "a whole number from 1")
+        _check(
+            type(total) is int and 1 <= total <= MAX_TIMESTEPS,
+            "num_train_timesteps",
+            total,
+            f"a whole number from 1 to {MAX_TIMESTEPS}",
+        )
         _check(type(offset) is int and 0 <= offset < total, "steps_offset", offset, f"a whole number in [0, {total})")
         _check(clip is None or (_is_number(clip) and clip > 0), "clip_sample_range", clip, "a positive number")
         if self.beta_schedule != "squaredcos_cap_v2":
@@ -257,12 +264,12 @@ def _cosine_betas(total: int) -> list[float]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _check(holds: bool, key: str, value: object, supported: str) -> None:
     if not holds:
-        raise ValueError(f"{key} must be {supported}, got {value!r}")
+        raise ValueError(f"{key} must be {supported}, got {value!r:.100}")
 
 
 def _one_of(key: str, value: object, supported: Sequence[object]) -> None:

@@ -6,14 +6,11 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kandinsky22.files import atomic_write
+from kandinsky22.checkpoints import tensor_cache
 
 IN_MEMORY, ON_DISK = 256, 10_000  # how many values; the oldest are removed
-VALUE = "value"
 
 
 class EmbeddingCache:
@@ -30,8 +27,9 @@ class EmbeddingCache:
     def get(self, key: Hashable) -> Tensor | None:
         """The value, or None."""
         if key not in self._latest and self.folder is not None:
-            with contextlib.suppress(OSError, SafetensorError, KeyError):
-                self._remember(key, load_file(self._path(key))[VALUE])
+            value = tensor_cache.read(self._path(key))
+            if value is not None:
+                self._remember(key, value)
         if key in self._latest:
             self._latest.move_to_end(key)
         return self._latest.get(key)
@@ -41,8 +39,7 @@ class EmbeddingCache:
         self._remember(key, value)
         if self.folder is not None:
             with contextlib.suppress(OSError):
-                with atomic_write(self._path(key)) as partial:
-                    save_file({VALUE: value.cpu().contiguous()}, partial)
+                tensor_cache.write(self._path(key), value)
                 files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
                 for path in files[: max(0, len(files) - ON_DISK)]:
                     path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from kandinsky22.backends.run_folder import FORBIDDEN, MAX_ID_BYTES, can_name_file
 from kandinsky22.request.request import MAX_SEED
 
 CAPTION = ("caption", "text", "prompt")
@@ -21,8 +22,6 @@ SEED = ("seed",)
 COCO = {"id", "image_id"}  # both are columns of COCO's own tables, which have several captions per image
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes that are removed from ids
-FORBIDDEN = '/\\<>:"|?*'  # characters that some operating system forbids in file names
-MAX_ID_BYTES = 200  # file systems allow 255, and the id gets a suffix and parts of a temporary name
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def read(path: Path) -> Captions:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    text = _decode(path, data)
+    text = decode(path, data)
     rows = [*(_text_rows(path, text) if suffix == ".txt" else _table_rows(path, text, DELIMITERS[suffix]))]
     if not rows:
         raise ValueError(
@@ -74,7 +73,7 @@ def read(path: Path) -> Captions:
     return Captions(tuple(_with_ids(path, rows)), hashlib.sha256(data).hexdigest())
 
 
-def _decode(path: Path, data: bytes) -> str:
+def decode(path: Path, data: bytes) -> str:
     """Decode UTF-8, with or without a byte order mark."""
     try:
         text = data.decode("utf-8-sig")
@@ -97,7 +96,7 @@ def _text_rows(path: Path, text: str) -> Iterator[_Row]:
 
 
 def _table_rows(path: Path, text: str, delimiter: str) -> Iterator[_Row]:
-    records = _records(path, text, delimiter)
+    records = table_records(path, text, delimiter)
     if not records:
         return
     (_, header), *rows = records
@@ -122,7 +121,7 @@ def _table_rows(path: Path, text: str, delimiter: str) -> Iterator[_Row]:
         )
 
 
-def _records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+def table_records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """The rows of a table, each with the line on which it starts; without empty rows at the end."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records, line = [], 1
@@ -170,7 +169,7 @@ def _id(path: Path, line: int, field: str) -> str:
     name = stem if f"{dot}{suffix}".lower() in PICTURES else field.strip()
     if not name:
         raise ValueError(f"{path}, line {line}, has no id; give it one, or remove the column")
-    if name.startswith(".") or not name.isprintable() or any(letter in FORBIDDEN for letter in name):
+    if not can_name_file(name):
         raise ValueError(
             f"{path}, line {line}: the id {name!r} cannot name a file; leave out folders, {FORBIDDEN} and a dot at "
             "its start"

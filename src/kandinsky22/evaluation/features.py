@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kandinsky22.acceleration import request_huge_pages
-from kandinsky22.checkpoints.json_files import CheckpointError, read_json
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.model import StoredPrior
-from kandinsky22.checkpoints.network import Stored
+from kandinsky22.checkpoints.network import Stored, read_config
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.checkpoints.verify import sha256
 from kandinsky22.checkpoints.weight_files import weight_files
@@ -144,7 +144,7 @@ class ClipFeatures:
         request_huge_pages()
         stored = Stored(folder, _Pair, _PairConfig)
         tokenizer = load_tokenizer(folder)
-        processor = CLIPImageProcessor.from_dict(read_json(folder / "preprocessor_config.json"))
+        processor = read_config(folder / "preprocessor_config.json", CLIPImageProcessor)
         text, vision = stored.config.text, stored.config.vision
         for what, in_file, in_config in (
             ("tokens", len(tokenizer.vocab), text.vocab_size),

@@ -9,18 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError, summary
 from kandinsky22.checkpoints.network import Uninitialised
+from kandinsky22.checkpoints.safetensors_file import SUFFIX, read_tensors
 from kandinsky22.checkpoints.verify import sha256
 from kandinsky22.checkpoints.weight_files import read_pickled
 
@@ -198,8 +196,8 @@ def load(path: Path) -> tuple[Inception, str]:
     if _is_torchscript(path):
         raise CheckpointError(f"{path} is TorchScript, a program, which is not run; {PASS}")
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError, LookupError) as error:
+        tensors = read_tensors(path) if path.suffix == SUFFIX else read_pickled(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or holds no tensors; {PASS}") from error
     with torch.device("meta"), Uninitialised():
         network = Inception()
@@ -212,9 +210,11 @@ def load(path: Path) -> tuple[Inception, str]:
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
+    wrong += [f"{name} is {value.dtype}" for name, value in tensors.items() if not value.is_floating_point()]
     if wrong:
-        others = f", and {len(wrong) - 1} more like it" if len(wrong) > 1 else ""
-        raise CheckpointError(f"{path} is not FID's Inception ({wrong[0]}{others}); {PASS}")
+        raise CheckpointError(f"{path} is not FID's Inception ({summary(wrong)}); {PASS}")
+    if infinite := next((name for name, value in tensors.items() if not value.isfinite().all()), None):
+        raise CheckpointError(f"{path} has numbers in {infinite} that are not finite; {PASS}")
     counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith(COUNTERS)}
     network.load_state_dict({name: value.float() for name, value in tensors.items()} | counters, assign=True)
     return network.eval().requires_grad_(False), sha256(path)

@@ -6,6 +6,7 @@ order they are added.
 """
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,19 @@ from itertools import pairwise
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.evaluation.features import Features
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, open_regular, parse_json
 from kandinsky22.moments import Gaussian, Moments
 from kandinsky22.request.picture_file import open_picture
 
@@ -32,6 +35,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 NAMED = 3  # broken pictures that an error names
 CHUNK = 4096  # rows whose moments are computed at once
 ROUNDING = 1e-5  # tolerance for a published covariance, relative to its largest entry
+MAX_ARRAY_BYTES = 1 << 29  # of an .npz file's array: a covariance of 8192 features
+DAMAGED = (SafetensorError, BadZipFile, NotImplementedError, zlib.error)  # raised for damaged files of tensors
 METADATA_KEY = "kandinsky22"  # of a .safetensors file
 
 Progress = Callable[[int, int], None]
@@ -237,7 +242,7 @@ def load(path: Path) -> Statistics:
         statistics = _load_npz(path) if path.suffix == ".npz" else _load_safetensors(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it with `kandinsky22 evaluate stats FOLDER`") from None
-    except (OSError, SafetensorError, BadZipFile, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, *DAMAGED) as error:
         raise ValueError(
             f"{path} holds no statistics that can be read; make them again with `kandinsky22 evaluate stats FOLDER`, "
             "or name an .npz with mu and sigma"
@@ -256,22 +261,44 @@ def load_parts(paths: Sequence[Path]) -> Statistics:
 
 
 def _load_safetensors(path: Path) -> Statistics:
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, Any] = json.loads((file.metadata() or {})[METADATA_KEY])
+    with open_tensors(path) as file:
+        metadata: dict[str, Any] = parse_json((file.metadata() or {})[METADATA_KEY])
         mean, scatter, features = (file.get_tensor(name) for name in ("mean", "scatter", "features"))
     if features.shape != (len(metadata["names"]), len(mean)) or scatter.shape != (len(mean), len(mean)):
         raise ValueError("its tensors and metadata are not of one set")
-    sizes = tuple((height, width) for height, width in metadata["sizes"])
-    moments = Moments(float(metadata["weight"]), mean, scatter)
-    return Statistics(moments, Source(**metadata["by"]), tuple(metadata["names"]), features, sizes)
+    dtypes = [mean.dtype, scatter.dtype, features.dtype]
+    if dtypes != [torch.float64, torch.float64, torch.float32] or not all(
+        value.isfinite().all() for value in (mean, scatter, features)
+    ):
+        raise ValueError("its tensors are not finite floating-point numbers")
+    sizes = tuple((int(height), int(width)) for height, width in metadata["sizes"])
+    source, names = Source(**metadata["by"]), tuple(metadata["names"])
+    if not all(isinstance(text, str) for text in (*source, *names)) or not metadata["weight"] > 0:
+        raise TypeError("its metadata has values of other types")
+    return Statistics(Moments(float(metadata["weight"]), mean, scatter), source, names, features, sizes)
 
 
 def _load_npz(path: Path) -> Statistics:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+    with open_regular(path) as file, ZipFile(file) as archive:
+        mean, covariance = (torch.from_numpy(_array(archive, name)) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError("mu and sigma are not a mean and a covariance")
     return Statistics(Gaussian(mean, covariance))
+
+
+def _array(archive: ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz file, as float64. Raises `ValueError` where it is none, or larger than `MAX_ARRAY_BYTES`."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.kind != "f" or dtype.shape or not 0 < size <= min(entry.file_size, MAX_ARRAY_BYTES):
+        raise ValueError(f"{name} is no array of numbers, or too large")
+    with archive.open(entry) as file:
+        values: np.ndarray = npy.read_array(file, allow_pickle=False).astype(np.float64)
+    return values
 
 
 def _problem(gaussian: Gaussian) -> str | None:

@@ -7,7 +7,7 @@ Module names, `pre_layrnorm` too, are the published tensor names. Knows no token
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +212,11 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     return embedding
 
 
+WRONG_EDGES = (
+    "CLIPImageProcessor: needs a shorter edge and a square within it, got size {!r:.100} and crop_size {!r:.100}"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CLIPImageProcessor(Config):
     """The published `preprocessor_config.json`: pictures -> the vision tower's pixels."""
@@ -220,13 +225,14 @@ class CLIPImageProcessor(Config):
     crop_size: int  # the side of the centre square, the network's image_size
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    resample: int = 3  # PIL's number for bicubic
+    resample: Literal[0, 1, 2, 3, 4, 5] = 3  # PIL's numbers; 3 is bicubic
 
     def __post_init__(self) -> None:
         for edge in (self.crop_size, self.size):
             if not isinstance(edge, int) or not 0 < self.crop_size <= edge:
-                got = f"size {self.size!r} and crop_size {self.crop_size!r}"
-                raise ValueError(f"CLIPImageProcessor: needs a shorter edge and a square within it, got {got}")
+                raise ValueError(WRONG_EDGES.format(self.size, self.crop_size))
+        if not all(self.image_std):
+            raise ValueError("CLIPImageProcessor: image_std cannot be 0")
 
     def architecture(self) -> Mapping[str, Any]:
         steps = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
@@ -240,6 +246,8 @@ class CLIPImageProcessor(Config):
             for key, names in (("size", {"shortest_edge"}), ("crop_size", {"height", "width"}))
             if isinstance(edge := values.get(key), Mapping) and set(edge) == names and len(set(edge.values())) == 1
         }
+        if any(isinstance({**values, **edges}.get(key), Mapping) for key in ("size", "crop_size")):
+            raise ValueError(WRONG_EDGES.format(values.get("size"), values.get("crop_size")))
         return super().from_dict({**values, **edges})
 
     def to_dict(self) -> dict[str, Any]:

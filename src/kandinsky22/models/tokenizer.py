@@ -34,13 +34,14 @@ class Tokenizer:
     """`vocab` (token -> id) and `merges` (first learnt first) as published; `max_length` counts start and end.
 
     The end token must have the largest id: CLIP pools there, and padding must not move it. Raises ValueError if it has
-    not, if a special token is missing, or if no token would fit.
+    not, if a special token is missing, if vocabulary and merges are not of one tokenizer, or if no token would fit.
     """
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], max_length: int = 77) -> None:
         for token in (START, END):
             if token not in vocab:
                 raise ValueError(f"the vocabulary lacks {token}; is it CLIP's?")
+        _check_tables(vocab, merges)
         if vocab[END] != max(vocab.values()):
             raise ValueError(
                 f"{END} must have the largest id, {max(vocab.values())}, got {vocab[END]}; CLIP pools there"
@@ -108,6 +109,20 @@ def learn(captions: Iterable[str], size: int, max_length: int) -> Tokenizer:
     for token in (START, END):
         vocab[token] = len(vocab)
     return Tokenizer(vocab, merges, max_length)
+
+
+def _check_tables(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
+    """Raises `ValueError` unless the merges make the tokens of the vocabulary, beside letters and special tokens."""
+    if not all(type(number) is int for number in vocab.values()) or {*vocab.values()} != {*range(len(vocab))}:
+        raise ValueError(f"the ids of its {len(vocab)} tokens must be the numbers from 0 to {len(vocab) - 1}")
+    letters = {token for token in vocab if len(token.removesuffix(WORD_END)) == 1}
+    merged = {left + right for left, right in merges}
+    if unknown := merged.union(*merges) - vocab.keys():
+        raise ValueError(f"the vocabulary lacks {min(unknown)!r:.100}, which merges.txt names; fetch both again")
+    if unmade := vocab.keys() - merged - letters - {START, END}:
+        raise ValueError(
+            f"no line of merges.txt makes {min(unmade)!r:.100} and {len(unmade) - 1} other tokens; fetch it again"
+        )
 
 
 def _clip_rules(model: models.BPE) -> tokenizers.Tokenizer:

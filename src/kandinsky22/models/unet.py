@@ -46,6 +46,12 @@ class UNetConfig(Config):
             raise ValueError(
                 f"UNetConfig: addition_embed_type must be 'image' or 'image_hint', got {self.addition_embed_type!r}"
             )
+        attended = self.block_out_channels[1:] or self.block_out_channels
+        if any(channels % self.attention_head_dim for channels in attended):
+            raise ValueError(
+                f"UNetConfig: block_out_channels must be multiples of attention_head_dim from the second on, got "
+                f"{self.block_out_channels} and {self.attention_head_dim}"
+            )
 
     @property
     def hinted(self) -> bool:

@@ -325,13 +325,13 @@ class DiffusionPipeline(DiffusersAttributes):
             strength=strength,
         )
 
-    def run_with_progress(self, stage: Generator[tuple[int, Step], None, dict[int, Tensor]]) -> Tensor:
-        """Run the sampling of a stage's only run, with a progress bar; returns its final state."""
+    def run_with_progress(self, stage: Generator[Step, None, Tensor]) -> Tensor:
+        """Run the sampling of a stage, with a progress bar; returns its final state."""
         steps = Returning(stage)
         with ProgressBar(None, self._progress_options) as bar:
-            for _, step in steps:
+            for step in steps:
                 bar.show(step.i, step.n)
-        return steps.value[0]
+        return steps.value
 
     def _offload(self, device: Any, placement: Placement) -> None:
         if device is not None:

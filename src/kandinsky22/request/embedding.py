@@ -17,13 +17,15 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from kandinsky22.files import atomic_write, expand
+from kandinsky22.files import atomic_write, expand, first_line, open_regular, parse_json
 
 if TYPE_CHECKING:
     import numpy as np
 
 KEY, ENCODER, MADE_BY = "image_embeds", "encoder", "made_by"
 FLOAT = "<f4"  # little-endian float32
+DTYPES = {"F64": "<f8", "F32": FLOAT, "F16": "<f2"}  # of safetensors, as numpy's
+MAX_BYTES = 1 << 24  # of a file: an embedding has some thousand numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Embedding:
         """Create from a tensor, array or list of numbers, [D] or [1, D]. Raises `ValueError` for any other shape."""
         import numpy as np
 
-        values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
+        with np.errstate(over="ignore"):  # infinity is refused
+            values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector, FLOAT)
         if values.size != max(values.shape, default=0):
             raise ValueError(f"an embedding must be one vector, [D] or [1, D], got shape {values.shape}")
         return cls(values.tobytes(), encoder, made_by or {})
@@ -143,15 +146,24 @@ class Embedding:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote. Raises `ValueError` for any other file."""
-        from safetensors import SafetensorError, safe_open
+        """Read a file that `save` wrote, or one of the same tensor in another floating-point dtype.
+
+        Raises `ValueError` for any other file.
+        """
+        from safetensors import SafetensorError, deserialize
 
         try:
-            with safe_open(expand(path), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                return cls.of(file.get_tensor(KEY), metadata[ENCODER], json.loads(metadata.get(MADE_BY, "{}")))
+            with open_regular(expand(path), MAX_BYTES) as file:
+                content = file.read()
+            tensor = dict(deserialize(content))[KEY]  # checks the header
+            header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            metadata = header["__metadata__"]
+            made_by = parse_json(metadata.get(MADE_BY, "{}"))
+            if not isinstance(made_by, dict):
+                raise ValueError(f"its {MADE_BY} is no JSON object")
+            return cls.of(_numbers(tensor["dtype"], tensor["shape"], tensor["data"]), metadata[ENCODER], made_by)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not an embedding saved by kandinsky22 ({error})") from error
+            raise ValueError(f"{path} is not an embedding saved by kandinsky22 ({first_line(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the encoder, and the numbers in base64, so that they are restored exactly."""
@@ -159,7 +171,9 @@ class Embedding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore from what `to_dict` returned."""
+        """Restore from what `to_dict` returned. Raises `ValueError`, `KeyError` and `TypeError` for anything else."""
+        if not isinstance(values["encoder"], str):
+            raise TypeError("an embedding's encoder must be a text")
         return cls(base64.b64decode(values["data"], validate=True), values["encoder"])
 
     def _like(self, vector: "np.ndarray", sum_of: str) -> Self:
@@ -170,6 +184,19 @@ class Embedding:
             raise ValueError(
                 f"cannot combine embeddings of two encoders ({self.encoder}, {other.encoder}); make both with one model"
             )
+
+
+def _numbers(dtype: str, shape: Sequence[int], data: bytes) -> "np.ndarray":
+    """A tensor of a safetensors file as numbers that contain its own exactly."""
+    import numpy as np
+
+    if dtype == "BF16":  # the upper half of a float32
+        numbers = (np.frombuffer(data, "<u2").astype("<u4") << 16).view(FLOAT)
+    elif dtype in DTYPES:
+        numbers = np.frombuffer(data, DTYPES[dtype])
+    else:
+        raise ValueError(f"its numbers are {dtype}, and an embedding's are floating-point numbers")
+    return numbers.reshape(shape)
 
 
 def mix(embeddings: Sequence[Embedding], weights: Sequence[float]) -> Embedding:

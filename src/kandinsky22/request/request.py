@@ -14,6 +14,7 @@ from os import PathLike
 from types import NoneType
 from typing import Any, Self
 
+from kandinsky22.files import first_line, parse_json
 from kandinsky22.request import limits, sizes
 from kandinsky22.request.embedding import Embedding
 from kandinsky22.request.parts import (
@@ -201,12 +202,12 @@ class Request:
     def from_json(cls, text: str) -> Self:
         """Restore from what `to_json` returned. Raises `ValueError` for anything else."""
         try:
-            values = dict(json.loads(text))
+            values = dict(_parse(text))
             if unknown := set(values) - {f.name for f in fields(cls)}:
                 raise TypeError(f"it has {', '.join(sorted(unknown))}, which this version does not support")
             return cls(**{name: _READERS[name](value) if name in _READERS else value for name, value in values.items()})
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is not a request of kandinsky22: {error}") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"this is not a request of kandinsky22: {first_line(error)}") from error
 
     def _size(self, defaults: Defaults) -> tuple[int, int]:
         """Height and width of the pictures.
@@ -281,6 +282,13 @@ def _to_plain(value: Any) -> Any:
             plain = {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
             return {name: item for name, item in plain.items() if item is not None}
     return value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise TypeError(f"it is no JSON: {first_line(error)}") from error
 
 
 def _picture(values: Any) -> Picture:

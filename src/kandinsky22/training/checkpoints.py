@@ -19,7 +19,9 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from kandinsky22.files import atomic_write
+from kandinsky22.checkpoints.json_files import read_json
+from kandinsky22.files import atomic_write, first_line
+from kandinsky22.training.checkpoint_reader import CheckpointReader
 from kandinsky22.training.loop import Training
 from kandinsky22.training.settings import Settings
 
@@ -68,7 +70,8 @@ def save(training: Training, folder: Path) -> None:
 def load(training: Training, folder: Path) -> bool:
     """Load the folder's last checkpoint, written by any number of processes. Returns False if there is none.
 
-    Raises `ValueError` if it was trained with other settings or data, or is of another network.
+    No code in it is run. Raises `ValueError` if it was trained with other settings or data, is of another network, or
+    is damaged.
     """
     if not steps(folder):
         return False
@@ -76,7 +79,8 @@ def load(training: Training, folder: Path) -> bool:
     path = _path(folder, steps(folder)[-1])
     try:
         with _ignore_warnings():
-            state_dict_loader.load(training.tensors(), checkpoint_id=path, no_dist=training.processes.count == 1)
+            reader = CheckpointReader(path)
+            state_dict_loader.load(training.tensors(), storage_reader=reader, no_dist=training.processes.count == 1)
     except (CheckpointException, ValueError) as error:  # another network's, or a damaged file
         raise ValueError(
             f"{path} is not of this network, or damaged ({_cause(error)}); remove it to resume from an earlier one"
@@ -107,7 +111,12 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def _last_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((_path(folder, steps(folder)[-1]) / STATE).read_text(encoding="utf-8"))
+    """What `Training.state` gave for the last checkpoint. Raises `ValueError` for a file of anything else."""
+    path = _path(folder, steps(folder)[-1]) / STATE
+    state = read_json(path)
+    are_steps = all(type(state.get(name)) is int and state[name] >= 0 for name in ("step", "steps"))
+    if not (are_steps and isinstance(state.get("learnt_from"), dict) and isinstance(state.get("settings", {}), dict)):
+        raise ValueError(f"{path} is not the state of a run; remove its folder to resume from an earlier checkpoint")
     return state
 
 
@@ -134,9 +143,7 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         failure = next(iter(error.failures.values()))
         error = failure[0] if isinstance(failure, tuple) else failure
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
 @contextlib.contextmanager

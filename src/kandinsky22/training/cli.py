@@ -1,4 +1,4 @@
-"""`kandinsky22 train NETWORK`: trains one network of a model, with progress bars, metrics, sheets and checkpoints."""
+"""`kandinsky22 train NETWORK`: trains a network of a model, with metrics, sample grids and checkpoints."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 from rich.console import Console
@@ -15,23 +16,42 @@ from rich.text import Text
 
 from kandinsky22.acceleration import allocator, request_huge_pages
 from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.compositions.things import Things
 from kandinsky22.console import echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
+from kandinsky22.models.config import has_type
 from kandinsky22.training import checkpoints, supervisor
 from kandinsky22.training.data import Progress
 from kandinsky22.training.loop import Recipe, check_batch_split
+from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.options import parser, refuse_inapplicable
+from kandinsky22.training.options import APPLIES_TO, parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
-from kandinsky22.training.precompute import DatasetConfig
+from kandinsky22.training.precompute import THINGS, DatasetConfig
 from kandinsky22.training.processes import Processes, join
-from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, UNETS, ModelRecipe, of_model
+from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, of_model
+from kandinsky22.training.registry import ITERATIVE
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
 from kandinsky22.training.sources import Source, find_pictures
 
 NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
 DATA_OPTIONS = ("min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
+
+STORED_TYPES: Mapping[str, Any] = {
+    **get_type_hints(Recipe),
+    "recipe": str,
+    "start_from": str,
+    "from_scratch": bool,
+    "side": int,
+    "data": tuple[str, ...],
+    "predict": str,
+    "min_side": int,
+    "min_aesthetic": float,
+    "licence": tuple[str, ...],
+    "depth_model": str,
+}
+"""The settings of a checkpoint that complete the options, and their types."""
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -73,21 +93,28 @@ def configure(arguments: Sequence[str]) -> tuple[argparse.Namespace, ModelRecipe
     complete_from_checkpoint(args, given, stored)
     refuse_incomplete(args)
     base = base_parts(args)
-    recipe = recipe_of(args, base)
+    recipe = with_world(recipe_of(args, base), args, stored)
     refuse_changes(stored, settings(args, recipe))
-    if args.network in recipe.runs:
+    if args.network in ITERATIVE:
         count = max(args.processes, int(os.environ.get("WORLD_SIZE", "1")))
-        check_batch_split(recipe.runs[args.network], count, coupled=args.network == "clip")
+        check_batch_split(recipe.runs[args.network], count, coupled=ITERATIVE[args.network].coupled)
     return args, recipe, base
 
 
 def complete_from_checkpoint(args: argparse.Namespace, given: Sequence[str], stored: Settings) -> None:
-    """Set options that are not given to those of the checkpoint. Raises `ValueError` for pictures that do not exist."""
+    """Set options that are not given to those of the checkpoint.
+
+    Raises `ValueError` for pictures that do not exist, and for values that are none of the option.
+    """
     for name, value in stored.items():
-        if name not in given and value is not None:
-            if name == "data" and isinstance(value, list):
-                value = [Source.parse(text) for text in value]
-            setattr(args, name, tuple(value) if isinstance(value, list) else value)
+        if name not in given and name in STORED_TYPES and value is not None:
+            values: Any = tuple(value) if isinstance(value, list) else value
+            if not has_type(values, STORED_TYPES[name]):
+                raise ValueError(
+                    f"the last checkpoint in {args.folder / args.network} has {name} {value!r:.100}, which it cannot "
+                    "have; remove it to resume from an earlier one"
+                )
+            setattr(args, name, tuple(map(Source.parse, values)) if name == "data" else values)
 
 
 def refuse_incomplete(args: argparse.Namespace) -> None:
@@ -98,7 +125,12 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
         if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
-    if args.network == "controlnet" and "data" in args and "plan" not in args and "depth_model" not in args:
+    if (
+        args.network in APPLIES_TO["depth_model"]
+        and "data" in args
+        and "plan" not in args
+        and "depth_model" not in args
+    ):
         raise ValueError(
             "a decoder that follows hints learns from depth pictures; name what estimates those of yours: --depth-model"
         )
@@ -106,7 +138,7 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
 
 def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
     """All options that decide what a network learns, given or not; checkpoints store them."""
-    if args.network not in recipe.runs:
+    if args.network not in ITERATIVE:
         return {}
     base, filter = base_name(args), filter_of(args)
     is_folder = base is not None and base != catalog.BOX and expand(base).is_dir()
@@ -118,7 +150,7 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,
     }
-    if args.network in UNETS:
+    if args.network in APPLIES_TO["predict"]:
         result["predict"] = recipe.decoder_scheduler["prediction_type"]
     if "data" in args:
         result |= {
@@ -127,6 +159,8 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
             "licence": [*filter.licences],
             "depth_model": getattr(args, "depth_model", None),
         }
+    else:
+        result["things"] = recipe.things > 0
     return result
 
 
@@ -175,13 +209,37 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
             raise ValueError(f"--recipe {name} is of another size than {args.start_from}; fine-tune it, with --data")
     if name not in ("box", "fine-tune") and "data" not in args and "plan" not in args:
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
-    if network == "linear-prior":
-        return recipe
     given = {field.name: getattr(args, field.name) for field in fields(Recipe) if field.name in args}
-    runs = {**recipe.runs, network: replace(recipe.runs[network], **given)}
+    runs = {name: replace(run, **given) if name == network else run for name, run in recipe.runs.items()}
     if "predict" in args:
         recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": args.predict})
     return replace(recipe, runs=runs, side=getattr(args, "side", recipe.side))
+
+
+def missing_things(folder: Path) -> str:
+    """That a training folder has no things, and how to download them; empty if it has them."""
+    try:
+        Things.load(folder / THINGS)
+    except FileNotFoundError as error:
+        return str(error)
+    return ""
+
+
+def with_world(recipe: ModelRecipe, args: argparse.Namespace, stored: Settings) -> ModelRecipe:
+    """The recipe, without things in the picture world if the folder has none, or if the run began without them.
+
+    `stored` are the settings of the run's last checkpoint. Raises `ValueError` if its things are missing now.
+    """
+    if "data" in args or not recipe.things or "plan" in args:
+        return recipe
+    missing = missing_things(args.folder)
+    if not stored:
+        return replace(recipe, things=0.0) if missing else recipe
+    if not stored.get("things", True):  # earlier versions always trained with things, and did not store it
+        return replace(recipe, things=0.0)
+    if missing:
+        raise ValueError(f"this run was started on pictures with things, and {missing}; or use another --folder")
+    return recipe
 
 
 def is_from_scratch(args: argparse.Namespace) -> bool:
@@ -203,6 +261,10 @@ def dataset_config(args: argparse.Namespace) -> DatasetConfig | None:
 def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path], processes: Processes) -> None:
     """Train the network, showing progress bars, and print metrics whenever they are validated."""
     with progress_bars(quiet=not processes.first) as (bars, progress):
+
+        def print_line(text: object) -> None:
+            bars.console.print(Text(printable(str(text))), soft_wrap=True)
+
         trainer = ModelTrainer(
             recipe,
             args.folder,
@@ -213,11 +275,14 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             is_from_scratch(args),
             settings(args, recipe),
         )
+        if "data" not in args and not recipe.things:
+            reason = missing_things(args.folder) or "this run was started without things"
+            print_line(f"training on the world of shapes alone, without things: {reason}")
         if report := trainer.data(args.network).report:
-            bars.console.print(Text(printable(str(report))))
+            print_line(report)
         task: TaskID | None = None
-        first = 0.0  # the step that this process resumes from
-        for line in trainer.train(
+        first = 0  # the step that this process resumes from
+        for metrics in trainer.train(
             args.network,
             steps=getattr(args, "steps", None),
             minutes=getattr(args, "minutes", None),
@@ -225,14 +290,15 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             tensorboard=args.tensorboard,
         ):
             if task is None:
-                first = line["step"] - 1
+                first = metrics.step - 1
                 task = bars.add_task(args.network, total=None, status="")
-            bars.update(task, total=line["of"], completed=line["step"], status=f"loss {line['loss']:.4f}")
-            if line["step"] % args.every == 0 or line["step"] == line["of"]:
-                metrics = (f"{name} {round(value, 4):g}" for name, value in line.items() if name not in ("step", "of"))
-                left = (line["of"] - line["step"]) * line.get("seconds", 0.0) / (line["step"] - first)
-                text = f"step {line['step']} of {line['of']}, {duration(left)} left: {', '.join(metrics)}"
-                bars.console.print(Text(printable(text)))
+            bars.update(task, total=metrics.steps, completed=metrics.step, status=f"loss {metrics.loss:.4f}")
+            if metrics.step % args.every == 0 or metrics.step == metrics.steps:
+                values = ", ".join(f"{name} {round(value, 4):g}" for name, value in metrics.values.items())
+                seconds = metrics.speed.seconds if metrics.speed else 0.0
+                left = duration((metrics.steps - metrics.step) * seconds / (metrics.step - first))
+                text = f"step {metrics.step} of {metrics.steps}, {left} left: {values}"
+                print_line(text)
     if processes.first:
         echo(f"the model so far is in {trainer.model.path}")
 

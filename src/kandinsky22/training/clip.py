@@ -17,6 +17,7 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.clip_data import training_examples, validation_examples
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.probes import Probes
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, nearest_images, network_with, side_by_side
@@ -194,7 +195,7 @@ def sample_grid(network: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe:
     configs, probed, things = (network.vision.config, network.text.config), network.probes is not None, network.things
     device = network.logit_scale.device
 
-    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
         averaged = network_with(lambda: CLIP(*configs, probed=probed, things=things), weights, device)
         validation = objective(
             averaged, tokenizer, [held_out], replace(recipe, batch=min(recipe.batch, VALIDATION_PAIRS))
@@ -202,6 +203,6 @@ def sample_grid(network: CLIP, tokenizer: Tokenizer, held_out: Pictures, recipe:
         with torch.no_grad():
             contrast, _ = validation.loss(move_batch(validation.draw(0), device))
         picture, measured = validate(averaged, tokenizer, held_out)
-        return picture, {"validation": float(contrast.mean()), **measured}
+        return picture, Validation(float(contrast.mean()), measured)
 
     return draw

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,10 +14,11 @@ from kandinsky22.training import init_weights
 from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.frozen_networks import FrozenNetworks
 from kandinsky22.training.loop import Objective, Training
-from kandinsky22.training.model_folder import ModelFolder
+from kandinsky22.training.model_folder import IMAGE_ENCODER, Component, ModelFolder
+from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.precompute import DatasetConfig, TrainingData
 from kandinsky22.training.processes import ALONE, CPU, Processes
-from kandinsky22.training.recipes import ModelRecipe
+from kandinsky22.training.sample_grid import SampleGrid
 from kandinsky22.training.settings import Settings
 
 
@@ -75,9 +77,9 @@ class TrainingContext:
         recipe, steps = self.recipe.runs[name], self.recipe.steps[name]
         return Training(network, objective, recipe, steps, learnt_from, self.processes, self.settings)
 
-    def initialise_from_base(self, name: str, network: nn.Module) -> bool:
+    def initialise_from_base(self, component: Component, network: nn.Module) -> bool:
         """Initialise a network with the base model's weights where they fit; returns whether the base model has any."""
-        stored = None if self.from_scratch else self.model.stored_in_base(name)
+        stored = None if self.from_scratch else self.model.stored_in_base(component)
         if stored is not None:
             weights = stored.load(torch.float32, CPU).state_dict()
             network.load_state_dict(init_weights.initial_state(network.state_dict(), weights))
@@ -86,5 +88,12 @@ class TrainingContext:
     @property
     def has_image_encoder_of_base(self) -> bool:
         """Whether image embeddings are the same as those of the base model."""
-        base = self.model.stored_in_base("image_encoder")
-        return base is not None and base.fingerprint == self.model.stored("image_encoder").fingerprint
+        base = self.model.stored_in_base(IMAGE_ENCODER)
+        return base is not None and base.fingerprint == self.model.stored(IMAGE_ENCODER).fingerprint
+
+
+class Prepared(NamedTuple):
+    """A network's run, ready to start or to resume, and what draws its sample grid and validates it."""
+
+    training: Training
+    sample_grid: SampleGrid | None = None

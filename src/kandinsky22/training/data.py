@@ -1,6 +1,6 @@
 """The world of shapes as training data: rendered once to a memory-mapped file, with a new caption at each draw."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -90,8 +90,10 @@ class Compositions:
         width: float = 1.0,
         processor: CLIPImageProcessor | None = None,
         share: float = 1.0,
+        progress: Progress = no_progress,
     ) -> None:
         self.folder, self.processor, self.share = folder, processor, share
+        self._progress = progress
         self.count, self.side, self.seed = count, side, seed
         self.height, self.width = height, width
         self.size = round(side * height), round(side * width)
@@ -100,7 +102,14 @@ class Compositions:
     def stretched(self, height: float, width: float, count: int, share: float = 1.0) -> "Compositions":
         """The first `count` scenes on pictures of another shape; the shorter of `height` and `width` is 1."""
         return Compositions(
-            self.folder, min(count, self.count), self.side, self.seed, height=height, width=width, share=share
+            self.folder,
+            min(count, self.count),
+            self.side,
+            self.seed,
+            height=height,
+            width=width,
+            share=share,
+            progress=self._progress,
         )
 
     @property
@@ -140,9 +149,14 @@ class Compositions:
     def _load_or_render(self, kind: str, shape: tuple[int, ...], draw: Callable[[Scene], np.ndarray]) -> np.ndarray:
         path = self.folder / f"{kind}-{self.name}.npy"
         if not path.exists():
-            write_rows(path, (self.count, *shape), (draw(self._sample(index)) for index in range(self.count)))
+            write_rows(path, (self.count, *shape), self._rendered(draw))
         pixels: np.ndarray = np.load(path, mmap_mode="c")
         return pixels
+
+    def _rendered(self, draw: Callable[[Scene], np.ndarray]) -> Iterator[np.ndarray]:
+        for index in range(self.count):
+            yield draw(self._sample(index))
+            self._progress(f"rendering {self.size[0]} x {self.size[1]}", index + 1, self.count)
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
         """A caption for each picture, with wording drawn from `rng`."""

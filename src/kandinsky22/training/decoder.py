@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
+from kandinsky22.diffusion import SAMPLERS, Noise, NoiseSchedule, sample, split_variance
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import UNet, UNetCondition
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
 
 VALIDATION_BATCHES, VALIDATION_ROWS = 16, 16  # batches of the validation loss, and their rows at most
@@ -163,7 +164,7 @@ def sample_latents(
     guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
     denoiser: Denoiser[UNetCondition] = Denoiser(unet, schedule, guided, torch.float32)
-    *_, (_, last) = sample_many({0: Job(run)}, denoiser)
+    *_, last = sample(run, denoiser.alone(0))
     return last.x
 
 
@@ -185,7 +186,7 @@ def sample_grid(
     x0, embeds = held_out.latents[rows].float(), held_out.embeds[rows].float()
     extra = extra_inputs(held_out, rows, x0, step_generator(recipe.seed, -1))
 
-    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
         averaged = network_with(lambda: UNet(config), weights, device)
         validation = objective(
             averaged, schedule, [held_out], zero_embed, validation_recipe(recipe), extra_inputs=extra_inputs
@@ -204,7 +205,7 @@ def sample_grid(
             kinds = [_decode(movq, x0), *_extra_pictures(movq, extra), _decode(movq, torch.cat(sampled))]
         starts = range(0, len(rows), columns)
         cells = [picture for start in starts for pictures in kinds for picture in pictures[start : start + columns]]
-        return image_grid(cells, columns), {"validation": sum(losses) / len(losses)}
+        return image_grid(cells, columns), Validation(sum(losses) / len(losses))
 
     return draw
 

@@ -12,7 +12,7 @@ from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training import movq
-from kandinsky22.training.model_folder import ModelFolder
+from kandinsky22.training.model_folder import IMAGE_ENCODER, MOVQ, TEXT_ENCODER, ModelFolder
 from kandinsky22.training.precompute import Encode, fingerprint_of
 from kandinsky22.training.processes import CPU
 
@@ -31,7 +31,7 @@ class FrozenNetworks:
     @cached_property
     def movq(self) -> MoVQ:
         """The autoencoder."""
-        network: MoVQ = self.model.stored("movq").load(torch.float32, CPU)
+        network: MoVQ = self.model.stored(MOVQ).load(torch.float32, CPU)
         return network
 
     @cached_property
@@ -53,7 +53,7 @@ class FrozenNetworks:
 
         The weights are loaded by its first call.
         """
-        stored = self.model.stored("image_encoder")
+        stored = self.model.stored(IMAGE_ENCODER)
         loaded: list[CLIPVision] = []
 
         def encode(clip_inputs: Tensor) -> Tensor:
@@ -68,12 +68,12 @@ class FrozenNetworks:
     def image_encoder_fingerprints(self) -> dict[str, str]:
         """The fingerprints of CLIP's image encoder and preprocessing, as checkpoints store them."""
         preprocessing = fingerprint_of(self.processor.to_dict())
-        return {"image_encoder": self.model.stored("image_encoder").fingerprint, "image_processor": preprocessing}
+        return {"image_encoder": self.model.stored(IMAGE_ENCODER).fingerprint, "image_processor": preprocessing}
 
     @cached_property
     def text_encoder(self) -> CLIPText:
         """CLIP's text encoder."""
-        network: CLIPText = self.model.stored("text_encoder").load(torch.float32, CPU)
+        network: CLIPText = self.model.stored(TEXT_ENCODER).load(torch.float32, CPU)
         return network
 
     @cached_property

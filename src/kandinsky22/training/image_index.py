@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from kandinsky22.files import open_regular, parse_json
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.sources import ByteRange
 
@@ -36,10 +37,11 @@ class ImageIndex:
         self._entries: dict[tuple[str, int], tuple[str, Size | None]] = {}
         self._unwritten: list[tuple[ByteRange, str, Size | None]] = []
         if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError):  # incomplete after a crash; the first line is empty
-                    file, offset, stamp, height, width = json.loads(line)
-                    self._entries[sys.intern(file), offset] = stamp, Size(height, width) if height else None
+            with open_regular(path) as lines:
+                for line in lines:
+                    with suppress(ValueError, TypeError):  # incomplete after a crash; the first line is empty
+                        file, offset, stamp, height, width = parse_json(line)
+                        self._entries[sys.intern(file), int(offset)] = stamp, _size(int(height), int(width))
 
     def lookup(self, content: ByteRange, stamp: str) -> tuple[bool, Size | None]:
         """Whether the picture is in the index, and its size; `stamp` changes with its file."""
@@ -59,6 +61,10 @@ class ImageIndex:
         rows = ([str(c.path.absolute()), c.offset, stamp, *(size or (0, 0))] for c, stamp, size in added)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(f"\n{json.dumps(row)}" for row in rows))  # a crash may have left a row without its end
+
+
+def _size(height: int, width: int) -> Size | None:
+    return Size(height, width) if height > 0 and width > 0 else None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.linear_prior import LinearPrior, LinearPriorConfig
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.moments import Moments
+from kandinsky22.training.metrics import Metrics, StepMetrics, Validation
 from kandinsky22.training.prior import CaptionedEmbeds
 
 RIDGE = 1e-2  # within 1% of the best for 1,500 of the world's pictures, and for 200 far better than a smaller one
@@ -53,12 +54,12 @@ def fit(
     captions_per_picture: int = 1,
     ridge: float = RIDGE,
     batch: int = 256,
-) -> tuple[LinearPrior, dict[str, float]]:
+) -> tuple[LinearPrior, Metrics]:
     """Fit the linear prior to all pictures; `batch` captions are encoded at once.
 
-    A set has its `share` as weight, whatever its number of pictures. Returns the prior, on the CPU, and its metrics:
-    "loss", the mean squared error on the pictures it was fitted to; "validation", that on held-out ones; "cosine", the
-    mean similarity there.
+    A set has its `share` as weight, whatever its number of pictures. Returns the prior, on the CPU, and the metrics of
+    its only step: the mean squared error on the pictures it was fitted to, that on held-out ones, and the mean
+    "cosine" similarity there.
     """
     rng = np.random.default_rng(0)
     moments = reduce(
@@ -81,7 +82,8 @@ def fit(
     validation = list(_pairs(text, tokenizer, held_out, np.random.default_rng(1), batch))
     predicted, truth = torch.cat([prior(x) for x, _ in validation]), torch.cat([y for _, y in validation])
     cosine = F.cosine_similarity(predicted, truth).mean()
-    return prior, {"loss": loss, "validation": float(F.mse_loss(predicted, truth)), "cosine": float(cosine)}
+    validated = Validation(float(F.mse_loss(predicted, truth)), {"cosine": float(cosine)})
+    return prior, Metrics(step=1, steps=1, measured=StepMetrics(loss), validation=validated)
 
 
 def _pairs(

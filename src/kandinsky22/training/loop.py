@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky22.engine.device import computes_bfloat16
+from kandinsky22.training.metrics import Metrics, StepMetrics
 from kandinsky22.training.processes import ALONE, Processes, full_tensor, local_shards
 from kandinsky22.training.settings import Settings, refuse_changes
 
@@ -85,23 +86,6 @@ class Recipe:
         return self.learning_rate * warm * cosine
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one step measured over its rows, on all processes.
-
-    `means`: over all rows, of "loss" and of the objective's further metrics. `quarters`: the mean loss of the rows in
-    each quarter of the timesteps, by the quarter's number; a quarter without rows is absent.
-    """
-
-    means: Mapping[str, float]
-    quarters: Mapping[int, float]
-
-    @property
-    def line(self) -> dict[str, float]:
-        """As in metrics.jsonl: the loss of quarter i is "loss_ti"."""
-        return {**self.means, **{f"loss_t{quarter}": loss for quarter, loss in self.quarters.items()}}
-
-
 def check_batch_split(recipe: Recipe, processes: int, *, coupled: bool) -> None:
     """Raises `ValueError` where a batch cannot be split over processes and accumulated parts. `coupled`: as in
     `Objective`."""
@@ -129,8 +113,8 @@ class Training:
     to the processes' device and sharded over them.
 
     Attributes: `step` counts the steps taken; `ema` holds the averaged weights, by parameter name; `compute_dtype` is
-    the dtype of matrix products; `rows`, `shapes` and `metrics` are the number of rows of the last step, the shapes of
-    its tensors, and what it measured.
+    the dtype of matrix products; `rows` and `shapes` are the number of rows of the last step and the shapes of its
+    tensors.
 
     Raises `ValueError` where the batch cannot be split as the recipe says.
     """
@@ -152,7 +136,6 @@ class Training:
         self.settings = {**(settings or {}), **recipe.settings}
         self.step, self.rows = 0, recipe.batch
         self.shapes: tuple[torch.Size, ...] = ()
-        self.metrics = StepMetrics({}, {})
         use_bfloat16 = recipe.bfloat16 and computes_bfloat16(processes.device)
         self.compute_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
         self._template = _meta_copy(network)
@@ -164,20 +147,20 @@ class Training:
             self.parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
 
-    def __iter__(self) -> Iterator[dict[str, float]]:
+    def __iter__(self) -> Iterator[Metrics]:
         """Train to the last step, yielding each step's metrics."""
         while self.step < self.steps:
             yield self.advance()
 
-    def advance(self) -> dict[str, float]:
-        """Take one step; returns its metrics as a line of metrics.jsonl.
+    def advance(self) -> Metrics:
+        """Take one step; returns its metrics.
 
         Raises `FloatingPointError` where the loss or its gradient is not finite; the weights are then unchanged.
         """
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step, self.steps)
-        self.metrics = self.compute_gradients(self.step)
+        measured = self.compute_gradients(self.step)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the loss or its gradient is not finite at step {self.step}")
@@ -187,7 +170,7 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(local_shards(self.ema.values()), local_shards(self.parameters), 1 - decay)
         self.step += 1
-        return {"step": self.step, "of": self.steps, **self.metrics.line, "grad_norm": norm}
+        return Metrics(step=self.step, steps=self.steps, measured=measured, grad_norm=norm)
 
     def compute_gradients(self, step: int) -> StepMetrics:
         """Add the gradient of a step's loss to the parameters' gradients; returns what was measured over all its
@@ -217,7 +200,8 @@ class Training:
         totals = processes.all_reduce(torch.cat([torch.stack([*sums.values()]), quarters.flatten()])).tolist()
         means = {name: total / rows for name, total in zip(sums, totals[: len(sums)], strict=True)}
         losses_and_counts = zip(totals[len(sums) :][:QUARTERS], totals[len(sums) :][QUARTERS:], strict=True)
-        return StepMetrics(means, {i: total / n for i, (total, n) in enumerate(losses_and_counts) if n})
+        quarter_losses = {i: total / n for i, (total, n) in enumerate(losses_and_counts) if n}
+        return StepMetrics(means.pop("loss"), means, quarter_losses)
 
     def ema_state_dict(self) -> dict[str, Tensor]:
         """The network's complete state dict on the CPU, with averaged weights. All processes must call this

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,29 +11,29 @@ from torch import nn
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.network import Stored, save
-from kandinsky22.checkpoints.part import KINDS
+from kandinsky22.checkpoints.part import KINDS, Kind
 from kandinsky22.files import atomic_folder
 
 STORED_DTYPE = torch.float16
 
 
-class Component(NamedTuple):
-    """Where a network is in a model, and the training that writes it."""
+@dataclass(frozen=True)
+class Component:
+    """A network of a model: the part of the model and the folder in it, the training that writes it, and its class."""
 
     part: str
-    folder: str  # also its name in `KINDS`
+    folder: str
     trained_by: str
+    kind: Kind
 
 
-COMPONENTS: Mapping[str, Component] = {
-    "movq": Component(catalog.DECODER, "movq", "movq"),
-    "text_encoder": Component(catalog.PRIOR, "text_encoder", "clip"),
-    "image_encoder": Component(catalog.PRIOR, "image_encoder", "clip"),
-    "prior": Component(catalog.PRIOR, "prior", "prior"),
-    "decoder": Component(catalog.DECODER, "unet", "decoder"),
-    "inpaint": Component(catalog.INPAINT, "unet", "inpaint"),
-    "controlnet": Component(catalog.DEPTH, "unet", "controlnet"),
-}
+MOVQ = Component(catalog.DECODER, "movq", "movq", KINDS["movq"])
+TEXT_ENCODER = Component(catalog.PRIOR, "text_encoder", "clip", KINDS["text_encoder"])
+IMAGE_ENCODER = Component(catalog.PRIOR, "image_encoder", "clip", KINDS["image_encoder"])
+PRIOR = Component(catalog.PRIOR, "prior", "prior", KINDS["prior"])
+DECODER = Component(catalog.DECODER, "unet", "decoder", KINDS["unet"])
+INPAINT = Component(catalog.INPAINT, "unet", "inpaint", KINDS["unet"])
+CONTROLNET = Component(catalog.DEPTH, "unet", "controlnet", KINDS["unet"])
 
 
 @dataclass(frozen=True)
@@ -53,36 +53,29 @@ class ModelFolder:
         """The folder of a part: where it is, or where it will be written."""
         return self.parts.get(name, self.path / name)
 
-    def target(self, name: str) -> Path:
+    def target(self, component: Component) -> Path:
         """The folder that a component is written to."""
-        component = COMPONENTS[name]
         return self.path / component.part / component.folder
 
-    def locate(self, name: str) -> Path:
+    def locate(self, component: Component) -> Path:
         """The folder of a component, here or in the base model. Raises `CheckpointError` if it is not trained yet."""
-        part, folder, trained_by = COMPONENTS[name]
-        path = self.part(part) / folder
+        path = self.part(component.part) / component.folder
         if not path.is_dir():
-            raise CheckpointError(f"{path} is not there yet; train {trained_by} first")
+            raise CheckpointError(f"{path} is not there yet; train {component.trained_by} first")
         return path
 
-    def stored(self, name: str) -> Stored[Any, Any]:
+    def stored(self, component: Component) -> Stored[Any, Any]:
         """The weights of a component. Raises `CheckpointError` if it is not trained yet."""
-        return _stored(self.locate(name))
+        return Stored(self.locate(component), component.kind.network, component.kind.config)
 
-    def stored_in_base(self, name: str) -> Stored[Any, Any] | None:
+    def stored_in_base(self, component: Component) -> Stored[Any, Any] | None:
         """The weights of a component in the base model, if it has them."""
-        part, folder, _ = COMPONENTS[name]
-        path = self.base[part] / folder if part in self.base else None
-        return _stored(path) if path is not None and path.is_dir() else None
+        path = self.base[component.part] / component.folder if component.part in self.base else None
+        if path is None or not path.is_dir():
+            return None
+        return Stored(path, component.kind.network, component.kind.config)
 
-    def save(self, name: str, network: nn.Module) -> None:
+    def save(self, component: Component, network: nn.Module) -> None:
         """Replace the folder of a component: the base model's may have files of other names."""
-        target = self.target(name)
-        with atomic_folder(target) as partial:
-            save(partial, network, dtype=STORED_DTYPE, name=KINDS[target.name].file)
-
-
-def _stored(path: Path) -> Stored[Any, Any]:
-    kind = KINDS[path.name]
-    return Stored(path, kind.network, kind.config)
+        with atomic_folder(self.target(component)) as partial:
+            save(partial, network, dtype=STORED_DTYPE, name=component.kind.file)

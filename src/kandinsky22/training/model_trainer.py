@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from kandinsky22.training import run
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.copy_base import copy_missing
-from kandinsky22.training.network_training import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
+from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.precompute import TrainingData
+from kandinsky22.training.registry import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.throughput import seconds_per_step
 
@@ -30,7 +31,7 @@ class ModelTrainer(TrainingContext):
         minutes: float | None = None,
         every: int = run.EVERY,
         tensorboard: bool = False,
-    ) -> Iterator[dict[str, float]]:
+    ) -> Iterator[Metrics]:
         """Train one network, resuming its run if there is one, and add it to the model; yields metrics after each step.
 
         The number of steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else
@@ -73,7 +74,7 @@ class ModelTrainer(TrainingContext):
         minutes: float | None,
         every: int,
         tensorboard: bool,
-    ) -> Iterator[dict[str, float]]:
+    ) -> Iterator[Metrics]:
         data, folder = self.data(network), self.folder / network
         training, sample_grid = entry.prepare(self, data)
         if run.resume(training, folder):

@@ -20,6 +20,7 @@ from kandinsky22.models.movq import Attention, MoVQ, ResnetBlock, SpatialNorm
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.discriminator import Discriminator, adversarial_losses
 from kandinsky22.training.loop import Batch, Objective, Recipe, step_generator
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with
 
@@ -247,13 +248,13 @@ def codes_in_use(indices: Tensor, codes: int) -> dict[str, float]:
 
 
 def sample_grid(network: Autoencoder, held_out: Pictures, count: int = NUM_RECONSTRUCTIONS) -> SampleGrid:
-    """Validation pictures above their reconstructions. Metrics: the mean reconstruction loss, "validation", the mean
-    PSNR, and of a codebook that is trained or was fitted, its use. Computed on the network's device."""
+    """Validation pictures above their reconstructions. Metrics: the mean reconstruction loss, the mean PSNR, and of a
+    codebook that is trained or was fitted, its use. Computed on the network's device."""
     config, terms = network.movq.config, network.terms
     pictures = held_out.pictures(range(min(count, len(held_out))))
 
     @torch.no_grad()
-    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
         device = next(network.parameters()).device
         averaged = network_with(lambda: Autoencoder(MoVQ(config), terms), weights, device)
         codebook = averaged.movq.quantize.embedding
@@ -264,13 +265,10 @@ def sample_grid(network: Autoencoder, held_out: Pictures, count: int = NUM_RECON
             parts.append(averaged.movq.decode(codes if terms.quantised else z).cpu())
             indices.append(code_indices.cpu())
         decoded = torch.cat(parts)
-        measured = {
-            "validation": float(reconstruction_loss(decoded, pictures).mean()),
-            "psnr": float(psnr(decoded, pictures).mean()),
-        }
+        loss, further = reconstruction_loss(decoded, pictures).mean(), {"psnr": float(psnr(decoded, pictures).mean())}
         if codebook.weight.abs().max() > 1 / codebook.num_embeddings:  # not the initial one
-            measured |= codes_in_use(torch.cat(indices), codebook.num_embeddings)
-        return image_grid([*pictures[:8], *decoded[:8]], min(8, len(pictures))), measured
+            further |= codes_in_use(torch.cat(indices), codebook.num_embeddings)
+        return image_grid([*pictures[:8], *decoded[:8]], min(8, len(pictures))), Validation(float(loss), further)
 
     return draw
 

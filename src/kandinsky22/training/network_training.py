@@ -1,26 +1,23 @@
-"""The training of each network: its data, its objective, its initial weights, and how the result is added to the model.
-
-`NETWORK_TRAINING` has an entry for each network that `kandinsky22 train` knows.
-"""
+"""How the training of each network is prepared, and how the result is added to the model: what `registry` names."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
+from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.checkpoints.tokenizer import save_tokenizer
 from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, first_line
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer, learn
@@ -38,54 +35,30 @@ from kandinsky22.training import (
     run,
 )
 from kandinsky22.training.clip_data import probe_accuracy
-from kandinsky22.training.context import TrainingContext
+from kandinsky22.training.context import Prepared, TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
-from kandinsky22.training.loop import Training
+from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.mixture import Mixture
+from kandinsky22.training.model_folder import (
+    CONTROLNET,
+    DECODER,
+    IMAGE_ENCODER,
+    INPAINT,
+    MOVQ,
+    PRIOR,
+    TEXT_ENCODER,
+    Component,
+)
 from kandinsky22.training.perceptual import Perceptual
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.probes import Probes
 from kandinsky22.training.processes import CPU
-from kandinsky22.training.recipes import UNETS
-from kandinsky22.training.sample_grid import SampleGrid
 
 UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
 TOKENIZER_CAPTIONS = 20_000  # that the tokenizer's vocabulary is learned from
 PROBES = "probes.safetensors"
 CODEBOOK = "codebook.json"  # of a codebook fitted after training: the share of its codes in use
 CODEBOOK_PICTURES = 1000  # that latents are standardised and the codebook is fitted on
-
-
-class Prepared(NamedTuple):
-    """A network's run, ready to start or to resume, and what draws its sample grid and validates it."""
-
-    training: Training
-    sample_grid: SampleGrid
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkTraining:
-    """How a network is trained, step by step.
-
-    `prepare` sets up its run; `add` writes the trained network to the model, in one process only. `component` is the
-    component of the model that `add` replaces, `requires` those that must always be trained before. `captioned`:
-    pictures without captions are of no use.
-    """
-
-    prepare: Callable[[TrainingContext, TrainingData], Prepared]
-    add: Callable[[TrainingContext, TrainingData, Any], None]
-    component: str
-    requires: tuple[str, ...] = ()
-    captioned: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClosedFormTraining:
-    """How a network is fitted in one pass: `fit` adds it to the model and yields one line of metrics."""
-
-    fit: Callable[[TrainingContext, TrainingData], Iterator[dict[str, float]]]
-    requires: tuple[str, ...]
-    captioned: bool
 
 
 # MoVQ
@@ -95,7 +68,7 @@ def prepare_movq(context: TrainingContext, data: TrainingData) -> Prepared:
     """All of MoVQ."""
     torch.manual_seed(0)
     network = MoVQ(context.recipe.movq)
-    if not context.initialise_from_base("movq", network):
+    if not context.initialise_from_base(MOVQ, network):
         first = data.movq_sets[0]
         pictures = first.pictures(range(min(64, len(first))))
         movq.initialise(network, pictures, quantised=context.recipe.terms.quantised)
@@ -104,7 +77,7 @@ def prepare_movq(context: TrainingContext, data: TrainingData) -> Prepared:
 
 def prepare_movq_decoder(context: TrainingContext, data: TrainingData) -> Prepared:
     """MoVQ's decoder alone: its latents stay as they are, so what is trained on them stays valid."""
-    network = context.model.stored("movq").load(torch.float32, CPU).requires_grad_(False)
+    network = context.model.stored(MOVQ).load(torch.float32, CPU).requires_grad_(False)
     for part in (network.post_quant_conv, network.decoder):
         part.requires_grad_(True)
     return _prepare_autoencoder("movq-decoder", network, context, data, {"movq": context.frozen.latent_space})
@@ -117,7 +90,7 @@ def _prepare_autoencoder(
     autoencoder = movq.Autoencoder(network, recipe.terms)
     perceptual = None
     if recipe.terms.perceptual:
-        image_encoder = context.model.stored("image_encoder").load(torch.float32, CPU).to(context.processes.device)
+        image_encoder = context.model.stored(IMAGE_ENCODER).load(torch.float32, CPU).to(context.processes.device)
         perceptual = Perceptual(image_encoder, context.processor)
 
     def uncropped_from() -> int:
@@ -151,7 +124,7 @@ def _encode(network: MoVQ, pictures: Pictures, device: torch.device, batch: int 
 
 def add_movq_decoder(context: TrainingContext, data: TrainingData, trained: movq.Autoencoder) -> None:
     """Write MoVQ, without the discriminator."""
-    context.model.save("movq", trained.movq)
+    context.model.save(MOVQ, trained.movq)
 
 
 # CLIP
@@ -175,8 +148,8 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     torch.manual_seed(0)
     configs = recipe.vision, recipe.text_config(len(tokenizer.vocab))
     network = clip.CLIP(*configs, probed=is_probed, things=data.num_things)
-    context.initialise_from_base("text_encoder", network.text)
-    context.initialise_from_base("image_encoder", network.vision)
+    context.initialise_from_base(TEXT_ENCODER, network.text)
+    context.initialise_from_base(IMAGE_ENCODER, network.vision)
     hard = recipe.hard_negatives if is_probed else 0
     hard -= hard % processes.count  # as many in each process
     objective = clip.objective(
@@ -195,11 +168,11 @@ def learn_tokenizer(sets: list[Pictures], vocabulary: int, text_length: int) -> 
 
 def add_clip(context: TrainingContext, data: TrainingData, network: clip.CLIP) -> None:
     """Write both encoders, the preprocessing and the embedding of the zero image; and, beside the model, the probes."""
-    context.model.save("text_encoder", network.text)
-    context.model.save("image_encoder", network.vision)
+    context.model.save(TEXT_ENCODER, network.text)
+    context.model.save(IMAGE_ENCODER, network.vision)
     folder = context.model.path / catalog.PRIOR
     write_json(folder / "image_processor" / "preprocessor_config.json", context.processor.to_dict())
-    stored = context.model.stored("image_encoder")
+    stored = context.model.stored(IMAGE_ENCODER)
     zero_image.write(folder / zero_image.SHIPPED, zero_image.compute(stored), stored.fingerprint)
     if network.probes is not None:
         with atomic_write(context.folder / PROBES) as partial:
@@ -215,7 +188,7 @@ def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
     sets = [_captioned_embeds(context, data, pictures) for pictures in data.distinct_sets]
     torch.manual_seed(0)
     network = PriorTransformer(recipe.prior)
-    if not (context.initialise_from_base("prior", network) and context.has_image_encoder_of_base):
+    if not (context.initialise_from_base(PRIOR, network) and context.has_image_encoder_of_base):
         for parameter, value in zip((network.clip_mean, network.clip_std), prior.statistics(sets), strict=True):
             parameter.data.copy_(value)
     for parameter in (network.clip_mean, network.clip_std):
@@ -223,7 +196,7 @@ def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
     schedule = NoiseSchedule.from_config(recipe.prior_scheduler)
     text_encoder = frozen.text_encoder.to(context.processes.device)
     conditioning, run_recipe = (text_encoder, frozen.tokenizer, schedule), recipe.runs["prior"]
-    fingerprint = context.model.stored("text_encoder").fingerprint
+    fingerprint = context.model.stored(TEXT_ENCODER).fingerprint
     inputs = {"text_encoder": fingerprint, **frozen.image_encoder_fingerprints}
     objective = prior.objective(network, *conditioning, sets, run_recipe)
     training = context.training("prior", network, objective, data, inputs)
@@ -239,35 +212,49 @@ def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pi
 
 
 def _probe(context: TrainingContext, data: TrainingData) -> Callable[[Tensor, list[str]], dict[str, float]] | None:
-    """The accuracy of CLIP's probes on embeddings of the picture world, if CLIP was trained with probes."""
+    """The accuracy of CLIP's probes on embeddings of the picture world, if CLIP was trained with probes in it."""
     held_out = data.held_out
     if not isinstance(held_out, Compositions | Mixture) or not (context.folder / PROBES).exists():
         return None
     probes = Probes(context.recipe.prior.embedding_dim, data.num_things)
-    probes.load_state_dict(load_file(context.folder / PROBES))
+    weights = _probe_weights(context.folder / PROBES)
+    if {name: value.shape for name, value in weights.items()} != _shapes(probes):
+        return None  # CLIP was trained with other things, or without
+    probes.load_state_dict(weights)
     return probe_accuracy(probes, held_out)
+
+
+def _probe_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of CLIP's probes. Raises `ValueError` for a damaged file."""
+    try:
+        return read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); train clip again") from error
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def add_prior(context: TrainingContext, data: TrainingData, network: PriorTransformer) -> None:
     """Write the prior and its scheduler."""
-    context.model.save("prior", network)
+    context.model.save(PRIOR, network)
     folder = context.model.path / catalog.PRIOR
     write_json(folder / "scheduler" / "scheduler_config.json", context.recipe.prior_scheduler)
     write_json(folder / "model_index.json", catalog.PRIOR_INDEX)
 
 
-def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[dict[str, float]]:
+def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[Metrics]:
     """Fit the linear prior in one pass over the captions, which every process makes, and write it."""
     sets = [_captioned_embeds(context, data, pictures) for pictures in data.distinct_sets]
     encoder = context.frozen.text_encoder.to(context.processes.device), context.frozen.tokenizer
     fitted, measured = linear_prior.fit(*encoder, sets, _captioned_embeds(context, data, data.held_out))
-    line = {"step": 1, "of": 1, **measured}
     if context.processes.first:
-        encoders = [context.model.stored(name).fingerprint for name in ("text_encoder", "image_encoder")]
+        encoders = [context.model.stored(component).fingerprint for component in (TEXT_ENCODER, IMAGE_ENCODER)]
         linear_prior_file.save(context.model.path / catalog.PRIOR / linear_prior_file.FOLDER, fitted, *encoders)
-        run.write_metrics(context.folder / "linear-prior", line)
+        run.write_metrics(context.folder / "linear-prior", measured)
     context.processes.wait()
-    yield line
+    yield measured
 
 
 # The decoders
@@ -275,14 +262,14 @@ def fit_linear_prior(context: TrainingContext, data: TrainingData) -> Iterator[d
 
 def prepare_decoder(context: TrainingContext, data: TrainingData) -> Prepared:
     """The decoder of text-to-image."""
-    return _prepare_unet("decoder", context.recipe.unet, decoder.no_extra_inputs, context, data)
+    return _prepare_unet(DECODER, context.recipe.unet, decoder.no_extra_inputs, context, data)
 
 
 def prepare_inpaint(context: TrainingContext, data: TrainingData) -> Prepared:
     """The decoder with the masked latents and the mask as further input channels."""
     channels = 2 * context.recipe.movq.latent_channels + 1
     return _prepare_unet(
-        "inpaint", replace(context.recipe.unet, in_channels=channels), inpaint.masked_inputs, context, data
+        INPAINT, replace(context.recipe.unet, in_channels=channels), inpaint.masked_inputs, context, data
     )
 
 
@@ -290,21 +277,25 @@ def prepare_controlnet(context: TrainingContext, data: TrainingData) -> Prepared
     """The decoder with an encoded depth hint as further input channels."""
     channels = 2 * context.recipe.movq.latent_channels
     config = replace(context.recipe.unet, in_channels=channels, addition_embed_type="image_hint")
-    return _prepare_unet("controlnet", config, controlnet.hint_inputs, context, data)
+    return _prepare_unet(CONTROLNET, config, controlnet.hint_inputs, context, data)
 
 
 def _prepare_unet(
-    name: str, config: UNetConfig, extra_inputs: decoder.ExtraInputs, context: TrainingContext, data: TrainingData
+    component: Component,
+    config: UNetConfig,
+    extra_inputs: decoder.ExtraInputs,
+    context: TrainingContext,
+    data: TrainingData,
 ) -> Prepared:
     """A U-Net. Those for inpainting and hints are initialised with the plain decoder's, if the base model has none."""
-    frozen = context.frozen
+    frozen, name = context.frozen, component.trained_by
     encoders = frozen.latent_encoder, frozen.image_embedder
     torch.manual_seed(0)
     network = UNet(config)
-    if name != "decoder" and UNETS[name] not in context.base:
-        weights = context.model.stored("decoder").load(torch.float32, CPU).state_dict()
+    if component != DECODER and component.part not in context.base:
+        weights = context.model.stored(DECODER).load(torch.float32, CPU).state_dict()
         network.load_state_dict(init_weights.initial_state(network.state_dict(), weights))
-    context.initialise_from_base(name, network)
+    context.initialise_from_base(component, network)
     schedule = NoiseSchedule.from_config(context.recipe.decoder_scheduler)
     zero = zero_image.zero_image_embed(context.model.parts[catalog.PRIOR])
     buckets = data.buckets(*encoders, hinted=config.hinted)
@@ -319,7 +310,7 @@ def _prepare_unet(
 
 def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
     """Write the decoder of text-to-image; if it learned the picture world, with its vocabulary and default settings."""
-    add_unet("decoder", context, data, network)
+    add_unet(DECODER, context, data, network)
     has_metadata = (context.model.parts[catalog.DECODER] / METADATA_FILE).exists()
     if data.num_things or (context.dataset is None and not has_metadata):  # a base model does not know the things
         metadata = {
@@ -329,44 +320,9 @@ def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> 
         write_json(context.model.path / catalog.DECODER / METADATA_FILE, metadata)
 
 
-def add_unet(name: str, context: TrainingContext, data: TrainingData, network: UNet) -> None:
+def add_unet(component: Component, context: TrainingContext, data: TrainingData, network: UNet) -> None:
     """Write a decoder's U-Net and scheduler; MoVQ is only in the folder of the plain decoder."""
-    context.model.save(name, network)
-    folder = context.model.path / UNETS[name]
+    context.model.save(component, network)
+    folder = context.model.path / component.part
     write_json(folder / "scheduler" / "scheduler_config.json", context.recipe.decoder_scheduler)
-    write_json(folder / "model_index.json", catalog.decoder_index(UNETS[name]))
-
-
-NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
-    "movq": NetworkTraining(prepare=prepare_movq, add=add_movq, component="movq"),
-    "clip": NetworkTraining(prepare=prepare_clip, add=add_clip, component="image_encoder", captioned=True),
-    "prior": NetworkTraining(
-        prepare=prepare_prior,
-        add=add_prior,
-        component="prior",
-        requires=("image_encoder", "text_encoder"),
-        captioned=True,
-    ),
-    "linear-prior": ClosedFormTraining(
-        fit=fit_linear_prior, requires=("image_encoder", "text_encoder"), captioned=True
-    ),
-    "decoder": NetworkTraining(
-        prepare=prepare_decoder, add=add_decoder, component="decoder", requires=("movq", "image_encoder")
-    ),
-    "inpaint": NetworkTraining(
-        prepare=prepare_inpaint,
-        add=partial(add_unet, "inpaint"),
-        component="inpaint",
-        requires=("movq", "image_encoder"),
-    ),
-    "controlnet": NetworkTraining(
-        prepare=prepare_controlnet,
-        add=partial(add_unet, "controlnet"),
-        component="controlnet",
-        requires=("movq", "image_encoder"),
-    ),
-    "movq-decoder": NetworkTraining(
-        prepare=prepare_movq_decoder, add=add_movq_decoder, component="movq", requires=("movq",)
-    ),
-}
-"""The networks that can be trained, in the order in which they are trained for a new model."""
+    write_json(folder / "model_index.json", catalog.decoder_index(component.part))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from kandinsky22.training.photos import GRAIN
-from kandinsky22.training.recipes import NETWORKS, STAGES, UNETS
+from kandinsky22.training.recipes import STAGES
+from kandinsky22.training.registry import ITERATIVE, NETWORK_TRAINING
 from kandinsky22.training.run import EVERY
 from kandinsky22.training.sources import Source
 
@@ -16,7 +17,6 @@ EPILOG = """a folder of pictures with captions beside them, and a picture by wha
   kandinsky22 train decoder --data my-pictures --folder runs/mine
   kandinsky22 "three red circles" --model runs/mine/model"""
 
-ITERATIVE = tuple(network for network in NETWORKS if network != "linear-prior")
 APPLIES_TO: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(
         (
@@ -36,14 +36,13 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
             "tensorboard",
             "plan",
         ),
-        ITERATIVE,
+        tuple(ITERATIVE),
     ),
-    "from_scratch": [network for network in ITERATIVE if network != "movq-decoder"],
-    "accumulate": [network for network in ITERATIVE if network != "clip"],
-    "cond_dropout": ("prior", *UNETS),
-    "min_snr": ("prior", *UNETS),
-    "predict": (*UNETS,),
-    "depth_model": ("controlnet",),
+    "accumulate": [name for name, entry in ITERATIVE.items() if not entry.coupled],
+    **{
+        option: [name for name, entry in ITERATIVE.items() if option in entry.options]
+        for option in ("from_scratch", "cond_dropout", "min_snr", "predict", "depth_model")
+    },
 }
 """The networks that an option applies to; an option that is not here applies to all."""
 
@@ -51,10 +50,10 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
 def refuse_inapplicable(network: str, given: Sequence[str]) -> None:
     """Raises `ValueError` for a given option that does not apply to `network`."""
     for name in given:
-        networks = APPLIES_TO.get(name, NETWORKS)
+        networks = APPLIES_TO.get(name, tuple(NETWORK_TRAINING))
         if network not in networks:
-            others = f"all networks but {', '.join(other for other in NETWORKS if other not in networks)}"
-            listed = others if len(networks) > len(NETWORKS) / 2 else ", ".join(networks)
+            others = f"all networks but {', '.join(other for other in NETWORK_TRAINING if other not in networks)}"
+            listed = others if len(networks) > len(NETWORK_TRAINING) / 2 else ", ".join(networks)
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} does not apply to {network}; leave it out (it is for {listed})")
 
@@ -64,11 +63,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
-
-    @property
-    def actions(self) -> Sequence[argparse.Action]:
-        """The arguments that it knows, with their option strings and defaults."""
-        return self._actions
 
     def given(self, arguments: Sequence[str]) -> list[str]:
         """The names of the options that the arguments set, without those that have their default."""
@@ -137,7 +131,9 @@ def parser() -> Parser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    result.add_argument("network", choices=NETWORKS, help="each needs the ones before it; movq and clip need nothing")
+    result.add_argument(
+        "network", choices=tuple(NETWORK_TRAINING), help="each needs the ones before it; movq and clip need nothing"
+    )
     add = result.add_argument
     add("--folder", type=Path, default=Path("runs/box"), help="of the run and its model (default: %(default)s)")
     add("--start-from", metavar="MODEL", help="the base model: box, a folder, kandinsky-2.2 (with --data: box)")
@@ -211,7 +207,7 @@ def parser() -> Parser:
         type=integer,
         default=EVERY,
         metavar="STEPS",
-        help="between checkpoints and sample sheets (default: %(default)s)",
+        help="between checkpoints and sample grids (default: %(default)s)",
     )
     running.add_argument(
         "--tensorboard", action="store_true", default=False, help="also write TensorBoard event files (extra: train)"

@@ -23,11 +23,12 @@ from kandinsky22.training import image_index, photos, shards
 from kandinsky22.training.data import Compositions, Pictures, Progress, no_progress
 from kandinsky22.training.decoder import Bucket, Rows
 from kandinsky22.training.mixture import Mixture
+from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.processes import ALONE, Processes
-from kandinsky22.training.recipes import ModelRecipe
 from kandinsky22.training.sources import Source
 
 HELD_OUT_SEED, HELD_OUT = 1, 1000
+THINGS = "things"  # of the training folder: the drawings that `runs/fetch_things.py` downloads
 
 Encode = Callable[[Tensor], Tensor]
 """Pictures [B, 3, H, W], or CLIP inputs [B, 3, S, S] -> what is computed from each, [B, ...] on the CPU."""
@@ -73,9 +74,7 @@ class TrainingData:
         if recipe.things:
             squares = self._mixture(recipe.pictures, share=recipe.square)
         else:
-            squares = Compositions(
-                self.folder, recipe.pictures, recipe.side, processor=self.processor, share=recipe.square
-            )
+            squares = self._shapes(recipe.pictures, share=recipe.square)
         return [squares, *(squares.stretched(*shape, recipe.stretched, share) for shape in recipe.shapes)]
 
     @property
@@ -93,7 +92,7 @@ class TrainingData:
     @cached_property
     def things(self) -> Things:
         """The things in the training folder. Raises `FileNotFoundError` if there are none."""
-        return Things.load(self.folder / "things")
+        return Things.load(self.folder / THINGS)
 
     @property
     def num_things(self) -> int:
@@ -103,6 +102,17 @@ class TrainingData:
     @property
     def _has_things(self) -> bool:
         return self.dataset is None and self.recipe.things > 0
+
+    def _shapes(self, count: int, seed: int = 0, share: float = 1.0) -> Compositions:
+        return Compositions(
+            self.folder,
+            count,
+            self.recipe.side,
+            seed,
+            processor=self.processor,
+            share=share,
+            progress=self.progress,
+        )
 
     def _mixture(self, count: int, seed: int = 0, share: float = 1.0) -> Mixture:
         return Mixture(
@@ -124,7 +134,7 @@ class TrainingData:
             return max(self._user_pictures[1] or self._user_pictures[0], key=len)
         if self.recipe.things:
             return self._mixture(HELD_OUT, HELD_OUT_SEED)
-        return Compositions(self.folder, HELD_OUT, self.recipe.side, HELD_OUT_SEED, processor=self.processor)
+        return self._shapes(HELD_OUT, HELD_OUT_SEED)
 
     @cached_property
     def held_out_things(self) -> Pictures:

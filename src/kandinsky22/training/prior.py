@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
+from kandinsky22.diffusion import SAMPLERS, Noise, NoiseSchedule, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.prior import Prefix, PriorTransformer
@@ -18,6 +18,7 @@ from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.training.data import Pictures
 from kandinsky22.training.decoder import VALIDATION_BATCHES, Rows, timestep_weights, validation_recipe
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
+from kandinsky22.training.metrics import Validation
 from kandinsky22.training.sample_grid import SampleGrid, image_grid, nearest_images, network_with, side_by_side
 
 NUM_SAMPLES, SAMPLING_STEPS = 256, 10  # embeddings sampled for a sample grid, and steps of each
@@ -115,7 +116,7 @@ def sample_embeds(
     x = noise.draw((n, prior.config.embedding_dim), device=device)
     sampler = SAMPLERS["unclip"](schedule, x, schedule.timesteps(steps), noise)
     denoiser: Denoiser[Prefix] = Denoiser(prior, schedule, guided, torch.float32)
-    *_, (_, last) = sample_many({0: Job(sampler)}, denoiser)
+    *_, last = sample(sampler, denoiser.alone(0))
     return prior.denormalised(last.x)
 
 
@@ -141,7 +142,7 @@ def sample_grid(
     captions = held_out.captions(indices, np.random.default_rng(0))
     embeds, images = held_out.embeds[torch.from_numpy(indices)].float(), pictures.pictures(indices)
 
-    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, dict[str, float]]:
+    def draw(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
         averaged = network_with(lambda: PriorTransformer(config), weights, device)
         validation = objective(averaged, text, tokenizer, schedule, [held_out], validation_recipe(recipe))
         with torch.no_grad():
@@ -150,12 +151,8 @@ def sample_grid(
         sampled = sample_embeds(averaged, text, tokenizer, schedule, captions).cpu()
         cosine = F.cosine_similarity(sampled, embeds).mean()
         accuracies = accuracy(sampled, captions) if accuracy else {}
-        measured = {
-            "validation": sum(losses) / len(losses),
-            "cosine": float(cosine),
-            **{f"sampled_{name}": rate for name, rate in accuracies.items()},
-        }
+        further = {"cosine": float(cosine), **{f"sampled_{name}": rate for name, rate in accuracies.items()}}
         nearest = nearest_images(sampled[:8], embeds, images, columns=min(7, len(images)))
-        return side_by_side(image_grid([*images[:8]], 1), nearest), measured
+        return side_by_side(image_grid([*images[:8]], 1), nearest), Validation(sum(losses) / len(losses), further)
 
     return draw

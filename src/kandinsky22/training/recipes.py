@@ -16,51 +16,10 @@ from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
 from kandinsky22.models.unet import UNetConfig
 from kandinsky22.training.loop import Recipe
+from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.movq import Terms
 from kandinsky22.training.photos import Filter
-
-UNETS = {"decoder": catalog.DECODER, "inpaint": catalog.INPAINT, "controlnet": catalog.DEPTH}
-"""The three U-Nets by the name they are trained under, and the part of a model that each belongs to."""
-NETWORKS = ("movq", "clip", "prior", "linear-prior", *UNETS, "movq-decoder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRecipe:
-    """Networks, schedules and hyperparameters of a complete model.
-
-    `side` is the side of the U-Nets' square training pictures; pictures of other shapes have about as many pixels.
-    Fields marked "world" apply to pictures of the synthetic world alone, and not to a user's own pictures.
-    """
-
-    side: int  # pixels
-    crop: int  # pixels, the side of MoVQ's random crops
-    pictures: int = 0  # world: number of square pictures
-    movq_pictures: int = 0  # world: number of them that MoVQ learns from; 0 means all
-    things: float = 0.0  # world: the share of scenes with things, which are in `things` in the training folder
-    shapes: tuple[tuple[float, float], ...] = ()  # world: (height, width) of the other shapes, the shorter side is 1
-    stretched: int = 0  # world: number of pictures of each other shape
-    square: float = 1.0  # world: the share of a U-Net's steps on square pictures
-    hints: int = 0  # world: pictures of each shape with a depth picture
-    hard_negatives: int = 0  # world: captions with one change in each of CLIP's batches
-    vocabulary: int  # tokens at most
-    text_length: int
-    image_processor: CLIPImageProcessor
-    vision: CLIPVisionConfig
-    text: Mapping[str, Any]  # fields of CLIPTextConfig, without those that the tokenizer decides
-    movq: MoVQConfig
-    terms: Terms = field(default_factory=Terms)
-    prior: PriorConfig
-    unet: UNetConfig
-    prior_scheduler: Mapping[str, Any]
-    decoder_scheduler: Mapping[str, Any]
-    runs: Mapping[str, Recipe]
-    steps: Mapping[str, int]
-    defaults: Mapping[str, Mapping[str, Any]]
-
-    def text_config(self, vocab_size: int) -> CLIPTextConfig:
-        """The text tower's configuration for a vocabulary of `vocab_size` tokens."""
-        return CLIPTextConfig(vocab_size=vocab_size, max_position_embeddings=self.text_length, **self.text)
-
+from kandinsky22.training.registry import ITERATIVE
 
 # CLIP's text width, both its projections, the prior's embedding and the U-Net's condition: diffusers needs them to be
 # equal.
@@ -138,31 +97,14 @@ BOX = ModelRecipe(
     ),
     prior_scheduler=_UNCLIP,
     decoder_scheduler={**_DDPM, "prediction_type": "v_prediction"},
-    runs={
-        "movq": Recipe(batch=16, learning_rate=1e-3, weight_decay=1e-4, ema_decay=0.998, seed=1),
-        "movq-decoder": Recipe(batch=16, learning_rate=8e-4, weight_decay=1e-4, ema_decay=0.998, seed=7),
-        "clip": Recipe(batch=128, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.05, ema_decay=0.998, seed=2),
-        "prior": Recipe(batch=256, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.02, ema_decay=0.998, seed=3),
-        "decoder": Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4),
-        "inpaint": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=5),
-        "controlnet": Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6),
-    },
-    steps={
-        "movq": 3000,
-        "clip": 3300,
-        "prior": 1200,
-        "decoder": 16_000,
-        "inpaint": 1200,
-        "controlnet": 1200,
-        "movq-decoder": 1500,
-    },
+    runs={name: entry.box.recipe for name, entry in ITERATIVE.items()},
+    steps={name: entry.box.steps for name, entry in ITERATIVE.items()},
     defaults={
         "prior": {"sampler": "unclip", "steps": 25, "guidance_scale": 2.0},
         "decoder": {"sampler": "ddpm", "steps": 20, "guidance_scale": 3.0},
     },
 )
 
-_LARGE = Recipe(batch=256, learning_rate=1e-4, warmup=1000, betas=(0.9, 0.98), ema_decay=0.9999)
 PUBLISHED = ModelRecipe(
     side=768,
     crop=256,
@@ -193,14 +135,8 @@ PUBLISHED = ModelRecipe(
     unet=full_size.UNET,
     prior_scheduler=_UNCLIP,
     decoder_scheduler={**_DDPM, "prediction_type": "epsilon"},
-    runs={
-        "movq": replace(_LARGE, batch=64, betas=(0.5, 0.9), weight_decay=0.0),
-        "movq-decoder": replace(_LARGE, batch=64, betas=(0.5, 0.9), weight_decay=0.0),
-        "clip": replace(_LARGE, batch=4096, learning_rate=5e-4, weight_decay=0.2, checkpointing=True),
-        "prior": replace(_LARGE, batch=1024),
-        **dict.fromkeys(UNETS, replace(_LARGE, checkpointing=True)),
-    },
-    steps=dict.fromkeys(NETWORKS, 100_000),
+    runs={name: entry.published.recipe for name, entry in ITERATIVE.items()},
+    steps={name: entry.published.steps for name, entry in ITERATIVE.items()},
     defaults={
         "prior": {"steps": catalog.PUBLISHED_STEPS[catalog.PRIOR], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
         "decoder": {"steps": catalog.PUBLISHED_STEPS[catalog.DECODER], "guidance_scale": catalog.PUBLISHED_GUIDANCE},
@@ -331,6 +267,6 @@ def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
         side=found.get("unet", PUBLISHED.unet).sample_size * factor,
         crop=64 if small else PUBLISHED.crop,
         terms=Terms(),
-        runs=dict.fromkeys(NETWORKS, replace(run, checkpointing=not small)),
-        steps=dict.fromkeys(NETWORKS, 1000),
+        runs=dict.fromkeys(ITERATIVE, replace(run, checkpointing=not small)),
+        steps=dict.fromkeys(ITERATIVE, 1000),
     )

@@ -1,9 +1,11 @@
 """A run on disk: metrics, checkpoints and sample grids in one folder, and resuming from there."""
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kandinsky22.files import atomic_write
+from kandinsky22.files import atomic_write, first_line, open_regular, parse_json
 from kandinsky22.request.picture_file import read_picture
 from kandinsky22.training import checkpoints
 from kandinsky22.training.loop import Training
+from kandinsky22.training.metrics import Metrics, Validation
 from kandinsky22.training.sample_grid import SampleGrid
 from kandinsky22.training.throughput import Throughput
 
@@ -27,19 +30,31 @@ def resume(training: Training, folder: Path) -> bool:
     """Load the folder's last checkpoint and drop the metrics written after it. Returns False if there is none."""
     loaded = checkpoints.load(training, folder)
     if training.processes.first and (folder / METRICS).exists():
-        write_metrics(folder, *(line for line in read_metrics(folder) if line["step"] <= training.step))
+        _write_lines(folder, [line for line in read_metrics(folder) if line["step"] <= training.step])
     return loaded
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """A run's metrics, one line per step; a line that a crash left incomplete is skipped."""
+    """A run's metrics as written, one line per step; a line that a crash left incomplete is skipped."""
     path = folder / METRICS
-    written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in written if line.endswith("}")]
+    if not path.exists():
+        return []
+    try:
+        with open_regular(path) as file:
+            lines = [parse_json(line) for line in file.read().decode("utf-8").splitlines() if line.endswith("}")]
+        if not all(isinstance(line.get("step"), int) for line in lines):
+            raise ValueError("a line has no step")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); remove it to resume without its metrics") from error
+    return lines
 
 
-def write_metrics(folder: Path, *lines: Mapping[str, float]) -> None:
-    """Replace a run's metrics with these lines."""
+def write_metrics(folder: Path, *metrics: Metrics) -> None:
+    """Replace a run's metrics."""
+    _write_lines(folder, [step.to_json() for step in metrics])
+
+
+def _write_lines(folder: Path, lines: Sequence[Mapping[str, float]]) -> None:
     with atomic_write(folder / METRICS) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -51,12 +66,12 @@ def run(
     sample_grid: SampleGrid | None = None,
     every: int = EVERY,
     tensorboard: bool = False,
-) -> Iterator[dict[str, float]]:
+) -> Iterator[Metrics]:
     """Train to the end, writing metrics after each step, and a checkpoint and a sample grid every `every` steps and at
     the end.
 
     Yields each step's metrics as they are written; with several processes, each yields its own. The averaged weights
-    with the lowest "validation" are saved beside the checkpoints. Raises `OSError`, for instance on a full disk, and
+    with the lowest validation loss are saved beside the checkpoints. Raises `OSError`, for instance on a full disk, and
     `FloatingPointError`; both messages name the checkpoint to resume from.
     """
     try:
@@ -74,25 +89,25 @@ def run(
 
 def _steps(
     training: Training, folder: Path, sample_grid: SampleGrid | None, every: int, tensorboard: bool
-) -> Iterator[dict[str, float]]:
+) -> Iterator[Metrics]:
     folder.mkdir(parents=True, exist_ok=True)
     if training.step >= training.steps:
         return
     writer = _event_writer(folder / EVENTS) if tensorboard and training.processes.first else None
     throughput = Throughput(training)
-    best = min((line["validation"] for line in read_metrics(folder) if "validation" in line), default=float("inf"))
-    metrics = folder / METRICS if training.processes.first else Path(os.devnull)
+    best = min((line.get("validation", math.inf) for line in read_metrics(folder)), default=math.inf)
+    path = folder / METRICS if training.processes.first else Path(os.devnull)
     saved_at = time.monotonic()
-    with metrics.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         while training.step < training.steps:
-            line = {**throughput.advance(), **throughput.metrics()}
+            metrics = throughput.advance()
             due = training.step % every == 0 or training.step == training.steps
             if due and sample_grid is not None:
                 weights = training.ema_state_dict()
                 if training.processes.first:
-                    line |= _draw(folder, sample_grid, weights, best)
-                    best = min(best, line.get("validation", best))
-            file.write(json.dumps(line) + "\n")
+                    validation = _draw(folder, sample_grid, weights, best)
+                    metrics, best = replace(metrics, validation=validation), min(best, validation.loss)
+            file.write(json.dumps(metrics.to_json()) + "\n")
             file.flush()
             # Processes save together, so only a single one may decide by its clock.
             is_overdue = training.processes.count == 1 and time.monotonic() - saved_at > MAX_SECONDS
@@ -100,21 +115,21 @@ def _steps(
                 checkpoints.save(training, folder)
                 saved_at = time.monotonic()
             if writer is not None:
-                for name, value in line.items():
+                for name, value in metrics.to_json().items():
                     writer.add_scalar(name, value, training.step)
                 if due and sample_grid is not None:
                     writer.add_image("sheet", _pixels(folder / SAMPLE_GRID), training.step)
                 writer.flush()
-            yield line
+            yield metrics
 
 
-def _draw(folder: Path, sample_grid: SampleGrid, weights: dict[str, Tensor], best: float) -> dict[str, float]:
+def _draw(folder: Path, sample_grid: SampleGrid, weights: dict[str, Tensor], best: float) -> Validation:
     """Write the sample grid of these weights, and the weights if they are better than `best`; returns the validation
     metrics."""
     picture, validation = sample_grid(weights)
     with atomic_write(folder / SAMPLE_GRID) as partial:
         picture.save(partial, format="png")
-    if validation.get("validation", best) < best:
+    if validation.loss < best:
         with atomic_write(folder / BEST) as partial:
             save_file({name: value.contiguous() for name, value in weights.items()}, partial)
     return validation

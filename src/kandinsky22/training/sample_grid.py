@@ -9,10 +9,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kandinsky22.training.metrics import Validation
+
 N = TypeVar("N", bound=nn.Module)
-SampleGrid = Callable[[dict[str, Tensor]], tuple[Image.Image, dict[str, float]]]
-"""Averaged weights -> a picture, and metrics of a validation set; the weights with the lowest "validation" are the
-best."""
+SampleGrid = Callable[[dict[str, Tensor]], tuple[Image.Image, Validation]]
+"""Averaged weights -> a picture, and metrics of a validation set."""
 
 
 def image_grid(pictures: Sequence[Tensor], columns: int) -> Image.Image:

@@ -39,7 +39,7 @@ def _is_compatible(name: str, stored: object, value: object) -> bool:
     if name == MAY_BE_LOWERED:
         return float(str(value)) <= float(str(stored))
     if isinstance(stored, list) and isinstance(value, list) and name == "data":  # contents are compared by fingerprint
-        return [text.rpartition(":")[2] for text in stored] == [text.rpartition(":")[2] for text in value]
+        return [str(text).rpartition(":")[2] for text in stored] == [text.rpartition(":")[2] for text in value]
     return stored == value
 
 

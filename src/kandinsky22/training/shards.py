@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kandinsky22.checkpoints.json_files import read_json
+from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.files import atomic_write
 from kandinsky22.training.processes import ALONE, Processes
 
 INDEX = "index.json"
 SHARD = re.compile(r"\d{5,}\.safetensors")
+INDEX_TYPES = {"fingerprint": str, "count": int, "rows": int, "shape": list, "dtype": str, "crc32": dict}
 BATCH = 16  # rows computed at once
 
 Compute = Callable[[range], Tensor]
@@ -110,11 +113,11 @@ def write_index(folder: Path, fingerprint: str, count: int) -> None:
     """
     values, first = _open(folder / _name(0))
     _require_equal(folder, {"fingerprint": fingerprint, "count": str(count)}, first)
-    rows, checksums = int(first["rows"]), {}
+    rows, checksums = max(1, _stated(folder / _name(0), first, "rows")), {}
     for number in range(-(-count // rows)):
         metadata = _open(folder / _name(number))[1]
-        _require_equal(folder, {key: first[key] for key in ("fingerprint", "count", "rows", "dtype")}, metadata)
-        checksums[_name(number)] = int(metadata["crc32"])
+        _require_equal(folder, {key: first.get(key) for key in ("fingerprint", "count", "rows", "dtype")}, metadata)
+        checksums[_name(number)] = _stated(folder / _name(number), metadata, "crc32")
     index = {
         "fingerprint": fingerprint,
         "count": count,
@@ -179,13 +182,17 @@ class Shards:
 
     def _index(self) -> dict[str, Any]:
         path = self.folder / INDEX
+        if not path.exists():
+            raise ValueError(f"{self.folder} is not complete; compute the rest of it first")
         try:
-            index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return index
-        except FileNotFoundError:
-            raise ValueError(f"{self.folder} is not complete; compute the rest of it first") from None
+            index = read_json(path)
+            if not all(isinstance(index.get(name), kind) for name, kind in INDEX_TYPES.items()) or index["rows"] < 1:
+                raise ValueError("it is not the index of shards")
+            if [*index["crc32"]] != [_name(number) for number in range(-(-index["count"] // index["rows"]))]:
+                raise ValueError("its shards are not those of its rows")
         except ValueError as error:
             raise ValueError(f"{path} cannot be read; remove it, and it is written again") from error
+        return index
 
 
 def _name(number: int) -> str:
@@ -207,12 +214,20 @@ def _as_stored(values: Tensor, batch: range, dtype: torch.dtype) -> Tensor:
 def _open(path: Path) -> tuple[Tensor, dict[str, str]]:
     """The memory-mapped values of a shard, and its metadata."""
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             return file.get_tensor("values"), file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; compute it again") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path) from error
+
+
+def _stated(path: Path, metadata: dict[str, str], key: str) -> int:
+    """A whole number in a shard's metadata. Raises `ValueError` where there is none."""
+    value = metadata.get(key, "")
+    if not (value.isascii() and value.isdecimal() and len(value) < 20):
+        raise _damaged(path)
+    return int(value)
 
 
 def _require_equal(folder: Path, expected: dict[str, Any], metadata: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ import functools
 import resource
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
 from kandinsky22.engine import cost
 from kandinsky22.training.flops import FlopCounter
 from kandinsky22.training.loop import Training
+from kandinsky22.training.metrics import Metrics, Speed
 
 
 class Throughput:
@@ -28,36 +30,33 @@ class Throughput:
         self.operations = 0  # of the last step
         self._peak = _rate(training.processes.device, training.compute_dtype)
 
-    def advance(self) -> dict[str, float]:
-        """Take one step of the run; returns its metrics."""
+    def advance(self) -> Metrics:
+        """Take one step of the run; returns its metrics, with its speed."""
         training, start = self._training, time.perf_counter()
-        line = training.advance()
+        metrics = training.advance()
         self._step_seconds = time.perf_counter() - start
-        kind = training.shapes, frozenset(training.metrics.means)
+        kind = training.shapes, frozenset(metrics.measured.means)
         if kind not in self._counted:
             with FlopCounter() as counter:
                 training.compute_gradients(training.step - 1)
             training.optimizer.zero_grad(set_to_none=True)
             self._counted[kind] = counter.total - counter.recomputed
         self.operations = self._counted[kind]
-        return line
+        return replace(metrics, speed=self._speed())
 
-    def metrics(self) -> dict[str, float]:
-        """Seconds since the start, rows a second and utilisation of the last step, and the peak memory so far in
-        GiB."""
-        training = self._training
-        device = training.processes.device
+    def _speed(self) -> Speed:
+        device = self._training.processes.device
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device) / 2**30
         else:
             unit = 1 if sys.platform == "darwin" else 1024
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-        return {
-            "seconds": round(time.perf_counter() - self._start, 3),
-            "rows_per_second": round(training.rows / self._step_seconds, 3),
-            "mfu": round(self.operations / self._step_seconds / self._peak, 4),
-            "memory_gib": round(memory, 3),
-        }
+        return Speed(
+            seconds=round(time.perf_counter() - self._start, 3),
+            rows_per_second=round(self._training.rows / self._step_seconds, 3),
+            mfu=round(self.operations / self._step_seconds / self._peak, 4),
+            memory_gib=round(memory, 3),
+        )
 
 
 def seconds_per_step(training: Training, rounds: int = 4) -> float:

@@ -1,0 +1,93 @@
+"""Reads checkpoints of torch.distributed.checkpoint that may come from anyone: no code in them is run.
+
+Torch unpickles a checkpoint's metadata, and every entry that is no tensor, without any restriction. Here the metadata
+may consist of the classes that describe tensors alone, and must describe tensors in files of the checkpoint's folder.
+"""
+
+import pathlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
+
+from kandinsky22.files import first_line, open_regular, require_regular
+
+FILE = ".metadata"
+MAX_BYTES = 1 << 28  # of the metadata: half a million tensors
+DESCRIBING = (
+    metadata.Metadata,
+    metadata.TensorStorageMetadata,
+    metadata.TensorProperties,
+    metadata.ChunkStorageMetadata,
+    metadata.MetadataIndex,
+    metadata.StorageMeta,
+    metadata._MEM_FORMAT_ENCODING,
+    filesystem._StorageInfo,
+    torch.Size,
+    torch.serialization._get_layout,
+)
+ALLOWED: Mapping[tuple[str, str], Any] = {
+    **{(known.__module__, known.__qualname__): known for known in DESCRIBING},
+    **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+    # Where it was written: the path is not used, and those of other systems cannot be made on this one.
+    **{(module, name): pathlib.PurePath for module in ("pathlib", "pathlib._local") for name in pathlib.__all__},
+}
+"""What metadata may name: (module, name) -> what is used for it."""
+
+
+class CheckpointReader(FileSystemReader):
+    """Reads the checkpoint in a folder. Raises `ValueError` for metadata that describes anything but its tensors."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The description of the checkpoint's tensors."""
+        folder = Path(self.path)
+        with open_regular(folder / FILE, MAX_BYTES) as file:
+            described = _unpickle(file)
+        _check(described, folder)
+        described.storage_meta = StorageMeta(load_id=self.load_id)
+        return described
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """A class by its name, if metadata may name it."""
+        if (module, name) not in ALLOWED:
+            raise ValueError(f"its metadata names {module}.{name}, which does not describe tensors")
+        return ALLOWED[module, name]
+
+
+def _unpickle(file: BinaryIO) -> Metadata:
+    try:
+        described = _Unpickler(file).load()
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"its metadata cannot be read: {first_line(error)}") from None
+    if not isinstance(described, Metadata):
+        raise ValueError("its metadata does not describe tensors")
+    return described
+
+
+def _check(described: Metadata, folder: Path) -> None:
+    """Raises `ValueError` unless everything described is a tensor, stored in files within the folder."""
+    tensors, places = (getattr(described, name, None) for name in ("state_dict_metadata", "storage_data"))
+    are_tensors = isinstance(tensors, dict) and all(type(one) is TensorStorageMetadata for one in tensors.values())
+    if not are_tensors or not isinstance(places, dict):
+        raise ValueError("its metadata describes something other than tensors")
+    sizes: dict[str, int] = {}
+    for index, place in places.items():
+        if type(index) is not MetadataIndex or type(place) is not filesystem._StorageInfo:
+            raise ValueError("its metadata describes something other than tensors")
+        name, begin, length = (getattr(place, name, None) for name in ("relative_path", "offset", "length"))
+        if getattr(place, "transform_descriptors", None):
+            raise ValueError("its tensors are compressed, which this version does not write")
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"its metadata names a file outside its folder, {name!r:.100}")
+        if name not in sizes:
+            require_regular(folder / name)
+            sizes[name] = (folder / name).stat().st_size
+        if type(begin) is not int or type(length) is not int or min(begin, length, sizes[name] - begin - length) < 0:
+            raise ValueError(f"{name} is incomplete")

@@ -1,0 +1,121 @@
+"""Checkpoints of a run that were damaged, or come from someone else: refused in one sentence, or resumed from."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kandinsky22.training import checkpoints
+from kandinsky22.training.checkpoint_reader import FILE
+from kandinsky22.training.loop import Training
+from kandinsky22.training.run import METRICS, resume, run
+from tests.hostile.corpus import WRONG_JSON
+from tests.training.known import RECIPE, line_fit
+
+
+def training() -> Training:
+    return Training(*line_fit(), RECIPE, steps=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of two steps with a checkpoint."""
+    lines = run(training(), tmp_path, every=2)
+    for _ in range(2):
+        next(lines)
+    return tmp_path
+
+
+@pytest.fixture
+def last(folder: Path) -> Path:
+    """The folder of the run's checkpoint."""
+    return next((folder / checkpoints.FOLDER).iterdir())
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ValueError) as refused:
+        resume(training(), folder)
+    assert len(str(refused.value).splitlines()) == 1
+    return str(refused.value)
+
+
+def test_a_run_is_resumed_with_its_weights(folder: Path) -> None:
+    first, second = training(), training()
+    assert resume(first, folder) and first.step == 2
+    second.advance(), second.advance()
+    assert all(torch.equal(one, second.tensors()[name]) for name, one in first.tensors().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"relative_path": "../../secret"},
+        {"relative_path": "/etc/passwd"},
+        {"relative_path": 3},
+        {"offset": -1},
+        {"length": 10**12},
+        {"transform_descriptors": ["zstd"]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_metadata_that_names_other_places_is_refused(folder: Path, last: Path, change: dict[str, Any]) -> None:
+    metadata = pickle.loads((last / FILE).read_bytes())
+    vars(next(iter(metadata.storage_data.values()))).update(change)
+    (last / FILE).write_bytes(pickle.dumps(metadata))
+    assert refusal(folder).startswith(f"{last} is not of this network, or damaged (")
+
+
+def test_metadata_of_other_classes_is_refused_with_their_name(folder: Path, last: Path) -> None:
+    for foreign, name in ((Path.cwd, "builtins.getattr"), (print, "builtins.print"), (torch.nn.Linear, "Linear")):
+        metadata = pickle.loads((last / FILE).read_bytes())
+        metadata.planner_data = foreign
+        (last / FILE).write_bytes(pickle.dumps(metadata))
+        message = refusal(folder)
+        assert name in message and "does not describe tensors" in message
+        metadata.planner_data = None
+        (last / FILE).write_bytes(pickle.dumps(metadata))
+    assert resume(training(), folder)
+
+
+def test_damaged_metadata_is_refused(folder: Path, last: Path) -> None:
+    content = (last / FILE).read_bytes()
+    for damaged in (b"", content[:-20], content[100:], b"text", pickle.dumps({}), pickle.dumps([1])):
+        (last / FILE).write_bytes(damaged)
+        assert "its metadata" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "2"},
+        {"step": -1},
+        {"step": True},
+        {"steps": 1.5},
+        {"steps": None},
+        {"learnt_from": []},
+        {"learnt_from": None},
+        {"settings": "x"},
+    ],
+    ids=str,
+)
+def test_a_state_of_other_types_is_refused_with_its_file(folder: Path, last: Path, change: dict[str, Any]) -> None:
+    path = last / checkpoints.STATE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert str(path) in refusal(folder)
+    with pytest.raises(ValueError, match="is not the state of a run"):
+        checkpoints.settings(folder)
+
+
+@pytest.mark.parametrize("text", WRONG_JSON, ids=range(len(WRONG_JSON)))
+def test_a_state_that_is_no_json_object_is_refused_with_its_file(folder: Path, last: Path, text: bytes) -> None:
+    (last / checkpoints.STATE).write_bytes(text)
+    assert str(last / checkpoints.STATE) in refusal(folder)
+
+
+def test_metrics_of_other_values_are_refused_with_their_file(folder: Path) -> None:
+    for line in ('{"loss": 1}', '{"step": "x"}', '{"step": }'):
+        (folder / METRICS).write_text(line + "\n")
+        assert str(folder / METRICS) in refusal(folder)
