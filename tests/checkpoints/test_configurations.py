@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.hostile.corpus import WRONG_JSON
 
-from kandinsky22.checkpoints.components import KINDS
+from kandinsky22.checkpoints.part import KINDS
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.checkpoints.locate import part_folders
 from kandinsky22.checkpoints.model import StoredModel
