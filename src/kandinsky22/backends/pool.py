@@ -18,8 +18,8 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Submit, Worker
-from kandinsky22.request import Request
+from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Submit, Worker
+from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class _Cancel(NamedTuple):
 class _Job:
     """What one process carries out of a call: a request, the requests of a work unit, or a question.
 
-    left: the keys of its requests that are not finished. tries: how often a process died with it.
+    left: the keys of its requests that are not finished; empty once it was cancelled, while its process still ends a
+    step for it. tries: how often a process died with it.
     """
 
     call: _Call
@@ -146,6 +147,7 @@ class Pool:
         self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
         self._closed, self._open = False, threading.Lock()  # no command is sent after it was closed
+        self._end_timeout = STEP_TIMEOUT
         self._thread = threading.Thread(target=self._run, name="kandinsky22-pool", daemon=True)
         self._thread.start()
 
@@ -173,12 +175,15 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End all processes; what callers still wait for raises `ValueError`."""
+    def close(self, timeout: float = STEP_TIMEOUT) -> None:
+        """End all processes; what callers still wait for raises `ValueError`.
+
+        timeout: the seconds that a step of painting may take to end before its process is killed.
+        """
         with self._open:
             if self._closed:
                 return
-            self._closed = True
+            self._closed, self._end_timeout = True, timeout
             os.write(self._wake_up_write, b"!")
         self._thread.join()
         os.close(self._wake_up_write)
@@ -219,13 +224,18 @@ class Pool:
         described: dict[str, Any] = self._ask("describe", request)
         return described
 
+    def embedding(self, request: Request) -> Embedding:
+        """The image embedding of a resolved request's first picture."""
+        embedding: Embedding = self._ask("embedding", request)
+        return embedding
+
     def _submit(
         self, call: _Call, requests: Mapping[K, Request], preview: Preview | None, *, together: bool = False
     ) -> None:
         order = Submit(next(self._numbers), dict(requests), preview, together)
         self._send_command(_Job(call, order, set(requests)))
 
-    def _ask(self, method: Literal["resolve", "describe"], request: Request) -> Any:
+    def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
         call = _Call()
         self._send_command(_Job(call, Ask(next(self._numbers), method, request), {None}))
         answer = call.inbox.get()
@@ -257,7 +267,7 @@ class Pool:
         for call in {job.call for job in jobs}:
             call.inbox.put(ValueError(CLOSED))
         for worker in self._jobs:
-            worker.end()
+            worker.end(self._end_timeout)
         os.close(self._wake_up_read)
 
     def _take_commands(self) -> None:
@@ -275,12 +285,13 @@ class Pool:
         cancelled = [job for job in self._waiting if is_meant(job)]
         self._waiting = deque(job for job in self._waiting if not is_meant(job))
         for worker, jobs in self._jobs.items():
-            for job in [job for job in jobs.values() if is_meant(job)]:
-                cancelled.append(jobs.pop(job.order.job))
+            for job in filter(is_meant, jobs.values()):
+                cancelled.append(job)
                 worker.send(Cancel(job.order.job))
         for job in cancelled:
             for key in job.left:
                 job.call.inbox.put((key, Cancelled()))
+            job.left.clear()
 
     def _assign(self) -> None:
         """Give waiting jobs, in order, to the processes with the fewest pictures, as far as there is room."""
@@ -311,12 +322,14 @@ class Pool:
         elif message.kind == "broken":
             worker.end()
             self._fail_all(worker, message.content)
-        elif job := self._jobs[worker].get(message.job):  # otherwise it was cancelled
+        elif message.kind == "cancelled":
+            self._jobs[worker].pop(message.job, None)
+        elif job := self._jobs[worker].get(message.job):
             if message.kind == "answer":
                 job.left.clear()
             else:
                 key, event = message.content
-                if key not in job.left:  # a work unit begins again as a whole, also what had finished
+                if key not in job.left:  # cancelled; or a work unit begins again as a whole, also what had finished
                     return
                 if is_last(event):
                     job.left.remove(key)
@@ -327,7 +340,8 @@ class Pool:
     def _handle_death(self, worker: Worker) -> None:
         was_ready = worker.is_ready
         how = worker.end()
-        jobs = [*self._jobs[worker].values()]
+        jobs = [job for job in self._jobs[worker].values() if job.left]
+        self._jobs[worker] = {job.order.job: job for job in jobs}
         if not was_ready:
             worker.failed_starts += 1
             if worker.failed_starts == TRIES:

@@ -44,17 +44,18 @@ class Ask(NamedTuple):
     """To a worker: call a method of the model with a request."""
 
     job: int
-    method: Literal["resolve", "describe"]
+    method: Literal["resolve", "describe", "embedding"]
     request: Request
 
 
 class Message(NamedTuple):
     """From a worker. "ready" and "broken", with the exception that loading raised, are about the process.
 
-    About a job: "event" with (key, event), and of an `Ask` "answer" with the value or the exception.
+    About a job: "event" with (key, event), of an `Ask` "answer" with the value or the exception, and "cancelled" when
+    the step in which it was cancelled has ended.
     """
 
-    kind: Literal["ready", "broken", "event", "answer"]
+    kind: Literal["ready", "broken", "event", "answer", "cancelled"]
     job: int = 0
     content: Any = None
 
@@ -78,6 +79,7 @@ def run_worker(load: LoadModel, pipe: "Connection[Message, Order]") -> None:
             return
         pipe.send(Message("ready"))
         _Painter(model, pipe).run(orders)
+    os._exit(0)  # there is nothing to clean up, and for torch that takes seconds
 
 
 def as_plain_error(error: Exception) -> Exception:
@@ -139,6 +141,7 @@ class _Painter:
                 batch.cancel((order.job, key))
             if batch is not self.joined:
                 batch.close()
+            self.pipe.send(Message("cancelled", order.job))
         else:
             try:
                 answer = getattr(self.model, order.method)(order.request)

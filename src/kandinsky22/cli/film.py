@@ -19,6 +19,7 @@ from kandinsky22.request.tasks import interpolate
 if TYPE_CHECKING:
     from PIL import Image
 
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.engine.kandinsky import Kandinsky
 
 FPS = 12.0
@@ -70,7 +71,7 @@ def _paint_frames(
     if name == "film":
         parser.option("fps", type=float, metavar="X", help=f"pictures a second (default: {FPS:g})")
     add_parameters(parser, interpolate, leave_out=NOT_OPTIONS)
-    parser.add_edge("device", "dtype", "placement", "quiet")
+    parser.add_edge("device", "dtype", "placement", "server", "quiet")
     parser.option("output", short="-o", metavar="FILE", help=f"the file to write (default: out/{name}{suffix})")
     options, words, _ = parser.parse(arguments)
     options.setdefault("seed", secrets.randbelow(2**32))
@@ -103,7 +104,7 @@ def _check_output(name: str, output: Path, fps: float, frames: int) -> None:
     check_writable(Destination(output.parent), 0)
 
 
-def _run_requests(model: "Kandinsky", requests: Sequence[Request], *, quiet: bool) -> "list[Image.Image]":
+def _run_requests(model: "Kandinsky | Remote", requests: Sequence[Request], *, quiet: bool) -> "list[Image.Image]":
     """The pictures of all requests, painted in batches, with a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bar

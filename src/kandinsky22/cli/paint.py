@@ -1,7 +1,8 @@
 """The command of a task: from its arguments to a request, and from the request to pictures in files."""
 
+import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import known_words
 
 if TYPE_CHECKING:
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.cli.output import Destination
     from kandinsky22.engine.kandinsky import Kandinsky
 
 OUTPUT = "out"
+LOCAL_OPTIONS = ("device", "dtype", "placement", "compile")  # of a model in this process
 OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
 
 
@@ -43,8 +46,26 @@ def main(
         echo(path)
 
 
-def load(model: str, options: dict[str, Any], request: Request | None = None) -> "Kandinsky":
-    """Load a model; a published one is fetched first, as far as `request` needs it. This imports torch."""
+def server_of(options: Mapping[str, Any]) -> str:
+    """The URL of the server that is to paint, "" for none.
+
+    Raises `ValueError` for options that only make sense here.
+    """
+    url: str = options.get("server", os.environ.get("KANDINSKY22_SERVER", ""))
+    if url and (local := [name for name in LOCAL_OPTIONS if options.get(name)]):
+        raise ValueError(f"the server decides about --{local[0]}; leave it out, or paint here with --server ''")
+    return url
+
+
+def load(model: str, options: Mapping[str, Any], request: Request | None = None) -> "Kandinsky | Remote":
+    """The server that the options name; or else load a model, which imports torch.
+
+    A published model is fetched first, as far as `request` needs it.
+    """
+    if url := server_of(options):
+        from kandinsky22.backends.remote import Remote
+
+        return Remote.of_environment(url)
     from kandinsky22.engine.kandinsky import Kandinsky
 
     return Kandinsky.load(

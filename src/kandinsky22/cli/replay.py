@@ -48,10 +48,13 @@ def main(arguments: Sequence[str]) -> int:
     if stored.size != (recipe.request.width, recipe.request.height):
         raise ValueError(f"{file} has another size than its request, so it was edited since it was painted")
     request, index = _batch_request(recipe)
-    request = replace(request, model=options.get("model") or _local_model(request))
+    server = paint.server_of(options)
+    request = replace(request, model=options.get("model") or (request.model if server else _local_model(request)))
     request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
-    backend = paint.load(request.model, _recorded_options(recipe.made_by) | options, request)
+    if not server:  # which has the device and the dtype that it has
+        options = _recorded_options(recipe.made_by) | options
+    backend = paint.load(request.model, options, request)
     with display(options.get("quiet", False)) as view:
         result = paint.run_request(request, backend, view, destination)
     picture = result.pictures[index]

@@ -14,6 +14,7 @@ from typing import Any, Self
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from kandinsky22.files import atomic_write, expand, parse_json
+from kandinsky22.imaging.provenance import encode
 from kandinsky22.request import Request
 from kandinsky22.request.picture_file import read_picture
 
@@ -37,8 +38,10 @@ class Painting:
         """
         return save_png(self.image, path, self._info(), exclusive=exclusive)
 
-    def to_png(self) -> bytes:
-        """The PNG file that `save` writes."""
+    def to_png(self, *, xmp: bool = False) -> bytes:
+        """The PNG file that `save` writes; xmp: it also says in XMP that a model made it (see `provenance`)."""
+        if xmp:
+            return encode(self.image, "PNG", info=self._info())
         file = io.BytesIO()
         self.image.save(file, "PNG", pnginfo=self._info())
         return file.getvalue()
@@ -48,7 +51,9 @@ class Painting:
         """The painting in a PNG file. Raises `ValueError` if it carries no request, or is no PNG."""
         image = read_picture(file, name="this painting", formats=("PNG",))
         recipe = _recipe_of(image, "this painting")
-        return cls(image.convert("RGB"), recipe.request, recipe.made_by)
+        pixels = image.convert("RGB")
+        pixels.info.clear()  # as of a picture that was just painted
+        return cls(pixels, recipe.request, recipe.made_by)
 
     def _info(self) -> PngImagePlugin.PngInfo:
         info = PngImagePlugin.PngInfo()

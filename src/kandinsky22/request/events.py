@@ -12,11 +12,13 @@ from kandinsky22.request.request import Request
 
 if TYPE_CHECKING:
     from kandinsky22.imaging.images import Painting
+    from kandinsky22.request.embedding import Embedding
 
 K = TypeVar("K", bound=Hashable)
 Stage = Literal["prior", "decoder"]
-Reason = Literal["refused", "not finite", "out of memory", "error"]
-"""Why a request failed: it cannot be carried out as it is; a result was not finite; memory ran out; anything else."""
+Reason = Literal["refused", "censored", "not finite", "out of memory", "error"]
+"""Why a request failed: it cannot be carried out as it is; a server's content filter withholds the pictures; a result
+was not finite; memory ran out; anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Failed:
         """The exception for callers that want one."""
         kinds: dict[Reason, type[Exception]] = {
             "refused": ValueError,
+            "censored": ValueError,
             "not finite": FloatingPointError,
             "out of memory": MemoryError,
             "error": RuntimeError,
@@ -141,6 +144,10 @@ class Model(Protocol):
 
     def describe(self, request: Request) -> dict[str, Any]:
         """As for `Backend`."""
+        ...
+
+    def embedding(self, request: Request) -> "Embedding":
+        """The image embedding of a resolved request's first picture."""
         ...
 
 
