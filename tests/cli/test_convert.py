@@ -16,8 +16,8 @@ Capture = pytest.CaptureFixture[str]
 
 def test_convert_writes_one_file_and_restores_its_folders(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
     one, folder = tmp_path / "one.safetensors", tmp_path / "folder"
-    convert.main([str(tiny_model), str(one), "--dtype", "float16"])
-    convert.main([str(one), str(folder)])
+    convert.main([str(tiny_model), str(one), "--dtype", "float16", "-q"])
+    convert.main([str(one), str(folder), "-q"])
     assert capsys.readouterr() == (f"{one}\n{folder}\n", "")
     half = load_file(folder / "decoder/unet/diffusion_pytorch_model.safetensors")
     assert {str(value.dtype) for value in half.values()} == {"torch.float16"}

@@ -215,9 +215,7 @@ class Terminal:
                     self.tasks[stage] = self.bars.add_task(stage)
                 self.bars.update(self.tasks[stage], completed=i, total=n)
                 if preview is not None:
-                    self.blocks = HalfBlocks(
-                        [read_picture(preview, name="a preview", formats=("PNG",)).resize(self.size)]
-                    )
+                    self.blocks = HalfBlocks([read_picture(preview, name="a preview").resize(self.size)])
             case Result(pictures, _, seconds):
                 self.blocks = HalfBlocks([picture.image for picture in pictures]) if self.in_colour else None
                 self.console.print(f"painted in {seconds:.1f} s")

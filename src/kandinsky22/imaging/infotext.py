@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, Literal
 
-from PIL import Image
-
 from kandinsky22.imaging.file_texts import PARAMETERS as PARAMETERS
 from kandinsky22.imaging.file_texts import RECIPE, read_texts, save_options
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
+from kandinsky22.request.picture_file import WEB_FORMATS, open_picture
 
 Format = Literal["png", "jpeg", "webp"]
 SAMPLER_LABELS: Mapping[str, str] = {
@@ -75,7 +74,7 @@ def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> 
     if format == "png":
         others = b"".join(chunk for chunk in _chunks(png) if chunk[8:].partition(b"\0")[0] != PARAMETERS.encode())
         return png[:IHDR_END] + _text_chunk(PARAMETERS, text) + others
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+    with open_picture(png, formats=("PNG",)) as image:
         image.load()  # text after the pixels is read only then
         recipe, xmp = read_texts(image).get(RECIPE), image.info.get("xmp")
         file = io.BytesIO()
@@ -87,7 +86,7 @@ def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> 
 def read(file: bytes) -> dict[str, str]:
     """The texts in a picture's metadata by name, "parameters" among them. Raises `ValueError` for no such picture."""
     try:
-        with Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
+        with open_picture(file, formats=WEB_FORMATS) as image:
             if image.format == "PNG":
                 image.load()  # text after the pixels is read only then
             return read_texts(image)
