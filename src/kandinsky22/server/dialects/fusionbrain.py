@@ -26,6 +26,7 @@ PREFIX = "/key"
 PIPELINE, MODEL = "5f3b0c8e-2d1a-4c7e-9b46-8a2f0d6e1c22", 1  # the ids of what this server has
 SINCE = "2023-07-12T00:00:00.000Z"  # when the model was published
 MAX_QUERY = 1000  # characters, as there
+EXAMPLE = '{"type": "GENERATE", "width": 64, "height": 64, "generateParams": {"query": "a red circle"}}'
 STYLES: Mapping[str, tuple[str, str, str]] = {
     "DEFAULT": ("Свой стиль", "No style", ""),
     "KANDINSKY": ("Кандинский", "Kandinsky", "abstract painting in the style of Wassily Kandinsky"),
@@ -167,7 +168,8 @@ def error(problem: ApiError, request_id: str) -> Any:
 
 def _form(parameter: str) -> dict[str, Any]:
     """The description of a multipart body for OpenAPI."""
-    properties = {parameter: {"type": "string"}, "params": Params.model_json_schema()}
+    params = {"type": "string", "contentMediaType": "application/json", "examples": [EXAMPLE]}
+    properties = {parameter: {"type": "string"}, "params": params}
     schema = {"type": "object", "properties": properties, "required": ["params"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
