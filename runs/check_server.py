@@ -41,27 +41,53 @@ NOTHING_LEFT = b"\0" * (1 << 20)
 
 
 def check_schema(command: Sequence[str], cases: int) -> list[str]:
-    """What schemathesis finds in about `cases` cases."""
-    with serving(command) as server:
-        paths = server.call("GET", "/openapi.json").content["paths"]
-        operations = sum(map(len, paths.values()))
+    """What schemathesis finds in at least so many cases, on a server that has a job, a picture and an upload."""
+    found, tested, seed = [], 0, 0
+    with serving(command) as server, tempfile.TemporaryDirectory() as folder:
+        operations = sum(map(len, server.call("GET", "/openapi.json").content["paths"].values()))
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-        done = subprocess.run(
-            [
-                *(Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json"),
-                *("--checks", checks, "--max-examples", str(max(1, cases // operations)), "--no-color"),
-                *("--phases", "examples,coverage,fuzzing,stateful", "--request-timeout", "60", "--max-failures", "50"),
-                *("--exclude-path-regex", "/events$"),  # of a job that is unknown it is an error, else it waits
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=server.folder,
-        )
-        print(done.stdout[-4000:], done.stderr[-2000:], file=sys.stderr)
-        found = [] if done.returncode == 0 else [line for line in done.stdout.splitlines() if "- " in line]
+        options = [
+            *("--checks", checks, "--phases", "examples,coverage,fuzzing,stateful", "--no-color"),
+            *("--request-timeout", "60", "--max-failures", "50"),
+            *("--exclude-path-regex", "/events$"),  # of a job that is unknown it is an error, else it waits
+        ]
+        while tested < cases and not found:
+            seed += 1
+            _name_what_is_there(server, Path(folder) / "schemathesis.toml")
+            examples = str(min(500, max(1, (cases - tested) // operations)))
+            done = subprocess.run(
+                [
+                    *(Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json"),
+                    *(*options, "--max-examples", examples, "--seed", str(seed)),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=folder,
+            )
+            print(done.stdout[-4000:], done.stderr[-2000:], file=sys.stderr)
+            count = re.search(r"(\d+) generated", done.stdout)
+            tested += int(count[1]) if count else 0
+            if done.returncode or not count:
+                found += [line for line in done.stdout.splitlines() if "- " in line] or ["schemathesis failed"]
         alive = server.call("GET", "/livez").status == 200
+        print(f"{tested} cases of {operations} operations", file=sys.stderr)
     return found + ([] if alive else ["the server died"])
+
+
+def _name_what_is_there(server: Server, path: Path) -> None:
+    """Write schemathesis's settings: ids of a new job, picture and upload for the routes that need one."""
+    job = server.job(server.call("POST", "/api/v1/jobs", small_job(1)).content["id"])
+    url = server.call("POST", "/v1/images/generations", {"prompt": "", "size": "64x64", "response_format": "url"})
+    name = url.content["data"][0]["url"].rpartition("/")[2]
+    boundary, picture = b"--b\r\n", server.call("GET", job["pictures"][0]["url"]).content
+    head = b'Content-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    form = boundary + head + picture + b"\r\n--b--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    upload = server.call("POST", "/api/v1/uploads", form, kind).content["id"]
+    ids = {"job": job["id"], "uuid": job["id"], "picture": job["pictures"][0]["id"], "upload": upload, "name": name}
+    lines = [f'"path.{parameter}" = "{value}"' for parameter, value in ids.items()]
+    path.write_text("\n".join(["[parameters]", *lines]), encoding="utf-8")
 
 
 def check_faults(command: Sequence[str], jobs: int, kills: int, restarts: int, paint: Paint | None = None) -> list[str]:

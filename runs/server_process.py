@@ -52,8 +52,8 @@ class Server:
         wait_until(is_ready)
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
-        """The answer to a request with a JSON body. Raises `OSError` if there is none."""
-        data = None if body is None else json.dumps(body).encode()
+        """The answer to a request whose body is bytes, or JSON values. Raises `OSError` if there is none."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         kind = {"content-type": "application/json"} if data else {}
         request = urllib.request.Request(self.url + path, data, kind | (headers or {}), method=method)
         try:

@@ -179,5 +179,5 @@ def test_times_are_recorded(store: Store) -> None:
 
 def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "kandinsky22.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(ValueError, match="cannot use .*file is not a database"):
+    with pytest.raises(ValueError, match=r"cannot use .*file is not a database"):
         Store(tmp_path)

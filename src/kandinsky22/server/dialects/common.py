@@ -15,7 +15,7 @@ from fastapi import Request as HttpRequest
 from PIL import Image
 
 from kandinsky22.imaging import infotext
-from kandinsky22.imaging.images import read_recipe
+from kandinsky22.imaging.file_texts import Format
 from kandinsky22.request import Picture, Request
 from kandinsky22.request.events import Preview
 from kandinsky22.request.picture_file import open_picture
@@ -167,26 +167,23 @@ async def with_pauses(items: AsyncIterator[T]) -> AsyncIterator[T | None]:
             pending.cancel()
 
 
-async def encoded(
-    services: Services, picture: StoredPicture, format: infotext.Format = "png", quality: int = 95
+async def encoded(services: Services, picture: StoredPicture, format: Format = "png", quality: int = 95) -> bytes:
+    """A stored picture as a file."""
+
+    def convert() -> bytes:
+        return services.queue.files.convert(picture.path.read_bytes(), format, quality)
+
+    return await asyncio.to_thread(convert)
+
+
+def unfinished(
+    services: Services, preview: bytes, request: Request, format: Format = "png", quality: int = 80
 ) -> bytes:
-    """A stored picture as a file, with the request that made it in its metadata, also as AUTOMATIC1111 writes it."""
-
-    def encode() -> bytes:
-        png = picture.path.read_bytes()
-        text = infotext.infotext(read_recipe(picture.path).request, model_name(services))
-        return infotext.encode(png, text, format, quality)
-
-    return await asyncio.to_thread(encode)
-
-
-def enlarged(preview: bytes, width: int, height: int, format: infotext.Format = "png", quality: int = 80) -> bytes:
-    """A preview as a picture of this size."""
+    """A preview as a file of the size of the resolved request's pictures."""
     with open_picture(preview, formats=("PNG",)) as image:
-        file = io.BytesIO()
-        large = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        large.save(file, format.upper(), **({"compress_level": 1} if format == "png" else {"quality": quality}))
-    return file.getvalue()
+        size = request.width or image.width, request.height or image.height
+        large = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return services.queue.files.unfinished(large, request.for_image(0), format, quality)
 
 
 def as_is(_: Parameter, value: Any) -> Any:

@@ -33,6 +33,7 @@ from kandinsky22.server.dialects.openai_call import (
     variations_of,
 )
 from kandinsky22.server.errors import ApiError, Kind, api_error_of
+from kandinsky22.server.limits import exception_of
 from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.store import Key
 
@@ -164,6 +165,7 @@ def router(services: Services) -> APIRouter:
                 headers = {
                     "content-disposition": f'inline; filename="{name}"',
                     "cache-control": "private, max-age=3600",
+                    "cross-origin-resource-policy": "cross-origin",  # a page of the client's shows it
                 }
                 return Response(file, media_type=f"image/{format}", headers=headers)
         raise ApiError("not found", "there is no such file; a picture's URL is valid for 60 minutes")
@@ -176,6 +178,8 @@ def error(problem: ApiError, request_id: str) -> Any:
     kind, code = ERRORS.get(problem.kind, ("server_error", "server_error"))
     if problem.kind == "not found" and problem.parameter == "model":
         code = "model_not_found"
+    elif problem.censored:
+        code = "content_policy_violation"
     return {"error": {"message": problem.message, "type": kind, "param": problem.parameter, "code": code}}
 
 
@@ -231,7 +235,6 @@ async def _stream(
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a job: partial pictures, and then each picture. A client that hangs up cancels it."""
     shape, request, sent = _shape(live, wish), live.job.request, 0
-    width, height = request.width or 0, request.height or 0
 
     def event(name: str, file: bytes, **values: Any) -> bytes:
         data = {"type": f"{kind}.{name}", "b64_json": common.to_base64(file), "created_at": int(time.time())}
@@ -247,7 +250,7 @@ async def _stream(
                     yield b": waiting\n\n"
                 case Progress(preview=bytes(preview)) if sent < (wish.partial_images or 0):
                     file = await asyncio.to_thread(
-                        common.enlarged, preview, width, height, wish.format, wish.compression
+                        common.unfinished, services, preview, request, wish.format, wish.compression
                     )
                     yield event("partial_image", file, partial_image_index=sent)
                     sent += 1
@@ -256,7 +259,7 @@ async def _stream(
                         file = await common.encoded(services, picture, wish.format, wish.compression)
                         yield event("completed", file, index=picture.position, usage=_usage(live, inputs))
                 case Failed() as failed:
-                    yield failure(api_error_of(failed.exception()))
+                    yield failure(api_error_of(exception_of(failed)))
                 case Cancelled():
                     yield failure(ApiError("conflict", "the job was cancelled"))
     finally:
