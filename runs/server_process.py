@@ -40,16 +40,19 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it paints."""
-        self.process = subprocess.Popen([*self.command, "--data", str(self.folder), "--port", str(self.port)])
+        places = ["--data", str(self.folder), "--port", str(self.port)]
+        with tempfile.TemporaryFile() as log:
+            self.process = subprocess.Popen([*self.command, *places], stderr=log)
 
-        def is_ready() -> bool:
-            if self.process.poll() is not None:
-                raise SystemExit("the server did not start")
-            with contextlib.suppress(OSError):
-                return urllib.request.urlopen(f"{self.url}/readyz", timeout=5).status == 200
-            return False
+            def is_ready() -> bool:
+                if self.process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(f"the server did not start: {log.read().decode(errors='replace')}")
+                with contextlib.suppress(OSError):
+                    return urllib.request.urlopen(f"{self.url}/readyz", timeout=5).status == 200
+                return False
 
-        wait_until(is_ready)
+            wait_until(is_ready)
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
         """The answer to a request whose body is bytes, or JSON values. Raises `OSError` if there is none."""

@@ -225,6 +225,17 @@ def test_the_documentation_needs_no_other_server(client: httpx.Client) -> None:
     assert all({"400", "401", "413"} <= set(answers) and "422" not in answers for answers in documented)
 
 
+def test_requests_are_logged_with_the_id_of_their_answer(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kandinsky22.server")
+    answer = client.post("/api/v1/jobs", json={"options": {"prompt": "a secret", "seed": 1}})
+    until(lambda: caplog.records)
+    values = caplog.records[-1].values  # type: ignore[attr-defined]  # an extra
+    assert values["id"] == answer.headers["x-request-id"] and values["route"] == "/api/v1/jobs"
+    assert "secret" not in str(values)
+
+
 def test_metrics_name_no_prompt(client: httpx.Client) -> None:
     events(client, create(client, "a very private star")["id"])
     figures = client.get("/metrics").text

@@ -107,6 +107,7 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
     from kandinsky22.server.dialects import DIALECTS
     from kandinsky22.server.job_queue import JobQueue
     from kandinsky22.server.limits import Limits
+    from kandinsky22.server.logs import log_to_stderr
     from kandinsky22.server.picture_files import PictureFiles
     from kandinsky22.server.store import Store
 
@@ -145,6 +146,7 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         aliases="exact_names" not in options,
         close=partial(pool.close, END_SECONDS),
     )
+    log_to_stderr()
     echo(f"kandinsky22 serves {model} at http://{host}:{port}", error=True)
     run_server(app, queue, host, port)
     return 0
@@ -161,6 +163,7 @@ def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
         host=host,
         port=port,
         http=Deadline,
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,

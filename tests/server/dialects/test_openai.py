@@ -325,6 +325,17 @@ def test_client_that_hangs_up_cancels_its_job(server: RunningServer, stream: boo
     assert server.store.jobs("local", count=1)[0].state == "cancelled"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_that_asks_to_keep_its_job_may_hang_up(server: RunningServer, stream: bool) -> None:
+    server.session.by_step = True
+    body = {"prompt": "x", "stream": stream, "num_inference_steps": 3}
+    with httpx.Client(timeout=httpx.Timeout(20, read=0.5)) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{server.url}/v1/images/generations", json=body, headers={"X-Keep-Job": "true"})
+    server.session.allow(3)
+    server.wait_until_idle()
+    assert server.store.jobs("local", count=1)[0].state == "succeeded"
+
+
 @pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape["path"].startswith("/v1")])
 def test_other_clients_requests_are_answered(server: RunningServer, name: str) -> None:
     """Open WebUI, LibreChat, LiteLLM and the Vercel AI SDK, as they send them."""

@@ -28,6 +28,7 @@ from kandinsky22.server.store import Key, StoredPicture
 T = TypeVar("T")
 Asker = Annotated[Key, Depends(who)]
 HEARTBEAT = 15.0  # seconds between comments on a silent stream of events, so that proxies keep it open
+KEEP = "x-keep-job"  # a header, "true": the job goes on when the client hangs up, and its pictures are in the gallery
 NO_CACHE = {"cache-control": "no-store", "x-accel-buffering": "no"}
 ALIASES = ("gpt-image-*", "chatgpt-image-*", "dall-e-*", "kandinsky*", "stable-diffusion*", "sd*")
 """The model names, as patterns, that clients send without a choice; they mean the model that this server has."""
@@ -113,7 +114,7 @@ async def submit(
 
 
 async def finished(services: Services, live: LiveJob, request: HttpRequest) -> list[StoredPicture]:
-    """A job's pictures when it is done. A client that hangs up cancels it.
+    """A job's pictures when it is done. A client that hangs up cancels it, unless it asked to `KEEP` it.
 
     Raises `ApiError` if the job was cancelled, and as `JobQueue.wait` does.
     """
@@ -129,13 +130,19 @@ async def finished(services: Services, live: LiveJob, request: HttpRequest) -> l
     finally:
         painting.cancel()
         gone.cancel()
-        cancel_soon(services, live)
+        cancel_unless_kept(services, live, request)
 
 
 async def _hang_up(request: HttpRequest) -> None:
     """Return when the client has hung up; the body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def cancel_unless_kept(services: Services, live: LiveJob, request: HttpRequest) -> None:
+    """When a call has ended, cancel its job if that has not, unless the client asked to `KEEP` it."""
+    if request.headers.get(KEEP, "").lower() != "true":
+        cancel_soon(services, live)
 
 
 def cancel_soon(services: Services, live: LiveJob) -> None:

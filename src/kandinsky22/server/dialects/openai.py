@@ -139,7 +139,7 @@ def router(services: Services) -> APIRouter:
             preview = Preview(every=max(1, steps // (wish.partial_images + 1)))
         live = await common.submit(services, key, wanted, SOURCE, preview)
         if wish.stream:
-            stream = _stream(services, live, wish, inputs, kind)
+            stream = _stream(services, live, wish, inputs, kind, request)
             return StreamingResponse(stream, media_type="text/event-stream", headers=common.NO_CACHE)
         pictures = await common.finished(services, live, request)
         data = []
@@ -231,9 +231,9 @@ def _tokens(height: int, width: int) -> int:
 
 
 async def _stream(
-    services: Services, live: LiveJob, wish: ImageOptions, inputs: Inputs, kind: str
+    services: Services, live: LiveJob, wish: ImageOptions, inputs: Inputs, kind: str, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of a job: partial pictures, and then each picture. A client that hangs up cancels it."""
+    """Server-sent events of a job: partial pictures, and then each picture. See `common.cancel_unless_kept`."""
     shape, request, sent = _shape(live, wish), live.job.request, 0
 
     def event(name: str, file: bytes, **values: Any) -> bytes:
@@ -263,4 +263,4 @@ async def _stream(
                 case Cancelled():
                     yield failure(ApiError("conflict", "the job was cancelled"))
     finally:
-        common.cancel_soon(services, live)
+        common.cancel_unless_kept(services, live, http)
