@@ -232,8 +232,7 @@ class Kandinsky:
         return Canvas.of(request, (self.defaults.height, self.defaults.width))
 
     def embed(self, request: Request) -> Embeds:
-        """Stage 1: the image embeddings of a request. A stage called by itself needs a request with a seed: resolve
-        it."""
+        """Stage 1: the image embeddings of a request. Called by itself it needs a request with a seed: `resolve`."""
         return self._run(self.embedder.embed(self._seeded(request), Calls()))
 
     def embedding(self, request: str | Request, **options: Any) -> Embedding:
