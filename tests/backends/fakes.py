@@ -37,8 +37,8 @@ class FakeBackend(Fake):
     """Tints pictures by the number of requests painted together, as that changes a real model's pixels.
 
     Prompts: "poison" fails, "die" kills the process, "die once" kills it the first time in `folder`, "wait" takes ten
-    minutes for a step, "until asked" makes steps until there is a file "asked" in `folder`, "refused" is refused. Every attempt appends its prompt to a file in `folder`. poison_fails:
-    whether "poison" fails.
+    minutes for a step, "until asked" makes steps until there is a file "asked" in `folder`, "refused" is refused.
+    Every attempt appends its prompt to a file in `folder`. poison_fails: whether "poison" fails.
     """
 
     folder: Path
