@@ -305,11 +305,11 @@ def test_a_header_that_does_not_match_is_refused(file: Path, tmp_path: Path, hea
 def test_other_files_are_refused(file: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no whole model in one file"):
         single_file.convert([str(tiny_model / UNET)], tmp_path / "folder")
-    with pytest.raises(ValueError, match=r"unpack it once with `kandinsky22 convert"):
-        locate.part_folders(str(file))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="is damaged or incomplete"):
         single_file.convert([str(file)], tmp_path / "folder")
+    with pytest.raises(ValueError, match="is damaged or incomplete"):
+        locate.part_folders(str(file))
     (tmp_path / "decoder").mkdir()
     with pytest.raises(CheckpointError, match="there are no weights in"):
         single_file.convert([str(tmp_path)], tmp_path / "folder")
