@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from kandinsky22.files import open_regular
 from kandinsky22.request.request import MAX_SEED
 
 CAPTION = ("caption", "text", "prompt")
@@ -22,6 +23,7 @@ COCO = {"id", "image_id"}  # both are columns of COCO's own tables, which have s
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes that are removed from ids
 FORBIDDEN = '/\\<>:"|?*'  # characters that some operating system forbids in file names
+MAX_BYTES = 1 << 30  # of a file: millions of captions
 MAX_ID_BYTES = 200  # file systems allow 255, and the id gets a suffix and parts of a temporary name
 
 
@@ -62,7 +64,8 @@ def read(path: Path) -> Captions:
     if suffix not in (*DELIMITERS, ".txt"):
         raise ValueError(f"captions are read from .csv, .tsv and .txt files, got {path.name!r}")
     try:
-        data = path.read_bytes()
+        with open_regular(path, MAX_BYTES) as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     text = _decode(path, data)

@@ -271,9 +271,11 @@ def _load_safetensors(path: Path) -> Statistics:
         value.isfinite().all() for value in (mean, scatter, features)
     ):
         raise ValueError("its tensors are not finite floating-point numbers")
-    sizes = tuple((int(height), int(width)) for height, width in metadata["sizes"])
+    sizes = tuple((height, width) for height, width in metadata["sizes"])
     source, names = Source(**metadata["by"]), tuple(metadata["names"])
-    if not all(isinstance(text, str) for text in (*source, *names)) or not metadata["weight"] > 0:
+    are_sizes = all(type(side) is int for size in sizes for side in size)
+    is_weight = type(metadata["weight"]) in (int, float) and 0 < metadata["weight"] < math.inf
+    if not all(isinstance(text, str) for text in (*source, *names)) or not (are_sizes and is_weight):
         raise TypeError("its metadata has values of other types")
     return Statistics(Moments(float(metadata["weight"]), mean, scatter), source, names, features, sizes)
 
