@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, network_dtype
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
+from kandinsky22.checkpoints.model import check_processor
 from kandinsky22.checkpoints.network import Stored, read_config, save
 from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
 from kandinsky22.checkpoints.schedulers import Scheduler, read_scheduler, scheduler_of
@@ -223,7 +224,7 @@ class PriorParts:
 
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""
-        return self._processor
+        return check_processor(self.image_encoder.folder, self._processor, self.image_encoder.config)
 
     @torch.no_grad()
     def zero_image_embed(self) -> Tensor:

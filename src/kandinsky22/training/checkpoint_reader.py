@@ -2,19 +2,22 @@
 
 Torch unpickles a checkpoint's metadata, and every entry that is no tensor, without any restriction. Here the metadata
 may consist of the classes that describe tensors alone, and must describe tensors in files of the checkpoint's folder.
+A tensor may not be compressed: some bytes would become gigabytes.
 """
 
+import io
 import pathlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
+from kandinsky22.checkpoints.weight_files import check_uncompressed
 from kandinsky22.files import first_line, open_regular, require_regular
 
 FILE = ".metadata"
@@ -51,6 +54,41 @@ class CheckpointReader(FileSystemReader):
         _check(described, folder)
         described.storage_meta = StorageMeta(load_id=self.load_id)
         return described
+
+    def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
+        """The part of a file that is one tensor, which torch would also unpack."""
+        check_uncompressed(_FilePart(file, sinfo.offset, sinfo.length), sinfo.length)
+        return super()._slice_file(file, sinfo)
+
+
+class _FilePart(io.RawIOBase):
+    """Some bytes of an open file, as a file: torch's own cannot seek from the end, as zips are read."""
+
+    def __init__(self, file: IO[bytes], offset: int, length: int) -> None:
+        self.file, self.offset, self.length, self.position = file, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        if position < 0:
+            raise OSError("a position before the start of the file")
+        self.position = position
+        return position
+
+    def readinto(self, buffer: Any, /) -> int:
+        self.file.seek(self.offset + self.position)
+        content = self.file.read(max(0, min(len(buffer), self.length - self.position)))
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
 
 
 class _Unpickler(pickle.Unpickler):
