@@ -6,6 +6,7 @@ Lists pictures and the files that describe them; opens no picture.
 import csv
 import math
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kandinsky22.files import expand, open_regular, parse_json
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
 MAX_TEXT_BYTES = 2**20  # of the captions or the metadata of one picture
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can contain and no tokenizer reads
 CAPTION = ("caption", "text")  # metadata keys of the caption, in lower case
 
 
@@ -191,7 +193,7 @@ def _lines(content: ByteRange | None) -> tuple[str, ...]:
 
 
 def _captions(value: object) -> tuple[str, ...]:
-    """The captions in a text or a list of texts, each on one line; empty ones are left out."""
+    """The captions in a text or a list of texts, each on one line, without half characters; empty ones are left out."""
     values = value if isinstance(value, list) else [value]
-    captions = (" ".join(text.split()) for text in values if isinstance(text, str))
+    captions = (" ".join(LONE_SURROGATE.sub("", text).split()) for text in values if isinstance(text, str))
     return tuple(text for text in captions if text)
