@@ -32,6 +32,7 @@ TARGETS = (
     "request", "PNG text", "PNG chunk", "embedding", "captions", "picture metadata", "metadata.jsonl", "metadata.csv",
     "tar", "picture index", "metrics", "checkpoint metadata", "checkpoint shard", "training state", "shard index",
     "evaluation settings", "manifest", "log", "caption table", "caption list", "npz statistics", "statistics",
+    "picture",
 )  # fmt: skip
 SECONDS, MEGABYTES, MAX_BYTES = 10, 2048, 1 << 16  # for one content, and of one
 INSERTED = (
@@ -67,7 +68,7 @@ def fuzz_guided(target: str, minutes: float, place: Path, folder: Path) -> None:
     """Fuzz with atheris, which ends this process."""
     import atheris
 
-    with atheris.instrument_imports(include=["kandinsky22", "tarfile", "zipfile", "csv"]):
+    with atheris.instrument_imports(include=["kandinsky22", "PIL", "tarfile", "zipfile", "csv"]):
         seeds, read = read_all(target, folder)
     corpus = place / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)

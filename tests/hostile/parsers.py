@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import tarfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.tokenizer import learn
 from kandinsky22.models.unet import UNet, UNetConfig
+from kandinsky22.request.picture import Picture
+from kandinsky22.request.picture_file import FORMATS
 from kandinsky22.request.request import Request
 from kandinsky22.training import checkpoints, run, shards
 from kandinsky22.training.checkpoint_reader import CheckpointReader
@@ -238,8 +241,20 @@ def _requests(folder: Path) -> dict[str, Parser]:
         recipe.write_bytes(picture.getvalue())
         summary(read_recipe(recipe))
 
+    pictures = []
+    for kind in FORMATS:
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize((8, 6)).convert("RGB").save(file, kind)
+        pictures.append(file.getvalue())
+
+    def read_picture(content: bytes) -> None:
+        with warnings.catch_warnings():  # of damaged files, as in the command line
+            warnings.simplefilter("ignore")
+            Picture.of(content)
+
     stored = [b'{"request": ' + text + b', "made_by": {"weights": {"unet": "abc"}, "threads": 1}}' for text in texts]
     return {
+        "picture": Parser(pictures, read_picture),
         "request": Parser(texts, read_request),
         "PNG text": Parser(stored, read_text),
         "PNG chunk": Parser([b"kandinsky22\0\0\0\0\0" + text for text in stored], read_chunk),

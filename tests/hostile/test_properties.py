@@ -38,7 +38,7 @@ NAMES = (
     "safetensors header", "bin", "weight index", "single file", "request", "PNG text", "PNG chunk", "embedding",
     "captions", "picture metadata", "metadata.jsonl", "metadata.csv", "tar", "things", "training state",
     "checkpoint metadata", "checkpoint shard", "metrics", "shard index", "picture index", "evaluation settings",
-    "manifest", "log", "caption table", "caption list", "npz statistics", "statistics",
+    "manifest", "log", "caption table", "caption list", "npz statistics", "statistics", "picture",
 )  # fmt: skip
 UNWANTED = (
     None, True, False, -1, 0, 1, 2, 10**9, 10**30, 0.5, -0.0, float("inf"), float("nan"), "", "a", "../../etc/passwd",

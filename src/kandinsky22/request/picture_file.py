@@ -5,6 +5,7 @@ decoders that start other programs (EPS runs Ghostscript), so no other function 
 """
 
 import io
+import logging
 import struct
 import threading
 import warnings
@@ -24,7 +25,20 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 WEB_FORMATS = FORMATS[:3]  # for pictures that arrive over a network
 REDUCED = ("JPEG", "MPO")  # what Pillow calls the files whose decoder can halve their size; MPO is several JPEGs
 # What decoders raise for a broken file
-BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,  # AVIF
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 _warnings_lock = threading.Lock()  # the filters of warnings are global
 
 
@@ -84,6 +98,8 @@ def _read_header(file: BinaryIO, formats: Sequence[str]) -> "Image.Image":
     """The image in a file. Pillow's warning about large pictures is left out: `limits` decide."""
     from PIL import Image
 
+    if not (log := logging.getLogger("PIL")).hasHandlers():
+        log.addHandler(logging.NullHandler())  # else Python prints what decoders log, beside our own message
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(file, formats=tuple(formats))
