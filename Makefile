@@ -15,7 +15,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTHON_FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 TORCH_FITS = import torch; assert (2, 9) <= tuple(map(int, torch.__version__.split(".")[:2])) < (3, 0)
 
-.PHONY: help run test check docs bench train-box
+.PHONY: help run serve test check docs bench train-box
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ help: ## this list
 
 run: .venv/.installed ## install what is missing, then paint PROMPT, or something at random
 	@if [ -n "$$PROMPT" ]; then $(KANDINSKY22) $(ARGS) -- "$$PROMPT"; else $(KANDINSKY22) $(ARGS); fi
+
+serve: .venv/.installed-serve ## install what is missing, then serve the model in the box over HTTP
+	@$(KANDINSKY22) serve $(ARGS)
 
 test: check ## install what is missing, then run the checks, and all tests except the slow ones
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -46,6 +49,11 @@ train-box: .venv/.installed ## train the model in the box from scratch (hours)
 .venv/.installed-test: .venv/.installed
 	@echo "installing what the tests need"
 	@$(PIP) install --quiet --editable '.[test]'
+	@touch $@
+
+.venv/.installed-serve: .venv/.installed
+	@echo "installing what the server needs"
+	@$(PIP) install --quiet --editable '.[serve]'
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed

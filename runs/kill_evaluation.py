@@ -21,8 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from kandinsky22.backends.run_state import is_complete_png, logged
 from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run
-from kandinsky22.evaluation.run_state import is_complete_png, logged
 
 
 def main() -> None:

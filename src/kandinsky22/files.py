@@ -104,7 +104,7 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
     A folder, since some writers replace their file by another one, which would have no lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     remove_leftovers(path.parent)
     with contextlib.ExitStack() as cleanup:
         while True:
@@ -121,6 +121,14 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
                     break
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder, if there is none. Raises `NotADirectoryError` if it is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
 def _rename_exclusively(source: Path, target: Path) -> None:
@@ -270,7 +278,7 @@ def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterato
     Waits as `lock` does, then raises `BlockingIOError` with the message `error` if another process still has the lock.
     Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     with path.open("ab") as file:
         if not lock(file, timeout):
             raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")

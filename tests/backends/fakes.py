@@ -1,28 +1,22 @@
-"""A backend without a network, for worker processes that start at once: prompts say what it does."""
+"""A backend without a network, and its model for worker processes, which start at once: prompts say what they do."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
+from kandinsky22.backends.fake import Fake
 from kandinsky22.backends.work_units import WorkUnit
-from kandinsky22.imaging.images import Painting
-from kandinsky22.request import Defaults, Request, Sampling, Text
-from kandinsky22.request.events import Event, Notice, Progress, Result, Started
+from kandinsky22.request import Request, Text
+from kandinsky22.request.events import Event, Failed, Notice, Preview, Progress, Result, Started, is_last
 
-K = TypeVar("K")
-DEFAULTS = Defaults(
-    height=64,
-    width=64,
-    prior=Sampling(sampler="unclip", steps=2, guidance_scale=2.0),
-    decoder=Sampling(sampler="ddpm", steps=3, guidance_scale=4.0),
-)
+K = TypeVar("K", bound=Hashable)
 MADE_BY = {"weights": {"unet": "abc"}, "dtype": "float32", "kandinsky22": "0", "torch": "0", "threads": 1}
 
 
@@ -39,50 +33,43 @@ def units_of(requests: Mapping[K, Request], size: int) -> Iterator[WorkUnit[K]]:
 
 
 @dataclass
-class FakeBackend:
-    """Paints each seed in its own colour, tinted by the size of the batch, as a batch changes a real model's pixels.
+class FakeBackend(Fake):
+    """Tints pictures by the number of requests painted together, as that changes a real model's pixels.
 
-    Prompts: "poison" raises KeyError, "unreachable" ConnectionResetError, "die" kills the process, "die once" kills it
-    the first time in `folder`, "wait" takes ten minutes for a step. Every attempt appends its prompt to a file in
-    `folder`. poison_raises: whether "poison" raises.
+    Prompts: "poison" fails, "die" kills the process, "die once" kills it the first time in `folder`, "wait" takes ten
+    minutes for a step, "refused" is refused. Every attempt appends its prompt to a file in `folder`. poison_fails:
+    whether "poison" fails.
     """
 
     folder: Path
-    poison_raises: bool = True
+    poison_fails: bool = True
 
-    def resolved(self, request: Request) -> Request:
+    def resolve(self, request: Request) -> Request:
         if prompt_of(request) == "refused":
             raise ValueError("the request is refused; ask for another")
-        return request.resolved(DEFAULTS)
+        return super().resolve(request)
 
-    def made_by(self, request: Request) -> dict[str, Any]:
+    def describe(self, request: Request) -> dict[str, Any]:
         return dict(MADE_BY)
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        for _, event in self.stream_many({0: request}):
-            yield event
-
-    def stream_many(self, requests: Mapping[Any, Request]) -> Iterator[tuple[Any, Event]]:
-        requests = {key: self.resolved(request) for key, request in requests.items()}
-        for key, request in requests.items():
-            with (self.folder / "tried.txt").open("a") as file:
-                file.write(f"{prompt_of(request)}\n")
-            yield key, Started(request)
-            yield key, Notice("it is only a colour")
-            for i in (1, 2, 3):
-                self._step(prompt_of(request))
-                yield key, Progress("decoder", i, 3, lambda: Image.new("RGB", (64, 64)))
-        for key, request in requests.items():
-            colour = ((request.seed or 0) % 251, 40 * len(requests) % 256, 200)
-            image = Image.new("RGB", (request.width or 0, request.height or 0), colour)
-            yield key, Result([Painting(image, request, dict(MADE_BY))], request, 0.1)
+    def stream_many(
+        self, requests: Mapping[K, Request], preview: Preview | None = None, *, together: bool = False
+    ) -> Generator[tuple[K, Event], None, None]:
+        poisoned = {key for key, request in requests.items() if self.poison_fails and "poison" in prompt_of(request)}
+        for key, event in super().stream_many(requests, preview, together=together):
+            prompt = prompt_of(requests[key])
+            if isinstance(event, Started):
+                with (self.folder / "tried.txt").open("a") as file:
+                    file.write(f"{prompt}\n")
+                yield key, event
+                yield key, Failed("error", "KeyError: 'poison'") if key in poisoned else Notice("it is only a colour")
+            elif key not in poisoned or isinstance(event, Failed):
+                if isinstance(event, Progress):
+                    self._step(prompt)
+                yield key, tinted(event, len(requests)) if isinstance(event, Result) else event
 
     def _step(self, prompt: str) -> None:
         marker = self.folder / "died"
-        if "poison" in prompt and self.poison_raises:
-            raise KeyError("poison")
-        if prompt == "unreachable":
-            raise ConnectionResetError("unreachable")
         if "wait" in prompt:
             time.sleep(600)  # far longer than any test waits
         if prompt == "die" or (prompt == "die once" and not marker.exists()):
@@ -94,15 +81,52 @@ class FakeBackend:
         """The prompts of all attempts, in order."""
         return (self.folder / "tried.txt").read_text().splitlines()
 
+    def batch(self, *, together: bool = False) -> "FakeBatch":
+        """As `request.events.Model` has it."""
+        return FakeBatch(self, together)
+
+
+def tinted(result: Result, number: int) -> Result:
+    """A result in a shade for the number of requests that were painted together."""
+    shade = Image.new("RGB", result.pictures[0].image.size, (0, 0, 40 * number % 256))
+    return replace(result, pictures=[replace(p, image=Image.blend(p.image, shade, 0.5)) for p in result.pictures])
+
 
 @dataclass
-class FakeStreamBackend:
-    """The same with `stream` alone: no batches, and no way to resolve a request without painting."""
+class FakeBatch:
+    """A batch of a fake backend: a step takes the next event of every request; together, of all as one stream."""
 
-    folder: Path
+    backend: FakeBackend
+    together: bool
+    left: set[Hashable] = field(default_factory=set)
+    unit: dict[Hashable, Request] = field(default_factory=dict)
+    streams: dict[Hashable, Iterator[tuple[Hashable, Event]]] = field(default_factory=dict)
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        return FakeBackend(self.folder).stream(request)
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def submit(self, key: Hashable, request: Request, preview: Preview | None = None) -> None:
+        request = self.backend.resolve(request)
+        self.left.add(key)
+        if self.together:
+            self.unit[key] = request
+        else:
+            self.streams[key] = self.backend.stream_many({key: request}, preview)
+
+    def cancel(self, key: Hashable) -> None:
+        self.left.discard(key)
+        self.streams.pop(key, None)
+
+    def step(self) -> list[tuple[Hashable, Event]]:
+        if self.unit:
+            self.streams["unit"], self.unit = self.backend.stream_many(self.unit, together=True), {}
+        events = [event for stream in self.streams.values() if (event := next(stream, None)) is not None]
+        self.left -= {key for key, event in events if is_last(event)}
+        return events
+
+    def close(self) -> None:
+        self.left.clear()
+        self.streams.clear()
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
 from kandinsky22.backends.pool import LoadKandinsky, Pool
-from kandinsky22.backends.work_units import Failure, Finished, Outcome, UnitBackend, WorkUnit
+from kandinsky22.backends.work_units import Failure, Finished, Outcome, UnitPainter
 from kandinsky22.request import Request
-from kandinsky22.request.events import Notice, Progress, Result, Started
-from tests.backends.fakes import MADE_BY, FakeBackend, FakeStreamBackend, LoadFake, units_of
+from kandinsky22.request.events import Cancelled, Failed, Notice, Preview, Progress, Queued, Result, Started
+from tests.backends.fakes import MADE_BY, FakeBackend, LoadFake, units_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +31,7 @@ def tests_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[Pool]:
-    with Pool(LoadFake(tmp_path), processes=2, batch=3) as pool:
+    with Pool(LoadFake(tmp_path), processes=2) as pool:
         yield pool
 
 
@@ -40,8 +39,12 @@ def requests_for(*prompts: str) -> dict[str, Request]:
     return {f"{k} {prompt}": text2img(prompt, seed=k) for k, prompt in enumerate(prompts)}
 
 
-def paint(backend: UnitBackend, requests: dict[str, Request]) -> dict[str, Outcome[str]]:
-    outcomes = list(backend.paint(units_of(requests, backend.batch)))
+def painter(pool: Pool, batch: int = 3) -> UnitPainter:
+    return UnitPainter(pool, batch, pool.processes)
+
+
+def paint(painter: UnitPainter, requests: dict[str, Request]) -> dict[str, Outcome[str]]:
+    outcomes = list(painter.paint(units_of(requests, painter.batch)))
     assert Counter(outcome.key for outcome in outcomes) == Counter([*requests])
     return {outcome.key: outcome for outcome in outcomes}
 
@@ -69,92 +72,121 @@ def has_ended(pid: int) -> bool:
     return False
 
 
-def test_a_unit_that_fails_is_retried_as_one_batch_and_then_request_by_request() -> None:
-    unit = WorkUnit(requests_for("a", "b"))
-    (second,), failures = unit.retry("no")
-    assert (second.requests, failures) == (unit.requests, [])
-    third, failures = second.retry("no")
-    assert ([[*single.requests] for single in third], failures) == ([["0 a"], ["1 b"]], [])
-    assert third[0].retry("never") == ([], [Failure("0 a", "never", 3)])
-
-
 def test_a_pool_paints_the_pixels_of_one_process(pool: Pool, tmp_path: Path) -> None:
     requests = requests_for(*"abcdefgh")
-    outcomes = paint(pool, requests)
-    assert pixels(outcomes) == pixels(paint(Local(FakeBackend(tmp_path), 3), requests))
+    outcomes = paint(painter(pool), requests)
+    assert pixels(outcomes) == pixels(paint(UnitPainter(FakeBackend(tmp_path), 3), requests))
     assert os.getpid() not in workers(outcomes) and 1 <= len(workers(outcomes)) <= pool.processes
-    assert isinstance(pool, UnitBackend)
 
 
 @pytest.mark.parametrize("prompt", ["poison", "die"])
 def test_a_request_that_always_fails_is_tried_three_times_and_the_others_are_painted(
     pool: Pool, tmp_path: Path, prompt: str
 ) -> None:
-    outcomes = paint(pool, requests_for("a", prompt, "c", "d"))
+    outcomes = paint(painter(pool), requests_for("a", prompt, "c", "d"))
     failure = outcomes.pop(f"1 {prompt}")
-    error = {"poison": "KeyError: 'poison'", "die": "the process that painted it died (SIGKILL)"}[prompt]
+    error = {"poison": "KeyError: 'poison'", "die": "the process that painted it died (SIGKILL), 3 times"}[prompt]
     assert failure == Failure(f"1 {prompt}", error, 3)
     assert len(pixels(outcomes)) == 3
-    assert FakeBackend(tmp_path).tried.count(prompt) == 3
+    deaths = {"poison": 1, "die": 3}[prompt]  # a pool begins a job again itself before it fails
+    assert FakeBackend(tmp_path).tried.count(prompt) == 3 * deaths
 
 
 def test_a_process_that_died_once_changes_no_pixel(pool: Pool, tmp_path: Path) -> None:
     requests = requests_for("a", "b", "die once", "d", "e")
-    outcomes = paint(pool, requests)
+    outcomes = paint(painter(pool), requests)
     (tmp_path / "died").touch()
-    assert pixels(outcomes) == pixels(paint(Local(FakeBackend(tmp_path), 3), requests))
+    assert pixels(outcomes) == pixels(paint(UnitPainter(FakeBackend(tmp_path), 3), requests))
 
 
 def test_killing_workers_from_outside_loses_no_request(pool: Pool, tmp_path: Path) -> None:
     requests = requests_for(*(f"picture {k}" for k in range(60)))
     outcomes = []
-    for outcome in pool.paint(units_of(requests, 3)):
+    for outcome in painter(pool).paint(units_of(requests, 3)):
         outcomes.append(outcome)
         if len(outcomes) in (6, 30) and isinstance(outcome, Finished):
             os.kill(outcome.worker, signal.SIGKILL)
     assert Counter(outcome.key for outcome in outcomes) == Counter([*requests])
-    assert pixels({o.key: o for o in outcomes}) == pixels(paint(Local(FakeBackend(tmp_path), 3), requests))
+    assert pixels({o.key: o for o in outcomes}) == pixels(paint(UnitPainter(FakeBackend(tmp_path), 3), requests))
 
 
 def test_a_pool_streams_and_describes_a_request(pool: Pool) -> None:
     events = list(pool.stream(text2img("a ring", seed=3)))
-    assert [type(event) for event in events] == [Started, Notice, *[Progress] * 3, Result]
+    assert [type(event) for event in events] == [Queued, Started, Notice, *[Progress] * 4, Result]
     assert all(event.preview is None for event in events if isinstance(event, Progress))
     result = events[-1]
     assert isinstance(result, Result) and result.pictures[0].request.seed == 3
-    request, made_by = pool.describe(text2img("a ring", seed=3))
-    assert (request, made_by) == (result.request, MADE_BY)
+    request = pool.resolve(text2img("a ring", seed=3))
+    assert (request, pool.describe(request)) == (result.request, MADE_BY)
+    watched = list(pool.stream(text2img("a ring"), Preview()))
+    assert any(isinstance(event, Progress) and event.preview for event in watched)
 
 
 def test_a_stream_starts_again_with_the_same_seed_when_its_process_dies(pool: Pool) -> None:
-    events = list(pool.stream(text2img("die once")))
-    first, second = (event.request for event in events if isinstance(event, Started))
-    assert first == second and first.seed is not None
+    request = pool.resolve(text2img("die once"))
+    events = list(pool.stream(request))
+    assert [event.request for event in events if isinstance(event, Started)] == [request] * 2
     assert Notice("the process that painted it died (SIGKILL); the request starts again") in events
     assert isinstance(events[-1], Result)
-    with pytest.raises(ChildProcessError, match=r"SIGKILL.*3 times"):
+    with pytest.raises(RuntimeError, match=r"SIGKILL.*3 times"):
         list(pool.stream(text2img("die")))
 
 
-def test_errors_keep_their_message_and_a_built_in_type(pool: Pool) -> None:
+def test_requests_join_a_process_that_paints(tmp_path: Path) -> None:
+    """One of ten minutes does not make it wait: both are there in the same process, step by step."""
+    with Pool(LoadFake(tmp_path), processes=1) as pool:
+        with closing(pool.stream_many({k: text2img("a ring", seed=k) for k in range(3)})) as first:
+            started = next(event for _, event in first if isinstance(event, Started))
+            second = list(pool.stream(text2img("a star")))
+        process = next(event.process for event in second if isinstance(event, Started))
+        assert process == started.process != os.getpid()
+
+
+def test_a_request_that_kills_its_process_costs_nobody_else(tmp_path: Path) -> None:
+    """It is by itself from its second try on, and so are those that were with it."""
+    with Pool(LoadFake(tmp_path), processes=1) as pool:
+        requests = {str(k): text2img("a ring", seed=k) for k in range(5)} | {"die": text2img("die")}
+        ends = {key: event for key, event in pool.stream_many(requests) if isinstance(event, Result | Failed)}
+    failed = ends.pop("die")
+    assert failed == Failed("error", "the process that painted it died (SIGKILL), 3 times")
+    assert len(ends) == 5 and all(isinstance(event, Result) for event in ends.values())
+    assert FakeBackend(tmp_path).tried.count("die") == 3
+    assert FakeBackend(tmp_path).tried.count("a ring") <= 2 * 5  # no innocent one begins a third time
+
+
+def test_a_session_takes_requests_one_by_one_and_cancels_one(pool: Pool) -> None:
+    session = pool.session()
+    session.submit("waits", text2img("wait"))
+    while not isinstance(session.receive()[1], Started):
+        pass
+    session.submit("ring", text2img("a ring", seed=1))
+    session.cancel("waits")
+    events = []
+    while len([event for _, event in events if isinstance(event, Result | Cancelled)]) < 2:
+        events.append(session.receive())
+    assert ("waits", Cancelled()) in events
+    assert not [key for key, _ in events[events.index(("waits", Cancelled())) :] if key == "waits"][1:]
+    session.close()
+
+
+def test_a_refused_request_keeps_its_message_and_a_built_in_type(pool: Pool) -> None:
     with pytest.raises(ValueError, match="the request is refused; ask for another"):
         list(pool.stream(text2img("refused")))
     with pytest.raises(ValueError, match="refused"):
-        pool.describe(text2img("refused"))
-    for prompt, message in (("poison", "KeyError: 'poison'"), ("unreachable", "ConnectionResetError: unreachable")):
-        with pytest.raises(RuntimeError, match=message):
-            list(pool.stream(text2img(prompt)))
+        pool.resolve(text2img("refused"))
+    with pytest.raises(RuntimeError, match="KeyError: 'poison'"):
+        list(pool.stream(text2img("poison")))
     assert isinstance(list(pool.stream(text2img("a ring")))[-1], Result)
 
 
 def test_closing_a_generator_cancels_its_jobs_and_keeps_the_processes(pool: Pool) -> None:
-    before = workers(paint(pool, requests_for(*"abcdef")))  # a unit each: cancelling kills one that has not loaded
+    before = workers(paint(painter(pool), requests_for(*"abcdef")))
     assert len(before) == 2
     with closing(pool.stream(text2img("a ring"))) as events:  # type: ignore[type-var]
-        assert isinstance(next(events), Started)
-    with closing(pool.paint(units_of(requests_for(*"abcdefghijkl"), 3))) as outcomes:
+        assert isinstance(next(events), Queued)
+    with closing(painter(pool).paint(units_of(requests_for(*"abcdefghijkl"), 3))) as outcomes:
         next(outcomes)
-    assert workers(paint(pool, requests_for(*"abcdef"))) == before
+    assert workers(paint(painter(pool), requests_for(*"abcdef"))) <= before  # one may still end a step
 
 
 def test_many_threads_may_use_a_pool_at_once(pool: Pool) -> None:
@@ -173,12 +205,21 @@ def test_many_threads_may_use_a_pool_at_once(pool: Pool) -> None:
 
 def test_closing_a_pool_ends_its_processes(tmp_path: Path) -> None:
     with Pool(LoadFake(tmp_path), processes=1) as pool:
-        outcomes = pool.paint(units_of(requests_for("a", "wait"), 1))
-        finished = next(outcomes)
-    outcomes.close()
-    assert isinstance(finished, Finished) and has_ended(finished.worker)
+        events = pool.stream_many({0: text2img("a ring"), 1: text2img("wait")})
+        started = next(event for _, event in events if isinstance(event, Started))
+    assert has_ended(started.process)
+    with pytest.raises(ValueError, match="closed"):
+        list(events)  # to those who wait, too
     with pytest.raises(ValueError, match="closed"):
         list(pool.stream(text2img("a ring")))
+    pool.close()
+
+
+def test_streams_of_a_closed_pool_can_be_closed(tmp_path: Path) -> None:
+    with Pool(LoadFake(tmp_path), processes=1) as pool:
+        events = pool.stream_many({0: text2img("a ring")})
+        next(events)
+    events.close()
 
 
 def test_worker_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -186,9 +227,11 @@ def test_worker_processes_end_when_their_parent_is_killed(tmp_path: Path) -> Non
     code = (
         "from pathlib import Path; from tests.backends.fakes import LoadFake, units_of\n"
         "from kandinsky22 import text2img; from kandinsky22.backends.pool import Pool\n"
+        "from kandinsky22.backends.work_units import UnitPainter\n"
         "if __name__ == '__main__':\n"
         f"  pool = Pool(LoadFake(Path({str(tmp_path)!r})), processes=2)\n"
-        "  outcomes = list(pool.paint(units_of({seed: text2img('a ring', seed=seed) for seed in (1, 2)}, 1)))\n"
+        "  units = units_of({seed: text2img('a ring', seed=seed) for seed in (1, 2)}, 1)\n"
+        "  outcomes = list(UnitPainter(pool, 1, 2).paint(units))\n"
         "  print(*{outcome.worker for outcome in outcomes}, flush=True)\n"
         "  list(pool.stream(text2img('wait')))\n"
     )
@@ -217,12 +260,9 @@ def test_a_model_that_cannot_be_loaded_raises_in_the_parent(
                 list(pool.stream(text2img("a ring")))
 
 
-def test_less_than_one_process_or_request_is_refused(tmp_path: Path) -> None:
-    for numbers in ({"processes": 0}, {"processes": 1, "batch": 0}):
-        with pytest.raises(ValueError, match="from 1 up, got 0"):
-            Pool(LoadFake(tmp_path), **numbers)
-    with pytest.raises(ValueError, match="one request at a time, got 2"):
-        Local(FakeStreamBackend(tmp_path), 2)
+def test_less_than_one_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="from 1 up, got 0"):
+        Pool(LoadFake(tmp_path), processes=0)
 
 
 def test_a_model_in_a_worker_paints_the_pixels_of_one_in_this_process(tiny_model: Path) -> None:
@@ -235,10 +275,10 @@ def test_a_model_in_a_worker_paints_the_pixels_of_one_in_this_process(tiny_model
         for k, colour in enumerate(("red", "blue", "red"))
     }
     try:
-        local = Local(LoadKandinsky(str(tiny_model))(), 2)
+        local = UnitPainter(LoadKandinsky(str(tiny_model))(), 2)
         first, second = paint(local, requests), paint(local, dict([*requests.items()][2:]))
         assert pixels(first)["2"] == pixels(second)["2"]
-        with Pool.of(str(tiny_model), processes=1, batch=2, threads=1) as pool:
-            assert pixels(paint(pool, requests)) == pixels(first)
+        with Pool.of(str(tiny_model), processes=1, threads=1) as pool:
+            assert pixels(paint(painter(pool, 2), requests)) == pixels(first)
     finally:
         torch.set_num_threads(threads)

@@ -1,27 +1,21 @@
-"""A backend that paints flat colours, to test what the command line prints and writes."""
+"""A backend that paints flat colours in the place of every model, to test what the command line prints and writes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from PIL import Image
 
+from kandinsky22.backends.fake import Fake
 from kandinsky22.cli import paint
-from kandinsky22.imaging.images import Painting
-from kandinsky22.request import Defaults, Request, Sampling
-from kandinsky22.request.events import Event, Notice, Progress, Result, Started
+from kandinsky22.request import Request
+from kandinsky22.request.events import Event, Notice, Preview, Progress, Started
 
-DEFAULTS = Defaults(
-    height=64,
-    width=64,
-    prior=Sampling(sampler="unclip", steps=2, guidance_scale=2.0),
-    decoder=Sampling(sampler="ddpm", steps=3, guidance_scale=4.0),
-)
+K = TypeVar("K", bound=Hashable)
 
 
-class FakeBackend:
-    """Paints each seed in a colour of its own, and records requests and options.
+class FakeBackend(Fake):
+    """Records requests and options.
 
     notices: texts of `Notice` events. error: raised after the first stage, if given.
     """
@@ -31,20 +25,16 @@ class FakeBackend:
         self.requests: list[Request] = []
         self.options: dict[str, Any] = {}
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        self.requests.append(request)
-        request = request.resolved(DEFAULTS)
-        yield Started(request)
-        yield from map(Notice, self.notices)
-        yield from (Progress("prior", i, 2) for i in (1, 2))
-        if self.error is not None:
-            raise self.error
-        seeds = [(request.seed or 0) + k for k in range(request.num_images)]
-        size = (request.width or 0, request.height or 0)
-        images = [Image.new("RGB", size, (seed % 251, 100, 200)) for seed in seeds]
-        yield from (Progress("decoder", i, 3, lambda: images[0]) for i in (1, 2, 3))
-        pictures = [Painting(image, request.for_image(k), {"threads": 1}) for k, image in enumerate(images)]
-        yield Result(pictures, request, 1.5)
+    def stream_many(
+        self, requests: Mapping[K, Request], preview: Preview | None = None, *, together: bool = False
+    ) -> Generator[tuple[K, Event], None, None]:
+        self.requests += requests.values()
+        for key, event in super().stream_many(requests, preview, together=together):
+            if isinstance(event, Progress) and event.stage == "decoder" and self.error is not None:
+                raise self.error
+            yield key, event
+            if isinstance(event, Started):
+                yield from ((key, Notice(text)) for text in self.notices)
 
     def install(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> "FakeBackend":
         """Replace every model by this backend, and change to `folder`."""

@@ -86,7 +86,7 @@ def test_a_saved_request_names_the_linear_prior_and_replays(kandinsky: Kandinsky
 def test_a_model_without_a_linear_prior_refuses_such_a_request(tiny_model: Path) -> None:
     kandinsky = Kandinsky.load(tiny_model)
     with pytest.raises(CheckpointError, match="no linear prior; fit one with: kandinsky22 train linear-prior"):
-        kandinsky.resolved(linear("a red circle"))
+        kandinsky.resolve(linear("a red circle"))
     with pytest.raises(ValueError, match=r"no linear prior of kandinsky-2\.2 is published; fit one"):
         Kandinsky.load("kandinsky-2.2", request=linear("a red circle"))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, denoiser, sample_many
+from kandinsky22.diffusion import SAMPLERS, Ask, Job, Noise, NoiseSchedule, Prediction, denoiser
 from kandinsky22.diffusion.denoiser import BatchLayout, Denoiser, Guidance
 from kandinsky22.engine.runs import InpaintCondition, StartState
 from kandinsky22.models.unet import UNet, UNetCondition, UNetConfig
@@ -47,14 +47,35 @@ class NoBlockingCopies(TorchDispatchMode):
         return out
 
 
-def guided(network: UNet, rows: int, weight: float, *interval: float) -> Guidance[UNetCondition]:
-    """The conditions of a request. `Guidance.of` would read the weights; it is called before the loop."""
+def guided(network: UNet, weight: float, *interval: float) -> Guidance[UNetCondition]:
+    """The conditions of a picture. `Guidance.of` would read the weights; it is called before the loop."""
     condition = network.precompute_timesteps(
-        network.condition(torch.empty(rows, CONFIG.encoder_hid_dim, device=META)), STEPS
+        network.condition(torch.empty(1, CONFIG.encoder_hid_dim, device=META)), STEPS
     )
     return Guidance(
-        condition, condition if weight != 1 else None, torch.full((rows,), weight), *[interval] if interval else []
+        condition, condition if weight != 1 else None, torch.full((1,), weight), *[interval] if interval else []
     )
+
+
+def sample_together(jobs: Mapping[tuple[str, ...], Job], denoise: Denoiser[Any]) -> list[Tensor]:
+    """The final states of jobs, by the names of their rows; one call answers all that ask."""
+    runs = {rows: job.events() for rows, job in jobs.items()}
+    replies: dict[tuple[str, ...], Prediction] = {}
+    states: dict[tuple[str, ...], Tensor] = {}
+    while runs:
+        asks = {}
+        for rows, run in list(runs.items()):
+            try:
+                while not isinstance(event := run.send(replies.pop(rows, None)), Ask):
+                    states[rows] = event.x
+                asks[rows] = event
+            except StopIteration:
+                del runs[rows]
+        if asks:
+            times = torch.tensor([ask.t for rows, ask in asks.items() for _ in rows])
+            prediction = denoise([row for rows in asks for row in rows], torch.cat([a.x for a in asks.values()]), times)
+            replies = dict(zip(asks, prediction.split([len(rows) for rows in asks]), strict=True))
+    return list(states.values())
 
 
 def move_layouts_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,18 +98,18 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, schedule: NoiseSchedule = DE
     move_layouts_to_the_device(monkeypatch)
     with META:
         network = UNet(CONFIG)
-    requests = {"a": guided(network, 2, 4.0, 300, 900), "b": guided(network, 1, 1.0)}
-    predict = Denoiser(network, schedule, requests, torch.float32, {"b": 2})
-    x = {key: torch.empty(len(g.cond), 4, 8, 8, device=META) for key, g in requests.items()}
-    start = StartState(x["b"], STEPS, x["b"])
+    rows = {"a": guided(network, 4.0, 300, 900), "a2": guided(network, 4.0, 300, 900), "b": guided(network, 1.0)}
+    denoise = Denoiser(network, schedule, rows, torch.float32, {"b": 2})
+    x = {n: torch.empty(n, 4, 8, 8, device=META) for n in (1, 2)}
+    start = StartState(x[1], STEPS, x[1])
     inpaint = InpaintCondition(torch.empty(1, 4, 8, 8, device=META), torch.empty(1, 1, 8, 8, device=META))
     jobs = {
-        "a": Job(SAMPLERS[name](schedule, x["a"], STEPS, Noise([1, 2], "decoder"))),
-        "b": Job(SAMPLERS[name](schedule, x["b"], STEPS, Noise([3], "decoder")), inpaint.constraint(start, schedule)),
+        ("a", "a2"): Job(SAMPLERS[name](schedule, x[2], STEPS, Noise([1, 2], "decoder"))),
+        ("b",): Job(SAMPLERS[name](schedule, x[1], STEPS, Noise([3], "decoder")), inpaint.constraint(start, schedule)),
     }
     schedule.alpha_bar(torch.empty(1, dtype=torch.long, device=META))  # copies the schedule's table there, once
     with NoBlockingCopies() as mode:
-        ends = [now.x for _, now in sample_many(jobs, predict) if now.t < 0]
+        ends = sample_together(jobs, denoise)
     assert [end.device for end in ends] == [META] * 2
     return mode
 

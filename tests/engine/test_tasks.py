@@ -59,7 +59,7 @@ def test_img2img_keeps_the_ratio_and_stays_nearer_at_less_strength(kandinsky: Ka
     """A random network's steps are large, so the comparison is made on the start states."""
     photo = Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 50)
     weak, strong = (
-        kandinsky.start_state(kandinsky.resolved(img2img("a ring", image=photo, strength=s, **FEW_STEPS)))
+        kandinsky.start_state(kandinsky.resolve(img2img("a ring", image=photo, strength=s, **FEW_STEPS)))
         for s in (0.2, 0.9)
     )
     extended = np.pad(pixels(photo.convert("RGB")), ((0, 0), (16, 16), (0, 0)), mode="edge") / 127.5 - 1
@@ -88,7 +88,7 @@ def test_a_mix_with_all_weight_on_one_part_is_that_part(kandinsky: Kandinsky) ->
     for k, request in enumerate(alone):
         weights = [float(k == j) for j in range(3)]
         mixed = interpolate(parts, weights=weights, **FEW_STEPS)  # type: ignore[arg-type]
-        ours, expected = kandinsky.embed(kandinsky.resolved(mixed)), kandinsky.embed(kandinsky.resolved(request))
+        ours, expected = kandinsky.embed(kandinsky.resolve(mixed)), kandinsky.embed(kandinsky.resolve(request))
         assert torch.allclose(ours.image, expected.image, atol=1e-5)
 
 
@@ -97,8 +97,8 @@ def shared_fields(request: Request) -> dict[str, Any]:
 
 
 def test_a_mix_is_the_weighted_sum_of_its_parts(kandinsky: Kandinsky) -> None:
-    texts = [kandinsky.embed(kandinsky.resolved(text2img(text, **FEW_STEPS))).image for text in ("a ring", "two stars")]
-    mixed = kandinsky.embed(kandinsky.resolved(interpolate(["a ring", "two stars"], weights=[0.3, -0.5], **FEW_STEPS)))
+    texts = [kandinsky.embed(kandinsky.resolve(text2img(text, **FEW_STEPS))).image for text in ("a ring", "two stars")]
+    mixed = kandinsky.embed(kandinsky.resolve(interpolate(["a ring", "two stars"], weights=[0.3, -0.5], **FEW_STEPS)))
     assert torch.allclose(mixed.image, 0.3 * texts[0] - 0.5 * texts[1], atol=1e-4)
 
 
@@ -138,7 +138,7 @@ def test_a_small_mask_in_a_large_picture_is_painted_in_a_crop(kandinsky: Kandins
     large_photo = PHOTO.resize((480, 320))
     hole = np.zeros((320, 480), np.float32)
     hole[100:130, 200:240] = 1
-    request = kandinsky.resolved(inpaint("a ring", image=large_photo, mask_image=hole, **FEW_STEPS))
+    request = kandinsky.resolve(inpaint("a ring", image=large_photo, mask_image=hole, **FEW_STEPS))
     assert (request.height, request.width) == (320, 480)
     canvas = kandinsky.canvas(request)
     assert canvas.height * canvas.width <= 1.2 * 64 * 64
@@ -156,7 +156,7 @@ def test_a_start_picture_is_placed_like_the_inpainted_one(kandinsky: Kandinsky) 
         outpaint("a ring", image=PHOTO, left=32, **FEW_STEPS),
     ):
         assert request.mask is not None
-        resolved = kandinsky.resolved(replace(request, start=Start(request.mask.image, 0.7)))
+        resolved = kandinsky.resolve(replace(request, start=Start(request.mask.image, 0.7)))
         canvas = kandinsky.canvas(resolved)
         assert canvas.inpaint_input is not None and resolved.start is not None
         assert np.abs(canvas.place_start(resolved.start.image.rgb) - canvas.inpaint_input[0]).max() < 1e-6
@@ -191,7 +191,7 @@ def test_controlnet_follows_its_hint_at_any_size_for_every_picture(kandinsky: Ka
 
 
 def test_controlnet_with_a_picture_starts_prior_and_decoder_from_it(kandinsky: Kandinsky) -> None:
-    request = kandinsky.resolved(
+    request = kandinsky.resolve(
         controlnet("a ring", hint=PHOTO, image=PHOTO, strength=0.5, prior_strength=0.5, **FEW_STEPS)
     )
     assert paint(kandinsky, request).image.size == (96, 64)
@@ -262,7 +262,7 @@ def test_the_embedding_of_a_known_text_is_reused(kandinsky: Kandinsky, monkeypat
 
 def test_variation_strength_blends_the_noise_of_two_seeds(kandinsky: Kandinsky) -> None:
     def noise_of(**options: Any) -> torch.Tensor:
-        return kandinsky.start_state(kandinsky.resolved(text2img("a ring", **{**FEW_STEPS, **options}))).x
+        return kandinsky.start_state(kandinsky.resolve(text2img("a ring", **{**FEW_STEPS, **options}))).x
 
     first, second = noise_of(seed=3), noise_of(seed=4)
     assert torch.allclose(noise_of(seed=3, variation_seed=4, variation_strength=1.0), second, atol=1e-6)
@@ -275,7 +275,7 @@ def test_variation_strength_blends_the_noise_of_two_seeds(kandinsky: Kandinsky) 
 def test_guidance_of_one_or_less_is_off_and_keeps_the_negative_embedding(kandinsky: Kandinsky) -> None:
     off = [paint(kandinsky, text2img("a ring", **{**FEW_STEPS, "guidance_scale": g})) for g in (1.0, 0.5, 0.0)]
     assert max_difference(off[0], off[1]) == max_difference(off[0], off[2]) == 0
-    request = kandinsky.resolved(text2img("a ring", negative_prompt="a star", prior_guidance_scale=1.0, **FEW_STEPS))
+    request = kandinsky.resolve(text2img("a ring", negative_prompt="a star", prior_guidance_scale=1.0, **FEW_STEPS))
     embeds = kandinsky.embed(request)
     assert embeds.negative is not None
     plain = kandinsky.embed(replace(request, negative=None))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22 import Kandinsky, text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import generate, world
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.manifest import Run
@@ -59,8 +59,8 @@ def write_real_pictures(folder: Path, count: int = 40, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local(tiny_model: Path) -> Local:
-    return Local(Kandinsky.load(tiny_model), batch=8)
+def painter(tiny_model: Path) -> UnitPainter:
+    return UnitPainter(Kandinsky.load(tiny_model), batch=8)
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +69,8 @@ def clip(tiny_model: Path) -> ClipFeatures:
 
 
 @pytest.fixture(scope="session")
-def run(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(painter: UnitPainter, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`COUNT` captions of the picture world, painted."""
-    run = generate.open_run(local, tmp_path_factory.mktemp("world") / "run", world.captions(COUNT), few_steps())
-    list(generate.generate(local, run))
+    run = generate.open_run(painter, tmp_path_factory.mktemp("world") / "run", world.captions(COUNT), few_steps())
+    list(generate.generate(painter, run))
     return run

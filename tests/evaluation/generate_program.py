@@ -8,16 +8,18 @@ from pathlib import Path
 
 from kandinsky22 import text2img
 from kandinsky22.backends.pool import Pool
+from kandinsky22.backends.run_folder import Shard
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.generate import generate, open_run
-from kandinsky22.evaluation.manifest import Shard
 
 BATCH = 3
 REQUEST = text2img("", negative_prompt="a star", guidance_scale=3.0, prior_seed=5)
 
 if __name__ == "__main__":
     model, captions_file, folder, shard = sys.argv[1:]
-    with Pool.of(model, processes=1, batch=BATCH, threads=1) as pool:
-        run = open_run(pool, Path(folder), captions.read(Path(captions_file)), REQUEST)
-        for progress in generate(pool, run, shard=Shard.parse(shard)):
+    with Pool.of(model, processes=1, threads=1) as pool:
+        painter = UnitPainter(pool, BATCH)
+        run = open_run(painter, Path(folder), captions.read(Path(captions_file)), REQUEST)
+        for progress in generate(painter, run, shard=Shard.parse(shard)):
             print(progress, flush=True)

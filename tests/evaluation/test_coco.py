@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.run_folder import Shard
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import captions, coco, generate, inception, reference
 from kandinsky22.evaluation.features import ClipFeatures
-from kandinsky22.evaluation.manifest import Run, Shard
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.painted_run import measure_shard
 from kandinsky22.evaluation.report import Report
 from tests.evaluation.conftest import COUNT, ColourFeatures, check_progress, few_steps, write_real_pictures
@@ -131,11 +132,11 @@ def test_coco_report_refuses_other_sizes_and_other_networks(run: Run, tmp_path: 
         report_on(run, file, any_size=True)
 
 
-def test_a_caption_file_gives_the_pictures_of_its_captions_and_seeds(local: Local, tmp_path: Path) -> None:
+def test_a_caption_file_gives_the_pictures_of_its_captions_and_seeds(painter: UnitPainter, tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_text("id,caption,seed\nfirst,a red circle,7\nsecond,a blue star,\n", "utf-8")
-    of_file = generate.open_run(local, tmp_path / "run", captions.read(path), few_steps())
-    list(generate.generate(local, of_file))
+    of_file = generate.open_run(painter, tmp_path / "run", captions.read(path), few_steps())
+    list(generate.generate(painter, of_file))
     request = text2img(
         "a red circle",
         seed=7,
@@ -146,5 +147,5 @@ def test_a_caption_file_gives_the_pictures_of_its_captions_and_seeds(local: Loca
         prior_guidance_scale=1.0,
     )
     with Image.open(tmp_path / "run" / "pictures" / "first.png") as picture:
-        alone = local.backend(request)[0]  # type: ignore[operator]
+        alone = painter.backend(request)[0]  # type: ignore[operator]
         assert np.abs(np.asarray(picture, int) - np.asarray(alone.image, int)).max() <= 1

@@ -18,18 +18,20 @@ import pytest
 import torch
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.estimate import estimate
 from kandinsky22.backends.pool import LoadKandinsky
+from kandinsky22.backends.run_folder import Shard
+from kandinsky22.backends.run_painting import RunProgress
+from kandinsky22.backends.run_state import failed, is_complete_png, logged
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import captions
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.estimate import estimate
-from kandinsky22.evaluation.generate import RunProgress, generate, open_run
-from kandinsky22.evaluation.manifest import Run, Shard
-from kandinsky22.evaluation.run_state import failed, is_complete_png, logged
+from kandinsky22.evaluation.generate import generate, open_run
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Request
 from kandinsky22.request.events import Backend
-from tests.backends.fakes import FakeBackend, FakeStreamBackend
+from tests.backends.fakes import FakeBackend
 from tests.evaluation.generate_program import BATCH, REQUEST
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def captioned(*prompts: str) -> Captions:
 RINGS = captioned(*(f"ring {k}" for k in range(20)))
 
 
-def run_of(backend: Backend, folder: Path, captions: Captions = RINGS) -> Run:
+def run_of(backend: Backend | UnitPainter, folder: Path, captions: Captions = RINGS) -> Run:
     return open_run(backend, folder, captions, text2img(""))
 
 
@@ -53,7 +55,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_pictures_are_written_logged_and_carry_their_requests(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run")
     progress = list(generate(backend, run))
     assert progress[0] == RunProgress(0, 20, 0, None, None)
@@ -73,16 +75,16 @@ def test_pictures_are_written_logged_and_carry_their_requests(tmp_path: Path) ->
     assert list(generate(backend, run)) == [RunProgress(20, 20, 0, None, None)]
 
 
-def test_a_backend_without_batches_paints_a_run(tmp_path: Path) -> None:
-    """One that cannot describe a request paints one picture to find out."""
-    run = run_of(FakeStreamBackend(tmp_path), tmp_path / "run")
+def test_a_backend_by_itself_paints_each_request_alone(tmp_path: Path) -> None:
+    backend = FakeBackend(tmp_path)
+    run = run_of(backend, tmp_path / "run")
     assert run.batch == 1 and run.template.height == 64 and run.settings["dtype"] == "float32"
-    assert list(generate(FakeStreamBackend(tmp_path), run))[-1].done == 20
-    assert len(FakeBackend(tmp_path).tried) == 21
+    assert list(generate(backend, run))[-1].done == 20
+    assert len(backend.tried) == 20
 
 
 def test_an_incomplete_picture_is_painted_again_with_its_work_unit(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run")
     list(generate(backend, run))
     before, log = hashes(run.folder), run.log(Shard())
@@ -99,7 +101,7 @@ def test_an_incomplete_picture_is_painted_again_with_its_work_unit(tmp_path: Pat
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_caption_that_fails_is_tried_three_times_recorded_and_skipped(tmp_path: Path, batch: int) -> None:
-    backend = Local(FakeBackend(tmp_path), batch)
+    backend = UnitPainter(FakeBackend(tmp_path), batch)
     run = run_of(backend, tmp_path / "run", captioned("a", "poison", "c", "d", "e"))
     last = list(generate(backend, run))[-1]
     assert (last.done, last.total, last.failed, last.seconds_left) == (4, 5, 1, 0)
@@ -112,10 +114,10 @@ def test_a_caption_that_fails_is_tried_three_times_recorded_and_skipped(tmp_path
 
 
 def test_a_caption_that_succeeds_on_retry_is_no_longer_failed(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run", captioned("a", "poison", "c", "d", "e"))
     list(generate(backend, run))
-    repaired = Local(FakeBackend(tmp_path, poison_raises=False), 3)
+    repaired = UnitPainter(FakeBackend(tmp_path, poison_fails=False), 3)
     never_failed = run_of(repaired, tmp_path / "never-failed", captioned("a", "poison", "c", "d", "e"))
     assert list(generate(repaired, run, retry=True))[-1].failed == 0
     list(generate(repaired, never_failed))
@@ -124,7 +126,7 @@ def test_a_caption_that_succeeds_on_retry_is_no_longer_failed(tmp_path: Path) ->
 
 def test_stopping_between_failures_changes_no_picture_and_no_failure(tmp_path: Path) -> None:
     """The work unit is painted again as one batch, however many of its pictures exist."""
-    backend, captions = Local(FakeBackend(tmp_path), 3), captioned("a", "poison", "c", "d", "e")
+    backend, captions = UnitPainter(FakeBackend(tmp_path), 3), captioned("a", "poison", "c", "d", "e")
     complete, stopped = (run_of(backend, tmp_path / name, captions) for name in ("complete", "stopped"))
     list(generate(backend, complete))
     for count in range(1, 5):
@@ -137,7 +139,7 @@ def test_stopping_between_failures_changes_no_picture_and_no_failure(tmp_path: P
 
 
 def test_ten_failures_in_a_row_stop_the_run_and_are_not_recorded(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path))
+    backend = UnitPainter(FakeBackend(tmp_path))
     run = run_of(backend, tmp_path / "run", captioned("a", *(f"poison {k}" for k in range(11))))
     with pytest.raises(ValueError, match="10 captions in a row failed, the last because: KeyError: 'poison'"):
         list(generate(backend, run))
@@ -145,7 +147,7 @@ def test_ten_failures_in_a_row_stop_the_run_and_are_not_recorded(tmp_path: Path)
 
 
 def test_shards_in_parallel_paint_the_pictures_of_one_run(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     alone, sharded = (run_of(backend, tmp_path / name) for name in ("alone", "sharded"))
     list(generate(backend, alone))
     first, second = (generate(backend, sharded, shard=Shard(number, 2)) for number in (1, 2))
@@ -157,7 +159,7 @@ def test_shards_in_parallel_paint_the_pictures_of_one_run(tmp_path: Path) -> Non
 
 
 def test_a_shard_is_locked_while_it_is_painted(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run")
     with closing(generate(backend, run, shard=Shard(1, 2))) as first:
         next(first)
@@ -168,9 +170,9 @@ def test_a_shard_is_locked_while_it_is_painted(tmp_path: Path) -> None:
 
 
 def test_a_run_refuses_other_settings_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"request\.decoder\.steps 3, and now it is 9"):
+    with pytest.raises(ValueError, match=r"request\.decoder\.steps 2, and now it is 9"):
         open_run(backend, tmp_path / "run", RINGS, text2img("", num_inference_steps=9))
     with pytest.raises(ValueError, match="created with batch 3, and now it is 1"):
         next(generate(FakeBackend(tmp_path), run))
@@ -183,10 +185,10 @@ def test_a_run_refuses_other_settings_and_weights(tmp_path: Path, monkeypatch: p
 def test_estimates_extrapolate_disk_and_time_from_painted_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run")
     before = estimate(run)
-    assert (before.pictures, before.calls, before.bytes) == (20, 60, 20 * (64 * 64 * 3 + 4096))
+    assert (before.pictures, before.calls, before.bytes) == (20, 40, 20 * (64 * 64 * 3 + 4096))
     assert before.seconds is None
     list(generate(backend, run, max_units=2))
     after = estimate(run, Shard(1, 2), processes=2)
@@ -202,7 +204,7 @@ def test_estimates_extrapolate_disk_and_time_from_painted_pictures(
 
 
 def test_a_run_stops_as_soon_as_too_many_captions_have_failed(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path))
+    backend = UnitPainter(FakeBackend(tmp_path))
     run = run_of(backend, tmp_path / "run", captioned("a", "poison 1", "b", "poison 2", "c", "d"))
     message = (
         r"2 of 6 captions failed, and the numbers need 5 pictures; see failed-\*\.jsonl in .*, then try these again"
@@ -219,7 +221,7 @@ def test_a_run_stops_as_soon_as_too_many_captions_have_failed(tmp_path: Path) ->
 
 
 def test_a_damaged_log_line_is_named(tmp_path: Path) -> None:
-    backend = Local(FakeBackend(tmp_path), 3)
+    backend = UnitPainter(FakeBackend(tmp_path), 3)
     run = run_of(backend, tmp_path / "run", captioned("a", "poison", "b", "c"))
     list(generate(backend, run))
     for damaged in (b"nonsense\n", b"[]\n", b"{}\n"):
@@ -236,7 +238,7 @@ def test_the_template_is_checked_before_anything_is_written(tmp_path: Path) -> N
         raise ValueError(f"{template.height} will not do")
 
     with pytest.raises(ValueError, match="64 will not do"):
-        open_run(Local(FakeBackend(tmp_path)), tmp_path / "run", RINGS, text2img(""), check=refuse)
+        open_run(UnitPainter(FakeBackend(tmp_path)), tmp_path / "run", RINGS, text2img(""), check=refuse)
     assert not (tmp_path / "run").exists()
 
 
@@ -259,7 +261,7 @@ def test_a_run_killed_at_random_ends_with_the_same_pictures(tiny_model: Path, tm
     """kill -9 of the program while it paints or writes; its worker processes end with it."""
     captions_file = tmp_path / "captions.csv"
     captions_file.write_text("id,caption\n" + "".join(f"{k:03},a red circle and {k} stars\n" for k in range(24)))
-    unbroken = Local(LoadKandinsky(str(tiny_model))(), BATCH)
+    unbroken = UnitPainter(LoadKandinsky(str(tiny_model))(), BATCH)
     complete = open_run(unbroken, tmp_path / "complete", captions.read(captions_file), REQUEST)
     list(generate(unbroken, complete))
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from kandinsky22 import img2img, interpolate, text2img
+from kandinsky22.backends.fake import DEFAULTS
+from kandinsky22.backends.run_folder import Shard, seed_of
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, Shard, check_folder, items, seed_of, with_item
-from tests.backends.fakes import DEFAULTS, MADE_BY
+from kandinsky22.evaluation.manifest import MANIFEST, RUN, Run, check_folder, items, with_item
+from tests.backends.fakes import MADE_BY
 
 CAPTIONS = Captions((*(Captioned(f"{k:02}", f"ring {k}") for k in range(22)), Captioned("x", "a\u2028star", 7)), "abc")
 TEMPLATE = text2img("", seed=0).resolved(DEFAULTS)
@@ -65,7 +67,7 @@ def test_an_existing_run_is_opened_with_what_was_written(tmp_path: Path) -> None
     assert first == {"id": "00", "caption": "ring 0", "seed": seed_of(0, "00")}
     settings = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
     assert settings["captions"] == {"sha256": "abc", "count": 23}
-    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 3
+    assert settings["weights"] == MADE_BY["weights"] and settings["request"]["decoder"]["steps"] == 2
     request = run.work_unit(run.items[:1]).requests["00"]
     assert request == replace(TEMPLATE, condition=replace(TEMPLATE.condition, prompt="ring 0"), seed=seed_of(0, "00"))  # type: ignore[arg-type, type-var]
     assert with_item(run.template, run.items[0]) == request
@@ -87,8 +89,8 @@ def test_a_manifest_without_run_json_is_written_again(tmp_path: Path) -> None:
         ({"seed": 1}, "seed 0, and now it is 1"),
         ({"batch": 8}, "batch 4, and now it is 8"),
         ({"request": {"width": 128}}, "request.width 64, and now it is 128"),
-        ({"request": {"decoder": replace(TEMPLATE.decoder, steps=9)}}, "request.decoder.steps 3, and now it is 9"),
-        ({"request": {"prior": replace(TEMPLATE.prior, sampler="ddim")}}, 'request.prior.sampler "unclip"'),
+        ({"request": {"decoder": replace(TEMPLATE.decoder, steps=9)}}, "request.decoder.steps 2, and now it is 9"),
+        ({"request": {"prior": replace(TEMPLATE.prior, sampler="ddim")}}, 'request.prior.sampler "ddpm"'),
         ({"request": {"negative": TEMPLATE.condition}}, 'request.negative nothing, and now it is {"prompt": ""}'),
         ({"made_by": {**MADE_BY, "weights": {"unet": "def"}}}, 'weights.unet "abc", and now it is "def"'),
         ({"made_by": {**MADE_BY, "dtype": "float16"}}, 'dtype "float32", and now it is "float16"'),

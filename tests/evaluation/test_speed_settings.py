@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from kandinsky22 import Kandinsky, Sampling, text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.checkpoints import full_size
 from kandinsky22.checkpoints.catalog import DECODER
 from kandinsky22.compositions import caption
@@ -63,7 +63,7 @@ def test_unet_work_is_what_a_picture_computes(tiny_model: Path, monkeypatch: pyt
 
     monkeypatch.setattr(decoder.unet, "forward_cached", count_call)
     hook = decoder.unet.mid_block.register_forward_pre_hook(count_deep_rows)
-    request = kandinsky.resolved(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
+    request = kandinsky.resolve(text2img("a ring", seed=1, sampler="heun", guidance_interval=(0.2, 0.6), reuse=3))
     list(kandinsky.stream(request))
     hook.remove()
     assert UNetWork.of(request.decoder, decoder.schedule)._asdict() == counts
@@ -103,7 +103,7 @@ def test_compare_measures_each_cell_against_the_exact_pictures(tiny_model: Path,
     names = (cheapest, "exact-reuse-2", "exact", other_seeds, "exact-prior-5", "exact-guided-0.2-0.8")
     requests = {name: grid[name] for name in names} | {"same": grid["exact"]}
     captions = CaptionSet(scenes=3, seeds=2, stream=7)
-    list(cells.paint_cells(Local(kandinsky, batch=6), tmp_path, requests, captions))
+    list(cells.paint_cells(UnitPainter(kandinsky, batch=6), tmp_path, requests, captions))
     scored = cells.score_cells(tmp_path, [*requests], clip, captions, check_progress)
     items = {name: Run.open(tmp_path / name).items for name in names}
     assert [(o.caption, o.seed) for o in items[other_seeds]] == [(e.caption, e.seed + 100_000) for e in items["exact"]]

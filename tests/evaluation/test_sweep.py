@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kandinsky22 import text2img
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import cells, sweep
 from kandinsky22.evaluation.cells import CaptionSet, Cell
 from kandinsky22.evaluation.features import ClipFeatures
@@ -23,15 +23,15 @@ CAPTIONS = CaptionSet(scenes=3, seeds=2, stream=10)
 
 
 @pytest.fixture(scope="module")
-def folder(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(painter: UnitPainter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A painted sweep. Its first estimate times one work unit of the cheapest and of the most expensive cell."""
     folder = tmp_path_factory.mktemp("sweep")
-    before = cells.estimate_cells(local, folder, CELLS, CAPTIONS)
+    before = cells.estimate_cells(painter, folder, CELLS, CAPTIONS)
     assert before.pictures == 4 * 6 - 2 * 6 and before.calls == (1 + 2) * 6
     assert before.seconds is not None and before.seconds > 0
-    progress = list(cells.paint_cells(local, folder, CELLS, CAPTIONS))
+    progress = list(cells.paint_cells(painter, folder, CELLS, CAPTIONS))
     assert list(dict.fromkeys(name for name, _ in progress)) == ["ddim-1", "ddim-2", "heun-1", "heun-2"]
-    after = cells.estimate_cells(local, folder, CELLS, CAPTIONS)
+    after = cells.estimate_cells(painter, folder, CELLS, CAPTIONS)
     assert (after.pictures, after.calls, after.bytes, after.seconds) == (0, 0, 0, 0)
     return folder
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky22.backends.local import Local
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.evaluation import generate, reference, world
 from kandinsky22.evaluation.distances import cmmd, frechet, kernel_distance
 from kandinsky22.evaluation.features import ClipFeatures
@@ -34,8 +34,8 @@ def test_world_report_has_the_scores_computed_by_hand(run: Run, clip: ClipFeatur
     assert again.values == report.values
 
 
-def test_world_report_refuses_an_unfinished_run(local: Local, clip: ClipFeatures, tmp_path: Path) -> None:
-    unfinished = generate.open_run(local, tmp_path / "run", world.captions(16), few_steps())
-    list(generate.generate(local, unfinished, max_units=1))
+def test_world_report_refuses_an_unfinished_run(painter: UnitPainter, clip: ClipFeatures, tmp_path: Path) -> None:
+    unfinished = generate.open_run(painter, tmp_path / "run", world.captions(16), few_steps())
+    list(generate.generate(painter, unfinished, max_units=1))
     with pytest.raises(ValueError, match=r"8 of 16 pictures of .* are not painted yet"):
         world.report(unfinished, clip, show_progress=check_progress, command="")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, sample_many
+from kandinsky22.diffusion import SAMPLERS, Noise, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.timestep_cache import MAX_TIMESTEPS, TimestepCache
@@ -162,8 +162,8 @@ def test_every_sampler_visits_only_precomputed_timesteps(sampler: str) -> None:
         draw = Noise([1, 2], "decoder")
         x = randn(2, 4, 8, 8)
         guided = {0: Guidance.of(condition[:2], condition[1:], torch.tensor([3.0, 1.0]))}
-        job = Job(SAMPLERS[sampler](DECODER, x, timesteps, draw))
-        *_, (_, last) = sample_many({0: job}, Denoiser(network, DECODER, guided, torch.float64))
+        denoiser = Denoiser(network, DECODER, guided, torch.float64)
+        *_, last = sample(SAMPLERS[sampler](DECODER, x, timesteps, draw), denoiser.alone(0))
         return last.x
 
     ours = last_state(True)

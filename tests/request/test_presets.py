@@ -126,7 +126,7 @@ def test_picture_of_an_earlier_version_without_speed_options_is_exact(kandinsky:
     values = json.loads(request.to_json())
     for name in ("guidance_interval", "reuse"):
         del values["decoder"][name]
-    assert kandinsky.resolved(Request.from_json(json.dumps(values))) == request
+    assert kandinsky.resolve(Request.from_json(json.dumps(values))) == request
 
 
 MODEL_DEFAULT = Sampling(sampler="ddpm", steps=20, guidance_scale=3.0, guidance_interval=(0, 1), reuse=1)

@@ -1,124 +1,98 @@
-"""One process of a pool, from both sides: `run_worker` runs in it, `Worker` is the pool's end of the pipe.
+"""One process of a pool: `run_worker` is what it runs, `Worker` is the pool's end of the pipe. Imports no torch.
 
-Imports no torch.
-
-A worker receives jobs one at a time over a pipe and sends messages until the job ends. It writes no file. It exits
-between two steps of painting when its pipe is closed, and at once when its parent process has died.
+A process has a batch that requests join while it paints, and a batch of its own for each work unit. It writes no file.
+It exits between two steps when its pipe is closed, and at once when its parent process has died.
 """
 
 import contextlib
 import os
+import queue
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, NamedTuple
 
-from kandinsky22.backends.local import Local
-from kandinsky22.backends.work_units import TRIES, error_message
+from kandinsky22.backends.work_units import error_message
 from kandinsky22.request import Request
-from kandinsky22.request.events import Backend, Event, Progress, Result
+from kandinsky22.request.events import BatchOfRequests, Event, Failed, Model, Preview, is_last
 
 SPAWN = get_context("spawn")  # after a fork, locks of the parent's threads (torch has some) may stay locked for ever
 STEP_TIMEOUT = 10.0  # seconds that a step of painting may take to end before the process is killed
 
-LoadBackend = Callable[[], Backend]
+LoadModel = Callable[[], Model]
 """Loads the model in the process that calls it. Must be picklable."""
 
 
-class PaintJob(NamedTuple):
-    """A job: paint requests as one batch. with_events: of the one request, send all events, not only the result."""
+class Submit(NamedTuple):
+    """To a worker: paint the requests of a job. together: as a batch of their own, a work unit."""
 
+    job: int
     requests: Mapping[Any, Request]
-    with_events: bool = False
+    preview: Preview | None
+    together: bool
 
 
-class DescribeJob(NamedTuple):
-    """A job: resolve a request, and say what else decides its pixels."""
+class Cancel(NamedTuple):
+    """To a worker: cancel a job."""
 
+    job: int
+
+
+class Ask(NamedTuple):
+    """To a worker: call a method of the model with a request."""
+
+    job: int
+    method: Literal["resolve", "describe", "embedding"]
     request: Request
 
 
-Job = PaintJob | DescribeJob
-
-
 class Message(NamedTuple):
-    """A message from a worker.
+    """From a worker. "ready" and "broken", with the exception that loading raised, are about the process.
 
-    About a job: "event", then one of "done" with (results by key, seconds) or the description, "failed" with an
-    exception, or "cancelled". About the process: "ready", "broken" with the exception that loading raised, or "died"
-    with the reason.
+    About a job: "event" with (key, event), of an `Ask` "answer" with the value or the exception, and "cancelled" when
+    the step in which it was cancelled has ended.
     """
 
-    kind: Literal["ready", "broken", "event", "done", "failed", "cancelled", "died"]
+    kind: Literal["ready", "broken", "event", "answer", "cancelled"]
+    job: int = 0
     content: Any = None
 
-    @property
-    def ends_job(self) -> bool:
-        """Whether it is the last message of a job."""
-        return self.kind in ("done", "failed", "cancelled", "died")
+
+Order = Submit | Cancel | Ask
+Pipe = Connection  # of orders to the worker, and of messages from it
 
 
-def run_worker(load: LoadBackend, pipe: "Connection[Message, Job | None]") -> None:
-    """Load the model, then carry out jobs until the pipe is closed. Receiving None during a job cancels it."""
+def run_worker(load: LoadModel, pipe: "Connection[Message, Order]") -> None:
+    """Load the model, then carry out orders until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    # A thread reads, so that neither end waits for the other to read while both are writing.
+    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         try:
-            local = Local(load())
+            model = load()
         except Exception as error:
-            pipe.send(Message("broken", _plain(error)))
+            pipe.send(Message("broken", content=as_plain_error(error)))
             return
         pipe.send(Message("ready"))
-        while True:
-            job = pipe.recv()
-            if job is not None:  # a None here cancels a job that has ended by now
-                for message in _messages(local, job, pipe):
-                    pipe.send(message)
+        _Painter(model, pipe).run(orders)
+    os._exit(0)  # there is nothing to clean up, and for torch that takes seconds
 
 
-def _messages(local: Local, job: Job, pipe: "Connection[Message, Job | None]") -> Iterator[Message]:
-    start, results = time.perf_counter(), {}
-    try:
-        if isinstance(job, DescribeJob):
-            yield Message("done", local.describe(job.request))
-            return
-        for key, event in _events(local, job):
-            if pipe.poll():
-                _receive_or_exit(pipe)
-                yield Message("cancelled")
-                return
-            if isinstance(event, Result):
-                results[key] = event
-            elif job.with_events:  # previews stay here: decoding one later would need this step's latents
-                yield Message("event", replace(event, preview=None) if isinstance(event, Progress) else event)
-        yield Message("done", (results, time.perf_counter() - start))
-    except Exception as error:  # every error is sent to the pool; only `SystemExit` ends the process
-        yield Message("failed", _plain(error))
-
-
-def _receive_or_exit(pipe: "Connection[Message, Job | None]") -> None:
-    """Receive the cancellation; a closed pipe ends the process."""
-    try:
-        pipe.recv()
-    except (EOFError, OSError):
-        raise SystemExit from None
-
-
-def _events(local: Local, job: PaintJob) -> Iterator[tuple[Any, Event]]:
-    if not job.with_events:
-        return local.stream_unit(job.requests)
-    ((key, request),) = job.requests.items()
-    return ((key, event) for event in local.stream(request))
-
-
-def _plain(error: Exception) -> Exception:
+def as_plain_error(error: Exception) -> Exception:
     """An error with the same message, of a built-in type that every process can unpickle."""
     kind = next((kind for kind in (ValueError, FloatingPointError) if isinstance(error, kind)), RuntimeError)
     return kind(error_message(error))
+
+
+def _receive(pipe: "Connection[Message, Order]", orders: "queue.SimpleQueue[Order | None]") -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            orders.put(pipe.recv())
+    orders.put(None)
 
 
 def _exit_with_parent() -> None:
@@ -128,96 +102,104 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-class Worker:
-    """The pool's end of a process that carries out jobs. A process that died is started again with the next job.
+class _Painter:
+    """The batches of a worker process. Their keys are (job, key)."""
 
-    Where it cannot be started, `receive` raises the `ValueError` that `load` raised, other errors as `RuntimeError`,
-    and `ChildProcessError` where the process died three times while it loaded.
-    """
+    def __init__(self, model: Model, pipe: "Connection[Message, Order]") -> None:
+        self.model, self.pipe = model, pipe
+        self.joined: BatchOfRequests[Any] = model.batch()
+        self.units: dict[int, BatchOfRequests[Any]] = {}
+        self.jobs: dict[int, set[Hashable]] = {}  # the requests of each job that are not finished
 
-    def __init__(self, load: LoadBackend) -> None:
-        self._load = load
-        self._job: Job | None = None
-        self._ready, self._failed_starts = False, 0
-        self._start()
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def submit(self, job: Job) -> None:
-        """Send a job; the previous one must have ended."""
-        self._job = job
-        if self.pipe.closed or not self._process.is_alive():
-            self._end(timeout=0)
-            self._start()
-        with contextlib.suppress(OSError):  # the process has just died, which `receive` will notice
-            self.pipe.send(job)
-
-    def receive(self) -> Message:
-        """Wait for the next message about the job."""
+    def run(self, orders: "queue.SimpleQueue[Order | None]") -> None:
+        """Carry out orders until there is a None."""
         while True:
-            try:
-                message: Message = self.pipe.recv()
-            except (EOFError, OSError):  # the process died, between two messages or within one
-                exit_status = self._end(timeout=STEP_TIMEOUT)
-                if not self._ready:
-                    self._restart(exit_status)
-                    continue
-                message = Message("died", f"the process that painted it died ({exit_status})")
-            if message.ends_job or message.kind == "broken":
-                self._job = None
-            if message.kind == "broken":
-                raise message.content
-            self._ready, self._failed_starts = True, 0
-            return message
-
-    def cancel(self) -> None:
-        """End the job, if it has not ended: between two steps, or by killing the process if a step takes too long."""
-        if self._job is None or self.pipe.closed:
-            return
-        with contextlib.suppress(OSError):
-            self.pipe.send(None)
-        deadline = time.monotonic() + STEP_TIMEOUT
-        while self._ready and self.pipe.poll(max(0.0, deadline - time.monotonic())):
-            if self.receive().ends_job:
+            with contextlib.suppress(queue.Empty):
+                while (order := orders.get(block=not (self.units or len(self.joined)))) is not None:
+                    self._carry_out(order)
                 return
-        self._job = None
-        self._end(timeout=0)
+            self._step(self.joined)
+            for job, unit in list(self.units.items())[:1]:  # one unit after the other
+                self._step(unit)
+                if job not in self.jobs:
+                    self.units.pop(job).close()
 
-    def close(self) -> None:
-        """End the process."""
-        self._end(timeout=STEP_TIMEOUT if self._ready else 0)
+    def _carry_out(self, order: Order) -> None:
+        if isinstance(order, Submit):
+            self.jobs[order.job] = set(order.requests)
+            batch = self.joined
+            if order.together:
+                batch = self.units[order.job] = self.model.batch(together=True)
+            for key, request in order.requests.items():
+                try:
+                    batch.submit((order.job, key), request, order.preview)
+                except Exception as error:
+                    self._send((order.job, key), failed(error))
+        elif isinstance(order, Cancel):
+            batch = self.units.pop(order.job, self.joined)
+            for key in self.jobs.pop(order.job, ()):
+                batch.cancel((order.job, key))
+            if batch is not self.joined:
+                batch.close()
+            self.pipe.send(Message("cancelled", order.job))
+        else:
+            try:
+                answer = getattr(self.model, order.method)(order.request)
+            except Exception as error:
+                answer = as_plain_error(error)
+            self.pipe.send(Message("answer", order.job, answer))
 
-    def _start(self) -> None:
+    def _step(self, batch: BatchOfRequests[Any]) -> None:
+        for key, event in batch.step() if len(batch) else ():
+            self._send(key, event)
+
+    def _send(self, key: tuple[int, Hashable], event: Event) -> None:
+        job, of_job = key
+        if job in self.jobs:  # it may have been cancelled
+            self.pipe.send(Message("event", job, (of_job, event)))
+            if is_last(event):
+                self.jobs[job].discard(of_job)
+                if not self.jobs[job]:
+                    del self.jobs[job]
+
+
+def failed(error: Exception) -> Failed:
+    """The event of a request that failed with an error."""
+    reasons = {ValueError: "refused", FloatingPointError: "not finite", MemoryError: "out of memory"}
+    reason: Any = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "error")
+    return Failed(reason, error_message(error))
+
+
+class Worker:
+    """The pool's end of a process. For the pool's own thread."""
+
+    def __init__(self, load: LoadModel) -> None:
+        self._load = load
+        self.is_ready, self.failed_starts = False, 0
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, after the first one has ended."""
         self.pipe, worker_end = SPAWN.Pipe()
         self._process = SPAWN.Process(target=run_worker, args=(self._load, worker_end), daemon=True)
         self._process.start()
         worker_end.close()
-        self._ready = False
+        self.is_ready = False
 
-    def _end(self, timeout: float) -> str:
+    def send(self, order: Order) -> None:
+        """Send an order. That the process has died shows when its pipe is read."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(order)
+
+    def end(self, timeout: float = STEP_TIMEOUT) -> str:
         """Close the pipe, and kill the process if it does not exit within `timeout` seconds; returns how it ended."""
         if self.pipe.closed:
             return "closed"
         self.pipe.close()
-        self._process.join(timeout)
+        self._process.join(timeout if self.is_ready else 0)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         code = self._process.exitcode or 0
         self._process.close()
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-
-    def _restart(self, exit_status: str) -> None:
-        """Start again after a death while loading, which counts as no try of the job."""
-        job, self._failed_starts = self._job, self._failed_starts + 1
-        if self._failed_starts == TRIES:
-            self._job, self._failed_starts = None, 0
-            raise ChildProcessError(
-                f"a process died {TRIES} times while it loaded the model ({exit_status}); is there enough memory?"
-            )
-        assert job is not None
-        self.submit(job)

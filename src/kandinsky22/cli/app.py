@@ -22,6 +22,7 @@ GC_THRESHOLD = 100_000  # new objects between two runs of the garbage collector
 COMMANDS = {
     "show": ("print the request stored in a picture", "kandinsky22.cli.show"),
     "replay": ("paint a picture again, with the same pixels", "kandinsky22.cli.replay"),
+    "batch": ("paint a file of requests, which can be resumed", "kandinsky22.cli.batch"),
     "words": ("print the words that the small model knows, with examples", "kandinsky22.cli.words"),
     "embed": ("save the image embeddings of texts and pictures", "kandinsky22.cli.embed:embed"),
     "mix": ("blend texts, pictures and saved embeddings into one embedding", "kandinsky22.cli.embed:mix"),
@@ -30,6 +31,7 @@ COMMANDS = {
     "depth": ("estimate the depth of a picture, as a hint for controlnet", "kandinsky22.cli.depth"),
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
     "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
+    "serve": ("serve a model over HTTP, for other programs and the browser", "kandinsky22.cli.serve"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
     "evaluate": (
         "measure a model: FID and more, or what an oracle reads from its pictures",

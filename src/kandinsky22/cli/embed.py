@@ -17,6 +17,7 @@ from kandinsky22.request.task_schema import parse_part
 from kandinsky22.request.tasks import interpolate
 
 if TYPE_CHECKING:
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.engine.kandinsky import Kandinsky
 
 PRIOR_OPTIONS = (
@@ -41,7 +42,7 @@ def embed(arguments: Sequence[str]) -> None:
     )
     add_parameters(parser, interpolate, PRIOR_OPTIONS)
     parser.option("output", short="-o", metavar="PLACE", help=f"a folder, or a file ending in {SUFFIX} (default: out)")
-    parser.add_edge("device", "dtype", "placement")
+    parser.add_edge("device", "dtype", "placement", "server")
     options, words, _ = parser.parse(arguments)
     embeds = _embed_words(words, options, at_least=1)
     output = expand(options.get("output", paint.OUTPUT))
@@ -67,7 +68,7 @@ def mix(arguments: Sequence[str]) -> None:
     parser.option("slerp", type=float, metavar="T", help="interpolate spherically between two, T from 0 to 1")
     parser.option("length", type=float, metavar="X", help="scale the blend to this length")
     parser.option("output", short="-o", metavar="FILE", help=f"a file ending in {SUFFIX} (default: out/mix{SUFFIX})")
-    parser.add_edge("device", "dtype", "placement")
+    parser.add_edge("device", "dtype", "placement", "server")
     options, words, _ = parser.parse(arguments)
     if len(words) < 2:
         raise ValueError(f"a mix takes two texts or files or more, in quotes, got {len(words)}")
@@ -103,9 +104,9 @@ def parse_parts(words: Sequence[str], options: dict[str, Any], *, at_least: int)
     return parts, request_of(interpolate, {"images_and_prompts": parts}, options)
 
 
-def embed_parts(parts: Sequence[Part], template: Request, model: "Kandinsky") -> list[Embedding]:
+def embed_parts(parts: Sequence[Part], template: Request, model: "Kandinsky | Remote") -> list[Embedding]:
     """The embedding of each part, sampled as `template` says."""
-    template = model.resolved(replace(template, condition=Text("")))
+    template = model.resolve(replace(template, condition=Text("")))
     return [p if isinstance(p, Embedding) else model.embedding(replace(template, condition=p)) for p in parts]
 
 

@@ -15,7 +15,8 @@ from kandinsky22.cli.evaluation_options import (
     paint_captions,
     parser_of,
     run_notes,
-    start_pool,
+    shard_of,
+    start_painter,
     template_of,
     whole_number,
 )
@@ -26,7 +27,7 @@ from kandinsky22.request import Request
 from kandinsky22.request.presets import SPEEDS
 
 if TYPE_CHECKING:
-    from kandinsky22.backends.pool import Pool
+    from kandinsky22.backends.work_units import UnitPainter
     from kandinsky22.evaluation.cells import CaptionSet, Cell
     from kandinsky22.evaluation.features import ClipFeatures, Features
     from kandinsky22.evaluation.report import Report
@@ -82,7 +83,7 @@ def coco30k(arguments: Sequence[str]) -> None:
     plots.check()
     to_paint, out, device = captions.read(options["captions"]), options["out"], device_name(options)
     manifest.check_folder(out)
-    shard = manifest.Shard.parse(options["shard"]) if "shard" in options else manifest.UNSHARDED
+    shard = shard_of(options)
     unsharded = shard.count == 1
     inception = InceptionFeatures(options["inception"], options.get("resize", "clean"), device)
     clips = {name: ClipFeatures.of_folder(options[name], device) for name in ("clip", "cmmd_clip") if name in options}
@@ -175,14 +176,14 @@ def sweep(arguments: Sequence[str]) -> None:
     template, clip = template_of(options), model_clip(options)
     samplers, steps = options.get("samplers", sampler_sweep.SAMPLERS), options.get("numbers", sampler_sweep.STEPS)
     cells = sampler_sweep.grid(template, samplers, steps)
-    with start_pool(options) as backend:
-        grid = _paint_and_score(backend, options, cells, clip, captions)
+    with start_painter(options) as painter:
+        grid = _paint_and_score(painter, options, cells, clip, captions)
         chosen = sampler_sweep.best(grid)
         variants = sampler_sweep.guidance_variants(chosen.name, chosen.request)
-        guided = _paint_and_score(backend, options, variants, clip, captions)
+        guided = _paint_and_score(painter, options, variants, clip, captions)
         final = sampler_sweep.best([chosen, *guided])
-        linear = dict(_supported(backend, sampler_sweep.linear_prior_variant(final.name, final.request)))
-        others = _paint_and_score(backend, options, linear, clip, captions) if linear else []
+        linear = dict(_supported(painter, sampler_sweep.linear_prior_variant(final.name, final.request)))
+        others = _paint_and_score(painter, options, linear, clip, captions) if linear else []
     names = [cell.name for cell in (*grid, *guided, *others)]
     description = sweep_cells.cells_protocol(folder, names, clip, protocol.command())
     _write(folder, sampler_sweep.report(chosen.request.model, grid, guided, others, description))
@@ -222,8 +223,8 @@ def speed(arguments: Sequence[str]) -> None:
     cells |= {name: template_of(without | {"speed": name}) for name in SPEEDS if name != settings.EXACT}
     if "only" in options:
         cells = settings.exact_cells(template) | _select(cells, options["only"])
-    with start_pool(without) as backend:
-        scored = _paint_and_score(backend, without, cells, clip, captions)
+    with start_painter(without) as painter:
+        scored = _paint_and_score(painter, without, cells, clip, captions)
     with progress_reporter() as report_progress:
         comparisons = settings.compare(folder, scored, model, clip, report_progress)
     description = setting_cells.cells_protocol(folder, [cell.name for cell in scored], clip, protocol.command())
@@ -236,7 +237,7 @@ def _caption_set(defaults: "CaptionSet", options: Mapping[str, Any]) -> "Caption
 
 
 def _paint_and_score(
-    backend: "Pool",
+    painter: "UnitPainter",
     options: Mapping[str, Any],
     cells: Mapping[str, Request],
     clip: "ClipFeatures",
@@ -248,9 +249,9 @@ def _paint_and_score(
     folder, retry = options["out"], options.get("retry", False)
     annotations = run_notes(options, linear=any(request.prior.linear for request in cells.values()))
     echo(f"{len(cells)} cells; if their time is not known yet, two work units are timed first")
-    estimate = estimate_cells(backend, folder, cells, captions, retry=retry, annotations=annotations)
+    estimate = estimate_cells(painter, folder, cells, captions, retry=retry, annotations=annotations)
     echo(describe_estimate(estimate))
-    show_progress(paint_cells(backend, folder, cells, captions, retry=retry))
+    show_progress(paint_cells(painter, folder, cells, captions, retry=retry))
     with progress_reporter() as report_progress:
         return score_cells(folder, [*cells], clip, captions, report_progress)
 
@@ -262,11 +263,11 @@ def _select(cells: Mapping[str, Request], names: Sequence[str]) -> dict[str, Req
     return {name: cells[name] for name in names}
 
 
-def _supported(backend: "Pool", cells: Mapping[str, Request]) -> Iterator[tuple[str, Request]]:
+def _supported(painter: "UnitPainter", cells: Mapping[str, Request]) -> Iterator[tuple[str, Request]]:
     """The cells that the model supports; for the others, prints why not."""
     for name, request in cells.items():
         try:
-            backend.describe(replace(request, seed=0))
+            painter.backend.resolve(replace(request, seed=0))
         except ValueError as error:
             echo(f"{name} is left out: {error}")
         else:
@@ -309,9 +310,7 @@ def stats(arguments: Sequence[str]) -> None:
     else:
         features, pictures = _features(options), reference.find_pictures(*places)
         if "shard" in options:
-            from kandinsky22.evaluation.manifest import Shard
-
-            pictures = dict(Shard.parse(options["shard"]).select([*pictures.items()]))
+            pictures = dict(shard_of(options).select([*pictures.items()]))
             if not pictures:
                 raise ValueError(f"part {options['shard']} has no pictures; divide them into fewer parts")
         with progress_reporter() as report_progress:

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kandinsky22.backends.run_folder import UNSHARDED, Shard
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_progress import describe_estimate, show_progress
 from kandinsky22.cli.options import Parser, add_parameters, request_of
@@ -14,12 +16,12 @@ from kandinsky22.request import Request
 from kandinsky22.request.tasks import text2img
 
 if TYPE_CHECKING:
-    from kandinsky22.backends.pool import Pool
+    from kandinsky22.backends.run_painting import RunProgress
+    from kandinsky22.backends.work_units import UnitPainter
     from kandinsky22.engine.kandinsky import Kandinsky
     from kandinsky22.evaluation.captions import Captions
     from kandinsky22.evaluation.features import ClipFeatures
-    from kandinsky22.evaluation.generate import RunProgress
-    from kandinsky22.evaluation.manifest import Run, Shard
+    from kandinsky22.evaluation.manifest import Run
 
 PAINT_OPTIONS = (
     "height",
@@ -37,6 +39,7 @@ PAINT_OPTIONS = (
     "reuse",
     "model",
 )
+BATCH = 8  # requests of a work unit
 SMALL = 100_000_000  # parameters of a U-Net, below which each core runs a model of its own
 
 
@@ -47,23 +50,30 @@ def parser_of(name: str, description: str, needs: str = "", without: Sequence[st
     parser.option(
         "out", type=Path, metavar="FOLDER", help="folder for pictures and report; an existing one is resumed (required)"
     )
+    add_paint_options(parser, "captions", without)
+    return parser
+
+
+def add_paint_options(parser: Parser, items: str, without: Sequence[str] = ()) -> None:
+    """Add options for the model, the processes that paint, and the pictures; items: what is painted, for the help."""
     parser.option(
         "processes",
         type=whole_number,
         metavar="N",
         help="processes that paint in parallel (default: what fits the model)",
     )
-    parser.option("batch", type=whole_number, metavar="N", help="pictures in a batch of each process (default: 8)")
+    parser.option(
+        "batch", type=whole_number, metavar="N", help=f"{items} in a batch of each process (default: {BATCH})"
+    )
     parser.option(
         "threads",
         type=whole_number,
         metavar="N",
         help="threads of each process (default: the cores are divided among them)",
     )
-    parser.option("retry", action="store_true", help="retry captions that failed before")
+    parser.option("retry", action="store_true", help=f"retry {items} that failed before")
     add_parameters(parser, text2img, [parameter for parameter in PAINT_OPTIONS if parameter not in without])
     parser.add_edge("device", "dtype")
-    return parser
 
 
 def options_of(parser: Parser, arguments: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
@@ -82,12 +92,15 @@ def template_of(options: Mapping[str, Any]) -> Request:
     return request_of(text2img, {"prompt": ""}, {name: value for name, value in options.items() if name != "seed"})
 
 
-def model_of(options: Mapping[str, Any]) -> "Kandinsky":
-    """The model, with no weights read yet; a published one is downloaded here, before any process starts."""
+def model_of(options: Mapping[str, Any], requests: Sequence[Request] = ()) -> "Kandinsky":
+    """The model, with no weights read yet; a published one is downloaded here, before any process starts.
+
+    requests: what it is needed for, else `template_of`.
+    """
     from kandinsky22.engine.kandinsky import Kandinsky
 
-    model = options.get("model", catalog.BOX)
-    return Kandinsky.load(model, device=options.get("device"), dtype=options.get("dtype"), request=template_of(options))
+    model, needed = options.get("model", catalog.BOX), requests or [template_of(options)]
+    return Kandinsky.load(model, device=options.get("device"), dtype=options.get("dtype"), request=needed)
 
 
 def model_clip(options: Mapping[str, Any]) -> "ClipFeatures":
@@ -105,22 +118,32 @@ def device_name(options: Mapping[str, Any]) -> str:
     return str(device_of(options.get("device")))
 
 
-def start_pool(options: Mapping[str, Any]) -> "Pool":
-    """The processes that paint on this machine: one per core for a small model, else one."""
-    from kandinsky22.backends.pool import Pool, cores
+def shard_of(options: Mapping[str, Any]) -> Shard:
+    """The shard that `--shard` names."""
+    return Shard.parse(options["shard"]) if "shard" in options else UNSHARDED
 
-    model = model_of(options)
+
+@contextmanager
+def start_painter(options: Mapping[str, Any], requests: Sequence[Request] = ()) -> "Iterator[UnitPainter]":
+    """Processes that paint work units on this machine: one per core for a small model, else one.
+
+    requests: what the model is needed for, else `template_of`.
+    """
+    from kandinsky22.backends.pool import Pool, cores
+    from kandinsky22.backends.work_units import UnitPainter
+
+    model = model_of(options, requests)
     small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
     processes = options.get("processes", cores() if small else 1)
-    return Pool.of(
+    with Pool.of(
         options.get("model", catalog.BOX),
         processes=processes,
-        batch=options.get("batch", 8),
         device=options.get("device"),
         dtype=options.get("dtype"),
         threads=options.get("threads"),
-        request=template_of(options),
-    )
+        request=requests or [template_of(options)],
+    ) as pool:
+        yield UnitPainter(pool, batch=options.get("batch", BATCH), processes=processes)
 
 
 def local_model(options: Mapping[str, Any]) -> "Kandinsky | None":
@@ -160,12 +183,11 @@ def paint_captions(options: Mapping[str, Any], captions: "Captions", shard: "Sha
 
     how: `least` is passed to `generate.generate`, `check` and `seed` to `generate.open_run`.
     """
+    from kandinsky22.backends.estimate import estimate
     from kandinsky22.evaluation import generate
-    from kandinsky22.evaluation.estimate import estimate
-    from kandinsky22.evaluation.manifest import UNSHARDED
 
     shard, retry, least = shard or UNSHARDED, options.get("retry", False), how.pop("least", 1)
-    with start_pool(options) as painter:
+    with start_painter(options) as painter:
         request = template_of(options)
         notes = run_notes(options, linear=request.prior.linear)
         run = generate.open_run(painter, options["out"], captions, request, annotations=notes, **how)

@@ -9,8 +9,8 @@ from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
 from kandinsky22.console import echo, text_column
 
 if TYPE_CHECKING:
-    from kandinsky22.evaluation.estimate import Estimate
-    from kandinsky22.evaluation.generate import RunProgress
+    from kandinsky22.backends.estimate import Estimate
+    from kandinsky22.backends.run_painting import RunProgress
 
 
 def show_progress(updates: "Iterable[tuple[str, RunProgress]]") -> None:

@@ -13,16 +13,16 @@ from kandinsky22.cli.options import Parser, add_parameters, whole_number
 from kandinsky22.console import echo
 from kandinsky22.files import expand, numbered, write_first_free
 from kandinsky22.request import Request, Text, interpolation, limits
-from kandinsky22.request.events import Progress, Result
+from kandinsky22.request.events import Failed, Progress, Result
 from kandinsky22.request.tasks import interpolate
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.engine.kandinsky import Kandinsky
 
 FPS = 12.0
-BATCH = 8  # frames painted together
 NOT_OPTIONS = ("images_and_prompts", "weights", "num_images", "variation_seed", "variation_strength", "prior_seed")
 
 
@@ -71,7 +71,7 @@ def _paint_frames(
     if name == "film":
         parser.option("fps", type=float, metavar="X", help=f"pictures a second (default: {FPS:g})")
     add_parameters(parser, interpolate, leave_out=NOT_OPTIONS)
-    parser.add_edge("device", "dtype", "placement", "quiet")
+    parser.add_edge("device", "dtype", "placement", "server", "quiet")
     parser.option("output", short="-o", metavar="FILE", help=f"the file to write (default: out/{name}{suffix})")
     options, words, _ = parser.parse(arguments)
     options.setdefault("seed", secrets.randbelow(2**32))
@@ -81,7 +81,7 @@ def _paint_frames(
     count = options.get("frames", default_frames)
     _check_output(name, output, options.get("fps", FPS), count)
     model = paint.load(template.model, options, template)
-    size = model.resolved(replace(template, condition=Text("")))
+    size = model.resolve(replace(template, condition=Text("")))
     most = limits.MAX_PIXELS if name == "strip" else limits.MAX_FRAME_PIXELS
     limits.check_count(f"the pixels of a {name}", count * (size.height or 0) * (size.width or 0), most)
     keyframes = embed_parts(parts, template, model)
@@ -104,7 +104,7 @@ def _check_output(name: str, output: Path, fps: float, frames: int) -> None:
     check_writable(Destination(output.parent), 0)
 
 
-def _run_requests(model: "Kandinsky", requests: Sequence[Request], *, quiet: bool) -> "list[Image.Image]":
+def _run_requests(model: "Kandinsky | Remote", requests: Sequence[Request], *, quiet: bool) -> "list[Image.Image]":
     """The pictures of all requests, painted in batches, with a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -113,11 +113,11 @@ def _run_requests(model: "Kandinsky", requests: Sequence[Request], *, quiet: boo
     images: dict[int, Image.Image] = {}
     with Bar(console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("painting", total=len(requests))
-        for first in range(0, len(requests), BATCH):
-            batch = dict(enumerate(requests[first : first + BATCH], start=first))
-            for key, event in model.stream_many(batch):
-                if isinstance(event, Progress):
-                    bar.advance(task, 1 / event.n)
-                if isinstance(event, Result):
-                    images[key] = event.pictures[0].image
+        for key, event in model.stream_many(dict(enumerate(requests))):
+            if isinstance(event, Progress) and event.stage == "decoder":
+                bar.advance(task, 1 / event.n)
+            elif isinstance(event, Failed):
+                raise event.exception()
+            elif isinstance(event, Result):
+                images[key] = event.pictures[0].image
     return [images[key] for key in range(len(requests))]

@@ -35,6 +35,10 @@ EDGE: Mapping[str, Mapping[str, Any]] = {
         "action": "store_true",
         "help": "on cuda, compile each step: the first picture of a size takes minutes, later ones less time",
     },
+    "server": {
+        "metavar": "URL",
+        "help": "paint at this `kandinsky22 serve` instead of here (default: $KANDINSKY22_SERVER, if that is set)",
+    },
     "output": {
         "short": "-o",
         "metavar": "PLACE",

@@ -1,7 +1,8 @@
 """The command of a task: from its arguments to a request, and from the request to pictures in files."""
 
+import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,18 @@ from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
 from kandinsky22.console import echo
 from kandinsky22.request import Request
-from kandinsky22.request.events import Backend, Result, Started
+from kandinsky22.request.events import Backend, Result, Started, stream
 from kandinsky22.request.task_schema import Task, parameters, parse_part
 from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import known_words
 
 if TYPE_CHECKING:
+    from kandinsky22.backends.remote import Remote
     from kandinsky22.cli.output import Destination
     from kandinsky22.engine.kandinsky import Kandinsky
 
 OUTPUT = "out"
+LOCAL_OPTIONS = ("device", "dtype", "placement", "compile")  # of a model in this process
 OPTIONS_AS_WORDS = {"help": "--help", "version": "--version"}
 
 
@@ -43,8 +46,26 @@ def main(
         echo(path)
 
 
-def load(model: str, options: dict[str, Any], request: Request | None = None) -> "Kandinsky":
-    """Load a model; a published one is fetched first, as far as `request` needs it. This imports torch."""
+def server_of(options: Mapping[str, Any]) -> str:
+    """The URL of the server that is to paint, "" for none.
+
+    Raises `ValueError` for options that only make sense here.
+    """
+    url: str = options.get("server", os.environ.get("KANDINSKY22_SERVER", ""))
+    if url and (local := [name for name in LOCAL_OPTIONS if options.get(name)]):
+        raise ValueError(f"the server decides about --{local[0]}; leave it out, or paint here with --server ''")
+    return url
+
+
+def load(model: str, options: Mapping[str, Any], request: Request | None = None) -> "Kandinsky | Remote":
+    """The server that the options name; or else load a model, which imports torch.
+
+    A published model is fetched first, as far as `request` needs it.
+    """
+    if url := server_of(options):
+        from kandinsky22.backends.remote import Remote
+
+        return Remote.of_environment(url)
     from kandinsky22.engine.kandinsky import Kandinsky
 
     return Kandinsky.load(
@@ -61,7 +82,7 @@ def run_request(request: Request, backend: Backend, view: Display, destination: 
     """Run a request and display its events. Raises `ValueError` before painting if the result could not be saved."""
     from kandinsky22.cli.output import check_space
 
-    for event in backend.stream(request):
+    for event in stream(backend, request, view.preview):
         if isinstance(event, Started):
             check_space(destination, event.request)
         view.show(event)

@@ -48,10 +48,13 @@ def main(arguments: Sequence[str]) -> int:
     if stored.size != (recipe.request.width, recipe.request.height):
         raise ValueError(f"{file} has another size than its request, so it was edited since it was painted")
     request, index = _batch_request(recipe)
-    request = replace(request, model=options.get("model") or _local_model(request))
-    request = request.with_pictures(_input_pictures(request, Path(file), options.get("picture", [])))
+    server = paint.server_of(options)
+    request = replace(request, model=options.get("model") or (request.model if server else _local_model(request)))
+    request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
-    backend = paint.load(request.model, _recorded_options(recipe.made_by) | options, request)
+    if not server:  # which has the device and the dtype that it has
+        options = _recorded_options(recipe.made_by) | options
+    backend = paint.load(request.model, options, request)
     with display(options.get("quiet", False)) as view:
         result = paint.run_request(request, backend, view, destination)
     picture = result.pictures[index]
@@ -68,11 +71,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _input_pictures(request: Request, file: Path, given: Sequence[str]) -> dict[str, Picture]:
+def input_pictures(
+    request: Request, file: Path, given: Sequence[str], fix: str = "pass it with --picture FILE"
+) -> dict[str, Picture]:
     """The input pictures of a request with pixels, by path in the request.
 
     They are among the `given` files, or files of the same name and pixels in the folder of `file` or the current
-    folder. Raises `ValueError` for one that is in none of these places.
+    folder. Raises `ValueError` for one that is in none of these places, with the words `fix`.
     """
     by_hash = {picture.sha256: picture for picture in map(Picture.of, given)}
     pictures = {}
@@ -82,9 +87,7 @@ def _input_pictures(request: Request, file: Path, given: Sequence[str]) -> dict[
                 picture = Picture.of(candidate)
                 by_hash[picture.sha256] = picture
         if reference.sha256 not in by_hash:
-            raise ValueError(
-                f"{describe(reference)} is an input of {file} and not in its folder; pass it with --picture FILE"
-            )
+            raise ValueError(f"{describe(reference)} is an input of {file} and not in its folder; {fix}")
         pictures[path] = by_hash[reference.sha256]
     return pictures
 

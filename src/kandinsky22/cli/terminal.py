@@ -1,15 +1,16 @@
 """Displays the events of a request: in a terminal progress bars and previews of the picture, elsewhere plain lines."""
 
+import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kandinsky22.console import echo, printable
 from kandinsky22.request import Request
-from kandinsky22.request.events import Event, Notice, Progress, Result, Started
+from kandinsky22.request.events import Event, Notice, Preview, Progress, Result, Started
 from kandinsky22.request.parts import describe
 
 if TYPE_CHECKING:
@@ -17,15 +18,14 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.segment import Segment
 
-PREVIEW_EVERY = 0.25  # seconds between previews, if decoding one is cheap
-PREVIEW_CHEAP = 0.15  # seconds
-PREVIEW_SHARE = 0.1  # of the time is spent on previews at most, if decoding one is not cheap
 LINE_EVERY = 10.0  # seconds between lines of progress outside a terminal
 MAX_COLUMNS = 96  # of the terminal, for pictures
 
 
 class Display(Protocol):
-    """Displays events; a context manager that is entered before the first event."""
+    """Displays events; a context manager that is entered before the first event. preview: the previews it shows."""
+
+    preview: Preview | None
 
     def __enter__(self) -> Self: ...
 
@@ -60,6 +60,7 @@ class Plain:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self.preview: Preview | None = None
         self.stage, self.start, self.last = "", 0.0, 0.0
 
     def __enter__(self) -> Self:
@@ -92,23 +93,6 @@ class Plain:
     def _print(self, line: str) -> None:
         if not self.quiet:
             echo(line)
-
-
-class PreviewRate:
-    """Limits how often a preview is decoded: every `PREVIEW_EVERY` seconds or for `PREVIEW_SHARE` of the time."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock, self.next = clock, 0.0
-
-    def decode(self, preview: "Callable[[], Image] | None") -> "Image | None":
-        """The decoded preview, or None if there is none or it is too early for one."""
-        start = self.clock()
-        if preview is None or start < self.next:
-            return None
-        image = preview()
-        cost = self.clock() - start
-        self.next = start + cost + (PREVIEW_EVERY if cost <= PREVIEW_CHEAP else cost / PREVIEW_SHARE)
-        return image
 
 
 class HalfBlocks:
@@ -161,7 +145,8 @@ class Terminal:
         self.bars = Bars(SpinnerColumn(), *columns, console=self.console)
         self.tasks = {"loading": self.bars.add_task("loading", total=None)}
         self.blocks: HalfBlocks | None = None
-        self.previews = PreviewRate()
+        self.preview = Preview() if self.in_colour else None
+        self.size = (1, 1)
         self.live = Live(console=self.console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -174,20 +159,22 @@ class Terminal:
 
     def show(self, event: Event) -> None:
         """Update the display for an event."""
+        from PIL import Image
         from rich.text import Text
 
         match event:
             case Notice(text):
                 self.console.print(Text(printable(text), "yellow"))
             case Started(request):
+                self.size = request.width or 1, request.height or 1
                 self.console.print(Text(printable(summary(request)), "bold"))
                 self._set_bars({"prior": request.prior.steps, "decoder": request.decoder.steps})
             case Progress(stage, i, n, preview):
                 if stage not in self.tasks:
                     self.tasks[stage] = self.bars.add_task(stage)
                 self.bars.update(self.tasks[stage], completed=i, total=n)
-                if self.in_colour and (image := self.previews.decode(preview)) is not None:
-                    self.blocks = HalfBlocks([image])
+                if preview is not None:
+                    self.blocks = HalfBlocks([Image.open(io.BytesIO(preview)).resize(self.size)])
             case Result(pictures, _, seconds):
                 self.blocks = HalfBlocks([picture.image for picture in pictures]) if self.in_colour else None
                 self.console.print(f"painted in {seconds:.1f} s")

@@ -3,7 +3,7 @@
 Imports torch and nothing of this package; knows no network, no picture and no file.
 """
 
-from kandinsky22.diffusion.drive import Constrain, Job, keep, sample, sample_many
+from kandinsky22.diffusion.drive import Constrain, Job, keep, sample
 from kandinsky22.diffusion.noise import Noise, SharedNoise
 from kandinsky22.diffusion.prediction import Prediction, guide, interpret, split_variance
 from kandinsky22.diffusion.samplers import DESCRIPTIONS, SAMPLERS, Ask, Draw, Now, Sampler, SamplerFunction, sampler
@@ -29,7 +29,6 @@ __all__ = [
     "keep",
     "per_row",
     "sample",
-    "sample_many",
     "sampler",
     "split_variance",
     "start_at",

@@ -27,7 +27,7 @@ class Rows(Protocol):
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self: ...
 
-    def __getitem__(self, rows: Tensor) -> Self: ...
+    def __getitem__(self, rows: slice | Tensor) -> Self: ...
 
     def __len__(self) -> int: ...
 
@@ -61,6 +61,21 @@ class Guidance(Generic[R]):
         1."""
         guided_rows = guided_indices(weight)
         return cls(cond, uncond[guided_rows] if len(guided_rows) else None, weight, interval)
+
+    def rows(self) -> "list[Guidance[R]]":
+        """The same for each picture by itself. It waits for the device, because it reads which weights are not 1."""
+        guided = guided_indices(self.weight).tolist() if self.uncond is not None else []
+        each = [slice(i, i + 1) for i in range(len(self.cond))]
+        uncond = dict(zip(guided, range(len(guided)), strict=True))
+        return [
+            replace(
+                self,
+                cond=self.cond[rows],
+                uncond=self.uncond[each[uncond[i]]] if self.uncond is not None and i in uncond else None,
+                weight=self.weight[rows],
+            )
+            for i, rows in enumerate(each)
+        ]
 
     def applies(self, t: int) -> bool:
         """Whether any row is guided at a timestep."""
@@ -112,8 +127,9 @@ class Denoiser(Generic[R]):
     """Predicts for a group of requests: `denoiser(keys, x, t)` with x [rows, ...] and t [rows], the rows of the
     requests named by `keys` one after the other. x stays float32; the network is given `dtype`.
 
-    reuse: per request, in every how many calls the network's deeper levels are computed; 1 for requests that are not
-    named. For values above 1 the network needs `forward_cached`, as `UNet` has it.
+    guidance: of each request; one that is added joins, and `forget` removes one. reuse: per request, in every how many
+    calls the network's deeper levels are computed; 1 for requests that are not named. For values above 1 the network
+    needs `forward_cached`, as `UNet` has it.
     """
 
     def __init__(
@@ -124,9 +140,10 @@ class Denoiser(Generic[R]):
         dtype: torch.dtype,
         reuse: Mapping[Any, int] | None = None,
     ) -> None:
-        self.network, self.schedule, self.guidance, self.dtype = network, schedule, guidance, dtype
-        self.reuse = reuse or {}
+        self.network, self.schedule, self.dtype = network, schedule, dtype
+        self.guidance, self.reuse = dict(guidance), dict(reuse or {})
         self._guided: dict[Hashable, bool] = {}
+        self._layout: BatchLayout[R] | None = None
         self._cached: dict[Hashable, CachedFeatures] = {}
 
     def __call__(self, keys: Sequence[Hashable], x: Tensor, t: Tensor) -> Prediction:
@@ -134,7 +151,7 @@ class Denoiser(Generic[R]):
         for key in keys:  # all rows of a request are at one timestep
             guided[key] = self.guidance[key].applies(int(t[row]))
             row += len(self.guidance[key].cond)
-        if list(guided.items()) != list(self._guided.items()):
+        if self._layout is None or list(guided.items()) != list(self._guided.items()):
             parts = {key: self.guidance[key] if on else self.guidance[key].without() for key, on in guided.items()}
             self._guided, self._layout = guided, lay_out(parts)
         layout = self._layout
@@ -146,6 +163,18 @@ class Denoiser(Generic[R]):
             cond = cond.index_copy(0, guided_rows, guide(uncond, cond[guided_rows], layout.weight[guided_rows]))
         t = to_device(t, x.device)
         return interpret(cond, x, t, self.schedule, None if variance is None else variance[len(guided_rows) :])
+
+    def alone(self, key: Hashable) -> Callable[[Tensor, int], Prediction]:
+        """The predictions for one request, as `diffusion.sample` takes them."""
+        return lambda x, t: self([key], x, torch.full((len(x),), t))
+
+    def forget(self, key: Hashable) -> None:
+        """Remove a request, and free what was computed for it."""
+        self.guidance.pop(key, None)
+        self.reuse.pop(key, None)
+        self._cached.pop(key, None)
+        if key in self._guided:
+            self._guided, self._layout = {}, None
 
     def _output(self, layout: BatchLayout[R], x: Tensor, t: Tensor) -> Tensor:
         """The network's output, with the deeper levels computed for the requests that are due."""

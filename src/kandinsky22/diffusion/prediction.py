@@ -6,6 +6,7 @@ Knows the schedule, but no network, no loop and no randomness.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kandinsky22.diffusion.schedule import NoiseSchedule, per_row
@@ -21,6 +22,15 @@ class Prediction(NamedTuple):
     x0: Tensor
     eps: Tensor
     variance: Tensor | None = None
+
+    @classmethod
+    def cat(cls, parts: "Sequence[Prediction]") -> "Prediction":
+        """The rows of several predictions, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        variances = [part.variance for part in parts if part.variance is not None]
+        x0, eps = torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts])
+        return cls(x0, eps, torch.cat(variances) if variances else None)
 
     def split(self, rows: Sequence[int]) -> list["Prediction"]:
         """The predictions of consecutive groups of rows, in order; views, not copies."""

@@ -5,25 +5,26 @@ same embedding again, at another size or with another decoder seed, does not run
 is also on disk, so the next command does not even load the prior.
 """
 
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kandinsky22.diffusion import Noise
+from kandinsky22.engine.calls import Calls, Steps
 from kandinsky22.engine.embedding_cache import EmbeddingCache
-from kandinsky22.engine.runs import StartState, weighted_sum
+from kandinsky22.engine.runs import Run, StartState, weighted_sum
+from kandinsky22.engine.scheduler import Shared
 from kandinsky22.engine.stages import Embeds, PriorStage
 from kandinsky22.files import cache_dir
-from kandinsky22.generators import Returning
+from kandinsky22.models.prior import Prefix
 from kandinsky22.request import Condition, Embedding, Mix, Part, Picture, Request, Text
-from kandinsky22.request.events import Event, Progress
+from kandinsky22.request.events import Progress
 from kandinsky22.request.parts import LINEAR, parts
 
-K = TypeVar("K", bound=Hashable)
 LARGE = 100_000_000  # parameters of a prior from which embeddings are also cached on disk
 
 
@@ -48,16 +49,7 @@ class ImageEmbedder:
 
     def __init__(self, prior: PriorStage) -> None:
         self.prior = prior
-        self._cache = EmbeddingCache(self._folder() if prior.stored.prior.elements > LARGE else None)
-
-    @contextmanager
-    def uncached(self) -> Iterator[None]:
-        """Compute every embedding again in this block: its last bits depend on what it was batched with."""
-        cache, self._cache = self._cache, EmbeddingCache()
-        try:
-            yield
-        finally:
-            self._cache = cache
+        self.cache = EmbeddingCache(self._folder() if prior.stored.prior.elements > LARGE else None)
 
     def check(self, request: Request) -> None:
         """Raises `ValueError` if a resolved request's conditions cannot be computed; computes nothing."""
@@ -81,18 +73,24 @@ class ImageEmbedder:
                     assert request.prior.steps is not None
                     self.prior.schedule.timesteps(request.prior.steps, part.strength)  # raises if no step is left
 
-    def embed(self, requests: Mapping[K, Request]) -> Generator[tuple[K, Event], None, dict[K, Embeds]]:
-        """The embeddings of resolved requests; texts that are not cached go through the prior together."""
-        jobs = {key: list(dict.fromkeys(_text_jobs(request))) for key, request in requests.items()}
-        cached = {job: self._cache.get(job) for its_jobs in jobs.values() for job in its_jobs}
-        known = {job: embeds.to(self.prior.networks.device) for job, embeds in cached.items() if embeds is not None}
-        missing = {key: [job for job in its_jobs if job not in known] for key, its_jobs in jobs.items()}
-        known |= self._map(dict.fromkeys(job for its_jobs in missing.values() for job in its_jobs if job.linear))
-        missing = {key: [job for job in its_jobs if not job.linear] for key, its_jobs in missing.items()}
-        sampled = yield from self._sample({key: its_jobs for key, its_jobs in missing.items() if its_jobs})
-        for job, embeds in sampled.items():
-            self._cache.put(job, embeds)
-        return {key: self._embeds(request, known | sampled) for key, request in requests.items()}
+    def embed(self, request: Request, calls: Calls, cache: EmbeddingCache | None = None) -> Steps[Embeds]:
+        """The embeddings of a resolved request, as part of a task. cache: of texts; None: the embedder's own."""
+        cache = self.cache if cache is None else cache
+        known: dict[TextJob, Tensor] = {}
+        missing: dict[Hashable, Callable[[], Steps[Tensor]]] = {}
+        for job in _text_jobs(request):
+            if (embeds := None if job.linear else cache.get(job)) is not None:
+                known[job] = embeds.to(self.prior.networks.device)
+            else:
+                missing[self, job] = partial(self._text, job, calls, cache)
+        computed = yield Shared(missing)
+        known |= {job: embeds for (_, job), embeds in computed.items()}
+        image = yield from self._vectors(request, request.condition, known, calls, negative=False)
+        if request.decoder.weight == 1:
+            return Embeds(image, None)
+        if request.negative is None:  # the zero-image embedding is only looked up if guidance needs it
+            return Embeds(image, self.prior.zero_image_embed.expand_as(image))
+        return Embeds(image, (yield from self._vectors(request, request.negative, known, calls, negative=True)))
 
     def _folder(self) -> Path:
         """The cache folder for this model, device, and the dtypes of weights and computation."""
@@ -101,68 +99,56 @@ class ImageEmbedder:
         weights = "-".join([stored.prior.fingerprint, stored.space, networks.device.type, *dtypes])
         return cache_dir() / "embeddings" / weights
 
-    def _map(self, jobs: Iterable[TextJob]) -> dict[TextJob, Tensor]:
-        """The linear prior's embeddings of texts, [1, D] each."""
-        jobs = list(jobs)
-        mapped = self.prior.map_prompts([job.text.prompt for job in jobs]).split(1) if jobs else ()
-        return dict(zip(jobs, mapped, strict=True))
+    def _text(self, job: TextJob, calls: Calls, cache: EmbeddingCache) -> Steps[Tensor]:
+        """The embeddings of a text, [n, D]: one for each seed."""
+        prior, n = self.prior, len(job.seeds)
+        if job.linear:
+            return (yield from calls.map_prompt(prior, job.text.prompt))
+        picture = job.text.image
+        clean = None if picture is None else (yield from calls.encode_image(prior, picture.rgb))
+        prompts = list(dict.fromkeys((job.text.prompt, job.negative)))
+        encoded = yield from calls.encode_prompts(prior, prompts)
 
-    def _sample(self, jobs: Mapping[K, list[TextJob]]) -> Generator[tuple[K, Event], None, dict[TextJob, Tensor]]:
-        """Run the prior for texts, each once; progress goes to every request that waits for one."""
-        waiting: dict[TextJob, list[K]] = {}
-        for key, its_jobs in jobs.items():
-            for job in its_jobs:
-                waiting.setdefault(job, []).append(key)
-        if not waiting:
-            return {}
-        clean = {job: self.prior.encode_images([job.text.image.rgb]) for job in waiting if job.text.image is not None}
-        prompts = list(dict.fromkeys(prompt for job in waiting for prompt in (job.text.prompt, job.negative)))
-        encoded = self.prior.encode_prompts(prompts)
-        runs = {}
-        for job in waiting:
-            texts, negative = ([prompts.index(words)] * len(job.seeds) for words in (job.text.prompt, job.negative))
+        def prepare() -> Run[Prefix]:
+            texts, negative = ([prompts.index(words)] * n for words in (job.text.prompt, job.negative))
             noise = Noise(job.seeds, "prior")
-            if job.text.strength is not None:
-                normalised = self.prior.network.normalised(clean[job]).expand(len(job.seeds), -1)
-                start = StartState.from_clean(self.prior.schedule, job.steps, normalised, job.text.strength, noise)
+            if clean is not None and job.text.strength is not None:
+                normalised = prior.network.normalised(clean).expand(n, -1)
+                start = StartState.from_clean(prior.schedule, job.steps, normalised, job.text.strength, noise)
             else:
-                x = noise.draw((len(job.seeds), self.prior.dim), device=self.prior.networks.device)
-                start = StartState.from_noise(self.prior.schedule, job.steps, x)
-            runs[job] = self.prior.prepare_run(encoded, texts, negative, job.weight, job.sampler, start, noise)
-        reported: dict[K, int] = {}
-        done = dict.fromkeys(waiting, 0)
-        steps = Returning(self.prior.sample(runs))
-        for job, step in steps:
-            done[job] = step.i
-            for key in waiting[job]:
-                i = min(done[other] for other in jobs[key])
-                if i > reported.get(key, 0):
-                    reported[key] = i
-                    yield key, Progress("prior", i, step.n)
-        return steps.value
+                x = noise.draw((n, prior.dim), device=prior.networks.device)
+                start = StartState.from_noise(prior.schedule, job.steps, x)
+            return prior.prepare_run(encoded, texts, negative, job.weight, job.sampler, start, noise)
 
-    def _embeds(self, request: Request, known: Mapping[TextJob, Tensor]) -> Embeds:
-        image = self._vectors(request, request.condition, known, negative=False)
-        if request.decoder.weight == 1:
-            return Embeds(image, None)
-        if request.negative is None:  # the zero-image embedding is only looked up if guidance needs it
-            return Embeds(image, self.prior.zero_image_embed.expand_as(image))
-        return Embeds(image, self._vectors(request, request.negative, known, negative=True))
+        run = yield from calls.run(prior, prior.stored.prior, prepare)
+
+        def on_step(i: int, x: Tensor, x0: Tensor) -> Iterator[Progress]:
+            yield Progress("prior", i, run.steps)
+
+        x = yield from calls.sample(prior, run, on_step)
+        embeds = yield from calls.run(prior, prior.stored.prior, lambda: prior.network.denormalised(x))
+        cache.put(job, embeds)
+        return embeds
 
     def _vectors(
-        self, request: Request, condition: Condition, known: Mapping[TextJob, Tensor], *, negative: bool
-    ) -> Tensor:
+        self, request: Request, condition: Condition, known: Mapping[TextJob, Tensor], calls: Calls, *, negative: bool
+    ) -> Steps[Tensor]:
         """float32 [n, D] of one condition."""
-        if isinstance(condition, Mix):
-            vectors = [self._vectors(request, part, known, negative=False) for part in condition.parts]
-            return weighted_sum(vectors, condition.weights)
-        return self._part(request, condition, known, negative=negative).expand(request.num_images, -1)
+        if not isinstance(condition, Mix):
+            vector = yield from self._part(request, condition, known, calls, negative=negative)
+            return vector.expand(request.num_images, -1)
+        vectors = []
+        for part in condition.parts:
+            vectors.append((yield from self._vectors(request, part, known, calls, negative=False)))
+        return weighted_sum(vectors, condition.weights)
 
-    def _part(self, request: Request, part: Part, known: Mapping[TextJob, Tensor], *, negative: bool) -> Tensor:
+    def _part(
+        self, request: Request, part: Part, known: Mapping[TextJob, Tensor], calls: Calls, *, negative: bool
+    ) -> Steps[Tensor]:
         if isinstance(part, Text):
             return known[_text_job(request, part, negative=negative)]
         if isinstance(part, Picture):
-            return self.prior.encode_images([part.rgb])
+            return (yield from calls.encode_image(self.prior, part.rgb))
         return torch.tensor(part.vector, device=self.prior.networks.device)[None]
 
 

@@ -4,18 +4,16 @@
 the same for one request, and calling the model is `stream` without the events.
 """
 
-import time
 import warnings
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 import kandinsky22
 from kandinsky22 import acceleration
@@ -23,22 +21,23 @@ from kandinsky22.checkpoints import catalog, hub, locate
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.schedulers import SAMPLER_OF
 from kandinsky22.console import echo, printable
-from kandinsky22.diffusion import Noise
 from kandinsky22.engine import memory
+from kandinsky22.engine.batch import Batch
+from kandinsky22.engine.calls import Calls, Steps
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
 from kandinsky22.engine.embedder import ImageEmbedder
+from kandinsky22.engine.painting import Painter
 from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.engine.requirements import decoder_kind, model_parts
-from kandinsky22.engine.runs import InpaintCondition, StartState
+from kandinsky22.engine.runs import StartState
+from kandinsky22.engine.scheduler import Scheduler, run
 from kandinsky22.engine.stages import DecoderStage, Embeds, PriorStage
 from kandinsky22.files import expand
-from kandinsky22.generators import Returning, drain
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.canvas import Canvas
 from kandinsky22.imaging.images import Painting
-from kandinsky22.imaging.pixels import to_image, to_pixels
 from kandinsky22.request import Defaults, Embedding, Request, Sampling
-from kandinsky22.request.events import Event, Notice, Progress, Result, Started
+from kandinsky22.request.events import Event, Failed, Notice, Preview, Result, stream
 from kandinsky22.request.parts import EVERYWHERE, UNSPECIFIED
 from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import unknown_words_notice
@@ -94,13 +93,14 @@ class Kandinsky:
         placement: Placement | None = None,
         accelerated: bool | None = None,
         compiled: bool = False,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         say: Callable[[str], None] = _to_stderr,
     ) -> Self:
         """The model in the box, a published one, or the one in a folder.
 
-        Of a published model, what is missing on this machine is downloaded: no more than `request` needs (None: text to
-        image). Before that, `say` is called with what will be downloaded, how much, and how much room there is.
+        Of a published model, what is missing on this machine is downloaded: no more than `request` needs, which may be
+        several (None: text to image). Before that, `say` is called with what will be downloaded, how much, and how much
+        room there is.
 
         device: "auto" (or None) is cuda if there is one, else mps, else cpu. dtype: "auto" (or None) is float16 on cuda
         and mps; on a CPU it is bfloat16 for large models if the processor has instructions for it, else float32, in
@@ -116,7 +116,9 @@ class Kandinsky:
         acceleration.request_huge_pages()
         text, place = str(model), device_of(device)
         if catalog.is_remote(text):
-            folders = hub.fetch(text, model_parts(text, request or text2img("")), say=say)
+            requests = [request] if isinstance(request, Request) else request or [text2img("")]
+            parts = dict.fromkeys(part for needed in requests for part in model_parts(text, needed))
+            folders = hub.fetch(text, list(parts), say=say)
         else:
             folders = locate.part_folders(text)
         name = text if text in (catalog.BOX, *catalog.published()) else expand(text).resolve().name
@@ -146,14 +148,14 @@ class Kandinsky:
             self._decoders[kind] = DecoderStage(self.stored.decoder(kind), self.networks)
         return self._decoders[kind]
 
-    def made_by(self, request: Request) -> dict[str, Any]:
-        """What determines the pixels besides the request: weights, versions, device, dtype, threads."""
+    def describe(self, request: Request) -> dict[str, Any]:
+        """What decides the pixels of a resolved request besides it: weights, versions, device, dtype, threads."""
         cuda = self.device.type == "cuda"
         linear = {"linear_prior": self.stored.prior.linear_prior.fingerprint} if request.prior.linear else {}
         return {
             "weights": self.stored.fingerprints(decoder_kind(request)) | linear,
             "kandinsky22": kandinsky22.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": self.device.type,
             "processor": torch.cuda.get_device_name(self.device) if cuda else processor(),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -174,42 +176,40 @@ class Kandinsky:
                 return event.pictures
         raise AssertionError("a stream ends with its result")
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        """Carry out one request; see `stream_many`."""
-        for _, event in self.stream_many({0: request}):
-            yield event
+    def stream(self, request: Request, preview: Preview | None = None) -> Generator[Event, None, None]:
+        """The events of one request; the last is its `Result`. Closing the generator cancels it.
 
-    @torch.inference_mode()
-    def stream_many(self, requests: Mapping[K, Request]) -> Iterator[tuple[K, Event]]:
-        """Carry out many requests together, with one network call per step for all of them; yields (key, event).
-
-        Everything is checked before anything runs. Each request gets the picture it would get alone, up to rounding.
+        Raises `ValueError` for a request that cannot be carried out, before anything runs; `FloatingPointError` for a
+        result that is not finite; `MemoryError` where memory ran out.
         """
-        started = time.perf_counter()
-        requests = {key: self.resolved(request) for key, request in requests.items()}
-        canvases = {key: self.canvas(request) for key, request in requests.items()}
-        self._check_memory(requests, canvases)
-        for key, request in requests.items():
-            yield key, Started(request)
-            for text in self._notices(request, canvases[key]):
-                yield key, Notice(text)
-        embeds = yield from self.embedder.embed(requests)
-        noises = {key: _decoder_noise(request) for key, request in requests.items()}
-        starts = {key: self._start_state(request, canvases[key], noises[key]) for key, request in requests.items()}
-        latents: dict[K, Tensor] = {}
-        for kind in dict.fromkeys(map(decoder_kind, requests.values())):
-            group = {key: request for key, request in requests.items() if decoder_kind(request) == kind}
-            latents |= yield from self._sample(kind, group, canvases, embeds, starts, noises)
-        for key, request in requests.items():
-            images = self._decode(request, latents[key], canvases[key])
-            made_by = self.made_by(request)
-            pictures = [  # the batch is recorded because its size changes how sums are rounded
-                Painting(image, request.for_image(k), {**made_by, "batch": {"index": k, "of": len(images)}})
-                for k, image in enumerate(images)
-            ]
-            yield key, Result(pictures, request, time.perf_counter() - started)
+        return stream(self, request, preview)
 
-    def resolved(self, request: Request) -> Request:
+    def stream_many(
+        self,
+        requests: Mapping[K, Request],
+        preview: Preview | None = None,
+        *,
+        together: bool = False,
+        max_rows: int | None = None,
+    ) -> Generator[tuple[K, Event], None, None]:
+        """Carry out many requests in one `Batch`; yields (key, event). See `request.events.Backend`.
+
+        max_rows: see `Batch`.
+        """
+        with closing(self.batch(together=together, max_rows=max_rows)) as batch:
+            for key, request in requests.items():
+                try:
+                    batch.submit(key, request, preview)
+                except ValueError as error:
+                    yield key, Failed("refused", str(error))
+            while len(batch):
+                yield from batch.step()
+
+    def batch(self, *, together: bool = False, max_rows: int | None = None) -> Batch[Any]:
+        """An empty batch of this model, for requests that join while others are painted; see `Batch`."""
+        return Batch(self, max_rows=max_rows, together=together)
+
+    def resolve(self, request: Request) -> Request:
         """The request with every open field filled in. Raises `ValueError` for what this model cannot do."""
         if expand(request.model).resolve().name not in (catalog.BOX, self.name):
             raise ValueError(f"the request is for {request.model!r}, and this model is {self.name!r}; load that one")
@@ -225,11 +225,10 @@ class Kandinsky:
             _ = picture.image  # raises if only the reference is known
         return Canvas.of(request, (self.defaults.height, self.defaults.width))
 
-    @torch.inference_mode()
     def embed(self, request: Request) -> Embeds:
         """Stage 1: the image embeddings of a request. A stage called by itself needs a request with a seed: resolve
         it."""
-        return drain(self.embedder.embed({0: self._seeded(request)}))[0]
+        return self._run(self.embedder.embed(self._seeded(request), Calls()))
 
     def embedding(self, request: Request) -> Embedding:
         """The image embedding of the request's first picture, as a value that can be saved."""
@@ -238,76 +237,36 @@ class Kandinsky:
         made_by = {"weights": {"prior": self.stored.prior.prior.fingerprint, "clip": self.stored.prior.space}}
         return Embedding.of(vector, self.stored.prior.space, {"request": request.to_json(), **made_by})
 
-    @torch.inference_mode()
     def start_state(self, request: Request) -> StartState:
         """Stage 2: the latents [n, 4, h, w], float32, that sampling starts from."""
-        request = self._seeded(request)
-        return self._start_state(request, self.canvas(request), _decoder_noise(request))
+        return self._run(Painter(self, self._seeded(request), Calls()).start_state())
 
-    @torch.inference_mode()
     def sample(self, request: Request, embeds: Embeds, start: StartState) -> Tensor:
         """Stage 3: finished latents [n, 4, h, w], from what `embed` and `start_state` returned."""
-        request = self._seeded(request)
-        noise = _decoder_noise(request)
-        noise(start.x)  # skips the draw that `start_state` made
-        kind, canvases = decoder_kind(request), {0: self.canvas(request)}
-        return drain(self._sample(kind, {0: request}, canvases, {0: embeds}, {0: start}, {0: noise}))[0]
+        painter = Painter(self, self._seeded(request), Calls())
+        painter.noise(start.x)  # skips the draw that `start_state` made
+        return self._run(painter.sample(embeds, start))
 
-    @torch.inference_mode()
     def decode(self, request: Request, latents: Tensor) -> list[Image.Image]:
         """Stage 4: the pictures of latents [n, 4, h, w]."""
-        request = self._seeded(request)
-        return self._decode(request, latents, self.canvas(request))
+        return self._run(Painter(self, self._seeded(request), Calls()).decode(latents))
 
-    def _start_state(self, request: Request, canvas: Canvas, noise: Noise) -> StartState:
-        decoder, n, steps = self.decoder(decoder_kind(request)), request.num_images, _set(request.decoder.steps)
-        if request.start is None:
-            x = noise.draw(decoder.shape(n, *canvas.size), device=self.device)
-            return StartState.from_noise(decoder.schedule, steps, x)
-        z = decoder.encode(to_pixels(canvas.place_start(request.start.image.rgb))).expand(n, -1, -1, -1)
-        return StartState.from_clean(decoder.schedule, steps, z, request.start.strength, noise)
+    @torch.inference_mode()
+    def _run(self, task: Steps[T]) -> T:
+        """Run a task by itself."""
+        return run(Scheduler(memory.is_exhausted), task)
 
-    def _sample(
-        self,
-        kind: str,
-        requests: Mapping[K, Request],
-        canvases: Mapping[K, Canvas],
-        embeds: Mapping[K, Embeds],
-        starts: Mapping[K, StartState],
-        noises: Mapping[K, Noise],
-    ) -> Generator[tuple[K, Event], None, dict[K, Tensor]]:
-        """Run the decoder of one kind for many requests; returns their latents."""
-        decoder = self.decoder(kind)
-        runs = {
-            key: decoder.prepare_run(
-                embeds[key],
-                request.decoder.weight,
-                _set(request.decoder.sampler),
-                starts[key],
-                noises[key],
-                hint=None if request.hint is None else to_pixels(canvases[key].place(request.hint.rgb)) * 0.5 + 0.5,
-                inpaint=self._inpaint_condition(decoder, canvases[key]),
-                interval=_set(request.decoder.guidance_interval),
-                reuse=_set(request.decoder.reuse),
-            )
-            for key, request in requests.items()
-        }
-        steps = Returning(decoder.sample(runs))
-        for key, (i, n, x) in steps:
-            yield key, Progress("decoder", i, n, partial(_preview, decoder, x))
-        return steps.value
-
-    def _inpaint_condition(self, decoder: DecoderStage, canvas: Canvas) -> InpaintCondition | None:
-        if canvas.inpaint_input is None:
-            return None
-        whole, area = canvas.inpaint_input
-        factor = decoder.stored.movq.config.factor  # a latent cell is repainted if any of its pixels is
-        cells = F.max_pool2d(torch.from_numpy(area)[None, None], factor)
-        return decoder.inpaint_condition(to_pixels(whole), F.interpolate(cells, scale_factor=factor))
-
-    def _decode(self, request: Request, latents: Tensor, canvas: Canvas) -> list[Image.Image]:
-        pixels = self.decoder(decoder_kind(request)).decode(latents)
-        return [canvas.cut(to_image(picture)) for picture in pixels]
+    def in_float32(self) -> "Kandinsky":
+        """The same model with its weights in float32, on the same device."""
+        networks = self.networks
+        return type(self)(
+            self.stored.folders,
+            name=self.name,
+            device=networks.device,
+            dtype=torch.float32,
+            placement=networks.placement,
+            accelerated=networks.accelerated,
+        )
 
     def _defaults(self) -> Defaults:
         """The defaults of the model's folder, else those of the published pipelines."""
@@ -327,18 +286,18 @@ class Kandinsky:
     def _seeded(self, request: Request) -> Request:
         """The request resolved, for a stage called by itself."""
         if request.seed is None:
-            raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolved(request)")
-        return self.resolved(request)
+            raise ValueError("each stage would draw its own seed; start with request = kandinsky.resolve(request)")
+        return self.resolve(request)
 
-    def _check_memory(self, requests: Mapping[K, Request], canvases: Mapping[K, Canvas]) -> None:
-        """Raises `ValueError` for requests that do not fit into memory together with the weights still to be loaded."""
+    def check_memory(self, sizes: Sequence[memory.Size]) -> None:
+        """Raises `ValueError` for requests that do not fit into memory together, with the weights that must still be
+        loaded. sizes: how many pictures each has, and the size of its canvas."""
         first = self.stored.first
         needed = [*self.stored.prior.networks.values(), *first.networks.values()]
         unread = self.networks.bytes_to_load(needed)
-        sizes = [(request.num_images, *canvases[key].size) for key, request in requests.items()]
         memory.check(first.unet.config, first.movq.config, sizes, unread, self.networks.dtype.itemsize, self.device)
 
-    def _notices(self, request: Request, canvas: Canvas) -> Iterator[str]:
+    def notices(self, request: Request, canvas: Canvas) -> Iterator[str]:
         """What the user should know before the request starts."""
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
@@ -361,21 +320,6 @@ class Kandinsky:
             yield f"compiling for {request.num_images} of {height}x{width}, once; it may take minutes"
         if self.networks.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU without acceleration; use float32 there"
-
-
-@torch.inference_mode()
-def _preview(decoder: DecoderStage, x: Tensor) -> Image.Image:
-    """The first picture in its current state."""
-    return to_image(decoder.decode(x[:1])[0])
-
-
-def _decoder_noise(request: Request) -> Noise:
-    """The decoder's stream of noise for each picture."""
-    seeds = [_set(request.seed) + k for k in range(request.num_images)]
-    if request.variation_seed is None:
-        return Noise(seeds, "decoder")
-    towards = [request.variation_seed + k for k in range(request.num_images)]
-    return Noise(seeds, "decoder", towards=towards, strength=request.variation_strength)
 
 
 def _set(value: T | None) -> T:

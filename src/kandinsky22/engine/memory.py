@@ -17,6 +17,7 @@ TILED_TENSORS = 2
 # at 512, 16 with the box, whose levels have one layer instead of three.
 UNET_TENSORS = 48
 PICTURE_BYTES = 16  # per pixel of a finished picture: decoded, cropped, and encoded
+CPU_ERRORS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 Size: TypeAlias = tuple[int, int, int]  # pictures, height, width
 
 
@@ -54,3 +55,10 @@ def check(
             f"painting {sizes_text} pixels would need about {required / 1e9:.0f} GB of memory and "
             f"{available / 1e9:.0f} GB is free; ask for smaller pictures, or fewer at a time"
         )
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether an error means that memory ran out: torch has a class for that on a GPU, and only a text on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_ERRORS)
+    )

@@ -1,19 +1,17 @@
-"""Runs of samplers over tensors: where a run starts, what inpainting constrains, and many runs with shared network
-calls."""
+"""Runs of samplers over tensors: where a run starts, what inpainting constrains, and running one to its end."""
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from kandinsky22.diffusion import Draw, Job, NoiseSchedule, Prediction, sample, sample_many
+from kandinsky22.diffusion import Draw, Job, NoiseSchedule, Prediction, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.prior import Prefix
 from kandinsky22.models.unet import UNetCondition
 
-K = TypeVar("K", bound=Hashable)
 R = TypeVar("R", Prefix, UNetCondition)
 Constrain = Callable[[Tensor, int], Tensor]
 """(x, t) -> the state to continue from"""
@@ -81,33 +79,28 @@ class Step(NamedTuple):
     x: Tensor
 
 
-def run_samplers(
+def run_sampler(
     stage: str,
-    runs: Mapping[K, Run[R]],
+    run: Run[R],
     network: Callable[[Tensor, Tensor, R, Tensor], Tensor],
     schedule: NoiseSchedule,
     dtype: torch.dtype,
-) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
-    """Run many samplers to their end with one network call per round; returns the final states.
+) -> Generator[Step, None, Tensor]:
+    """Run a sampler to its end; returns the final state. Raises `FloatingPointError` if that is not finite."""
+    denoiser: Denoiser[R] = Denoiser(network, schedule, {0: run.guidance}, dtype, {0: run.reuse})
+    for i, now in enumerate(sample(run.job.sampler, denoiser.alone(0), run.job.constrain), 1):
+        yield Step(i, run.steps, now.x)
+    check_finite(now.x, stage, dtype)
+    return now.x
 
-    Raises `FloatingPointError` if one is not finite.
-    """
-    guidance = {key: run.guidance for key, run in runs.items()}
-    reuse = {key: run.reuse for key, run in runs.items()}
-    denoiser: Denoiser[R] = Denoiser(network, schedule, guidance, dtype, reuse)
-    done = dict.fromkeys(runs, 0)
-    finished = {}
-    for key, now in sample_many({key: run.job for key, run in runs.items()}, denoiser):
-        done[key] += 1
-        finished[key] = now.x
-        yield key, Step(done[key], runs[key].steps, now.x)
-    for x in finished.values():
-        if not bool(x.isfinite().all()):
-            raise FloatingPointError(
-                f"the {stage}'s result is not finite in {str(dtype).removeprefix('torch.')}, so nothing was saved; "
-                "use --dtype float32, or a lower guidance scale"
-            )
-    return finished
+
+def check_finite(x: Tensor, stage: str, dtype: torch.dtype) -> None:
+    """Raises `FloatingPointError` if a stage's result is not finite."""
+    if not bool(x.isfinite().all()):
+        raise FloatingPointError(
+            f"the {stage}'s result is not finite in {str(dtype).removeprefix('torch.')}, so nothing was saved; "
+            "use --dtype float32, or a lower guidance scale"
+        )
 
 
 def draw_noise_only(run: Run[R]) -> None:

@@ -4,8 +4,9 @@ Used by `engine.kandinsky` for requests, where every picture has its own noise, 
 against diffusers, where one generator draws for all rows. Knows no request and no picture file.
 """
 
-from collections.abc import Generator, Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from torch.nn import functional as F
 from kandinsky22.checkpoints.model import DecoderSource, PriorSource
 from kandinsky22.diffusion import SAMPLERS, Draw, Job, NoiseSchedule, keep
 from kandinsky22.diffusion.denoiser import Guidance
+from kandinsky22.engine import preview
 from kandinsky22.engine.placement import Networks
-from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState, Step, run_samplers
+from kandinsky22.engine.preview import LatentPreview
+from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState, Step, run_sampler
+from kandinsky22.files import cache_dir
+from kandinsky22.generators import drain
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetCondition
 
-K = TypeVar("K", bound=Hashable)
 # The 3x3 neighbourhood by which the published inpainting weights were trained to grow the repainted region: all cells
 # but the two corners of one diagonal; diffusers does the same in `prepare_mask`.
 GROWTH = ((1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0))
@@ -105,9 +109,13 @@ class PriorStage:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """CLIP's image embeddings of pictures, float32 [n, D]."""
+        return self.encode_pixels(self.preprocess(images))
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures as pixels [n, 3, S, S], by CLIP's processor."""
         if self._processor is None:
             self._processor = self.stored.image_processor()
-        return self.encode_pixels(self._processor(list(images)))
+        return self._processor(list(images))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """CLIP's image embeddings [n, D] of pixels [n, 3, S, S] as its processor makes them."""
@@ -143,12 +151,13 @@ class PriorStage:
         job = Job(SAMPLERS[sampler](self.schedule, start.x, start.timesteps, noise), constrain)
         return Run(job, len(start.timesteps), guidance)
 
-    def sample(self, runs: Mapping[K, Run[Prefix]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
+    def sample(self, run: Run[Prefix]) -> Generator[Step, None, Tensor]:
         """Run the prior; returns image embeddings [n, D] in CLIP's space."""
         network = self.network
         try:
-            finished = yield from run_samplers("prior", runs, network, self.schedule, self.networks.dtype)
-            return {key: network.denormalised(x) for key, x in finished.items()}
+            return network.denormalised(
+                (yield from run_sampler("prior", run, network, self.schedule, self.networks.dtype))
+            )
         finally:
             self.networks.release(self.stored.prior)
 
@@ -159,6 +168,7 @@ class DecoderStage:
     def __init__(self, stored: DecoderSource, networks: Networks) -> None:
         self.stored, self.networks = stored, networks
         self.schedule = NoiseSchedule.from_config(stored.scheduler)
+        self._preview: LatentPreview | None = None
 
     @property
     def unet(self) -> UNet:
@@ -180,6 +190,22 @@ class DecoderStage:
         z = self.movq.encode(torch.as_tensor(pixels).to(self.networks.device, self.networks.dtype)).float()
         self.networks.release(self.stored.movq)
         return z
+
+    def load_latent_preview(self) -> LatentPreview:
+        """The map that previews latents: shipped with the model, cached on this machine, or fitted now and cached."""
+        if self._preview is None:
+            stored, fingerprint = self.stored.movq, self.stored.movq.fingerprint
+            cached = cache_dir() / "latent-preview" / f"{fingerprint}.safetensors"
+            folder = getattr(stored, "folder", None)  # only of a network that is stored in one
+            places = [cached] if folder is None else [folder / preview.SHIPPED, cached]
+            found = (LatentPreview.read(path, fingerprint) for path in places)
+            self._preview = next((one for one in found if one is not None), None)
+            if self._preview is None:
+                self._preview = LatentPreview.fit(self.movq)
+                self.networks.release(stored)
+                with contextlib.suppress(OSError):  # without a cache it is fitted again next time
+                    self._preview.write(cached, fingerprint)
+        return self._preview
 
     def inpaint_condition(self, pixels: Tensor, repaint: Tensor) -> InpaintCondition:
         """The latents of pixels [n, 3, H, W] in [-1, 1], known where `repaint` [n, 1, H, W] is 0; the repainted region
@@ -229,22 +255,29 @@ class DecoderStage:
         guidance = Guidance.of(cond, uncond, weights, self.schedule.timestep_interval(*interval))
         return Run(job, len(start.timesteps), guidance, reuse)
 
-    def sample(self, runs: Mapping[K, Run[UNetCondition]]) -> Generator[tuple[K, Step], None, dict[K, Tensor]]:
+    def sample(self, run: Run[UNetCondition]) -> Generator[Step, None, Tensor]:
         """Run the U-Net; returns finished latents [n, 4, h, w]."""
         try:
-            return (yield from run_samplers("decoder", runs, self.unet, self.schedule, self.networks.dtype))
+            return (yield from run_sampler("decoder", run, self.unet, self.schedule, self.networks.dtype))
         finally:
             self.networks.release(self.stored.unet)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents [n, 4, h, w], float32 [n, 3, H, W] in about [-1, 1]; one by one, which saves memory."""
-        decoded = torch.cat(
-            [self.movq.decode(z.to(self.networks.device, self.networks.dtype)).float() for z in latents.split(1)]
-        )
+        decoded = torch.cat([drain(self.decode_in_tiles(z)) for z in latents.split(1)])
         self.networks.release(self.stored.movq)
-        if not bool(decoded.isfinite().all()):
-            raise FloatingPointError("the decoded picture is not finite, so nothing was saved; use --dtype float32")
         return decoded
+
+    def decode_in_tiles(self, z: Tensor) -> Generator[None, None, Tensor]:
+        """Pixels of latents [1, 4, h, w], float32 [1, 3, H, W]; pauses after each tile.
+
+        Raises `FloatingPointError` if they are not finite.
+        """
+        tiles = self.movq.decode_in_tiles(z.to(self.networks.device, self.networks.dtype))
+        pixels = (yield from tiles).float()
+        if not bool(pixels.isfinite().all()):
+            raise FloatingPointError("the decoded picture is not finite, so nothing was saved; use --dtype float32")
+        return pixels
 
 
 def _chain(first: Constrain, second: Constrain) -> Constrain:

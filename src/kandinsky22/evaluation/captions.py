@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from kandinsky22.backends.run_folder import FORBIDDEN, MAX_ID_BYTES, can_name_file
 from kandinsky22.files import open_regular
 from kandinsky22.request.request import MAX_SEED
 
@@ -22,9 +23,7 @@ SEED = ("seed",)
 COCO = {"id", "image_id"}  # both are columns of COCO's own tables, which have several captions per image
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes that are removed from ids
-FORBIDDEN = '/\\<>:"|?*'  # characters that some operating system forbids in file names
 MAX_BYTES = 1 << 30  # of a file: millions of captions
-MAX_ID_BYTES = 200  # file systems allow 255, and the id gets a suffix and parts of a temporary name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def read(path: Path) -> Captions:
             data = file.read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    text = _decode(path, data)
+    text = decode(path, data)
     rows = [*(_text_rows(path, text) if suffix == ".txt" else _table_rows(path, text, DELIMITERS[suffix]))]
     if not rows:
         raise ValueError(
@@ -77,7 +76,7 @@ def read(path: Path) -> Captions:
     return Captions(tuple(_with_ids(path, rows)), hashlib.sha256(data).hexdigest())
 
 
-def _decode(path: Path, data: bytes) -> str:
+def decode(path: Path, data: bytes) -> str:
     """Decode UTF-8, with or without a byte order mark."""
     try:
         text = data.decode("utf-8-sig")
@@ -100,7 +99,7 @@ def _text_rows(path: Path, text: str) -> Iterator[_Row]:
 
 
 def _table_rows(path: Path, text: str, delimiter: str) -> Iterator[_Row]:
-    records = _records(path, text, delimiter)
+    records = table_records(path, text, delimiter)
     if not records:
         return
     (_, header), *rows = records
@@ -125,7 +124,7 @@ def _table_rows(path: Path, text: str, delimiter: str) -> Iterator[_Row]:
         )
 
 
-def _records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+def table_records(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """The rows of a table, each with the line on which it starts; without empty rows at the end."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records, line = [], 1
@@ -165,11 +164,6 @@ def _caption(path: Path, line: int, field: str) -> str:
     if not caption:
         raise _missing_caption(path, line)
     return caption
-
-
-def can_name_file(name: str) -> bool:
-    """Whether an id can be the name of a file on every system."""
-    return name[:1] not in ("", ".") and name.isprintable() and not any(letter in FORBIDDEN for letter in name)
 
 
 def _id(path: Path, line: int, field: str) -> str:

@@ -12,19 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from kandinsky22.backends.work_units import UnitBackend
+from kandinsky22.backends.estimate import Estimate, estimate, seconds_per_picture
+from kandinsky22.backends.run_folder import differences
+from kandinsky22.backends.run_painting import RunProgress
+from kandinsky22.backends.run_state import failed
+from kandinsky22.backends.work_units import UnitPainter
 from kandinsky22.compositions import Scene, caption
 from kandinsky22.evaluation import fidelity, painted_run, world
 from kandinsky22.evaluation.captions import Captioned
 from kandinsky22.evaluation.distances import NORMAL, frechet
-from kandinsky22.evaluation.estimate import Estimate, estimate, seconds_per_picture
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.fidelity import Rates
-from kandinsky22.evaluation.generate import RunProgress, generate, open_run
-from kandinsky22.evaluation.manifest import Run, differences
+from kandinsky22.evaluation.generate import generate, open_run
+from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.protocol import run_protocol
 from kandinsky22.evaluation.report import Picture
-from kandinsky22.evaluation.run_state import failed
 from kandinsky22.evaluation.scores import ShowProgress, cached_statistics, caption_score, cmmd_score
 from kandinsky22.request import Request
 from kandinsky22.request.picture_file import read_picture
@@ -118,7 +120,7 @@ class Cell:
 
 
 def estimate_cells(
-    backend: UnitBackend,
+    painter: UnitPainter,
     folder: Path,
     cells: Mapping[str, Request],
     captions: CaptionSet,
@@ -133,31 +135,31 @@ def estimate_cells(
 
     Raises `ValueError` as `open_run` does for any of the cells, and if the disk has too little space.
     """
-    runs = [_open_cell(backend, folder / name, request, captions, annotations) for name, request in cells.items()]
-    needs = [estimate(run, processes=backend.processes, retry=retry) for run in runs]
+    runs = [_open_cell(painter, folder / name, request, captions, annotations) for name, request in cells.items()]
+    needs = [estimate(run, processes=painter.processes, retry=retry) for run in runs]
     sum(needs, start=Estimate.none(folder)).check()
     unfinished = sorted((run for run, need in zip(runs, needs, strict=True) if need.pictures), key=_calls, reverse=True)
     for run in (*unfinished[:1], *unfinished[-1:]):
         if seconds_per_picture(run) is None:
-            for _ in generate(backend, run, max_units=1, retry=retry):
+            for _ in generate(painter, run, max_units=1, retry=retry):
                 pass
     known = {_calls(run): seconds for run in runs if (seconds := seconds_per_picture(run)) is not None}
     total = Estimate.none(folder)
     for run in runs:
-        need = estimate(run, processes=backend.processes, retry=retry)
+        need = estimate(run, processes=painter.processes, retry=retry)
         if need.seconds is None and known:
             seconds = float(np.interp(_calls(run), sorted(known), [known[calls] for calls in sorted(known)]))
-            need = replace(need, seconds=seconds * need.pictures / backend.processes)
+            need = replace(need, seconds=seconds * need.pictures / painter.processes)
         total += need
     return total
 
 
 def paint_cells(
-    backend: UnitBackend, folder: Path, cells: Mapping[str, Request], captions: CaptionSet, *, retry: bool = False
+    painter: UnitPainter, folder: Path, cells: Mapping[str, Request], captions: CaptionSet, *, retry: bool = False
 ) -> Iterator[tuple[str, RunProgress]]:
     """Paint every cell's captions; yields the cell's name and its progress. retry: as `generate` takes it."""
     for name, request in cells.items():
-        for progress in generate(backend, _open_cell(backend, folder / name, request, captions), retry=retry):
+        for progress in generate(painter, _open_cell(painter, folder / name, request, captions), retry=retry):
             yield name, progress
 
 
@@ -188,14 +190,14 @@ def cells_protocol(folder: Path, names: Sequence[str], clip: ClipFeatures, comma
 
 
 def _open_cell(
-    backend: UnitBackend,
+    painter: UnitPainter,
     folder: Path,
     request: Request,
     captions: CaptionSet,
     annotations: Callable[[], Mapping[str, Any]] = dict,
 ) -> Run:
     items = captions.items(request.seed or 0)
-    return open_run(backend, folder, world.unfiled_captions(items), request, annotations=annotations)
+    return open_run(painter, folder, world.unfiled_captions(items), request, annotations=annotations)
 
 
 def _calls(run: Run) -> int:

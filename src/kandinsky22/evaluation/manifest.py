@@ -1,36 +1,24 @@
-"""A run folder: the captions that are painted in it, and all settings that decide their pictures. Imports no torch.
+"""A run folder of captions: each replaces the prompt and the seed of one request. Imports no torch.
 
 `manifest.jsonl` has an id, a caption and a seed per line. `run.json` has what else decides the pictures (weights,
 settings, versions) and, for readers, the command that created the run and the hashes of the weight files. Both are
-written once, atomically; everything painted in the folder later must have the same settings.
+written once; see `backends.run_folder`.
 
     runs/x/run.json  manifest.jsonl  pictures/ID.png  log-1-of-2.jsonl  failed-1-of-2.jsonl
-
-Pictures are painted in work units (see `backends.work_units`), which are cut from the complete manifest; a shard is
-every n-th unit. So a picture has the same batch, and the same last bits, however the manifest is divided into shards.
 """
 
-import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self
 
-from kandinsky22.backends.work_units import WorkUnit
-from kandinsky22.checkpoints.json_files import CheckpointError, read_json
-from kandinsky22.evaluation.captions import Captions, can_name_file
-from kandinsky22.files import atomic_write, locked, open_regular, parse_json
+from kandinsky22.backends.run_folder import MADE_BY, RunFolder, can_name_file, read_settings, seed_of
+from kandinsky22.evaluation.captions import Captions
+from kandinsky22.files import atomic_write, open_regular, parse_json
 from kandinsky22.request import Request, Text
 
-RUN, MANIFEST, LOCK = "run.json", "manifest.jsonl", ".lock"
-MADE_BY = "weights", "dtype", "kandinsky22", "torch"
-"""The entries of `Kandinsky.made_by` that must stay the same throughout a run; the others only affect rounding."""
-ANNOTATIONS = ("command", "weights_sha256")  # entries of `run.json` that are for readers and not compared
-MAX_BATCH = 1 << 20  # requests of a work unit
-SEED_BYTES = 6  # of a hash: 48 bits, an integer that every JSON parser represents exactly
-T = TypeVar("T")
+RUN, MANIFEST = "run.json", "manifest.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,47 +30,6 @@ class Item:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Shard `number` of `count`, counted from 1. Raises `ValueError` for a number out of range."""
-
-    number: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count:
-            raise ValueError(
-                f"there is no shard {self.number} of {self.count}; shards are counted from 1: 1/{max(1, self.count)}"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """The shard that "2/8" names. Raises `ValueError` for another form."""
-        if not (match := re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)):
-            raise ValueError(f"a shard is its number and how many there are, such as 1/8, got {text!r}")
-        return cls(*map(int, match.groups()))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    @property
-    def name(self) -> str:
-        """Its part of a file name, such as "2-of-8"."""
-        return f"{self.number}-of-{self.count}"
-
-    def select(self, values: Sequence[T]) -> Sequence[T]:
-        """Every `count`-th value, from its own number on; all shards together select each value once."""
-        return values[self.number - 1 :: self.count]
-
-
-UNSHARDED = Shard()
-
-
-def seed_of(run_seed: int, name: str) -> int:
-    """The seed, from 0 to 2^48 - 1, of an id without one in its file; it depends on the run's seed and the id alone."""
-    return int.from_bytes(hashlib.sha256(f"{run_seed} {name}".encode()).digest()[:SEED_BYTES])
-
-
 def items(captions: Captions, run_seed: int) -> tuple[Item, ...]:
     """The items of captions: each has the seed of its file, or else one derived from `run_seed` and its id."""
     seeded = ((c, seed_of(run_seed, c.id) if c.seed is None else c.seed) for c in captions.items)
@@ -90,16 +37,12 @@ def items(captions: Captions, run_seed: int) -> tuple[Item, ...]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder.
+class Run(RunFolder[Item]):
+    """A run folder. template: a resolved request, whose prompt and seed each item replaces."""
 
-    template: a resolved request, whose prompt and seed each item replaces. settings: the contents of `run.json`.
-    """
+    SETTINGS: ClassVar[str] = RUN
 
-    folder: Path
-    items: tuple[Item, ...]
     template: Request
-    settings: Mapping[str, Any]
 
     @classmethod
     def create_or_open(
@@ -116,11 +59,8 @@ class Run:
         """The run in a folder, created if there is none.
 
         template, made_by: a request resolved by the backend, and what else decides its pixels (see
-        `UnitBackend.describe`). batch: requests of a work unit. seed: the run's seed, from which seeds of items are
-        derived. annotations: called when the run is created, for the entries that `ANNOTATIONS` lists.
-
-        Raises `ValueError` for a folder whose run has other settings, naming the first difference, and for one that
-        cannot be written.
+        `Backend.describe`). batch: requests of a work unit. seed: the run's seed, from which seeds of items are
+        derived. annotations, and what it raises: see `RunFolder.open_or_create`.
         """
         settings = {
             "captions": {"sha256": captions.sha256, "count": len(captions.items)},
@@ -129,54 +69,21 @@ class Run:
             "request": json.loads(as_template(template).to_json()),
             **{name: made_by[name] for name in MADE_BY if name in made_by},
         }
-        run = cls(folder, items(captions, seed), as_template(template), settings)
-        try:
-            with locked(folder / LOCK):
-                if not (folder / RUN).exists():
-                    run = replace(run, settings={**settings, **annotations()})
-                    run._write()
-                    return run
-        except OSError as error:
-            raise ValueError(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from error
-        existing = cls.open(folder)
-        existing.check_same(settings)
-        if existing.items != run.items:
+        run = cls(folder, items(captions, seed), settings, as_template(template)).open_or_create(annotations)
+        if _read_manifest(folder) != run.items:
             raise ValueError(f"{folder / MANIFEST} was changed after the run was created; give another folder")
-        return replace(run, settings=existing.settings)
+        return run
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The existing run of a folder; of pictures in its template only the hashes are known. Raises `ValueError`."""
-        settings = _read_settings(folder / RUN)
+        settings = read_settings(folder / RUN)
         template = as_template(Request.from_json(json.dumps(settings.get("request"))))
-        batch = settings.get("batch")
-        if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-            raise ValueError(f"{folder / RUN} states no batch from 1 to {MAX_BATCH}; give another folder")
-        return cls(folder, _read_manifest(folder), template, settings)
+        return cls(folder, _read_manifest(folder), settings, template)
 
-    @property
-    def batch(self) -> int:
-        """Requests of a work unit."""
-        return int(self.settings["batch"])
-
-    def check_same(self, current: Mapping[str, Any]) -> None:
-        """Raises `ValueError` naming the first difference between `current` settings and those of the run."""
-        original = {name: value for name, value in self.settings.items() if name not in ANNOTATIONS}
-        if difference := next(differences(original, json.loads(json.dumps(current))), None):
-            name, before, now = difference
-            raise ValueError(
-                f"{self.folder} was created with {name} {_as_text(before)}, and now it is {_as_text(now)}; give "
-                "another folder, or the original settings"
-            )
-
-    def units(self, shard: Shard) -> list[tuple[Item, ...]]:
-        """The items of a shard, grouped into work units."""
-        starts = range(0, len(self.items), self.batch)
-        return [self.items[start : start + self.batch] for start in shard.select(starts)]
-
-    def work_unit(self, unit: Sequence[Item]) -> WorkUnit[str]:
-        """The requests of a unit's items, by id."""
-        return WorkUnit({item.id: with_item(self.template, item) for item in unit})
+    def request(self, item: Item) -> Request:
+        """The template with an item's caption and seed."""
+        return with_item(self.template, item)
 
     @property
     def pictures(self) -> Path:
@@ -187,23 +94,15 @@ class Run:
         """The path of an item's picture, which may not exist yet."""
         return self.pictures / f"{item.id}.png"
 
-    def log(self, shard: Shard) -> Path:
-        """The log of a shard's finished pictures."""
-        return self.folder / f"log-{shard.name}.jsonl"
+    def paths(self, item: Item) -> Sequence[Path]:
+        """The path of an item's only picture."""
+        return [self.picture(item)]
 
-    def failures(self, shard: Shard) -> Path:
-        """The log of a shard's captions that failed."""
-        return self.folder / f"failed-{shard.name}.jsonl"
-
-    def unfinished(self, shard: Shard) -> Path:
-        """The folder in which a shard writes pictures before it moves them to `pictures`."""
-        return self.folder / f"painting-{shard.name}"
-
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the manifest, then the settings."""
         with atomic_write(self.folder / MANIFEST) as partial:
             partial.write_text(_json_lines(self.items), encoding="utf-8")
-        with atomic_write(self.folder / RUN) as partial:  # last, so that a folder with run.json is complete
-            partial.write_text(json.dumps(self.settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        super().write()
 
 
 def check_folder(folder: Path, *, of_runs: bool = False) -> None:
@@ -241,15 +140,6 @@ def with_item(template: Request, item: Item) -> Request:
     return replace(template, condition=replace(template.condition, prompt=item.caption), seed=item.seed)
 
 
-def differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: (dotted name, value before, value now)."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**now, **before}:
-            yield from differences(before.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
-    elif before != now:
-        yield name, before, now
-
-
 def _item(line: str) -> Item:
     item = Item(**parse_json(line))
     if not (isinstance(item.id, str) and isinstance(item.caption, str) and type(item.seed) is int):
@@ -270,17 +160,3 @@ def _read_manifest(folder: Path) -> tuple[Item, ...]:
 
 def _json_lines(values: Sequence[Item]) -> str:
     return "".join(json.dumps(asdict(value), ensure_ascii=False) + "\n" for value in values)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise ValueError(f"{path.parent} holds no run; there is no {path.name} in it")
-    try:
-        values = read_json(path)
-    except CheckpointError as error:
-        raise ValueError(f"{path} cannot be read; give another folder") from error
-    return values
-
-
-def _as_text(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)

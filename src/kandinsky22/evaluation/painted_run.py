@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kandinsky22.backends.run_folder import ANNOTATIONS, Shard
+from kandinsky22.backends.run_state import failed, is_complete_png
 from kandinsky22.engine.kandinsky import Kandinsky
 from kandinsky22.evaluation import protocol
 from kandinsky22.evaluation.captions import Captions
 from kandinsky22.evaluation.features import Features
-from kandinsky22.evaluation.manifest import ANNOTATIONS, Run, Shard, as_template
+from kandinsky22.evaluation.manifest import Run, as_template
 from kandinsky22.evaluation.report import MAX_PICTURES, Picture, Report
-from kandinsky22.evaluation.run_state import failed, is_complete_png
 from kandinsky22.evaluation.scores import Scores, ShowProgress, cached_statistics
 from kandinsky22.files import expand
 from kandinsky22.request import Defaults, Request
@@ -74,7 +75,7 @@ def find_painted_run(
     current["request"] = json.loads(replace(template, model=name).to_json())
     current["captions"] = {"sha256": captions.sha256, "count": len(captions.items)}
     if model is not None:
-        current["weights"] = model.made_by(t)["weights"]
+        current["weights"] = model.describe(t)["weights"]
     run.check_same(current)
     return run
 

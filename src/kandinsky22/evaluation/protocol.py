@@ -18,12 +18,12 @@ import PIL
 import torch
 
 import kandinsky22
+from kandinsky22.backends.run_state import failed, is_complete_png
 from kandinsky22.engine.device import processor
 from kandinsky22.evaluation import inception, reference
 from kandinsky22.evaluation.features import Features
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.reference import Statistics
-from kandinsky22.evaluation.run_state import failed, is_complete_png
 from kandinsky22.imaging.images import read_recipe
 
 MACHINE = ("device", "processor", "dtype", "threads", "torch")  # entries of a picture's `made_by` about the machine

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from kandinsky22.backends.run_state import logged
 from kandinsky22.checkpoints import catalog, full_size
 from kandinsky22.engine.cost import UNetStep
 from kandinsky22.engine.kandinsky import Kandinsky
@@ -25,7 +26,6 @@ from kandinsky22.evaluation.cells import CRITERION, CaptionSet, Cell
 from kandinsky22.evaluation.features import ClipFeatures
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.evaluation.report import Number, Plot, Report, Table
-from kandinsky22.evaluation.run_state import logged
 from kandinsky22.evaluation.scores import ShowProgress, cached_statistics
 from kandinsky22.evaluation.unet_work import UNetWork
 from kandinsky22.request import Request

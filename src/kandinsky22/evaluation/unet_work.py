@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kandinsky22.diffusion import SAMPLERS, Job, NoiseSchedule, sample_many
+from kandinsky22.diffusion import SAMPLERS, NoiseSchedule, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.engine.cost import UNetStep
 from kandinsky22.models.timestep_cache import repeat_guided
@@ -29,7 +29,7 @@ class UNetWork(NamedTuple):
         guided = {0: Guidance.of(nothing, nothing, torch.tensor([sampling.weight]), interval)}
         denoiser: Denoiser[UNetCondition] = Denoiser(network, schedule, guided, torch.float32, {0: sampling.reuse})
         x, timesteps = torch.zeros(1, 4, 1, 1), schedule.timesteps(sampling.steps)
-        for _ in sample_many({0: Job(SAMPLERS[sampling.sampler](schedule, x, timesteps, torch.zeros_like))}, denoiser):
+        for _ in sample(SAMPLERS[sampling.sampler](schedule, x, timesteps, torch.zeros_like), denoiser.alone(0)):
             pass
         return cls(network.calls, network.rows, network.deep)
 

@@ -1,5 +1,6 @@
 """Picture files: a saved picture carries the request that made it, and files are written atomically."""
 
+import io
 import json
 import math
 import os
@@ -8,11 +9,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from kandinsky22.files import atomic_write, expand, parse_json
+from kandinsky22.imaging.provenance import encode
 from kandinsky22.request import Request
 from kandinsky22.request.picture_file import read_picture
 
@@ -34,10 +36,30 @@ class Painting:
 
         exclusive: raise `FileExistsError` instead of replacing a file.
         """
+        return save_png(self.image, path, self._info(), exclusive=exclusive)
+
+    def to_png(self, *, xmp: bool = False) -> bytes:
+        """The PNG file that `save` writes; xmp: it also says in XMP that a model made it (see `provenance`)."""
+        if xmp:
+            return encode(self.image, "PNG", info=self._info())
+        file = io.BytesIO()
+        self.image.save(file, "PNG", pnginfo=self._info())
+        return file.getvalue()
+
+    @classmethod
+    def from_png(cls, file: bytes) -> Self:
+        """The painting in a PNG file. Raises `ValueError` if it carries no request, or is no PNG."""
+        image = read_picture(file, name="this painting", formats=("PNG",))
+        recipe = _recipe_of(image, "this painting")
+        pixels = image.convert("RGB")
+        pixels.info.clear()  # as of a picture that was just painted
+        return cls(pixels, recipe.request, recipe.made_by)
+
+    def _info(self) -> PngImagePlugin.PngInfo:
         info = PngImagePlugin.PngInfo()
         recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
         info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))
-        return save_png(self.image, path, info, exclusive=exclusive)
+        return info
 
 
 def save_png(
@@ -79,16 +101,20 @@ class Recipe:
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe stored in a PNG. Raises `ValueError` if there is none or the file is no PNG."""
     image = read_picture(Path(path).expanduser(), name=str(path), formats=("PNG",))  # text may follow the pixels
+    return _recipe_of(image, str(path))
+
+
+def _recipe_of(image: Image.Image, name: str) -> Recipe:
     text = getattr(image, "text", {}).get(RECIPE)
     if text is None:
         raise ValueError(
-            f"{path} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
+            f"{name} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
         )
     try:
         values = parse_json(text)
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))
     except (TypeError, KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} carries a request that cannot be read: {error}") from error
+        raise ValueError(f"{name} carries a request that cannot be read: {error}") from error
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:

@@ -3,7 +3,7 @@
 Every normalisation of its decoder is modulated by the latent (spatial norm). Knows nothing of diffusion or of files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kandinsky22.generators import drain
 from kandinsky22.models import tiles
 from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3, attend, split_heads
@@ -319,11 +320,18 @@ class MoVQ(Network):
         pixels (None: `TILE_PIXELS`), which rounds differently and needs about a third of the memory. A given `tile`
         also applies to smaller pictures; with gradients it raises `ValueError`.
         """
+        return drain(self.decode_in_tiles(z, tile=tile))
+
+    def decode_in_tiles(self, z: Tensor, *, tile: int | None = None) -> Generator[None, None, Tensor]:
+        """As `decode`, pausing after each tile of a layer, so that a long decoding can be shown, and stopped."""
         h = self.post_quant_conv(z)
-        if rows := self._tile_rows(z.shape[-2] * self.config.factor, z.shape[-1] * self.config.factor, tile):
-            cut = zip(h.split(1), z.split(1), strict=True)
-            return torch.cat([tiles.decode(self.decoder, *one, rows) for one in cut])
-        return self.decoder(h, z)
+        rows = self._tile_rows(z.shape[-2] * self.config.factor, z.shape[-1] * self.config.factor, tile)
+        if not rows:
+            return self.decoder(h, z)
+        pictures = []
+        for one in zip(h.split(1), z.split(1), strict=True):
+            pictures.append((yield from tiles.decode(self.decoder, *one, rows)))
+        return torch.cat(pictures)
 
     def _tile_rows(self, height: int, width: int, tile: int | None) -> int:
         """Rows of latents per tile; 0: no tiles."""

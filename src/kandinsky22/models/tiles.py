@@ -7,31 +7,37 @@ exact up to rounding. Inference only: no gradient flows through the moments.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kandinsky22.generators import drain
 from kandinsky22.models.layers import Conv3x3, Norm
 
 Strips: TypeAlias = deque[Tensor]
 """The strips of an activation [1, C, H, W], from the top. Reading them for the last time empties the deque."""
+R = TypeVar("R")
+Steps: TypeAlias = Generator[None, None, R]
+"""A computation that pauses after each strip."""
 
 
-def decode(decoder: Any, h: Tensor, z: Tensor, rows: int) -> Tensor:
-    """`movq.Decoder`'s forward for one picture, [1, 3, H, W], in strips of `rows` rows of latents."""
+def decode(decoder: Any, h: Tensor, z: Tensor, rows: int) -> Steps[Tensor]:
+    """`movq.Decoder`'s forward for one picture, [1, 3, H, W], in strips of `rows` rows of latents; pauses after
+    each."""
     lowest, *blocks = list[Any](decoder.up_blocks)
     h = lowest.layers(decoder.mid_block(decoder.conv_in(h), z), z)
-    strips = _upsample(lowest, Strips(h.split(rows, dim=2)))
+    strips = yield from _upsample(lowest, Strips(h.split(rows, dim=2)))
     latents = z.split(rows, dim=2)
     for block in blocks:
         for resnet in block.resnets:
-            strips = _resnet(resnet, strips, latents)
-        strips = _upsample(block, strips)
-    return torch.cat([*_convolve(decoder.conv_out, _normalise(decoder.conv_norm_out, strips, latents))], dim=2)
+            strips = yield from _resnet(resnet, strips, latents)
+        strips = yield from _upsample(block, strips)
+    strips = yield from _collect(_convolve(decoder.conv_out, _normalise(decoder.conv_norm_out, strips, latents)))
+    return torch.cat([*strips], dim=2)
 
 
 def encode(encoder: Any, x: Tensor, rows: int) -> Tensor:
@@ -40,10 +46,19 @@ def encode(encoder: Any, x: Tensor, rows: int) -> Tensor:
     strips = Strips(_convolve(encoder.conv_in, x.split(rows * 2 ** len(blocks), dim=2)))
     for block in blocks:
         for resnet in block.resnets:
-            strips = _resnet(resnet, strips, None)
+            strips = drain(_resnet(resnet, strips, None))
         strips = _downsample(block, strips)
     h = encoder.mid_block(lowest(torch.cat([*strips], dim=2), None), None)
     return encoder.conv_out(encoder.conv_norm_out(h))
+
+
+def _collect(strips: Iterable[Tensor]) -> Steps[Strips]:
+    """All strips, each computed after a pause."""
+    collected = Strips()
+    for strip in strips:
+        collected.append(strip)
+        yield
+    return collected
 
 
 def _pop_all(x: Strips) -> Iterator[Tensor]:
@@ -52,7 +67,7 @@ def _pop_all(x: Strips) -> Iterator[Tensor]:
         yield x.popleft()
 
 
-def _resnet(block: Any, x: Strips, latents: Sequence[Tensor] | None) -> Strips:
+def _resnet(block: Any, x: Strips, latents: Sequence[Tensor] | None) -> Steps[Strips]:
     """A residual block. As a strip is read, its shortcut is stored in its place."""
     shortcut: Callable[[Tensor], Tensor] = getattr(block, "conv_shortcut", nn.Identity())
     shortcuts = Strips()
@@ -62,15 +77,15 @@ def _resnet(block: Any, x: Strips, latents: Sequence[Tensor] | None) -> Strips:
             shortcuts.append(shortcut(strip))
             yield strip
 
-    h = Strips(_convolve(block.conv1, _normalise(block.norm1, x, latents, read)))
-    h = Strips(_convolve(block.conv2, _normalise(block.norm2, h, latents)))
+    h = yield from _collect(_convolve(block.conv1, _normalise(block.norm1, x, latents, read)))
+    h = yield from _collect(_convolve(block.conv2, _normalise(block.norm2, h, latents)))
     return Strips(strip.add_(shortcuts.popleft()) for strip in _pop_all(h))
 
 
-def _upsample(block: Any, x: Strips) -> Strips:
+def _upsample(block: Any, x: Strips) -> Steps[Strips]:
     """The upsampler of a decoder level, if it has one."""
     for upsampler in getattr(block, "upsamplers", ()):
-        x = Strips(_convolve(upsampler.conv, _pop_all(x)))
+        x = yield from _collect(_convolve(upsampler.conv, _pop_all(x)))
     return x
 
 

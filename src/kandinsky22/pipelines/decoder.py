@@ -93,7 +93,7 @@ class DecoderPipeline(Pipeline):
     def paint(self, call: DecoderCall, embeds: Embeds, output_type: str) -> ImagePipelineOutput:
         """Sample latents for the embeddings and decode them."""
         run, final_constraint = decoder_run(self.stage, call, embeds)
-        latents = final_constraint(self.run_with_progress(self.stage.sample({0: run})), -1)
+        latents = final_constraint(self.run_with_progress(self.stage.sample(run)), -1)
         dtype = self.networks.weight_dtype
         if output_type == "latent":
             return ImagePipelineOutput(latents.to(dtype))

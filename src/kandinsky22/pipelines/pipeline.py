@@ -280,8 +280,8 @@ class Pipeline:
             strength=strength,
         )
 
-    def run_with_progress(self, stage: Generator[tuple[int, Step], None, dict[int, Tensor]]) -> Tensor:
-        """Run the sampling of a stage's only run, with a progress bar; returns its final state."""
+    def run_with_progress(self, stage: Generator[Step, None, Tensor]) -> Tensor:
+        """Run the sampling of a stage, with a progress bar; returns its final state."""
         console = Console(stderr=True)
         options = self._progress_options
         disabled = bool(options.get("disable")) or not console.is_terminal
@@ -289,9 +289,9 @@ class Pipeline:
         columns = text_column("{task.description}"), *Progress.get_default_columns()[1:]
         with Progress(*columns, console=console, disable=disabled, transient=options.get("leave") is False) as bar:
             task = bar.add_task(str(options.get("desc") or ""), total=None)
-            for _, step in steps:
+            for step in steps:
                 bar.update(task, completed=step.i, total=step.n)
-        return steps.value[0]
+        return steps.value
 
     def _offload(self, device: Any, placement: Placement) -> None:
         if device is not None:

@@ -117,7 +117,7 @@ class PriorPipeline(Pipeline):
 
     def sample(self, call: PriorCall) -> Embeds:
         """The sampled embeddings; negative ones only if there are negative prompts."""
-        embeds = self.run_with_progress(self.stage.sample({0: prior_run(self.stage, call)}))
+        embeds = self.run_with_progress(self.stage.sample(prior_run(self.stage, call)))
         return Embeds(embeds[: call.images], embeds[call.images :] if call.negative_prompts else None)
 
     def item_embeds(self, item: PriorCall | Image.Image | Tensor, repeats: int) -> Tensor:

@@ -56,15 +56,15 @@ def parameters(task: Task) -> dict[str, Parameter]:
     return result
 
 
-def parse_part(argument: str) -> Part:
+def parse_part(argument: str, folder: Path = Path()) -> Part:
     """An argument as an embedding or a picture, by its file suffix, or else as a text.
 
-    Raises `ValueError` for a bad file.
+    folder: where files are looked for. Raises `ValueError` for a bad file.
     """
     suffix = Path(argument).suffix.lower()
     if suffix == ".safetensors":
-        return Embedding.load(expand(argument))
-    return Picture.of(argument) if suffix in PICTURE_SUFFIXES else Text(argument)
+        return Embedding.load(folder / expand(argument))
+    return Picture.of(folder / expand(argument)) if suffix in PICTURE_SUFFIXES else Text(argument)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:

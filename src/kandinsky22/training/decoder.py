@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many, split_variance
+from kandinsky22.diffusion import SAMPLERS, Noise, NoiseSchedule, sample, split_variance
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import UNet, UNetCondition
@@ -164,7 +164,7 @@ def sample_latents(
     guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
     denoiser: Denoiser[UNetCondition] = Denoiser(unet, schedule, guided, torch.float32)
-    *_, (_, last) = sample_many({0: Job(run)}, denoiser)
+    *_, last = sample(run, denoiser.alone(0))
     return last.x
 
 

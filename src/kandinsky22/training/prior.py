@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kandinsky22.diffusion import SAMPLERS, Job, Noise, NoiseSchedule, sample_many
+from kandinsky22.diffusion import SAMPLERS, Noise, NoiseSchedule, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.prior import Prefix, PriorTransformer
@@ -116,7 +116,7 @@ def sample_embeds(
     x = noise.draw((n, prior.config.embedding_dim), device=device)
     sampler = SAMPLERS["unclip"](schedule, x, schedule.timesteps(steps), noise)
     denoiser: Denoiser[Prefix] = Denoiser(prior, schedule, guided, torch.float32)
-    *_, (_, last) = sample_many({0: Job(sampler)}, denoiser)
+    *_, last = sample(sampler, denoiser.alone(0))
     return prior.denormalised(last.x)
 
 

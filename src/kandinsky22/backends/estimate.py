@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kandinsky22.evaluation.manifest import UNSHARDED, Run, Shard
-from kandinsky22.evaluation.run_state import logged, unfinished_units
+from kandinsky22.backends.run_folder import UNSHARDED, RunFolder, Shard
+from kandinsky22.backends.run_state import logged, unfinished_units
+from kandinsky22.request import Request
 
 RECENT = 64  # of the latest pictures, the mean size and time are taken
 METADATA_BYTES = 4096  # of a picture's file, beside its pixels
@@ -46,31 +47,34 @@ class Estimate:
             )
 
 
-def estimate(run: Run, shard: Shard = UNSHARDED, *, processes: int = 1, retry: bool = False) -> Estimate:
-    """What is left of a shard, extrapolated from the latest pictures of the run; retry: as `generate` takes it.
+def estimate(run: RunFolder[Any], shard: Shard = UNSHARDED, *, processes: int = 1, retry: bool = False) -> Estimate:
+    """What is left of a shard, extrapolated from the latest pictures of the run; retry: see `unfinished_units`.
 
-    Before there are pictures, their size is taken to be that of their pixels, and the time is unknown;
-    `list(generate(..., max_units=1))` paints some.
+    Before there are pictures, their size is taken to be that of their pixels, and the time is unknown.
     """
-    lacking = sum(len(unit) for unit in unfinished_units(run, shard, retry=retry))
+    left = [run.request(item) for unit in unfinished_units(run, shard, retry=retry) for item in unit]
+    pictures = sum(request.num_images for request in left)
     paths = [path for record in _latest(run) if (path := run.pictures / f"{record['id']}.png").exists()]
     mean_bytes = sum(path.stat().st_size for path in paths) / len(paths) if paths else 0
-    raw_bytes = 3 * (run.template.height or 0) * (run.template.width or 0) + METADATA_BYTES
     seconds = seconds_per_picture(run)
     return Estimate(
-        lacking,
-        lacking * run.template.decoder.network_calls,
-        round(lacking * (mean_bytes or raw_bytes)),
+        pictures,
+        sum(request.num_images * request.decoder.network_calls for request in left),
+        round(sum(request.num_images * (mean_bytes or _raw_bytes(request)) for request in left)),
         shutil.disk_usage(run.folder).free,
-        None if seconds is None and lacking else (seconds or 0) * lacking / processes,
+        None if seconds is None and pictures else (seconds or 0) * pictures / processes,
     )
 
 
-def seconds_per_picture(run: Run) -> float | None:
+def seconds_per_picture(run: RunFolder[Any]) -> float | None:
     """The mean time that one process took for each of the latest pictures of a run; None if there are none yet."""
     latest = _latest(run)
     return sum(record["milliseconds"] for record in latest) / 1000 / len(latest) if latest else None
 
 
-def _latest(run: Run) -> list[dict[str, Any]]:
+def _latest(run: RunFolder[Any]) -> list[dict[str, Any]]:
     return [*logged(run).values()][-RECENT:]
+
+
+def _raw_bytes(request: Request) -> int:
+    return 3 * (request.height or 0) * (request.width or 0) + METADATA_BYTES

@@ -1,0 +1,182 @@
+"""`kandinsky22 serve`: a server for programs that paint over HTTP. Imports the server and what it needs only here."""
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kandinsky22.checkpoints import catalog, locate
+from kandinsky22.cli.evaluation_options import whole_number
+from kandinsky22.cli.options import Parser
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from kandinsky22.server.job_queue import JobQueue
+
+HOST, PORT = "127.0.0.1", 8022
+MAX_JOBS = 16  # of a key at a time
+SCOPES = ("paint", "metrics")  # of keys; see `server.access`
+END_SECONDS = 2.0  # that a process is given to end when the server stops
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve a model over HTTP, or add and remove keys."""
+    parser = Parser(
+        "kandinsky22 serve",
+        "Serve a model over HTTP: OpenAI's images, AUTOMATIC1111's and FusionBrain's interface, and our own.",
+        usage="kandinsky22 serve [options]",
+    )
+    parser.option("host", metavar="ADDRESS", help=f"the address to listen on (default: {HOST}, this machine alone)")
+    parser.option("port", metavar="N", type=whole_number, help=f"the port (default: {PORT})")
+    parser.option("model", metavar="NAME", help="the model: box, kandinsky-2.2, or a folder (default: box)")
+    parser.option("data", metavar="FOLDER", help="where jobs and pictures are stored (default: in your data folder)")
+    parser.option(
+        "workers", metavar="N", type=whole_number, help="processes that paint (default: one; box: one per core)"
+    )
+    parser.option("device", metavar="NAME", help="cuda, mps or cpu (default: the first that this machine has)")
+    parser.option("dtype", metavar="NAME", help="of the weights: float32, float16 or bfloat16 (default: by the device)")
+    parser.option("allow_host", metavar="NAME", action="append", help="a name under which the server is reached")
+    parser.option(
+        "add_key", metavar="NAME", help="add a key, print it, and exit; from then on every client needs a key"
+    )
+    parser.option("scopes", metavar="NAMES", help=f"of the added key: {','.join(SCOPES)} (default: paint)")
+    parser.option(
+        "max_jobs", metavar="N", type=whole_number, help=f"jobs of the added key at a time (default: {MAX_JOBS})"
+    )
+    parser.option("remove_key", metavar="NAME", help="remove a key, and exit")
+    parser.option("max_waiting", metavar="N", type=whole_number, help="jobs that may wait (default: 64)")
+    parser.option(
+        "max_gb", metavar="N", type=whole_number, help="space for pictures; then the oldest go (default: no limit)"
+    )
+    parser.option(
+        "max_days", metavar="N", type=whole_number, help="days that pictures without a star stay (default: all)"
+    )
+    parser.option("exact_names", action="store_true", help="refuse model names of others, such as gpt-image-1")
+    parser.option("filter", metavar="MODULE:FUNCTION", help="judges each picture: returns why it is withheld, or None")
+    options, words, _ = parser.parse(arguments)
+    if words:
+        raise ValueError(f"serve takes options alone, got {words[0]!r}; see kandinsky22 serve --help")
+    try:
+        import fastapi  # noqa: F401
+        import sqlalchemy  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the server needs {error.name}; install it: pip install 'kandinsky22[serve]'") from None
+    folder = Path(options["data"]).expanduser() if "data" in options else data_folder()
+    if "add_key" in options or "remove_key" in options:
+        return _change_keys(folder, options)
+    return _serve(folder, options)
+
+
+def data_folder() -> Path:
+    """The user's folder for what the server stores; `KANDINSKY22_DATA` moves it."""
+    if chosen := os.environ.get("KANDINSKY22_DATA"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "kandinsky22"
+
+
+def _change_keys(folder: Path, options: dict[str, Any]) -> int:
+    from kandinsky22.server.store import Store
+
+    store = Store(folder)
+    if "remove_key" in options:
+        store.remove_key(options["remove_key"])
+    if "add_key" in options:
+        scopes = options.get("scopes", "paint").split(",")
+        if unknown := set(scopes) - set(SCOPES):
+            raise ValueError(f"there is no scope {min(unknown)!r}; there are {', '.join(SCOPES)}")
+        print(store.add_key(options["add_key"], scopes, options.get("max_jobs", MAX_JOBS)))
+        print("this key is shown only once; send it as Authorization: Bearer KEY", file=sys.stderr)
+    return 0
+
+
+def _serve(folder: Path, options: dict[str, Any]) -> int:
+    from kandinsky22.backends.pool import Pool, cores
+    from kandinsky22.request import Defaults
+    from kandinsky22.request.tasks import text2img
+    from kandinsky22.server import app as application
+    from kandinsky22.server.access import is_loopback
+    from kandinsky22.server.dialects import DIALECTS
+    from kandinsky22.server.job_queue import JobQueue
+    from kandinsky22.server.limits import Limits
+    from kandinsky22.server.store import Store
+
+    model, host, port = options.get("model", catalog.BOX), options.get("host", HOST), options.get("port", PORT)
+    locate.part_folders(model)  # raises now if the model is not on this machine
+    content_filter = load_filter(options["filter"]) if "filter" in options else None
+    store = Store(folder)
+    store.claim()
+    if not is_loopback(host) and not store.keys():
+        raise ValueError(f"{host} is reached by others, so clients need keys: kandinsky22 serve --add-key NAME")
+    limits = Limits(
+        waiting=options.get("max_waiting", Limits().waiting),
+        max_bytes=options["max_gb"] * 10**9 if "max_gb" in options else None,
+        max_seconds=options["max_days"] * 86_400.0 if "max_days" in options else None,
+    )
+    workers = options.get("workers", cores() if model == catalog.BOX else 1)
+    pool = Pool.of(model, processes=workers, device=options.get("device"), dtype=options.get("dtype"))
+
+    def defaults() -> Defaults:
+        resolved = pool.resolve(text2img("", seed=0))
+        assert resolved.height is not None and resolved.width is not None
+        return Defaults(height=resolved.height, width=resolved.width, prior=resolved.prior, decoder=resolved.decoder)
+
+    queue = JobQueue(store, pool.session(), defaults, limits, content_filter=content_filter)
+    hosts = [*options.get("allow_host", []), host]
+    app = application.create(
+        store,
+        queue,
+        DIALECTS,
+        model=model,
+        embed=pool.embedding,
+        resolve=pool.resolve,
+        describe=pool.describe,
+        hosts=hosts,
+        aliases="exact_names" not in options,
+        close=partial(pool.close, END_SECONDS),
+    )
+    print(f"kandinsky22 serves {model} at http://{host}:{port}", file=sys.stderr, flush=True)
+    run_server(app, queue, host, port)
+    return 0
+
+
+def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
+    """Serve the application until the process gets SIGTERM or SIGINT; running jobs then get a little time to end."""
+    import uvicorn
+
+    from kandinsky22.server.deadline import Deadline
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Deadline,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,  # after `JobQueue.stop`
+        limit_concurrency=1000,
+        ws="none",
+    )
+
+    class Server(uvicorn.Server):
+        """Stops the queue first: then running jobs have ended, and so have the streams of events."""
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            await queue.stop()
+            await super().shutdown(sockets)
+
+    Server(config).run()
+
+
+def load_filter(name: str) -> Any:
+    """The content filter "module:function". Raises `ValueError` if there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--filter takes module:function, and {name!r} cannot be imported: {error}") from None

@@ -1,0 +1,54 @@
+"""Requests from the values of an HTTP request: a task's function is called with them once they have the right types."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kandinsky22.request import Request
+from kandinsky22.request.task_schema import Kind, Parameter, all_tasks, parameters
+from kandinsky22.server.errors import ApiError
+
+TYPES: Mapping[Kind, tuple[type, ...]] = {
+    "text": (str,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "numbers": (list, tuple),
+    "boolean": (bool,),
+}
+"""The JSON types of a parameter of each kind; pictures and parts are resolved by the caller."""
+
+
+def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, Any], Any]) -> Request:
+    """The request of a task. resolve: turns the value of a parameter of the kinds "picture" and "parts" into what the
+    task's function takes. Raises `ApiError` that names the parameter."""
+    tasks = all_tasks()
+    if task not in tasks:
+        raise ApiError("invalid", f"there is no task {task!r}; there are {', '.join(tasks)}", "task")
+    known = parameters(tasks[task])
+    given = {}
+    for name, value in values.items():
+        if name not in known or name == "model":
+            raise ApiError("invalid", f"{task} has no option {name!r}; see /api/v1/tasks", name)
+        if value is not None:
+            given[name] = (
+                resolve(known[name], value) if known[name].kind in ("picture", "parts") else _typed(known[name], value)
+            )
+    if missing := [name for name, parameter in known.items() if parameter.required and name not in given]:
+        raise ApiError("invalid", f"{task} needs {missing[0]}", missing[0])
+    try:
+        return tasks[task](**given)
+    except (ValueError, TypeError) as error:
+        raise ApiError("invalid", str(error), next((name for name in given if name in str(error)), None)) from None
+
+
+def _typed(parameter: Parameter, value: Any) -> Any:
+    types: Any = TYPES[parameter.kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ApiError("invalid", f"{parameter.name} must be a {parameter.kind}, got {value!r:.80}", parameter.name)
+    if parameter.kind == "numbers":
+        if any(not isinstance(number, int | float) or isinstance(number, bool) for number in value):
+            raise ApiError("invalid", f"{parameter.name} must be numbers, got {value!r:.80}", parameter.name)
+        return [float(number) for number in value]
+    if parameter.choices and value not in parameter.choices:
+        raise ApiError("invalid", f"{parameter.name} must be one of {', '.join(parameter.choices)}", parameter.name)
+    return float(value) if parameter.kind == "number" else value
