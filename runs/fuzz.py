@@ -32,7 +32,7 @@ TARGETS = (
     "request", "PNG text", "PNG chunk", "embedding", "captions", "picture metadata", "metadata.jsonl", "metadata.csv",
     "tar", "picture index", "metrics", "checkpoint metadata", "checkpoint shard", "training state", "shard index",
     "evaluation settings", "manifest", "log", "caption table", "caption list", "npz statistics", "statistics",
-    "picture",
+    "picture", "infotext", "event",
 )  # fmt: skip
 SECONDS, MEGABYTES, MAX_BYTES = 10, 2048, 1 << 16  # for one content, and of one
 INSERTED = (

@@ -19,6 +19,9 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from kandinsky22 import Embedding, text2img
+from kandinsky22.backends import event_json, run_state
+from kandinsky22.backends.fake import DEFAULTS
+from kandinsky22.backends.run_folder import Shard
 from kandinsky22.checkpoints import network, single_file
 from kandinsky22.checkpoints.metadata import read_metadata
 from kandinsky22.checkpoints.schedulers import read_scheduler
@@ -27,9 +30,11 @@ from kandinsky22.checkpoints.weight_files import iter_tensors, tensor_shapes
 from kandinsky22.cli.show import summary
 from kandinsky22.compositions.things import Things
 from kandinsky22.diffusion import NoiseSchedule
-from kandinsky22.evaluation import captions, reference, run_state
+from kandinsky22.evaluation import captions, reference
 from kandinsky22.evaluation.captions import Captioned, Captions
-from kandinsky22.evaluation.manifest import Run, Shard
+from kandinsky22.evaluation.manifest import Run
+from kandinsky22.files import parse_json
+from kandinsky22.imaging import infotext
 from kandinsky22.imaging.images import RECIPE, read_recipe
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
@@ -44,7 +49,7 @@ from kandinsky22.training.checkpoint_reader import CheckpointReader
 from kandinsky22.training.image_index import ImageIndex
 from kandinsky22.training.loop import Training
 from kandinsky22.training.sources import find_pictures
-from tests.backends.fakes import DEFAULTS, MADE_BY
+from tests.backends.fakes import MADE_BY
 from tests.hostile.pictures import png_of_size
 from tests.training.known import RECIPE as TRAINING_RECIPE
 from tests.training.known import line_fit
@@ -253,7 +258,18 @@ def _requests(folder: Path) -> dict[str, Parser]:
             Picture.of(content)
 
     stored = [b'{"request": ' + text + b', "made_by": {"weights": {"unet": "abc"}, "threads": 1}}' for text in texts]
+
+    def read_infotext(content: bytes) -> None:
+        text = content.decode(errors="replace")
+        infotext.parse(text)
+        infotext.parse(infotext.read(infotext.encode(png_of_size(8, 8), text)).get(infotext.PARAMETERS, ""))
+
+    parameters = infotext.infotext(requests[0].resolved(DEFAULTS), "a, b").encode()
+    event = b'{"event": "progress", "stage": "prior", "i": 1, "n": 2}'
+    started = b'{"event": "started", "request": ' + texts[0] + b', "process": 1}'
     return {
+        "infotext": Parser([parameters, b"Steps: 1, " + b"a" * 400], read_infotext),
+        "event": Parser([event, started], lambda content: event_json.from_json(parse_json(content))),
         "picture": Parser(pictures, read_picture),
         "request": Parser(texts, read_request),
         "PNG text": Parser(stored, read_text),

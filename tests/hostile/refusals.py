@@ -25,6 +25,7 @@ from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.weight_files import tensor_shapes
 from kandinsky22.cli.app import run
 from kandinsky22.evaluation import captions, reference
+from kandinsky22.imaging import infotext
 from kandinsky22.pipelines import KandinskyV22PriorPipeline
 from kandinsky22.request import Picture
 from kandinsky22.training import checkpoints
@@ -170,6 +171,10 @@ CASES: Mapping[str, Case] = {
     "a compressed shard of a checkpoint": Case(write_run, resume),
     "a data folder with /dev/zero and pipes": Case(write_folder, read_folder),
     "a pipe as a file of captions": Case(write_pipe, lambda folder: captions.read(folder / "captions.txt")),
+    "a picture's parameters with a name of 10^5 letters": Case(
+        lambda folder, hostile: (folder / "text").write_text("Steps: 1, " + "a" * (100_000 if hostile else 10)),
+        lambda folder: infotext.parse((folder / "text").read_text()),
+    ),
     "a pipeline's `num_images_per_prompt` 10^9": Case(model(UNET_CONFIG, {}), paint_many),
 }
 

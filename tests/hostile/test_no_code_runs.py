@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from kandinsky22 import Embedding, text2img
+from kandinsky22.backends import run_state
+from kandinsky22.backends.fake import DEFAULTS
 from kandinsky22.checkpoints import tensor_cache
 from kandinsky22.checkpoints.locate import part_folders
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.safetensors_file import read_header
 from kandinsky22.checkpoints.weight_files import tensor_shapes
-from kandinsky22.evaluation import inception, reference, run_state
+from kandinsky22.evaluation import inception, reference
 from kandinsky22.evaluation.captions import Captioned, Captions
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.training import checkpoints, run
 from kandinsky22.training.loop import Training
-from tests.backends.fakes import DEFAULTS, MADE_BY
+from tests.backends.fakes import MADE_BY
 from tests.hostile.corpus import planted_files, planted_metadata, planted_pickle
 from tests.training.known import RECIPE, line_fit
 

@@ -38,7 +38,7 @@ NAMES = (
     "safetensors header", "bin", "weight index", "single file", "request", "PNG text", "PNG chunk", "embedding",
     "captions", "picture metadata", "metadata.jsonl", "metadata.csv", "tar", "things", "training state",
     "checkpoint metadata", "checkpoint shard", "metrics", "shard index", "picture index", "evaluation settings",
-    "manifest", "log", "caption table", "caption list", "npz statistics", "statistics", "picture",
+    "manifest", "log", "caption table", "caption list", "npz statistics", "statistics", "picture", "infotext", "event",
 )  # fmt: skip
 UNWANTED = (
     None, True, False, -1, 0, 1, 2, 10**9, 10**30, 0.5, -0.0, float("inf"), float("nan"), "", "a", "../../etc/passwd",
@@ -113,7 +113,7 @@ def test_parsers_read_or_refuse(name: str, known: dict[str, Parser]) -> None:
     for seed in parser.seeds:
         parser.read(seed)
 
-    @settings(max_examples=60)
+    @settings(max_examples=100)
     @given(st.sampled_from(parser.seeds).flatmap(changed) | st.binary(max_size=64))
     def reads_or_refuses(content: bytes) -> None:
         with contextlib.suppress(*REFUSALS):
@@ -205,7 +205,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     return line
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(command_lines())
 def test_command_lines_end_in_a_result_or_in_one_sentence(workplace: Path, line: list[str]) -> None:
     model = "fake" if line[0] in all_tasks() or line[0] not in COMMANDS else "nowhere"
@@ -237,3 +237,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path / "cat.png")
     return tmp_path
+
+
+def test_the_model_of_command_lines_paints(workplace: Path) -> None:
+    assert run(["a ring", "--model", "fake"]) == 0 and len([*(workplace / "out").iterdir()]) == 1

@@ -7,9 +7,10 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO
+from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
@@ -125,7 +126,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     return dict(values)
 
 
-def check_uncompressed(file: IO[bytes], size: int) -> None:
+def check_uncompressed(file: BinaryIO | RawIOBase, size: int) -> None:
     """Raises `ValueError` unless a file of `size` bytes is a zip with entries of no more bytes altogether."""
     try:
         with ZipFile(file) as archive:

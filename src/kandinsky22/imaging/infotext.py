@@ -34,7 +34,7 @@ SAMPLER_LABELS: Mapping[str, str] = {
 IHDR_END = 33  # bytes of a PNG file before its second chunk
 EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
 MAX_EXIF = 65_000  # bytes that a JPEG has room for
-SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
+SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 def infotext(request: Request, model: str) -> str:
