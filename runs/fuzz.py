@@ -27,13 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 GUIDED = importlib.util.find_spec("atheris") is not None
 TARGETS = (
-    "safetensors header", "safetensors file", "bin", "weight index", "single file", "vocabulary", "merges",
-    "tokenizer config", "scheduler config", "preprocessor config", "model metadata", "text_encoder config",
-    "request", "PNG text", "PNG chunk", "embedding", "captions", "picture metadata", "metadata.jsonl", "metadata.csv",
-    "tar", "picture index", "metrics", "checkpoint metadata", "checkpoint shard", "training state", "shard index",
-    "evaluation settings", "manifest", "log", "caption table", "caption list", "npz statistics", "statistics",
-    "picture", "infotext", "event",
-)  # fmt: skip
+    "safetensors header, safetensors file, bin, weight index, single file, vocabulary, merges, tokenizer config, "
+    "scheduler config, preprocessor config, model metadata, text_encoder config, request, PNG text, PNG chunk, "
+    "embedding, captions, picture metadata, metadata.jsonl, metadata.csv, tar, picture index, metrics, checkpoint "
+    "metadata, checkpoint shard, training state, shard index, evaluation settings, manifest, log, caption table, "
+    "caption list, npz statistics, statistics, picture, infotext, event"
+).split(", ")
 SECONDS, MEGABYTES, MAX_BYTES = 10, 2048, 1 << 16  # for one content, and of one
 INSERTED = (
     b"\0" * 8,

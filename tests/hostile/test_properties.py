@@ -33,17 +33,16 @@ settings.register_profile(
 settings.load_profile("bounded")
 
 NAMES = (
-    "unet config", "movq config", "prior config", "text_encoder config", "image_encoder config", "scheduler config",
-    "preprocessor config", "model metadata", "vocabulary", "merges", "tokenizer config", "safetensors file",
-    "safetensors header", "bin", "weight index", "single file", "request", "PNG text", "PNG chunk", "embedding",
-    "captions", "picture metadata", "metadata.jsonl", "metadata.csv", "tar", "things", "training state",
-    "checkpoint metadata", "checkpoint shard", "metrics", "shard index", "picture index", "evaluation settings",
-    "manifest", "log", "caption table", "caption list", "npz statistics", "statistics", "picture", "infotext", "event",
-)  # fmt: skip
-UNWANTED = (
-    None, True, False, -1, 0, 1, 2, 10**9, 10**30, 0.5, -0.0, float("inf"), float("nan"), "", "a", "../../etc/passwd",
-    "\ud800", CONTROLS, "a" * 300, [], {}, [[]], [None], {"a": {}}, [1e999, 1], ["a", 0, "b", float("inf"), 3],
-)  # fmt: skip
+    "unet config, movq config, prior config, text_encoder config, image_encoder config, scheduler config, "
+    "preprocessor config, model metadata, vocabulary, merges, tokenizer config, safetensors file, safetensors "
+    "header, bin, weight index, single file, request, PNG text, PNG chunk, embedding, captions, picture metadata, "
+    "metadata.jsonl, metadata.csv, tar, things, training state, checkpoint metadata, checkpoint shard, metrics, "
+    "shard index, picture index, evaluation settings, manifest, log, caption table, caption list, npz statistics, "
+    "statistics, picture, infotext, event"
+).split(", ")
+UNWANTED: tuple[Any, ...] = (None, True, False, -1, 0, 1, 2, 10**9, 10**30, 0.5, -0.0, float("inf"), float("nan"))
+UNWANTED += ("", "a", "../../etc/passwd", "\ud800", CONTROLS, "a" * 300)
+UNWANTED += ([], {}, [[]], [None], {"a": {}}, [1e999, 1], ["a", 0, "b", float("inf"), 3])
 """JSON values that most places do not expect."""
 WORDS = ("a ring", "cat.png", "nowhere", "", "-", "~nosuchuser/x", "/", ".", "a\0b", "1", "0.5", "-1", "1e999", "nan")
 WORDS += ("9" * 30, "64x128", "x", "16:9", "0:0", "yes", "0.2,0.8", ",", "=", "[/b]", CONTROLS, "\ud800", "é" * 300)
@@ -240,4 +239,4 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_model_of_command_lines_paints(workplace: Path) -> None:
-    assert run(["a ring", "--model", "fake"]) == 0 and len([*(workplace / "out").iterdir()]) == 1
+    assert run(["a ring", "--model", "fake"]) == 0 and any((workplace / "out").iterdir())
