@@ -27,12 +27,50 @@ sys.path.insert(0, str(ROOT))
 
 GUIDED = importlib.util.find_spec("atheris") is not None
 TARGETS = (
-    "safetensors header, safetensors file, bin, weight index, single file, vocabulary, merges, tokenizer config, "
-    "scheduler config, preprocessor config, model metadata, text_encoder config, request, PNG text, PNG chunk, "
-    "embedding, captions, picture metadata, metadata.jsonl, metadata.csv, tar, picture index, metrics, checkpoint "
-    "metadata, checkpoint shard, training state, shard index, evaluation settings, manifest, log, caption table, "
-    "caption list, npz statistics, statistics, picture, infotext, event"
-).split(", ")
+    "safetensors header",
+    "safetensors file",
+    "bin",
+    "weight index",
+    "single file",
+    "vocabulary",
+    "merges",
+    "tokenizer config",
+    "unet config",
+    "movq config",
+    "prior config",
+    "text_encoder config",
+    "image_encoder config",
+    "scheduler config",
+    "preprocessor config",
+    "model metadata",
+    "request",
+    "PNG text",
+    "PNG chunk",
+    "picture",
+    "infotext",
+    "event",
+    "embedding",
+    "captions",
+    "picture metadata",
+    "metadata.jsonl",
+    "metadata.csv",
+    "tar",
+    "things",
+    "picture index",
+    "training state",
+    "checkpoint metadata",
+    "checkpoint shard",
+    "metrics",
+    "shard index",
+    "evaluation settings",
+    "manifest",
+    "log",
+    "caption table",
+    "caption list",
+    "npz statistics",
+    "statistics",
+)
+"""The readers that are fuzzed, which `tests/hostile/parsers.py` has."""
 SECONDS, MEGABYTES, MAX_BYTES = 10, 2048, 1 << 16  # for one content, and of one
 INSERTED = (
     b"\0" * 8,

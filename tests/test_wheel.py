@@ -21,7 +21,8 @@ IMPORT_ALL = """
 import importlib, pkgutil, kandinsky22
 names = [module.name for module in pkgutil.walk_packages(kandinsky22.__path__, "kandinsky22.")]
 for name in names:
-    if not name.endswith(("__main__", "triton_kernels")) and "kernels-" not in name:  # Triton comes with torch for GPUs
+    is_extra = name.startswith("kandinsky22.server.")  # of the extra [serve]
+    if not (is_extra or name.endswith(("__main__", "triton_kernels")) or "kernels-" in name):  # Triton: torch for GPUs
         importlib.import_module(name)
 print(len(names))
 """

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tests.hostile.corpus import WRONG_JSON
 
-from kandinsky22.checkpoints.components import KINDS
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json
 from kandinsky22.checkpoints.locate import part_folders
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.network import Stored
+from kandinsky22.checkpoints.part import KINDS
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
 
 WRONG = (10**9, 10**400, -1, "x", True, None, 1.5, [], [-1], {"a": 1}, float("nan"))

@@ -170,7 +170,7 @@ def test_a_painting_is_announced_without_control_characters() -> None:
     written = StringIO()
     console = Console(file=written, width=200, force_terminal=False)
     with Terminal(console) as terminal:
-        terminal.show(Started(request))
+        terminal.show(Started(request, process=1))
         terminal.show(Notice(f"b[/b] {CONTROLS}"))
     assert_no_controls(written.getvalue())
     assert "a[/b]" in written.getvalue() and "b[/b]" in written.getvalue()

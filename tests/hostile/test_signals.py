@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from kandinsky22.imaging.images import read_recipe
-from kandinsky22.training import checkpoints
 
 SOURCE = Path(__file__).parents[2] / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
@@ -96,7 +95,8 @@ def test_a_user_without_a_home_folder_is_one_sentence_or_paints(tiny_model: Path
     command = [sys.executable, "-c", NO_HOME.format(arguments=arguments)]
     unset = "unset XDG_CACHE_HOME KANDINSKY22_CACHE HF_HOME; "
     done = shell(tmp_path, unset + '"$@"', command)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "name a folder in KANDINSKY22_CACHE" in done.stderr
+    is_refused = done.returncode == 2 and "name a folder in KANDINSKY22_CACHE" in done.stderr
+    assert done.returncode == 0 or (is_refused and done.stderr.count("\n") == 1)
     assert shell(tmp_path, unset + 'KANDINSKY22_CACHE=cache "$@"', command).returncode == 0
     assert_painted(tmp_path)
 
@@ -136,17 +136,19 @@ def children(process: int) -> list[int]:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_both_processes_with_one_sentence_and_training_goes_on_later(run_folder: Path) -> None:
-    two = train(run_folder, "--processes", "2")
+    two = train(run_folder, "--processes", "2", "--steps", "5000")  # so many that it still runs when it is stopped
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
-    with subprocess.Popen(two, start_new_session=True, **pipes) as process:
-        assert list(until_first_step(process))[-1].startswith("step 1 of 3")
-        workers = children(process.pid)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate()
-    assert process.returncode == 130 and errors == "kandinsky22: stopped; the files written so far are complete\n"
-    assert len(workers) == 2 and not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
-    done = subprocess.run(two, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0 and done.stderr == "" and checkpoints.steps(run_folder / "movq-decoder") == [1, 2, 3]
+    first_steps = []
+    for _ in range(2):
+        with subprocess.Popen(two, start_new_session=True, **pipes) as process:
+            assert process.stdout is not None
+            first_steps.append(next(int(line.split()[1]) for line in process.stdout if line.startswith("step ")))
+            workers = children(process.pid)
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate()
+        assert process.returncode == 130 and errors == "kandinsky22: stopped; the files written so far are complete\n"
+        assert len(workers) == 2 and not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert first_steps[0] == 1 < first_steps[1]
 
 
 def test_a_refusal_in_two_processes_is_one_sentence(run_folder: Path) -> None:

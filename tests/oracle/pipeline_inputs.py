@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky22.checkpoints.catalog import DEPTH, INPAINT
-from tests.pipelines.inputs import photo
+from tests.pipelines.inputs import embeds, photo
 
 # Tolerances, of the largest value if that is above 1. Inpainting's schedule does not clip: its latents grow, and
 # decoding such latents by random weights amplifies rounding (a change of the last bit in diffusers' own arguments moves
@@ -22,6 +22,21 @@ SIZE = {"height": 64, "width": 64}
 FEW = {"num_inference_steps": 4}
 COMBINED = {**FEW, **SIZE, "prior_num_inference_steps": 3}
 FOLDER_OF = {"KandinskyV22Prior": "prior", "Inpaint": INPAINT, "Controlnet": DEPTH, "": "decoder"}
+CLASSES = [
+    f"KandinskyV22{name}Pipeline"
+    for name in (
+        "Prior",
+        "PriorEmb2Emb",
+        "",
+        "Img2Img",
+        "Inpaint",
+        "Controlnet",
+        "ControlnetImg2Img",
+        "Combined",
+        "Img2ImgCombined",
+        "InpaintCombined",
+    )
+]
 
 Case = Callable[[Any, Path, Any], Mapping[str, Any]]
 CASES: dict[str, tuple[Case, float]] = {}
@@ -37,11 +52,32 @@ def case(tolerance: float) -> Callable[[Case], Case]:
     return register
 
 
+def folder_of(name: str) -> str:
+    """The model's folder for the pipeline class `name`."""
+    return next(folder for part, folder in FOLDER_OF.items() if part in name)
+
+
+def arguments_of(name: str) -> dict[str, Any]:
+    """A small call of the pipeline class `name`, but for its generator."""
+    if "KandinskyV22Prior" in name:
+        emb2emb = {"image": photo(), "strength": 0.7} if "Emb2Emb" in name else {}
+        return {"prompt": PROMPT, "num_inference_steps": 4, **emb2emb}
+    combined = {"prompt": PROMPT, "prior_num_inference_steps": 3} if "Combined" in name else embeds()
+    arguments: dict[str, Any] = {**combined, **FEW, **SIZE, "output_type": "np"}
+    arguments |= {"image": photo(), "strength": 0.6} if "Img2Img" in name else {}
+    arguments |= {"image": photo(64, 64), "mask_image": mask_array()} if "Inpaint" in name else {}
+    return arguments | ({"hint": depth()} if "Controlnet" in name else {})
+
+
+def result(output: Any) -> np.ndarray:
+    """The first value of a pipeline's output."""
+    return np.asarray(output[0])
+
+
 @cache
 def load(library: Any, name: str, model: Path) -> Any:
     """The pipeline class `name` of a library, loaded from the model."""
-    folder = next(folder for part, folder in FOLDER_OF.items() if part in name)
-    pipeline = getattr(library, name).from_pretrained(model / folder)
+    pipeline = getattr(library, name).from_pretrained(model / folder_of(name))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

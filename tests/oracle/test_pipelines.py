@@ -19,6 +19,7 @@ from torch import Tensor
 from kandinsky22 import pipelines
 from tests.oracle.pipeline_cases import CASES
 from tests.oracle.pipeline_inputs import (
+    CLASSES,
     COMBINED,
     EMBEDS,
     FEW,
@@ -253,24 +254,8 @@ def test_old_callbacks_run_every_few_steps(name: str, tiny_model: Path) -> None:
 
 # Signatures, parts and saved folders.
 
-CLASSES = [
-    f"KandinskyV22{name}Pipeline"
-    for name in (
-        "Prior",
-        "PriorEmb2Emb",
-        "",
-        "Img2Img",
-        "Inpaint",
-        "Controlnet",
-        "ControlnetImg2Img",
-        "Combined",
-        "Img2ImgCombined",
-        "InpaintCombined",
-    )
-]
 
-
-def arguments_of(function: Any) -> Iterator[tuple[str, Any]]:
+def parameters_of(function: Any) -> Iterator[tuple[str, Any]]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             default = parameter.default
@@ -283,8 +268,8 @@ def arguments_of(function: Any) -> Iterator[tuple[str, Any]]:
 def test_calls_have_the_arguments_order_and_defaults_of_diffusers(name: str) -> None:
     """Ours may have more after theirs: the old callbacks, which diffusers takes from **kwargs."""
     kind, _, method = name.partition(".")
-    ours = list(arguments_of(getattr(getattr(pipelines, kind), method)))
-    theirs = list(arguments_of(getattr(getattr(diffusers, kind), method)))
+    ours = list(parameters_of(getattr(getattr(pipelines, kind), method)))
+    theirs = list(parameters_of(getattr(getattr(diffusers, kind), method)))
     assert ours[: len(theirs)] == theirs
     assert {name for name, _ in ours[len(theirs) :]} <= {"callback", "callback_steps"}
 
@@ -293,8 +278,8 @@ def test_calls_have_the_arguments_order_and_defaults_of_diffusers(name: str) -> 
 def test_components_have_the_names_of_diffusers(name: str, tiny_model: Path) -> None:
     ours, theirs = load(pipelines, name, tiny_model), load(diffusers, name, tiny_model)
     assert ours.components.keys() == theirs.components.keys()
-    constructor = dict(arguments_of(getattr(pipelines, name).__init__))
-    assert constructor.keys() == dict(arguments_of(getattr(diffusers, name).__init__)).keys()
+    constructor = dict(parameters_of(getattr(pipelines, name).__init__))
+    assert constructor.keys() == dict(parameters_of(getattr(diffusers, name).__init__)).keys()
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -20,6 +20,7 @@ from kandinsky22.pipelines import (
     KandinskyV22Pipeline,
     KandinskyV22PriorEmb2EmbPipeline,
     KandinskyV22PriorPipeline,
+    switches,
 )
 from kandinsky22.pipelines.pixels import repaint_mask
 from tests.models_on_disk import DIM
@@ -27,6 +28,7 @@ from tests.pipelines.inputs import FEW, embeds, photo, randn, record_networks, s
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("decoder", {"prompt": "a ring"}, "only the prior takes a prompt"),
+    ("decoder", {"generator": [seeded()] * 3, "num_images_per_prompt": 2}, r"1 embeddings, 2 images of each"),
     ("decoder", {"image_embeds": None}, "image_embeds must be given"),
     ("decoder", {"image_embeds": randn(1, DIM + 1)}, r"image_embeds must be \[1, 32\], got \[1, 33\]"),
     ("decoder", {"image_embeds": "a ring"}, "image_embeds must be a tensor"),
@@ -67,7 +69,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("prior", {"prompt": 3}, "a prompt must be a text"),
     ("prior", {"prompt": ("a", "b")}, "a prompt must be a text"),
     ("prior", {"negative_prompt": ["a", "b"]}, "1 prompts need as many negative prompts"),
-    ("prior", {"negative_prompt": "a", "generator": [seeded()] * 3}, "3 generators for 2 rows"),
+    ("prior", {"negative_prompt": "a", "generator": [seeded()] * 3}, "1 prompts, 1 negative prompts, 1 of each"),
     ("prior", {"latents": randn(2, DIM)}, r"latents must be \[1, 32\]"),
     ("prior", {"output_type": "pil"}, "output_type must be one of pt, np"),
     ("prior", {"generator": 5}, "generator must be a torch.Generator, got 5"),
@@ -204,12 +206,26 @@ def test_unknown_keyword_arguments_are_refused(decoder: KandinskyV22Pipeline) ->
         decoder(**embeds(), **FEW, eta=0.5)
 
 
+def test_switches_that_change_nothing_are_accepted_and_say_so_once(decoder: KandinskyV22Pipeline) -> None:
+    switches.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="enable_attention_slicing changes nothing here") as caught:
+        decoder.enable_attention_slicing("max")
+        decoder.enable_attention_slicing()
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="set_default_attn_processor changes nothing here"):
+        decoder.unet.set_default_attn_processor()
+
+
 def test_unsupported_methods_name_the_alternative(decoder: KandinskyV22Pipeline) -> None:
-    with pytest.raises(AttributeError, match="leave the line out"):
-        decoder.enable_xformers_memory_efficient_attention()
     with pytest.raises(AttributeError, match="merge the LoRA"):
         decoder.load_lora_weights("lora")
-    assert not hasattr(decoder, "enable_attention_slicing") and not hasattr(decoder, "nothing")
+    assert not hasattr(decoder, "nothing") and not hasattr(decoder.unet, "nothing")
+
+
+def test_a_prompt_as_the_first_argument_of_a_decoder_is_refused(decoder: KandinskyV22Pipeline) -> None:
+    for prompt in ("a ring", ["a ring", "a star"]):
+        with pytest.raises(ValueError, match="only the prior takes a prompt"):
+            decoder(prompt)
 
 
 def test_masks_are_not_modified(inpaint: KandinskyV22InpaintPipeline) -> None:
@@ -256,6 +272,11 @@ def test_load_image_names_the_file_or_address_that_it_cannot_read(tmp_path: Path
             pipelines.load_image(str(tmp_path / file))
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         port = server.server_port  # nothing listens on it once the server is closed
+    with pytest.raises(ValueError, match="lacks a slash; it starts with https://"):
+        pipelines.load_image("https:/example.org/photo.png")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(ValueError, match=r"photo\.heic is a HEIC picture, which is not read; save it as JPEG or PNG"):
+        pipelines.load_image(tmp_path / "photo.heic")
     for address in (f"http://127.0.0.1:{port}/photo.png", "http://"):
         with pytest.raises(ValueError, match="cannot fetch http"):
             pipelines.load_image(address)

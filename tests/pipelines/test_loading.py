@@ -13,17 +13,21 @@ from torch import nn
 from kandinsky22 import acceleration
 from kandinsky22.checkpoints.catalog import DEPTH, INPAINT
 from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.locate import model_folder
 from kandinsky22.pipelines import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
+    DiffusionPipeline,
     KandinskyV22CombinedPipeline,
+    KandinskyV22ControlnetPipeline,
     KandinskyV22Img2ImgPipeline,
     KandinskyV22InpaintPipeline,
     KandinskyV22Pipeline,
-    pipeline,
+    KandinskyV22PriorPipeline,
+    switches,
 )
-from tests.pipelines.inputs import FEW, embeds, seeded
+from tests.pipelines.inputs import FEW, embeds, photo, record_networks, seeded
 
 
 def test_save_pretrained_refuses_a_file_as_folder(decoder: KandinskyV22Pipeline, tmp_path: Path) -> None:
@@ -38,7 +42,7 @@ def test_save_pretrained_refuses_a_file_as_folder(decoder: KandinskyV22Pipeline,
 def test_dtypes_are_accepted_by_name_and_read_from_networks_and_parts(tiny_model: Path) -> None:
     """The network's own dtype, and that of its part before and after it is read."""
     pipe = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder", dtype="bfloat16")
-    assert pipe.dtype == torch.bfloat16 and pipe.parts["unet"].dtype == torch.float32  # in its file
+    assert pipe.dtype == pipe.parts["unet"].dtype == torch.bfloat16
     assert pipe.unet.dtype == pipe.parts["unet"].dtype == pipe.components["movq"].dtype == torch.bfloat16
     assert pipe.to(dtype="float32").unet.dtype == torch.float32
     with pytest.raises(ValueError, match="dtype must be one for all"):
@@ -111,12 +115,15 @@ def test_from_pretrained_loads_a_variant(tiny_model: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"device_map": "balanced"}, ValueError, r"use .to\(device\)"),
-        ({"cache_dir": "here"}, ValueError, "set HF_HOME"),
+        ({"device_map": {"unet": "cpu", "movq": "meta"}}, ValueError, "one device for all networks, got cpu, meta"),
+        ({"device_map": "nowhere"}, ValueError, "the device 'nowhere' cannot be used here"),
+        ({"proxies": {"https": "here"}}, ValueError, "set HTTPS_PROXY"),
+        ({"variant": "fp16"}, ValueError, "trying to load the model files of the `variant=fp16`"),
         ({"torch_dtype": "int8"}, ValueError, "such as torch.float16"),
         ({"dtype": torch.int8}, ValueError, "such as torch.float16"),
         ({"torch_dype": torch.float16}, TypeError, "no argument 'torch_dype'"),
-        ({"unet": nn.Linear(1, 1)}, ValueError, "unet must be a UNet of kandinsky22"),
+        ({"unet": nn.Linear(1, 1)}, ValueError, "unet must be a UNet of kandinsky22, or such a network of diffusers"),
+        ({"safety_checker": nn.Linear(1, 1)}, TypeError, "no argument 'safety_checker'"),
     ],
 )
 def test_from_pretrained_refuses_unsupported_arguments(
@@ -192,7 +199,7 @@ def test_float16_on_a_cpu_without_acceleration_runs_in_float32_with_one_warning(
     expected = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")(
         **embeds(), **FEW, generator=seeded()
     ).images
-    pipeline.warn_once.cache_clear()
+    switches.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipe = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder", torch_dtype=torch.float16)
@@ -230,3 +237,107 @@ def test_offloaded_networks_paint_the_same_and_are_released(tiny_model: Path, pl
     other.place("cpu", placement=placement)
     assert np.array_equal(other("a ring", **FEW, prior_num_inference_steps=2, generator=seeded()).images, first)
     assert other.parts["unet"].network is None  # it was let go
+
+
+def test_words_without_effect_are_accepted(tiny_model: Path, tmp_path: Path) -> None:
+    pipe = KandinskyV22Pipeline.from_pretrained(
+        tiny_model / "decoder",
+        cache_dir=tmp_path,
+        token="hf_none",
+        safety_checker=None,
+        feature_extractor=None,
+        device_map="cpu",
+        torch_dtype="auto",
+        use_safetensors=True,
+        resume_download=True,
+    )
+    assert pipe.dtype == torch.float32 and pipe.device == torch.device("cpu")
+
+
+def test_each_part_may_have_its_own_dtype(tiny_model: Path) -> None:
+    """When the pipeline runs, all have that of its first network."""
+    dtypes = {"movq": torch.float32, "default": "bfloat16"}
+    pipe = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder", dtype=dtypes)
+    assert (pipe.unet.dtype, pipe.movq.dtype) == (torch.bfloat16, torch.float32)
+    same = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder", dtype="bfloat16")
+    painted, expected = (each(**embeds(), **FEW, generator=seeded()).images for each in (pipe, same))
+    assert np.array_equal(painted, expected) and pipe.movq.dtype == torch.bfloat16
+
+
+def test_the_weights_are_opened_at_once_so_that_the_folder_may_be_deleted(tiny_model: Path, tmp_path: Path) -> None:
+    for part in ("prior", "decoder"):
+        shutil.copytree(tiny_model / part, tmp_path / part)
+    pipe = AutoPipelineForImage2Image.from_pretrained(tmp_path / "decoder", torch_dtype=torch.bfloat16)
+    shutil.rmtree(tmp_path / "prior")
+    shutil.rmtree(tmp_path / "decoder")
+    few = {**FEW, "prior_num_inference_steps": 2, "strength": 1.0}
+    expected = AutoPipelineForImage2Image.from_pretrained(tiny_model / "decoder", torch_dtype=torch.bfloat16)
+    painted, reference = (each("a ring", photo(), **few, generator=seeded()).images for each in (pipe, expected))
+    assert np.array_equal(painted, reference)
+    assert pipe.prior_pipe.interpolate([photo()], [1.0]).image_embeds.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "kind", [KandinskyV22InpaintPipeline, KandinskyV22ControlnetPipeline, AutoPipelineForInpainting]
+)
+def test_the_boxs_decoders_find_the_movq_that_is_stored_once(kind: Any) -> None:
+    folder = DEPTH if kind is KandinskyV22ControlnetPipeline else INPAINT
+    pipe = kind.from_pretrained(model_folder("box") / folder)
+    assert pipe.parts["movq"].folder == model_folder("box") / "decoder" / "movq"
+
+
+def test_pipelines_that_share_networks_move_together(tiny_model: Path) -> None:
+    """As in diffusers: the networks are one, so are their dtype and device, and both paint with them."""
+    first = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")
+    plain = first(**embeds(), **FEW, generator=seeded()).images
+    second = KandinskyV22Img2ImgPipeline.from_pipe(first).to(torch.bfloat16)
+    second(**embeds(), **FEW, image=photo(), strength=1.0)
+    assert first.dtype == second.dtype == first.unet.dtype == torch.bfloat16
+    coarse = first(**embeds(), **FEW, generator=seeded()).images
+    alone = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder", dtype="bfloat16")
+    assert np.array_equal(coarse, alone(**embeds(), **FEW, generator=seeded()).images)
+    first.unet.to(torch.float32)
+    assert second.dtype == torch.float32
+    assert 0 < np.abs(first(**embeds(), **FEW, generator=seeded()).images - plain).max() < 0.2  # of rounded weights
+    assert KandinskyV22Img2ImgPipeline.from_pipe(first, torch_dtype="bfloat16").dtype == first.dtype == torch.bfloat16
+
+
+def test_parts_may_be_none_until_they_are_needed(tiny_model: Path, tmp_path: Path) -> None:
+    pipe = KandinskyV22PriorPipeline.from_pretrained(tiny_model / "prior", image_encoder=None, image_processor=None)
+    assert pipe.image_encoder is None and pipe.config["image_encoder"] == [None, None]
+    assert pipe("a ring", negative_prompt="a star", num_inference_steps=2).image_embeds.isfinite().all()
+    with record_networks() as ran:
+        with pytest.raises(CheckpointError, match="this pipeline has no image_encoder; pass one"):
+            pipe("a ring", num_inference_steps=2)
+        assert ran == []
+    pipe.save_pretrained(tmp_path)
+    assert KandinskyV22PriorPipeline.from_pretrained(tmp_path).image_encoder is None
+    decoder = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")
+    decoder.movq = None
+    with pytest.raises(CheckpointError, match="this pipeline has no movq"):
+        decoder(**embeds(), **FEW)
+
+
+def test_the_base_class_loads_the_class_that_the_folder_names(tiny_model: Path) -> None:
+    load = DiffusionPipeline.from_pretrained
+    assert type(load(tiny_model / "prior")) is KandinskyV22PriorPipeline
+    assert type(load(tiny_model / "decoder", torch_dtype=torch.float32)) is KandinskyV22Pipeline
+    assert type(load(tiny_model / INPAINT)) is KandinskyV22InpaintPipeline
+    connected = load(tiny_model / "decoder", load_connected_pipeline=True)
+    assert type(connected) is KandinskyV22CombinedPipeline and isinstance(connected, DiffusionPipeline)
+    assert connected.config["_class_name"] == "KandinskyV22CombinedPipeline"
+
+
+def test_a_prior_and_a_decoder_of_different_models_are_refused(tiny_model: Path) -> None:
+    box = KandinskyV22PriorPipeline.from_pretrained(model_folder("box") / "prior")
+    decoder = KandinskyV22Pipeline.from_pretrained(tiny_model / "decoder")
+    parts = {f"prior_{name}": part for name, part in box.parts.items()} | decoder.parts
+    with pytest.raises(CheckpointError, match=r"the prior makes embeddings of .* they are not of one model"):
+        KandinskyV22CombinedPipeline(**parts)
+    pipe = AutoPipelineForText2Image.from_pretrained(tiny_model / "decoder")
+    for name, part in parts.items():
+        setattr(pipe, name, part)
+    with record_networks() as ran:
+        with pytest.raises(CheckpointError, match="not of one model"):
+            pipe("a ring", **FEW)
+        assert ran == []

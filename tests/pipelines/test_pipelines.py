@@ -24,7 +24,6 @@ from kandinsky22.pipelines import (
     KandinskyV22PriorEmb2EmbPipeline,
     KandinskyV22PriorPipeline,
 )
-from tests.models_on_disk import DIM
 from tests.pipelines.inputs import FEW, embeds, photo, randn, record_networks, seeded, upper_half
 
 
@@ -64,7 +63,7 @@ def test_latents_start_image_to_image(img2img: KandinskyV22Img2ImgPipeline) -> N
     """The latents of a picture give the same result as the picture."""
     image = torch.from_numpy(np.array(photo(64, 64))).movedim(-1, 0)[None].contiguous() / 255
     with torch.no_grad():
-        latents = img2img.movq.encode(image * 2 - 1)
+        latents = img2img.movq.encode(image * 2 - 1).latents
     arguments = {**embeds(), **FEW, "strength": 0.5}
     ours = img2img(**arguments, image=latents, generator=seeded()).images
     assert np.abs(ours - img2img(**arguments, image=image, generator=seeded()).images).max() < 1e-5
@@ -91,7 +90,8 @@ def test_each_picture_of_an_inpainting_batch_keeps_its_own_known_region(inpaint:
         ).images
         assert (batch[k : k + 1] - alone).abs().max() < 2e-5 * alone.abs().max()
         with torch.no_grad():
-            z = inpaint.movq.encode(torch.from_numpy(np.array(images[k])).movedim(-1, 0)[None].contiguous() / 127.5 - 1)
+            pixels = torch.from_numpy(np.array(images[k])).movedim(-1, 0)[None].contiguous() / 127.5 - 1
+            z = inpaint.movq.encode(pixels).latents
         known = slice(5, None) if k == 0 else slice(None, 3)  # the cells beside the mask are repainted too
         assert (batch[k, :, known] - z[0, :, known]).abs().max() < 1e-4
 
@@ -155,18 +155,66 @@ def test_results_are_read_by_attribute_name_index_and_unpacking(prior: Kandinsky
     out.image_embeds[0, 0] = 0  # not an inference tensor, so it can be modified
 
 
-def test_callbacks_may_change_latents_and_nothing_else(decoder: KandinskyV22Pipeline) -> None:
-    """Returning None or the tensors passed in changes nothing; returning other embeddings is refused."""
+def test_callbacks_that_return_what_they_were_given_change_nothing(decoder: KandinskyV22Pipeline) -> None:
     plain = decoder(**embeds(), **FEW, generator=seeded()).images
-    names = {"callback_on_step_end_tensor_inputs": ["latents", "image_embeds"]}
+    names = {"callback_on_step_end_tensor_inputs": decoder._callback_tensor_inputs}
     for callback in (lambda *_: None, lambda *args: args[3]):
         out = decoder(**embeds(), **FEW, **names, generator=seeded(), callback_on_step_end=callback).images
         assert np.array_equal(out, plain)
-    with pytest.raises(ValueError, match="may change latents and nothing else; it returned other image_embeds"):
-        decoder(**embeds(), **FEW, callback_on_step_end=lambda *_: {"image_embeds": randn(2, DIM)})
-    with pytest.raises(ValueError, match="must return latents"):
-        decoder(**embeds(), **FEW, callback_on_step_end=lambda *_: {"latents": randn(2, 4, 8, 8)})
     assert decoder.num_timesteps == 2 and decoder.guidance_scale == 4.0 and decoder.do_classifier_free_guidance
+
+
+def test_attributes_that_nothing_would_use_cannot_be_set(decoder: KandinskyV22Pipeline) -> None:
+    decoder.safety_checker = None  # there is none
+    for name, value, message in (
+        ("vae", decoder.movq, "has no vae; setting it would change nothing"),
+        ("schedular", decoder.scheduler, "has no schedular"),
+        ("guidance_scale", 2.0, "can be read, and not be set"),
+        ("device", "cuda", "can be read, and not be set"),
+    ):
+        with pytest.raises(AttributeError, match=message):
+            setattr(decoder, name, value)
+
+
+def test_programs_read_the_attributes_of_diffusers(decoder: KandinskyV22Pipeline) -> None:
+    assert decoder.config["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert (
+        decoder.unet.config["in_channels"] == 4 and decoder.unet.device == decoder.device == decoder._execution_device
+    )
+    assert decoder.movq_scale_factor == 8 and decoder._optional_components == []
+    (picture,) = decoder.numpy_to_pil(np.full((1, 2, 3, 3), 0.5, np.float32))
+    assert picture.size == (3, 2) and picture.getpixel((0, 0)) == (128, 128, 128)
+    with decoder.progress_bar(total=2) as bar:
+        bar.update()
+    assert list(decoder.progress_bar([1, 2])) == [1, 2]
+    decoder.maybe_free_model_hooks()
+
+
+def test_own_output_is_taken_as_input(decoder: KandinskyV22Pipeline, img2img: KandinskyV22Img2ImgPipeline) -> None:
+    """ "pt" is not clipped, so it is a little outside of [-1, 1]."""
+    image = decoder(**embeds(), **FEW | {"output_type": "pt"}, generator=seeded()).images
+    image = image * 1.35 / image.abs().max()
+    assert img2img(**embeds(), **FEW, image=image, strength=1.0).images.shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pictures_of_more_than_eight_bits_are_scaled(img2img: KandinskyV22Img2ImgPipeline, mode: str) -> None:
+    grey = photo().convert("L")
+    levels = np.asarray(grey)
+    wide = {
+        "I;16": Image.fromarray(levels.astype(np.uint16) * 257),
+        "I": Image.fromarray(levels.astype(np.int32) * 257),
+        "F": Image.fromarray(levels.astype(np.float32) / 255),
+    }[mode]
+    arguments = {**embeds(), **FEW, "strength": 1.0}
+    painted, expected = (img2img(**arguments, image=image, generator=seeded()).images for image in (wide, grey))
+    assert np.array_equal(painted, expected)
+
+
+def test_a_prior_in_bfloat16_returns_arrays(tiny_model: Path) -> None:
+    prior = KandinskyV22PriorPipeline.from_pretrained(tiny_model / "prior", torch_dtype=torch.bfloat16)
+    out = prior("a ring", num_inference_steps=2, output_type="np")
+    assert out.image_embeds.dtype == np.float32
 
 
 def test_a_scheduler_is_replaced_by_another_class_or_sampler(tiny_model: Path) -> None:

@@ -133,7 +133,7 @@ class FakeBatch:
 
     def submit(self, key: Any, request: Request, preview: Preview | None = None) -> None:
         self.events[key] = Fake().stream_many({key: request}, preview)
-        self.prompts[key] = request.texts[0]
+        self.prompts[key] = " ".join(request.texts)
 
     def cancel(self, key: Any) -> None:
         self.events.pop(key, None)

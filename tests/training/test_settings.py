@@ -143,6 +143,7 @@ def test_a_checkpoint_with_values_of_other_types_is_refused(
 def test_a_checkpoint_sets_no_option_that_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "run", {"folder": "elsewhere", "processes": 9, "recipe": "box"})
+    write_things(tiny_things(), tmp_path / "run" / "things")
     args, _, _ = cli.configure(["decoder", "--folder", "run"])
     assert args.folder == Path("run") and args.processes == 1
 

@@ -4,45 +4,50 @@
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, network_dtype
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
 from kandinsky22.checkpoints.model import check_processor
-from kandinsky22.checkpoints.network import Stored, read_config, save
+from kandinsky22.checkpoints.network import read_config, save
+from kandinsky22.checkpoints.other_libraries import adopt_image_processor, adopt_tokenizer
+from kandinsky22.checkpoints.part import KINDS, Part
 from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
 from kandinsky22.checkpoints.schedulers import Scheduler, read_scheduler, scheduler_of
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from kandinsky22.checkpoints.weight_names import is_variant
 from kandinsky22.checkpoints.zero_image import zero_image_embed
 from kandinsky22.console import echo
 from kandinsky22.files import expand
-from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from kandinsky22.models.config import Config
-from kandinsky22.models.movq import MoVQ, MoVQConfig
-from kandinsky22.models.prior import PriorConfig, PriorTransformer
+from kandinsky22.models.clip import CLIPImageProcessor, CLIPVisionConfig
 from kandinsky22.models.tokenizer import Tokenizer
-from kandinsky22.models.unet import UNet, UNetConfig
 
 INDEX, PROCESSOR_FILE = "model_index.json", "preprocessor_config.json"
+MISSING = [None, None]  # in an index: a part that the pipeline does without
 PREFIX = "prior_"  # of the prior's parts, in a pipeline that has a prior and a decoder
 UNSUPPORTED = {
-    "cache_dir": "set HF_HOME instead",
-    "token": "log in with `hf auth login` instead",
     "proxies": "set HTTPS_PROXY instead",
     "force_download": "remove it from the hub's cache instead",
-    "device_map": "use .to(device) or enable_model_cpu_offload() instead",
     "quantization_config": "choose a dtype instead",
     "custom_pipeline": "only the published pipelines are supported",
 }
 """diffusers' other arguments of `from_pretrained`, and what to do instead."""
-IGNORED = {"use_safetensors", "low_cpu_mem_usage"}  # always so here, or without effect
+IGNORED = {
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "resume_download",
+    "max_memory",
+    "offload_folder",
+    "load_connected_pipeline",
+}
+"""Arguments that are always so here, or without effect."""
+DEFAULT_DTYPE = "default"  # the key of a mapping of dtypes for the parts that it does not name
 
 
 def dtype_of(value: Any) -> torch.dtype:
@@ -57,23 +62,40 @@ def dtype_of(value: Any) -> torch.dtype:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """The arguments of `from_pretrained`."""
+    """The arguments of `from_pretrained`.
 
-    dtype: torch.dtype = torch.float32
+    dtypes: by the name of a part, and of all others by `DEFAULT_DTYPE`; None is the dtype of the part's file. device:
+    where the networks are wanted; None: where they are loaded, on the CPU.
+    """
+
+    dtypes: Mapping[str, torch.dtype | None] = field(default_factory=dict)
     variant: str | None = None
     revision: str | None = None
     local_files_only: bool = False
+    cache_dir: str | Path | None = None
+    token: str | bool | None = None
+    device: Any = None
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
-        """From keyword arguments. Raises `ValueError` for unsupported ones, `TypeError` for unknown ones."""
+        """From keyword arguments. Raises `ValueError` for unsupported ones, `TypeError` for unknown ones.
+
+        An unknown one that is None, such as `safety_checker=None`, is accepted: there is nothing to leave out.
+        """
+        named = {"revision", "variant", "local_files_only", "cache_dir", "token"}
         for name, value in kwargs.items():
             if name in UNSUPPORTED and value not in (None, False):
                 raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}")
-            if name not in {"torch_dtype", *cls.__dataclass_fields__, *UNSUPPORTED, *IGNORED}:
+            if value is not None and name not in {*named, *UNSUPPORTED, *IGNORED, "torch_dtype", "dtype", "device_map"}:
                 raise TypeError(f"from_pretrained has no argument {name!r}")
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
-        return cls(dtype_of(dtype), kwargs.get("variant"), kwargs.get("revision"), bool(kwargs.get("local_files_only")))
+        dtypes = dtype if isinstance(dtype, Mapping) else {DEFAULT_DTYPE: dtype}
+        return cls(
+            dtypes={DEFAULT_DTYPE: torch.float32}
+            | {name: None if value == "auto" else dtype_of(value) for name, value in dtypes.items()},
+            device=device_of(kwargs.get("device_map")),
+            **{name: kwargs[name] for name in named if kwargs.get(name) is not None},
+        )
 
     def folder(self, name: str | Path) -> Path:
         """The folder of a pipeline, given its path or its name on the hub, from where it is fetched if it is missing.
@@ -85,132 +107,121 @@ class LoadOptions:
             revision=self.revision,
             variant=self.variant,
             local_files_only=self.local_files_only,
+            cache=None if self.cache_dir is None else expand(str(self.cache_dir)),
+            token=self.token if isinstance(self.token, str) else None,
             say=lambda text: echo(text, error=True),
         )
 
+    def of_prior(self) -> Self:
+        """For the prior of a decoder's folder, which is another repository and need not have the variant."""
+        return replace(self, revision=None)
 
-class Kind(NamedTuple):
-    """A kind of network: its class, its configuration's class, and the name of its weight file."""
+    def place(self, name: str, part: Part) -> None:
+        """Open the part of a folder and have it in the dtype of these options. Raises `CheckpointError`."""
+        part.open()
+        dtype = self.dtypes.get(name, self.dtypes[DEFAULT_DTYPE])
+        part.place(dtype=part.stored.dtype if dtype is None else dtype)
 
-    network: type[Any]
-    config: type[Config]
-    file: str
+
+def device_of(device_map: Any) -> Any:
+    """The device that a `device_map` names: one for all networks. Raises `ValueError` where it names several."""
+    if isinstance(device_map, Mapping):
+        if len(devices := set(map(str, device_map.values()))) != 1:
+            raise ValueError(f"device_map must name one device for all networks, got {', '.join(sorted(devices))}")
+        return next(iter(device_map.values()))
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.accelerator.current_accelerator() or "cpu"
+    return device_map
 
 
-KINDS = {
-    "unet": Kind(UNet, UNetConfig, "diffusion_pytorch_model"),
-    "movq": Kind(MoVQ, MoVQConfig, "diffusion_pytorch_model"),
-    "prior": Kind(PriorTransformer, PriorConfig, "diffusion_pytorch_model"),
-    "text_encoder": Kind(CLIPText, CLIPTextConfig, "model"),
-    "image_encoder": Kind(CLIPVision, CLIPVisionConfig, "model"),
-}
-"""The networks, by the names of their folders."""
 CHANNELS = {catalog.DECODER: (4, False), catalog.INPAINT: (9, False), catalog.DEPTH: (8, True)}
 """The input channels of each decoder's U-Net, and whether some of them are made from a hint."""
 
 
-class Part:
-    """A network of a pipeline: in its folder until it is first loaded, or passed in as an object. A `NetworkSource`.
+class _Parts:
+    """Parts by name; one that a pipeline does without is None, and missed only when it is needed."""
 
-    shared: whether all pipelines that have the part use the same network; otherwise each reads its own, to move it
-    independently. Raises `CheckpointError` as `Stored` does, when it is first used.
-    """
+    def __init__(self, **parts: Any) -> None:
+        self._parts = parts
 
-    def __init__(self, kind: str, folder: Path | None, variant: str | None = None) -> None:
-        self.kind, self.variant = KINDS[kind], variant
-        self.folder = folder or Path(kind)
-        self.passed_in = folder is None
-        self.shared = True
-        self.network: nn.Module | None = None
+    def _part(self, name: str) -> Any:
+        """A part. Raises `CheckpointError` where it is None."""
+        if self._parts[name] is None:
+            raise CheckpointError(f"this pipeline has no {name}; pass one to it, or load it from a folder that has one")
+        return self._parts[name]
 
-    @classmethod
-    def of(cls, name: str, value: Any) -> Self:
-        """The part `name` from a part or a network. Raises `ValueError` for anything else."""
-        if isinstance(value, cls):
-            return value
-        kind = KINDS[name]
-        if not isinstance(getattr(value, "_orig_mod", value), kind.network):  # torch.compile wraps it
-            raise ValueError(
-                f"{name} must be a {kind.network.__name__} of kandinsky22, got {type(value).__name__}; save yours with "
-                "save_pretrained and pass the pipeline's folder to from_pretrained"
-            )
-        part = cls(name, None)
-        part.network = value
-        return part
+    def check_has(self, name: str) -> None:
+        """Raises `CheckpointError` where a part is None."""
+        self._part(name)
 
-    @cached_property
-    def stored(self) -> Stored[Any, Any]:
-        """The network in its folder."""
-        return Stored(self.folder, self.kind.network, self.kind.config, self.variant)
-
-    @property
-    def outline(self) -> Any:
-        """The network: on the meta device, or the one that was loaded."""
-        return self.stored.outline if self.network is None else self.network
-
-    @property
-    def config(self) -> Any:
-        """The network's configuration."""
-        return self.outline.config
-
-    @property
-    def elements(self) -> int:
-        """How many numbers the network's parameters and buffers have."""
-        return sum(value.numel() for value in self.outline.state_dict().values())
-
-    @property
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that identify the weights. Raises `CheckpointError` for a network passed in."""
-        if self.passed_in:
-            raise CheckpointError("a network that was passed in has no fingerprint; save it, and load its folder")
-        return self.stored.fingerprint
-
-    def load(self, dtype: torch.dtype, device: torch.device) -> Any:
-        """The network, in a dtype on a device: the shared one, moved there, or one read for the caller."""
-        network = self.stored.load(dtype, device) if self.network is None else self.network.to(device, dtype)
-        self.network = network if self.shared or self.passed_in else None
-        return network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the network, or of its file as long as it is not loaded."""
-        return self.stored.dtype if self.location is None else self.location[1]
-
-    @property
-    def location(self) -> tuple[torch.device, torch.dtype] | None:
-        """The device and dtype of the network, if it is loaded."""
-        if self.network is None:
-            return None
-        first = next(self.network.parameters())
-        return first.device, first.dtype
+    def _has(self, *names: str) -> bool:
+        return all(self._parts[name] is not None for name in names)
 
 
-class PriorParts:
+class PriorParts(_Parts):
     """What the prior's stage is made of, part by part. A `PriorSource`.
 
-    Raises `CheckpointError` where the parts do not fit each other.
+    Raises `CheckpointError` where the parts do not fit each other, and for a part that is None when it is needed.
     """
 
     def __init__(
         self,
         *,
-        prior: Part,
-        text_encoder: Part,
-        image_encoder: Part,
-        tokenizer: Tokenizer,
-        scheduler: Scheduler,
-        image_processor: CLIPImageProcessor,
+        prior: Part | None,
+        text_encoder: Part | None,
+        image_encoder: Part | None,
+        tokenizer: Tokenizer | None,
+        scheduler: Scheduler | None,
+        image_processor: CLIPImageProcessor | None,
     ) -> None:
-        self.prior, self.text_encoder, self.tokenizer = prior, text_encoder, tokenizer
-        self.image_encoder = image_encoder
-        self.scheduler, self._processor = scheduler.config, image_processor
-        text, dim = text_encoder.config, prior.config.embedding_dim
-        if {text.hidden_size, text.projection_dim} != {dim} or tokenizer.max_length != prior.config.num_embeddings:
+        super().__init__(
+            prior=prior,
+            text_encoder=text_encoder,
+            image_encoder=image_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            image_processor=image_processor,
+        )
+        if not self._has("prior", "text_encoder", "tokenizer"):
+            return
+        text, prior_config = self.text_encoder.config, self.prior.config
+        dim, tokens = prior_config.embedding_dim, prior_config.num_embeddings
+        if {text.hidden_size, text.projection_dim} != {dim} or self.tokenizer.max_length != tokens:
             raise CheckpointError(
                 f"prior, text encoder and tokenizer are not of one model: their embeddings have {dim}, "
-                f"{text.projection_dim} numbers, and texts {prior.config.num_embeddings}, {tokenizer.max_length} "
+                f"{text.projection_dim} numbers, and texts {tokens}, {self.tokenizer.max_length} "
                 "tokens; load them from one folder"
             )
+
+    @property
+    def prior(self) -> Part:
+        """The prior network."""
+        part: Part = self._part("prior")
+        return part
+
+    @property
+    def text_encoder(self) -> Part:
+        """CLIP's text tower."""
+        part: Part = self._part("text_encoder")
+        return part
+
+    @property
+    def image_encoder(self) -> Part:
+        """CLIP's vision tower."""
+        part: Part = self._part("image_encoder")
+        return part
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text encoder's tokenizer."""
+        tokenizer: Tokenizer = self._part("tokenizer")
+        return tokenizer
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The configuration of the noise schedule."""
+        scheduler: Scheduler = self._part("scheduler")
+        return scheduler.config
 
     @property
     def linear_prior(self) -> Part:
@@ -224,13 +235,14 @@ class PriorParts:
 
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""
-        return check_processor(self.image_encoder.folder, self._processor, self.image_encoder.config)
+        encoder = self.image_encoder
+        return check_processor(encoder.folder, self._part("image_processor"), encoder.config)
 
     @torch.no_grad()
     def zero_image_embed(self) -> Tensor:
         """The embedding of the all-zero picture, float32 [1, D]: see `zero_image.py`."""
         encoder = self.image_encoder
-        if encoder.location is None and encoder.folder.name == catalog.IMAGE_ENCODER:
+        if encoder.location is None and encoder.folder.name == catalog.IMAGE_ENCODER and encoder.folder.is_dir():
             return zero_image_embed(encoder.folder.parent)
         config: CLIPVisionConfig = encoder.config
         device, dtype = encoder.location or (torch.device("cpu"), torch.float32)
@@ -238,26 +250,69 @@ class PriorParts:
         return encoder.load(dtype, device)(zeros).float()
 
 
-class DecoderParts:
+class DecoderParts(_Parts):
     """What a decoder's stage is made of, part by part. A `DecoderSource`.
 
-    Raises `CheckpointError` where the U-Net is that of another task than `kind`.
+    Raises `CheckpointError` where the U-Net is that of another task than `kind`, and for a part that is None when it is
+    needed.
     """
 
-    def __init__(self, kind: str, *, unet: Part, movq: Part, scheduler: Scheduler) -> None:
-        self.kind, self.unet, self.movq, self.scheduler = kind, unet, movq, scheduler.config
+    def __init__(self, kind: str, *, unet: Part | None, movq: Part | None, scheduler: Scheduler | None) -> None:
+        super().__init__(unet=unet, movq=movq, scheduler=scheduler)
+        self.kind = kind
+        if unet is None:
+            return
         inputs = unet.config.in_channels, unet.config.hinted
         if inputs != CHANNELS[kind]:
             actual = next((name for name, channels in CHANNELS.items() if channels == inputs), "an unknown task")
             raise CheckpointError(f"the U-Net in {unet.folder} is that of {actual}; this pipeline needs one of {kind}")
 
+    @property
+    def unet(self) -> Part:
+        """The U-Net."""
+        part: Part = self._part("unet")
+        return part
+
+    @property
+    def movq(self) -> Part:
+        """The autoencoder."""
+        part: Part = self._part("movq")
+        return part
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The configuration of the noise schedule."""
+        scheduler: Scheduler = self._part("scheduler")
+        return scheduler.config
+
 
 def read(folder: Path, names: Iterable[str], variant: str | None = None) -> dict[str, Any]:
     """The parts of these names that a pipeline's folder has, each network as a `Part`, not yet read.
 
-    Raises `CheckpointError` for invalid parts.
+    A decoder's folder without MoVQ has that of the folder `decoder` beside it: they are the same. A part that the
+    folder was saved without is None. Raises `CheckpointError` for invalid parts.
     """
-    return {name: _read(folder / name, _kind(name), variant) for name in names if (folder / name).is_dir()}
+    parts: dict[str, Any] = {}
+    index = read_json(folder / INDEX)
+    for name in names:
+        target = folder / name
+        if name == "movq" and not target.is_dir():
+            target = folder.parent / catalog.DECODER / name
+        if index.get(name) == MISSING:
+            parts[name] = None
+        elif target.is_dir():
+            parts[name] = _read(target, _kind(name), variant)
+    return parts
+
+
+def check_variant(folder: Path, variant: str | None) -> None:
+    """Raises `CheckpointError` where no network of a pipeline's folder has a file of the variant, as in diffusers."""
+    names = [path.name for path in folder.glob("*/*") if path.is_file()]
+    if variant is not None and not any(is_variant(name, variant) for name in names):
+        raise CheckpointError(
+            f"You are trying to load the model files of the `variant={variant}`, which {folder} does not have; leave "
+            "variant out"
+        )
 
 
 def class_name(folder: Path) -> str:
@@ -268,37 +323,49 @@ def class_name(folder: Path) -> str:
     return name
 
 
-def write(folder: Path, name: str, parts: Mapping[str, Any], dtype: torch.dtype, variant: str | None = None) -> None:
-    """Write the folder of a pipeline of the class `name`, in the published layout."""
+def index_of(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline of the class `name`."""
     published = {**catalog.PRIOR_INDEX, **catalog.DECODER_INDEX}
     index: dict[str, Any] = {"_class_name": name}
     for part, value in sorted(parts.items()):
+        is_scheduler = isinstance(value, Scheduler)
+        index[part] = ["diffusers", type(value).__name__] if is_scheduler else published[_kind(part)]
+        if value is None:
+            index[part] = MISSING
+    return index
+
+
+def write(folder: Path, name: str, parts: Mapping[str, Any], variant: str | None = None) -> None:
+    """Write the folder of a pipeline of the class `name`, in the published layout, each network in its dtype."""
+    for part, value in parts.items():
         target, kind = folder / part, _kind(part)
-        index[part] = published[kind]
         if isinstance(value, Part):
-            network = value.stored.load(dtype, torch.device("cpu")) if value.network is None else value.network
-            save(target, network, dtype=dtype, name=KINDS[kind].file + (f".{variant}" if variant else ""))
-        elif kind == "tokenizer":
+            save(target, value.weights(), dtype=value.dtype, name=KINDS[kind].file + (f".{variant}" if variant else ""))
+        elif kind == "tokenizer" and value is not None:
             save_tokenizer(target, value)
-        elif kind == "scheduler":
-            index[part] = ["diffusers", type(value).__name__]
+        elif kind == "scheduler" and value is not None:
             write_json(target / SCHEDULER_FILE, value.config)
-        else:
+        elif value is not None:
             write_json(target / PROCESSOR_FILE, value.to_dict())
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index_of(name, parts))
 
 
 def as_part(name: str, value: Any) -> Any:
-    """A part that was passed in, as this package uses it. Raises `ValueError` for what is not supported."""
+    """A part that was passed in, as this package uses it; None is one to do without.
+
+    Networks, tokenizers, image processors and schedulers may be those of diffusers and transformers. Raises
+    `ValueError` for what is not supported.
+    """
     kind = _kind(name)
+    if value is None:
+        return None
     if kind in KINDS:
         return Part.of(kind, value)
     if kind == "scheduler":
         return scheduler_of(value)
-    expected: type[Any] = Tokenizer if kind == "tokenizer" else CLIPImageProcessor
-    if not isinstance(value, expected):
-        raise ValueError(f"{name} must be this package's {expected.__name__}, got {type(value).__name__}; leave it out")
-    return value
+    if kind == "tokenizer":
+        return value if isinstance(value, Tokenizer) else adopt_tokenizer(value)
+    return value if isinstance(value, CLIPImageProcessor) else adopt_image_processor(value)
 
 
 def find_prior(folder: Path) -> str:

@@ -146,6 +146,8 @@ def snapshot(
     subfolders: Sequence[str] | None = None,
     variant: str | None = None,
     local_files_only: bool = False,
+    cache: Path | None = None,
+    token: str | None = None,
     say: Say,
     hub: Hub | None = None,
 ) -> Path:
@@ -153,14 +155,15 @@ def snapshot(
 
     revision: a branch, tag or commit; without one, the pinned commit of a published repository, else `main`.
     subfolders: the networks and settings to fetch, such as "unet" (None: all of them); always in one format,
-    preferring `variant`. Without a hub, its cache is used. Raises `CheckpointError`, one sentence.
+    preferring `variant`. cache, token: the hub's cache and access token to use, instead of the client's own. Without a
+    hub, its cache is used. Raises `CheckpointError`, one sentence.
     """
     folder = expand(name)
     if folder.is_dir():
         return folder
     if not REPOSITORY_NAME.fullmatch(name):
         raise CheckpointError(f"there is no folder {name}, and it is no repository's name, which is owner/name")
-    hub = hub or _hugging_face(f"or fetch it elsewhere with `hf download {name}` and pass the folder")
+    hub = hub or _hugging_face(f"or fetch it elsewhere with `hf download {name}` and pass the folder", cache, token)
     pinned = [of.revision for parts in catalog.published().values() for of in parts.values() if of.name == name]
     revisions = [revision] if revision else [*pinned, "main"]
     cached = (hub.cached(Repository(name, revision), "model_index.json") for revision in revisions)
@@ -279,7 +282,7 @@ def _is_config(file: File) -> bool:
     return name.endswith((".json", ".txt", ".md")) and not WEIGHT_FILE.fullmatch(name)
 
 
-def _hugging_face(otherwise: str) -> Hub:
+def _hugging_face(otherwise: str, cache: Path | None = None, token: str | None = None) -> Hub:
     """The Hugging Face hub. Raises `CheckpointError` without its client; `otherwise` is what else can be done."""
     try:
         import huggingface_hub  # noqa: F401
@@ -289,7 +292,7 @@ def _hugging_face(otherwise: str) -> Hub:
         ) from None
     from kandinsky22.checkpoints.hugging_face import HuggingFace
 
-    return HuggingFace()
+    return HuggingFace(cache=cache, token=token)
 
 
 @contextmanager

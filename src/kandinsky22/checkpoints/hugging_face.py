@@ -26,7 +26,9 @@ LARGE = 10 << 20  # bytes of a file that is worth resuming
 
 @dataclass(frozen=True, slots=True)
 class HuggingFace:
-    """The hub at `endpoint` and the cache in `cache`; None uses the client's environment (HF_ENDPOINT, HF_HOME).
+    """The hub at `endpoint`, the cache in `cache` and the access token; None uses the client's environment.
+
+    That is HF_ENDPOINT, HF_HOME and HF_TOKEN.
 
     quiet: show no progress bars.
     """
@@ -34,6 +36,7 @@ class HuggingFace:
     endpoint: str | None = None
     cache: Path | None = None
     quiet: bool = False
+    token: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -62,7 +65,9 @@ class HuggingFace:
 
         self._check_reachable()
         with _translate_errors():
-            info = HfApi(endpoint=self.endpoint).model_info(name, revision=revision, files_metadata=True)
+            info = HfApi(endpoint=self.endpoint, token=self.token).model_info(
+                name, revision=revision, files_metadata=True
+            )
         files = (File(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in info.siblings or ())
         return Repository(name, info.sha or revision, tuple(files))
 
@@ -81,6 +86,7 @@ class HuggingFace:
                     revision=repository.revision,
                     cache_dir=self.folder,
                     endpoint=self.endpoint,
+                    token=self.token,
                 )
             )
 
@@ -113,14 +119,14 @@ class HuggingFace:
                     os.link(twin.resolve(), content)
                     return
             url = hf_hub_url(repository.name, file.path, revision=repository.revision, endpoint=self.endpoint)
-            offered = get_hf_file_metadata(url, endpoint=self.endpoint).etag
+            offered = get_hf_file_metadata(url, endpoint=self.endpoint, token=self.token).etag
             if offered != file.sha256:
                 raise CheckpointError(
                     f"{file.path} of {repository.name} is not the file that was published: the hub offers {offered}, "
                     f"not {file.sha256}; nothing was fetched"
                 )
             headers = {"accept-encoding": "identity"}
-            if token := get_token():  # the client does not send it to where the hub redirects
+            if token := self.token or get_token():  # the client does not send it to where the hub redirects
                 headers["authorization"] = f"Bearer {token}"
             with part.open("ab") as to:
                 if to.tell() > file.bytes:

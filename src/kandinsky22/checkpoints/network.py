@@ -38,6 +38,7 @@ C_co = TypeVar("C_co", bound=Config, covariant=True)
 
 MAX_HASHED_BYTES = 64 << 20  # of larger files, the fingerprint reads the header and samples
 SAMPLES = 256
+DTYPE_KEY = "dtype"  # of a configuration: what transformers from version 5 loads the network in; it identifies nothing
 SPARE = 64  # tensors that a network may allocate beside those of its file
 INITIALISERS = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
@@ -180,7 +181,8 @@ class Stored(Generic[N, C]):
         SHA-256 over the configuration and the file; of large files, over their header, size and evenly spread samples,
         so that it takes no time for five gigabytes either.
         """
-        digest = hashlib.sha256(json.dumps(read_json(self.folder / "config.json"), sort_keys=True).encode())
+        config = {key: value for key, value in read_json(self.folder / "config.json").items() if key != DTYPE_KEY}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for path in [self.path, *weight_files(self.path)] if self.path.suffix == ".json" else [self.path]:
             size = path.stat().st_size
             with path.open("rb") as file:
@@ -198,7 +200,10 @@ class Stored(Generic[N, C]):
 def save(folder: Path, network: nn.Module, *, dtype: torch.dtype, name: str = WEIGHT_NAMES[0]) -> None:
     """Write a network and its `config.json` in the published layout."""
     config: Config = network.config  # type: ignore[assignment]  # each of this package's networks has one
-    write_json(folder / "config.json", config.to_dict())
+    values = config.to_dict()
+    if "model_type" in values:  # of transformers, which would load it in the dtype of the file, unlike diffusers
+        values[DTYPE_KEY] = "float32"
+    write_json(folder / "config.json", values)
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
     with atomic_write(folder / f"{name}.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})

@@ -11,6 +11,12 @@ WEIGHT_FILE = re.compile(
 """A file of a network's weights, one of several (a shard), or the index of several."""
 
 
+def is_variant(name: str, variant: str) -> bool:
+    """Whether a file's name is that of weights of a variant."""
+    match = WEIGHT_FILE.fullmatch(name)
+    return match is not None and variant in (match["variant"], match["variant_of_shard"], match["variant_of_index"])
+
+
 def choose_weights(names: Iterable[str], variant: str | None = None) -> list[str]:
     """The files of one copy of a network's weights among a folder's file names; empty if there are none.
 

@@ -1,7 +1,6 @@
 """`kandinsky22 serve`: a server for programs that paint over HTTP. Imports the server and what it needs only here."""
 
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_options import whole_number
 from kandinsky22.cli.options import Parser
+from kandinsky22.console import echo
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -89,8 +89,8 @@ def _change_keys(folder: Path, options: dict[str, Any]) -> int:
         scopes = options.get("scopes", "paint").split(",")
         if unknown := set(scopes) - set(SCOPES):
             raise ValueError(f"there is no scope {min(unknown)!r}; there are {', '.join(SCOPES)}")
-        print(store.add_key(options["add_key"], scopes, options.get("max_jobs", MAX_JOBS)))
-        print("this key is shown only once; send it as Authorization: Bearer KEY", file=sys.stderr)
+        echo(store.add_key(options["add_key"], scopes, options.get("max_jobs", MAX_JOBS)))
+        echo("this key is shown only once; send it as Authorization: Bearer KEY", error=True)
     return 0
 
 
@@ -139,7 +139,7 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         aliases="exact_names" not in options,
         close=partial(pool.close, END_SECONDS),
     )
-    print(f"kandinsky22 serves {model} at http://{host}:{port}", file=sys.stderr, flush=True)
+    echo(f"kandinsky22 serves {model} at http://{host}:{port}", error=True)
     run_server(app, queue, host, port)
     return 0
 

@@ -1,6 +1,5 @@
 """Displays the events of a request: in a terminal progress bars and previews of the picture, elsewhere plain lines."""
 
-import io
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from kandinsky22.console import echo, printable
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Preview, Progress, Result, Started
 from kandinsky22.request.parts import describe
+from kandinsky22.request.picture_file import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -159,7 +159,6 @@ class Terminal:
 
     def show(self, event: Event) -> None:
         """Update the display for an event."""
-        from PIL import Image
         from rich.text import Text
 
         match event:
@@ -174,7 +173,7 @@ class Terminal:
                     self.tasks[stage] = self.bars.add_task(stage)
                 self.bars.update(self.tasks[stage], completed=i, total=n)
                 if preview is not None:
-                    self.blocks = HalfBlocks([Image.open(io.BytesIO(preview)).resize(self.size)])
+                    self.blocks = HalfBlocks([read_picture(preview, name="a preview").resize(self.size)])
             case Result(pictures, _, seconds):
                 self.blocks = HalfBlocks([picture.image for picture in pictures]) if self.in_colour else None
                 self.console.print(f"painted in {seconds:.1f} s")

@@ -168,6 +168,11 @@ class Denoiser(Generic[R]):
         """The predictions for one request, as `diffusion.sample` takes them."""
         return lambda x, t: self([key], x, torch.full((len(x),), t))
 
+    def change(self, key: Hashable, guidance: Guidance[R]) -> None:
+        """Continue a request with another guidance of as many pictures."""
+        if guidance is not self.guidance[key]:
+            self.guidance[key], self._layout = guidance, None
+
     def forget(self, key: Hashable) -> None:
         """Remove a request, and free what was computed for it."""
         self.guidance.pop(key, None)

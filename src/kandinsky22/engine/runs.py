@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,19 @@ class StartState(NamedTuple):
         return cls(schedule.add_noise(clean, noise, timesteps[0]), timesteps, noise)
 
 
+class KnownRegion(Protocol):
+    """What inpainting keeps, as a run uses it."""
+
+    @property
+    def channels(self) -> Tensor:
+        """The channels that an inpainting U-Net gets beside its state, [1 or n, 5, h, w]: masked latents, mask."""
+        ...
+
+    def constraint(self, start: StartState, schedule: NoiseSchedule) -> Constrain:
+        """Keeps the known latents: at timestep t noised with the noise of the start, at the end (t < 0) clean."""
+        ...
+
+
 class InpaintCondition(NamedTuple):
     """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and a mask [1 or n, 1, h, w] (1:
     known)."""
@@ -60,10 +73,13 @@ class InpaintCondition(NamedTuple):
         return constrain
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run(Generic[R]):
     """A sampler ready to run: its number of steps, its guidance, and in every how many calls the network's deeper
-    levels are computed (`reuse`)."""
+    levels are computed (`reuse`).
+
+    A constraint of the job may assign another guidance of as many pictures, which holds from the next step on.
+    """
 
     job: Job
     steps: int
@@ -89,6 +105,7 @@ def run_sampler(
     """Run a sampler to its end; returns the final state. Raises `FloatingPointError` if that is not finite."""
     denoiser: Denoiser[R] = Denoiser(network, schedule, {0: run.guidance}, dtype, {0: run.reuse})
     for i, now in enumerate(sample(run.job.sampler, denoiser.alone(0), run.job.constrain), 1):
+        denoiser.change(0, run.guidance)
         yield Step(i, run.steps, now.x)
     check_finite(now.x, stage, dtype)
     return now.x

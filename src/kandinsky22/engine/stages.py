@@ -20,7 +20,7 @@ from kandinsky22.diffusion.denoiser import Guidance
 from kandinsky22.engine import preview
 from kandinsky22.engine.placement import Networks
 from kandinsky22.engine.preview import LatentPreview
-from kandinsky22.engine.runs import Constrain, InpaintCondition, Run, StartState, Step, run_sampler
+from kandinsky22.engine.runs import Constrain, InpaintCondition, KnownRegion, Run, StartState, Step, run_sampler
 from kandinsky22.files import cache_dir
 from kandinsky22.generators import drain
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
@@ -138,18 +138,29 @@ class PriorStage:
 
         texts and negative: row indices into `prompts`, so that each prompt is encoded once however often it is used.
         """
-        device = start.x.device
+        guidance = self.guidance(prompts, texts, negative, weight, start.timesteps)
+        job = Job(SAMPLERS[sampler](self.schedule, start.x, start.timesteps, noise), constrain)
+        return Run(job, len(start.timesteps), guidance)
+
+    def guidance(
+        self,
+        prompts: Prefix,
+        texts: Sequence[int],
+        negative: Sequence[int],
+        weight: float | Tensor,
+        timesteps: Sequence[int],
+    ) -> Guidance[Prefix]:
+        """The conditions of a run that visits `timesteps`; the other arguments as in `prepare_run`."""
+        device = prompts.mask.device
         weights = torch.as_tensor(weight, dtype=torch.float32, device=device).expand(len(texts))
         uncond = [row for row, w in zip(negative, weights.tolist(), strict=True) if w != 1]
         used = list(dict.fromkeys([*texts, *uncond]))
-        cached = self.network.precompute_timesteps(prompts[torch.tensor(used, device=device)], start.timesteps)
+        cached = self.network.precompute_timesteps(prompts[torch.tensor(used, device=device)], timesteps)
 
         def rows(indices: Sequence[int]) -> Prefix:
             return cached[torch.tensor([used.index(row) for row in indices], device=device)]
 
-        guidance = Guidance(rows(texts), rows(uncond) if uncond else None, weights)
-        job = Job(SAMPLERS[sampler](self.schedule, start.x, start.timesteps, noise), constrain)
-        return Run(job, len(start.timesteps), guidance)
+        return Guidance(rows(texts), rows(uncond) if uncond else None, weights)
 
     def sample(self, run: Run[Prefix]) -> Generator[Step, None, Tensor]:
         """Run the prior; returns image embeddings [n, D] in CLIP's space."""
@@ -224,7 +235,7 @@ class DecoderStage:
         noise: Draw,
         *,
         hint: Tensor | None = None,
-        inpaint: InpaintCondition | None = None,
+        inpaint: KnownRegion | None = None,
         constrain: Constrain = keep,
         interval: tuple[float, float] = (0, 1),
         reuse: int = 1,
@@ -233,6 +244,27 @@ class DecoderStage:
 
         hint: [1 or n, 3, H, W] in [0, 1], of the computed size. inpaint: its constraint is applied before `constrain`.
         interval, reuse: as in `request.Sampling`.
+        """
+        masked = None if inpaint is None else inpaint.channels
+        guidance = self.guidance(embeds, weight, start.timesteps, hint=hint, masked=masked, interval=interval)
+        if inpaint is not None:
+            constrain = _chain(inpaint.constraint(start, self.schedule), constrain)
+        job = Job(SAMPLERS[sampler](self.schedule, start.x, start.timesteps, noise), constrain)
+        return Run(job, len(start.timesteps), guidance, reuse)
+
+    def guidance(
+        self,
+        embeds: Embeds,
+        weight: float | Tensor,
+        timesteps: Sequence[int],
+        *,
+        hint: Tensor | None = None,
+        masked: Tensor | None = None,
+        interval: tuple[float, float] = (0, 1),
+    ) -> Guidance[UNetCondition]:
+        """The conditions of a run that visits `timesteps`.
+
+        masked: `InpaintCondition.channels`; the other arguments as in `prepare_run`.
         """
         n = len(embeds.image)
         dtype, device = self.networks.dtype, self.networks.device
@@ -243,17 +275,13 @@ class DecoderStage:
         def expand(maps: Tensor) -> Tensor:
             return maps.expand(n, -1, -1, -1).repeat(len(image_embeds) // n, 1, 1, 1).to(device, dtype)
 
-        hint, masked = (None if maps is None else expand(maps) for maps in (hint, inpaint and inpaint.channels))
+        hint, masked = (None if maps is None else expand(maps) for maps in (hint, masked))
         conditioned = self.unet.condition(image_embeds.to(device, dtype), hint=hint, masked=masked)
-        conditioned = self.unet.precompute_timesteps(conditioned, start.timesteps)
+        conditioned = self.unet.precompute_timesteps(conditioned, timesteps)
         cond, uncond = conditioned[:n], conditioned[-n:]
         if negative is None:
             weights = torch.ones_like(weights)
-        if inpaint is not None:
-            constrain = _chain(inpaint.constraint(start, self.schedule), constrain)
-        job = Job(SAMPLERS[sampler](self.schedule, start.x, start.timesteps, noise), constrain)
-        guidance = Guidance.of(cond, uncond, weights, self.schedule.timestep_interval(*interval))
-        return Run(job, len(start.timesteps), guidance, reuse)
+        return Guidance.of(cond, uncond, weights, self.schedule.timestep_interval(*interval))
 
     def sample(self, run: Run[UNetCondition]) -> Generator[Step, None, Tensor]:
         """Run the U-Net; returns finished latents [n, 4, h, w]."""

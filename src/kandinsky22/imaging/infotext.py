@@ -18,6 +18,7 @@ from PIL import Image
 from kandinsky22.imaging.images import RECIPE
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
+from kandinsky22.request.picture_file import WEB_FORMATS, open_picture
 
 Format = Literal["png", "jpeg", "webp"]
 PARAMETERS = "parameters"
@@ -74,7 +75,7 @@ def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> 
     """
     if format == "png":
         return png[:IHDR_END] + _text_chunk(PARAMETERS, text) + png[IHDR_END:]
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+    with open_picture(png, formats=("PNG",)) as image:
         image.load()  # text after the pixels is read only then
         recipe, xmp = getattr(image, "text", {}).get(RECIPE), image.info.get("xmp")
         file = io.BytesIO()
@@ -86,7 +87,7 @@ def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> 
 def read(file: bytes) -> dict[str, str]:
     """The texts in a picture's metadata by name, "parameters" among them. Raises `ValueError` for no such picture."""
     try:
-        with Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
+        with open_picture(file, formats=WEB_FORMATS) as image:
             if image.format == "PNG":
                 image.load()  # text after the pixels is read only then
             texts = {name: str(value) for name, value in getattr(image, "text", {}).items()}

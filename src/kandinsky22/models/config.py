@@ -5,7 +5,7 @@ describes the one architecture there is, and is checked instead of stored.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -45,16 +45,33 @@ def _is_sensible(value: Any) -> bool:
 
 
 class Network(nn.Module):
-    """Base of the published networks: adds the `dtype` that programs written for diffusers read."""
+    """Base of the published networks: adds the `dtype` and `device` that programs written for diffusers read."""
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first parameter."""
         return next(self.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter."""
+        return next(self.parameters()).device
 
-class Config:
-    """Mixin of the frozen configuration dataclasses: `from_dict` and `to_dict` over the published key names."""
+
+class Config(Mapping[str, Any]):
+    """Mixin of the frozen configuration dataclasses: `from_dict` and `to_dict` over the published key names.
+
+    It is also the mapping that `to_dict` returns, which programs written for diffusers read.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
 
     def architecture(self) -> Mapping[str, Any]:
         """The published keys that describe the architecture itself, with the only values it is built with."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 import tokenizers
 import torch
-from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -67,6 +67,17 @@ class Tokenizer:
         ids = torch.tensor(rows, dtype=torch.int64).view(-1, self.max_length)
         mask = torch.arange(self.max_length) < torch.tensor(lengths).view(-1, 1)
         return Tokens(ids, mask, tuple(dropped))
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """The ids of a prompt of any length, start and end included, without padding."""
+        return [self.start, *self._backend.encode(prompt).ids, self.end]
+
+    def text_of(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of ids; special: with start and end. Words are separated by one space."""
+        tokens = {i: token for token, i in self.vocab.items()}
+        chosen = [tokens[i] for i in ids if special or i not in (self.start, self.end)]
+        words = "".join(token + WORD_END if token in (START, END) else token for token in chosen).split(WORD_END)
+        return " ".join(decoders.ByteLevel().decode([word]) for word in words if word)
 
 
 def learn(captions: Iterable[str], size: int, max_length: int) -> Tokenizer:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kandinsky22.engine.runs import repeat_rows
 from kandinsky22.imaging.canvas import Canvas
+from kandinsky22.pipelines.pixels import eight_bit
 from kandinsky22.request import Text, limits
 
 
@@ -108,7 +109,7 @@ def prior_images(image: Any) -> list[Image.Image] | Tensor:
     """
     listed = list(image) if isinstance(image, list | tuple) else [image]
     if listed and all(isinstance(item, Image.Image) and min(item.size) for item in listed):
-        return listed
+        return list(map(eight_bit, listed))
     if listed and all(isinstance(item, Tensor) and item.ndim in (2, 4) for item in listed):
         return as_batch("image", listed)
     raise ValueError("image must be PIL pictures, tensors of pixels [B, 3, S, S], or embeddings [B, D]")

@@ -8,7 +8,7 @@ from kandinsky22.pipelines.combined import (
     KandinskyV22Img2ImgCombinedPipeline,
     KandinskyV22InpaintCombinedPipeline,
 )
-from kandinsky22.pipelines.pipeline import Pipeline
+from kandinsky22.pipelines.pipeline import DiffusionPipeline
 
 
 class AutoPipeline:
@@ -18,12 +18,12 @@ class AutoPipeline:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_or_path: Any, **kwargs: Any) -> CombinedPipeline:
-        """The pipeline of a decoder's folder or repository and of its prior; see `Pipeline.from_pretrained`."""
+        """The pipeline of a decoder and its prior; see `DiffusionPipeline.from_pretrained`."""
         return cls.PIPELINE.from_pretrained(pretrained_model_or_path, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: Pipeline, **parts: Any) -> CombinedPipeline:
-        """The pipeline that shares another's parts; see `Pipeline.from_pipe`."""
+    def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> CombinedPipeline:
+        """The pipeline that shares another's parts; see `DiffusionPipeline.from_pipe`."""
         return cls.PIPELINE.from_pipe(pipeline, **parts)
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from kandinsky22.checkpoints.components import PREFIX
+from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.engine.stages import Embeds
 from kandinsky22.pipelines.arguments import one_per_row
 from kandinsky22.pipelines.decoder import (
@@ -15,11 +16,11 @@ from kandinsky22.pipelines.decoder import (
     KandinskyV22Pipeline,
 )
 from kandinsky22.pipelines.outputs import ImagePipelineOutput
-from kandinsky22.pipelines.pipeline import Pipeline, calls_run
+from kandinsky22.pipelines.pipeline import DiffusionPipeline, calls_run
 from kandinsky22.pipelines.prior import KandinskyV22PriorPipeline
 
 
-class CombinedPipeline(Pipeline):
+class CombinedPipeline(DiffusionPipeline):
     """What the combined pipelines have in common: `prior_pipe`, whose parts are called prior_..., and `decoder_pipe`.
 
     The same generator draws for the prior and then for the decoder.
@@ -27,6 +28,7 @@ class CombinedPipeline(Pipeline):
 
     PARTS = (*DecoderPipeline.PARTS, *(PREFIX + name for name in KandinskyV22PriorPipeline.PARTS))
     DECODER: ClassVar[type[DecoderPipeline]]
+    _load_connected_pipes = True
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class CombinedPipeline(Pipeline):
             prior_image_processor,
         )
         self.decoder_pipe = self.DECODER(unet, scheduler, movq)
-        self.place(self.decoder_pipe.device, self.decoder_pipe.dtype)
+        self._check_fit()
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class CombinedPipeline(Pipeline):
         mask_image: Any = None,
         **decoder_arguments: Any,
     ) -> ImagePipelineOutput:
+        self._check_fit()
         prior_call = self.prior_pipe.prior_call(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -114,7 +117,19 @@ class CombinedPipeline(Pipeline):
         embeds = self.prior_pipe.output(self.prior_pipe.sample(prior_call))
         return self.decoder_pipe.paint(decoder_call, Embeds(*embeds.to_tuple()), output_type)
 
-    def _owner(self, name: str) -> Pipeline:
+    def _check_fit(self) -> None:
+        """Raises `CheckpointError` where the decoder cannot take the prior's embeddings."""
+        unet, prior = self.parts["unet"], self.parts[PREFIX + "prior"]
+        if unet is None or prior is None:
+            return
+        takes, makes = unet.config.encoder_hid_dim, prior.config.embedding_dim
+        if takes != makes:
+            raise CheckpointError(
+                f"the prior makes embeddings of {makes} numbers and the decoder takes {takes}: they are not of one "
+                "model; load both from one model's folders"
+            )
+
+    def _owner(self, name: str) -> DiffusionPipeline:
         return self.prior_pipe if name.startswith(PREFIX) else self.decoder_pipe
 
 

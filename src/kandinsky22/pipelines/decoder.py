@@ -1,7 +1,6 @@
 """The pipelines of the decoders: image embeddings become pictures."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -13,11 +12,11 @@ from kandinsky22.imaging.pixels import to_image
 from kandinsky22.pipelines import pixels
 from kandinsky22.pipelines.arguments import as_batch, computed_size
 from kandinsky22.pipelines.outputs import ImagePipelineOutput
-from kandinsky22.pipelines.pipeline import Pipeline, calls_run
+from kandinsky22.pipelines.pipeline import DiffusionPipeline, calls_run
 from kandinsky22.pipelines.runs import DecoderCall, decoder_run
 
 
-class DecoderPipeline(Pipeline):
+class DecoderPipeline(DiffusionPipeline):
     """What the pipelines of the decoders have in common.
 
     Sides are rounded up to multiples of 64, as diffusers rounds them for text to image. Guidance of 1 or less works
@@ -35,10 +34,19 @@ class DecoderPipeline(Pipeline):
         super().__init__({"unet": unet, "scheduler": scheduler, "movq": movq})
         DecoderParts(self.KIND, **self.parts)  # raises where the U-Net is another task's
 
-    @cached_property
+    @property
     def stage(self) -> DecoderStage:
         """The engine's stage for these parts."""
-        return DecoderStage(DecoderParts(self.KIND, **self.parts), self.networks)
+        networks = self.networks
+        self._stage = self._stage or DecoderStage(DecoderParts(self.KIND, **self.parts), networks)
+        stage: DecoderStage = self._stage
+        return stage
+
+    @property
+    def movq_scale_factor(self) -> int:
+        """Pixels per cell of the latents, along each side."""
+        factor: int = DecoderParts(self.KIND, **self.parts).movq.config.factor
+        return factor
 
     def run(
         self, *, image_embeds: Any, negative_image_embeds: Any, output_type: str, **arguments: Any
@@ -87,7 +95,7 @@ class DecoderPipeline(Pipeline):
             options=self.stage_options(**options),
         )
         num_timesteps = call.check(self.stage, None if isinstance(embeds, int) else embeds)
-        self.guidance_scale, self.num_timesteps = call.options.guidance_scale, num_timesteps
+        self._guidance_scale, self._num_timesteps = call.options.guidance_scale, num_timesteps
         return call
 
     def paint(self, call: DecoderCall, embeds: Embeds, output_type: str) -> ImagePipelineOutput:

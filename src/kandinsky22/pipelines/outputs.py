@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 class Output(Mapping[str, Any]):
     """A result whose values are read by attribute, name or index, as a tuple, or unpacked with `**`."""
@@ -35,3 +37,20 @@ class KandinskyPriorPipelineOutput(Output):
 
     image_embeds: Any
     negative_image_embeds: Any
+
+
+class PartOutput(Output):
+    """What a part returns to a program that calls it, under the names of diffusers and transformers."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"this result has {', '.join(self)}, not {name}")
+
+    def to(self, *args: Any, **kwargs: Any) -> "PartOutput":
+        """With all tensors on another device; those of real numbers also in another dtype."""
+        moved = {name: value.to(*args, **kwargs) for name, value in self.items() if value.is_floating_point()}
+        devices = [arg for arg in (*args, kwargs.get("device")) if arg is not None and not isinstance(arg, torch.dtype)]
+        rest = {name: value.to(*devices) if devices else value for name, value in self.items() if name not in moved}
+        return PartOutput(**{name: (moved | rest)[name] for name in self})

@@ -6,6 +6,7 @@ torch, numpy and PIL; no network and no request.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -19,12 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kandinsky22.request.limits import MAX_FILE_BYTES, check_size
+from kandinsky22.request.picture import to_eight_bit
 from kandinsky22.request.picture_file import PictureError, read_picture
 
 ACCEPTED_IMAGES = (
     "a PIL picture, an array [H, W, 3] of whole numbers from 0 to 255, or a tensor [3, H, W] or [B, 3, H, W]"
 )
 OVERSHOOT = 0.01  # how far resizing with a filter may go outside [0, 1]
+DECODED_OVERSHOOT = 1.0  # how far a decoded picture may go outside [-1, 1]
 
 
 def load_image(image: Any, convert_method: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
@@ -41,6 +44,8 @@ def load_image(image: Any, convert_method: Callable[[Image.Image], Image.Image] 
             raise ValueError(f"cannot fetch {image}: {error}; save the picture and give its file") from error
         opened = _open(data, image)
     elif isinstance(image, str | Path):
+        if lost := re.match(r"(https?):/(?=[^/])", str(image)):
+            raise ValueError(f"the address {image} lacks a slash; it starts with {lost[1]}://, and must be no Path")
         if not Path(image).exists():
             raise ValueError(
                 f"there is no picture {image}; give a file, or an address that starts with http:// or https://"
@@ -50,8 +55,13 @@ def load_image(image: Any, convert_method: Callable[[Image.Image], Image.Image] 
         opened = image
     else:
         raise ValueError(f"a picture is a file, an http(s) address or a PIL picture, got {type(image).__name__}")
-    upright = ImageOps.exif_transpose(opened)
+    upright = eight_bit(ImageOps.exif_transpose(opened))
     return convert_method(upright) if convert_method else upright.convert("RGB")
+
+
+def eight_bit(image: Image.Image, *, mask: bool = False) -> Image.Image:
+    """A picture of integers or of real numbers in eight bits, which other conversions clip; others as they are."""
+    return to_eight_bit(image, mask) if image.mode == "F" or image.mode.startswith("I") else image
 
 
 def to_pixels(images: Any, height: int, width: int, *, unit_range: bool, latent_channels: int = 0) -> Tensor:
@@ -96,10 +106,10 @@ def to_arrays(pixels: Tensor) -> np.ndarray:
     return arrays
 
 
-def check_range(values: Tensor, name: str, low: float, high: float) -> None:
-    """Raises `ValueError` for values outside [low, high] and for NaN."""
+def check_range(values: Tensor, name: str, low: float, high: float, overshoot: float) -> None:
+    """Raises `ValueError` for values further outside [low, high] than `overshoot`, and for NaN."""
     smallest, largest = float(values.min()), float(values.max())
-    if not (low <= smallest and largest <= high):
+    if not (low - overshoot <= smallest and largest <= high + overshoot):
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {smallest:g} to {largest:g}; scale it first")
 
 
@@ -127,7 +137,7 @@ def _image_pixels(image: Any, height: int, width: int, unit_range: bool, latent_
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         check_size("the picture", image.height, image.width)
-        sized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, reducing_gap=1)
+        sized = eight_bit(image).convert("RGB").resize((width, height), Image.Resampling.BICUBIC, reducing_gap=1)
         levels = np.asarray(sized, np.float32).transpose(2, 0, 1)
         values = torch.from_numpy(np.ascontiguousarray(levels))[None]  # another memory layout rounds differently
         # Each as in the published pipeline: the two round differently, and inpainting amplifies that.
@@ -145,7 +155,7 @@ def _image_pixels(image: Any, height: int, width: int, unit_range: bool, latent_
             raise ValueError("latents to start from must be finite numbers; check what computed them")
         return rows.float()
     resized = F.interpolate(rows.float(), size=(height, width))
-    check_range(resized, "image", -1, 1)
+    check_range(resized, "image", -1, 1, DECODED_OVERSHOOT)
     return resized * 2 - 1 if unit_range and float(resized.min()) >= 0 else resized
 
 
@@ -153,7 +163,7 @@ def _mask_values(mask: Any, height: int, width: int) -> Tensor:
     """A mask's values [B, 1, H, W], a copy."""
     if isinstance(mask, Image.Image):
         check_size("the mask", mask.height, mask.width)
-        sized = mask.resize((width, height), Image.Resampling.LANCZOS).convert("L")
+        sized = eight_bit(mask, mask=True).resize((width, height), Image.Resampling.LANCZOS).convert("L")
         return torch.from_numpy(np.asarray(sized, np.float32) / 255)[None, None]
     if isinstance(mask, np.ndarray):
         shape: Sequence[int] = [side for side in mask.shape if side != 1] if mask.ndim > 2 else mask.shape

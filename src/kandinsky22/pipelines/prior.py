@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +14,12 @@ from kandinsky22.engine.runs import draw_noise_only, repeat_rows, weighted_sum
 from kandinsky22.engine.stages import Embeds, PriorStage
 from kandinsky22.pipelines.arguments import interpolation_weights, prior_images, prompt_list
 from kandinsky22.pipelines.outputs import KandinskyPriorPipelineOutput
-from kandinsky22.pipelines.pipeline import Pipeline, calls_run
+from kandinsky22.pipelines.pipeline import DiffusionPipeline, calls_run
+from kandinsky22.pipelines.pixels import eight_bit
 from kandinsky22.pipelines.runs import PriorCall, prior_run
 
 
-class PriorPipeline(Pipeline):
+class PriorPipeline(DiffusionPipeline):
     """What both pipelines of the prior have in common.
 
     Raises `CheckpointError` for parts that do not fit each other.
@@ -41,10 +41,18 @@ class PriorPipeline(Pipeline):
         super().__init__(dict(zip(self.PARTS, parts, strict=True)))
         PriorParts(**self.parts)  # raises where they do not fit each other
 
-    @cached_property
+    @property
     def stage(self) -> PriorStage:
         """The engine's stage for these parts."""
-        return PriorStage(PriorParts(**self.parts), self.networks)
+        networks = self.networks
+        self._stage = self._stage or PriorStage(PriorParts(**self.parts), networks)
+        stage: PriorStage = self._stage
+        return stage
+
+    def get_zero_embed(self, batch_size: int = 1, device: Any = None) -> Tensor:
+        """The embedding of the all-zero picture, the default negative one, [batch_size, D]."""
+        embed = self.stage.zero_image_embed.to(device, self.networks.weight_dtype)
+        return embed.repeat(batch_size, 1)
 
     def run(self, *, output_type: str, **arguments: Any) -> KandinskyPriorPipelineOutput:
         return self.output(self.sample(self.prior_call(output_type=output_type, **arguments)), output_type)
@@ -109,7 +117,10 @@ class PriorPipeline(Pipeline):
             start=start,
             options=self.stage_options(output_type=output_type, **options),
         )
-        self.guidance_scale, self.num_timesteps = call.options.guidance_scale, call.check(self.stage)
+        num_timesteps = call.check(self.stage)
+        if not call.negative_prompts:  # the image encoder makes the negative embedding
+            PriorParts(**self.parts).check_has("image_encoder")
+        self._guidance_scale, self._num_timesteps = call.options.guidance_scale, num_timesteps
         for dropped in filter(None, self.stage.tokenizer([*call.prompts, *call.negative_prompts]).dropped):
             text = f"the prompt is too long for this model; it does not see: {printable(dropped)}"
             warnings.warn(text, stacklevel=5)
@@ -124,7 +135,9 @@ class PriorPipeline(Pipeline):
         """The embeddings of one item of `interpolate`: sampled for a prompt's call, encoded for a picture or pixels."""
         if isinstance(item, PriorCall):
             return self.sample(item).image
-        encoded = self.stage.encode_pixels(item) if isinstance(item, Tensor) else self.stage.encode_images([item])
+        encoded = (
+            self.stage.encode_pixels(item) if isinstance(item, Tensor) else self.stage.encode_images([eight_bit(item)])
+        )
         return repeat_rows(encoded, repeats)
 
     def output(self, embeds: Embeds, output_type: str = "pt") -> KandinskyPriorPipelineOutput:
@@ -132,7 +145,10 @@ class PriorPipeline(Pipeline):
         image, negative = embeds
         negative = self.stage.zero_image_embed.repeat(len(image), 1) if negative is None else negative
         both = [part.to(self.networks.weight_dtype) for part in (image, negative)]
-        return KandinskyPriorPipelineOutput(*(part.cpu().numpy() if output_type == "np" else part for part in both))
+        if output_type == "np":  # numpy has no bfloat16
+            arrays = (part.float() if part.dtype == torch.bfloat16 else part for part in both)
+            return KandinskyPriorPipelineOutput(*(part.cpu().numpy() for part in arrays))
+        return KandinskyPriorPipelineOutput(*both)
 
 
 class KandinskyV22PriorPipeline(PriorPipeline):

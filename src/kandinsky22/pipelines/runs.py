@@ -5,8 +5,8 @@ row) draws for all rows: the start state, then once after every step. `PriorCall
 have a `check`, which raises `ValueError` before any network runs; the runs expect checked calls.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,10 +66,11 @@ class StageOptions:
         shared = SharedNoise(list(self.generator)[:rows] if several else self.generator)
         return lambda x: shared.draw(tuple(x.shape), dtype, x.device).to(x.dtype)
 
-    def check_run(self, schedule: NoiseSchedule, *, from_noise: bool, shape: tuple[int, ...]) -> int:
+    def check_run(self, schedule: NoiseSchedule, *, from_noise: bool, shape: tuple[int, ...], rows: str) -> int:
         """The number of steps of a run whose state has `shape`, from noise or from an image noised to `strength`.
 
-        Raises `ValueError` if there are none, and for generators and latents that do not fit.
+        rows: what the rows are, for messages. Raises `ValueError` if there are no steps, and for generators and latents
+        that do not fit.
         """
         limits.check_count("num_images_per_prompt times the prompts", shape[0], MAX_ROWS)
         timesteps = schedule.timesteps(self.steps) if from_noise else schedule.timesteps(self.steps, self.strength)
@@ -81,7 +82,8 @@ class StageOptions:
                 )
         if several and len(self.generator) not in (1, shape[0]):
             raise ValueError(
-                f"got {len(self.generator)} generators for {shape[0]} rows; pass one generator, or one for each row"
+                f"got {len(self.generator)} generators for {shape[0]} rows ({rows}); pass one generator, or one for "
+                "each row"
             )
         if self.latents is not None:
             if not isinstance(self.latents, Tensor) or tuple(self.latents.shape) != shape:
@@ -119,6 +121,10 @@ class PriorCall:
         """Rows of the run: the embeddings of the negative prompts are sampled too."""
         return self.images + self.options.images_per_prompt * len(self.negative_prompts)
 
+    def weights(self, weight: float, device: torch.device) -> Tensor:
+        """The guidance weight of each row: those of negative prompts are not guided."""
+        return torch.tensor([weight] * self.images + [1.0] * (self.rows - self.images), device=device)
+
     def check(self, stage: PriorStage) -> int:
         """The number of steps. Raises `ValueError` for arguments that do not fit each other or this prior."""
         prompts, negatives = len(self.prompts), len(self.negative_prompts)
@@ -131,7 +137,8 @@ class PriorCall:
         if isinstance(self.start, Tensor) and self.start.ndim == 2 and self.start.shape[1] != stage.dim:
             raise ValueError(f"embeddings as image must be [B, {stage.dim}], got {list(self.start.shape)}")
         shape = self.rows, stage.dim
-        return self.options.check_run(stage.schedule, from_noise=self.start is None, shape=shape)
+        described = f"{prompts} prompts, {negatives} negative prompts, {self.options.images_per_prompt} of each"
+        return self.options.check_run(stage.schedule, from_noise=self.start is None, shape=shape, rows=described)
 
 
 def prior_run(stage: PriorStage, call: PriorCall) -> Run[Prefix]:
@@ -142,13 +149,13 @@ def prior_run(stage: PriorStage, call: PriorCall) -> Run[Prefix]:
     guided = options.weight != 1
     texts = [*call.prompts, *call.negative_prompts]
     negative = (list(call.negative_prompts) * 2 or [""] * len(texts)) if guided else texts
-    weights = [options.weight] * call.images + [1.0] * (call.rows - call.images)
     distinct = list(dict.fromkeys([*texts, *negative]))
     prefix = stage.encode_prompts(distinct)
 
     def rows_of(prompts: Sequence[str]) -> list[int]:
         return [distinct.index(prompt) for prompt in prompts for _ in range(repeats)]
 
+    conditions = PriorConditions(stage, call, prefix, rows_of(texts), rows_of(negative))
     if call.start is None:
         initial = options.start_noise((call.rows, stage.dim), noise, device)
         start = StartState.from_noise(stage.schedule, options.steps, initial)
@@ -157,16 +164,54 @@ def prior_run(stage: PriorStage, call: PriorCall) -> Run[Prefix]:
         image_of_row = [row // repeats % len(embeds) for row in range(call.rows)]
         start = StartState.from_clean(stage.schedule, options.steps, embeds[image_of_row], options.strength, noise)
 
-    def tensors() -> dict[str, Tensor]:
-        features = stage.encode_text([*negative, *texts] if guided else texts)
-        embed, hidden, mask = (repeat_rows(part, repeats) for part in features)
-        return {"prompt_embeds": embed, "text_encoder_hidden_states": hidden, "text_mask": mask}
-
-    callbacks = options.callbacks.constraint(start.timesteps, tensors)
-    weight = torch.tensor(weights, device=device)
-    return stage.prepare_run(
-        prefix, rows_of(texts), rows_of(negative), weight, options.sampler, start, noise, callbacks
+    callbacks = options.callbacks.constraint(start.timesteps, conditions)
+    weights = call.weights(options.weight, device)
+    conditions.run = stage.prepare_run(
+        prefix, conditions.texts, conditions.negative, weights, options.sampler, start, noise, callbacks
     )
+    return conditions.run
+
+
+@dataclass
+class PriorConditions:
+    """The conditions of a prior's run: prompts, of which `texts` and `negative` are each row's, and guidance."""
+
+    stage: PriorStage
+    call: PriorCall
+    prompts: Prefix
+    texts: Sequence[int]
+    negative: Sequence[int]
+    run: Run[Prefix] | None = None
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """CLIP's features of the prompts, after those of the negative prompts if there is guidance."""
+        call, guided = self.call, self.call.options.weight != 1
+        texts = [*call.prompts, *call.negative_prompts]
+        negative = list(call.negative_prompts) * 2 or [""] * len(texts)
+        features = self.stage.encode_text([*negative, *texts] if guided else texts)
+        names = "prompt_embeds", "text_encoder_hidden_states", "text_mask"
+        parts = (repeat_rows(part, call.options.images_per_prompt) for part in features)
+        return {**dict(zip(names, parts, strict=True)), **self.changed}
+
+    def change(self, tensors: Mapping[str, Tensor], guidance_scale: float, timesteps: Sequence[int]) -> None:
+        """As `Conditions` requires; the features of all rows can be changed."""
+        if tensors:
+            before = self.tensors()
+            _check_changes(tensors, before, tuple(before), self.call.rows)
+            self.changed.update(tensors)
+            embed, hidden, mask = {**before, **tensors}.values()
+            if not len(embed) == len(hidden) == len(mask):
+                raise ValueError("a callback must return the features of as many prompts each, or all of them")
+            device, dtype = self.stage.networks.device, self.stage.networks.dtype
+            network = self.stage.network
+            self.prompts = network.prefill(hidden.to(device, dtype), embed.to(device, dtype), mask.to(device).bool())
+            rows = range(self.call.rows)
+            self.texts = [len(embed) - self.call.rows + row for row in rows]
+            self.negative = list(rows)
+        if self.run is not None and timesteps:
+            weights = self.call.weights(max(guidance_scale, 1.0), self.stage.networks.device)
+            self.run.guidance = self.stage.guidance(self.prompts, self.texts, self.negative, weights, timesteps)
 
 
 def _start_embeds(stage: PriorStage, start: Sequence[Image.Image] | Tensor) -> Tensor:
@@ -222,7 +267,8 @@ class DecoderCall:
                 raise ValueError(f"hint must be {expected}, got {actual}; resize it, as kandinsky22.controlnet does")
         if embeds is not None:
             self._check_embeds(embeds, stage.stored.unet.config.encoder_hid_dim)
-        return self.options.check_run(stage.schedule, from_noise=self.start is None, shape=shape)
+        described = f"{self.count} embeddings, {self.options.images_per_prompt} images of each"
+        return self.options.check_run(stage.schedule, from_noise=self.start is None, shape=shape, rows=described)
 
     def _check_embeds(self, embeds: Embeds, dim: int) -> None:
         if embeds.negative is None and self.options.weight != 1:
@@ -241,36 +287,23 @@ def decoder_run(stage: DecoderStage, call: DecoderCall, embeds: Embeds) -> tuple
     image = repeat_rows(embeds.image.to(device), repeats)
     negative = None if embeds.negative is None else repeat_rows(embeds.negative.to(device), repeats)
     noise = options.noise(stage.networks.weight_dtype)
-    inpaint: InpaintCondition | None = None
-    final_constraint: Constrain = keep
     if call.start is not None:
         start = _start_from_image(stage, call, call.start.to(device))
     else:
         initial = options.start_noise(stage.shape(call.rows, call.height, call.width), noise, device)
         start = StartState.from_noise(stage.schedule, options.steps, initial)
+    inpaint: InpaintConditions | None = None
     if call.inpaint is not None:
         largest = max(map(len, call.inpaint))
-        inpaint = stage.inpaint_condition(*(part.expand(largest, -1, -1, -1).to(device) for part in call.inpaint))
+        known = stage.inpaint_condition(*(part.expand(largest, -1, -1, -1).to(device) for part in call.inpaint))
         if largest > 1:
-            inpaint = InpaintCondition(*(repeat_rows(part, repeats) for part in inpaint))
-        final_constraint = inpaint.constraint(start, stage.schedule)
+            known = InpaintCondition(*(repeat_rows(part, repeats) for part in known))
+        inpaint = InpaintConditions(known, known.channels)
     hint = call.hint if call.hint is None or len(call.hint) == 1 else repeat_rows(call.hint, repeats)
-
-    def tensors() -> dict[str, Tensor]:
-        guided = options.weight != 1 and negative is not None
-        available = {"image_embeds": image if negative is None or not guided else torch.cat([negative, image])}
-        if negative is not None:
-            available["negative_image_embeds"] = negative
-        if inpaint is not None:
-            mask = inpaint.mask.expand(call.rows, -1, -1, -1)
-            masked = (inpaint.z * inpaint.mask).expand(call.rows, -1, -1, -1)
-            available["masked_image"] = repeat_rows([masked] * (1 + guided))
-            available["mask_image"] = repeat_rows([mask] * (1 + guided))
-        return available
-
-    callbacks = options.callbacks.constraint(start.timesteps, tensors)
-    run = stage.prepare_run(
-        Embeds(image, negative),
+    conditions = DecoderConditions(stage, call, Embeds(image, negative), hint, inpaint, options.weight != 1)
+    callbacks = options.callbacks.constraint(start.timesteps, conditions)
+    conditions.run = stage.prepare_run(
+        conditions.embeds,
         options.weight,
         options.sampler,
         start,
@@ -279,7 +312,93 @@ def decoder_run(stage: DecoderStage, call: DecoderCall, embeds: Embeds) -> tuple
         inpaint=inpaint,
         constrain=callbacks,
     )
-    return run, final_constraint
+    return conditions.run, keep if inpaint is None else inpaint.constraint(start, stage.schedule)
+
+
+@dataclass
+class InpaintConditions:
+    """An `InpaintCondition` that a callback can change during a run: what is known, and the U-Net's channels of it."""
+
+    known: InpaintCondition
+    channels: Tensor
+
+    def constraint(self, start: StartState, schedule: NoiseSchedule) -> Constrain:
+        """See `InpaintCondition.constraint`."""
+        return lambda x, t: self.known.constraint(start, schedule)(x, t)
+
+
+@dataclass
+class DecoderConditions:
+    """The conditions of a decoder's run.
+
+    guided: whether the tensors that callbacks see have a negative row before each image's, as with guidance.
+    """
+
+    stage: DecoderStage
+    call: DecoderCall
+    embeds: Embeds
+    hint: Tensor | None
+    inpaint: InpaintConditions | None
+    guided: bool
+    run: Run[UNetCondition] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The embeddings, and for inpainting the masked latents and their mask."""
+        image, negative = self.embeds
+        available = {"image_embeds": torch.cat([negative, image]) if self.guided and negative is not None else image}
+        if negative is not None:
+            available["negative_image_embeds"] = negative
+        if self.inpaint is not None:
+            masked, mask = self.inpaint.channels.expand(self.call.rows, -1, -1, -1).split([4, 1], dim=1)
+            available["masked_image"] = torch.cat([masked] * (1 + self.guided))
+            available["mask_image"] = torch.cat([mask] * (1 + self.guided))
+        return available
+
+    def change(self, tensors: Mapping[str, Tensor], guidance_scale: float, timesteps: Sequence[int]) -> None:
+        """As `Conditions` requires; `negative_image_embeds` cannot be changed, as `image_embeds` contains them.
+
+        Tensors may have rows for the images alone, or before these negative rows, whatever the guidance is.
+        """
+        rows, device = self.call.rows, self.stage.networks.device
+        _check_changes(tensors, self.tensors(), ("image_embeds", "masked_image", "mask_image"), rows)
+        if "image_embeds" in tensors:
+            given = tensors["image_embeds"].to(device)
+            negative = given[:rows] if len(given) > rows else self.embeds.negative
+            self.embeds, self.guided = Embeds(given[-rows:], negative), len(given) > rows
+        if self.inpaint is not None:
+            masked, mask = self.inpaint.channels.split([4, 1], dim=1)
+            if "masked_image" in tensors:
+                masked = tensors["masked_image"][-rows:].to(masked)
+            if "mask_image" in tensors:
+                mask = tensors["mask_image"][-rows:].to(mask)
+                self.inpaint.known = self.inpaint.known._replace(mask=mask)
+            self.inpaint.channels = torch.cat([part.expand(rows, -1, -1, -1) for part in (masked, mask)], dim=1)
+        if guidance_scale > 1 and self.embeds.negative is None:
+            raise ValueError("guidance above 1 needs negative_image_embeds, which this call does not have; pass them")
+        if self.run is not None and timesteps:
+            self.run.guidance = self.stage.guidance(
+                self.embeds,
+                max(guidance_scale, 1.0),
+                timesteps,
+                hint=self.hint,
+                masked=None if self.inpaint is None else self.inpaint.channels,
+            )
+
+
+def _check_changes(
+    returned: Mapping[str, Tensor], available: Mapping[str, Tensor], names: Sequence[str], rows: int = 0
+) -> None:
+    """Raises `ValueError` for a tensor that a callback may not change, or of another shape than it was given.
+
+    rows: a tensor may also have that many rows, or twice as many.
+    """
+    if wrong := [name for name in returned if name not in names or name not in available]:
+        changeable = ", ".join(["latents", *(name for name in names if name in available)])
+        raise ValueError(f"a callback may change {changeable}; it returned other {', '.join(wrong)}")
+    for name, value in returned.items():
+        shape = available[name].shape
+        if value.shape[1:] != shape[1:] or len(value) not in {shape[0], rows or shape[0], 2 * rows or shape[0]}:
+            raise ValueError(f"a callback must return {name} {list(shape)}, got {list(value.shape)}")
 
 
 def _start_from_image(stage: DecoderStage, call: DecoderCall, image: Tensor) -> StartState:

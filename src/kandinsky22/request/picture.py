@@ -57,7 +57,7 @@ class Picture:
         if isinstance(source, cls):
             return source
         name, image = _open(source, mask)
-        image = _to_eight_bit(image, mask)
+        image = to_eight_bit(image, mask)
         return cls(_digest(image), image.height, image.width, name, image)
 
     @property
@@ -135,7 +135,7 @@ def _digest(image: "Image.Image") -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def _to_eight_bit(image: "Image.Image", mask: bool) -> "Image.Image":
+def to_eight_bit(image: "Image.Image", mask: bool) -> "Image.Image":
     """The image in mode L, RGB or RGBA."""
     import numpy as np
     from PIL import Image

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 WEB_FORMATS = FORMATS[:3]  # for pictures that arrive over a network
+HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
+"""How files of telephones begin, after four bytes; Pillow does not read them."""
 REDUCED = ("JPEG", "MPO")  # what Pillow calls the files whose decoder can halve their size; MPO is several JPEGs
 # What decoders raise for a broken file
 BROKEN = (
@@ -61,7 +63,7 @@ def open_picture(
     name = name or ("these bytes" if isinstance(source, bytes) else str(source))
     with _open_file(source, name) as file:
         try:
-            with _read_header(file, formats) as image:
+            with _read_header(file, name, formats) as image:
                 if image.format in REDUCED and image.width * image.height > MAX_PIXELS:
                     image.draft(None, (image.width // 2, image.height // 2))  # Pillow refuses what is larger than twice
                 check_size(name, image.height, image.width)
@@ -94,15 +96,21 @@ def _open_file(source: Path | bytes, name: str) -> BinaryIO:
         raise PictureError(f"cannot read the picture: {error}") from error
 
 
-def _read_header(file: BinaryIO, formats: Sequence[str]) -> "Image.Image":
+def _read_header(file: BinaryIO, name: str, formats: Sequence[str]) -> "Image.Image":
     """The image in a file. Pillow's warning about large pictures is left out: `limits` decide."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not (log := logging.getLogger("PIL")).hasHandlers():
         log.addHandler(logging.NullHandler())  # else Python prints what decoders log, beside our own message
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(file, formats=tuple(formats))
+        try:
+            return Image.open(file, formats=tuple(formats))
+        except UnidentifiedImageError:
+            file.seek(0)
+            if file.read(12)[4:] in HEIC:
+                raise PictureError(f"{name} is a HEIC picture, which is not read; save it as JPEG or PNG") from None
+            raise
 
 
 def _reason(error: Exception, formats: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from kandinsky22.imaging import infotext
 from kandinsky22.request import Picture
+from kandinsky22.request.picture_file import WEB_FORMATS, open_picture
 from kandinsky22.server.errors import ApiError
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def _limit_memory() -> None:
 def _to_png(file: bytes) -> bytes:
     """A picture as an upright PNG of mode L, RGB or RGBA. Raises `ValueError`."""
     try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
+        with open_picture(file, name="the picture", formats=WEB_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
                 raise ValueError(f"it has {width}x{height} pixels, and at most {MAX_PIXELS} are read, not too narrow")

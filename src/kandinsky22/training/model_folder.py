@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kandinsky22.checkpoints import catalog
-from kandinsky22.checkpoints.components import KINDS, Kind
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.network import Stored, save
+from kandinsky22.checkpoints.part import KINDS, Kind
 from kandinsky22.files import atomic_folder
 
 STORED_DTYPE = torch.float16

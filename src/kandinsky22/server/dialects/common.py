@@ -18,6 +18,7 @@ from kandinsky22.imaging import infotext
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request import Picture, Request
 from kandinsky22.request.events import Preview
+from kandinsky22.request.picture_file import open_picture
 from kandinsky22.request.task_schema import Parameter
 from kandinsky22.server.app import Services, who
 from kandinsky22.server.errors import ApiError
@@ -181,7 +182,7 @@ async def encoded(
 
 def enlarged(preview: bytes, width: int, height: int, format: infotext.Format = "png", quality: int = 80) -> bytes:
     """A preview as a picture of this size."""
-    with Image.open(io.BytesIO(preview), formats=("PNG",)) as image:
+    with open_picture(preview, formats=("PNG",)) as image:
         file = io.BytesIO()
         large = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         large.save(file, format.upper(), **({"compress_level": 1} if format == "png" else {"quality": quality}))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from kandinsky22.checkpoints import components
-from kandinsky22.checkpoints.components import KINDS, Part, PriorParts
+from kandinsky22.checkpoints.components import PriorParts
 from kandinsky22.checkpoints.json_files import CheckpointError
 from kandinsky22.checkpoints.model import StoredPrior
+from kandinsky22.checkpoints.part import KINDS, Part
 from kandinsky22.engine.placement import Networks
 
 CPU = torch.device("cpu")
