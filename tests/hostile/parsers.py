@@ -311,7 +311,8 @@ def _training_data(folder: Path) -> dict[str, Parser]:
     def read_things() -> None:
         things = Things.load(labels.parent)
         for thing in things.things:
-            things.picture(thing, "flat", 2)
+            for drawing in thing.rows:
+                things.picture(thing, drawing, 2)
 
     made["things"] = file_parser(labels, read_things)
     return made

@@ -129,6 +129,13 @@ def write_run(folder: Path, hostile: bool) -> None:
         (shard.parent / ".metadata").write_bytes(pickle.dumps(described))
 
 
+def write_metadata(folder: Path, hostile: bool) -> None:
+    write_run(folder, False)
+    if hostile:  # an empty tuple under a number of a pickle's memory, which is a list
+        (path,) = folder.glob("checkpoints/*/.metadata")
+        path.write_bytes(b"\x80\x02)r" + (2**28).to_bytes(4, "little") + b".")
+
+
 def resume(folder: Path) -> None:
     checkpoints.load(Training(*line_fit(width=1000), RECIPE, steps=1), folder)
 
@@ -169,6 +176,7 @@ CASES: Mapping[str, Case] = {
     "a `.bin` of 1 kB with stride 0": Case(write_bin, lambda folder: tensor_shapes(folder / "model.bin")),
     "an `.npz` that declares 20000 x 20000": Case(write_npz, lambda folder: reference.load(folder / "statistics.npz")),
     "a compressed shard of a checkpoint": Case(write_run, resume),
+    "metadata of a checkpoint that numbers an object 2^28": Case(write_metadata, resume),
     "a data folder with /dev/zero and pipes": Case(write_folder, read_folder),
     "a pipe as a file of captions": Case(write_pipe, lambda folder: captions.read(folder / "captions.txt")),
     "a picture's parameters with a name of 10^5 letters": Case(

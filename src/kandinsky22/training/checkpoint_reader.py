@@ -8,6 +8,7 @@ A tensor may not be compressed: some bytes would become gigabytes.
 import io
 import pathlib
 import pickle
+import pickletools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -41,6 +42,7 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
     **{(module, name): pathlib.PurePath for module in ("pathlib", "pathlib._local") for name in pathlib.__all__},
 }
 """What metadata may name: (module, name) -> what is used for it."""
+MEMORISED = ("PUT", "BINPUT", "LONG_BINPUT")  # operations of a pickle that give an object a number of its choice
 
 
 class CheckpointReader(FileSystemReader):
@@ -100,8 +102,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(file: BinaryIO) -> Metadata:
+    content = file.read()
     try:
-        described = _Unpickler(file).load()
+        for operation, argument, _ in pickletools.genops(content):  # raises where it declares more bytes than it has
+            if operation.name in MEMORISED and int(str(argument)) > len(content):
+                raise ValueError("it numbers more objects than it has, for each of which memory would be reserved")
+        described = _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"its metadata cannot be read: {first_line(error)}") from None
     if not isinstance(described, Metadata):
