@@ -1,6 +1,6 @@
 """Depth-conditioned image to image: the prior and the decoder also start from the picture, so more of it is preserved.
 
-Needs weights for depth: python examples/controlnet_image_to_image.py ["PROMPT"] [MODEL]
+python examples/controlnet_image_to_image.py ["PROMPT"] [MODEL]
 """
 
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 from kandinsky22 import Kandinsky, controlnet
 from kandinsky22.compositions import layers, render, sample
 
-PROMPT, MODEL = "three yellow squares", "kandinsky-2.2"
+PROMPT, MODEL = "three yellow squares", "box"
 
 prompt, model = sys.argv[1:] + [PROMPT, MODEL][len(sys.argv) - 1 :]
 kandinsky = Kandinsky.load(model)

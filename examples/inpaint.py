@@ -1,6 +1,6 @@
 """Inpainting: the white region of the mask is repainted, all other pixels stay identical; and outpainting.
 
-Needs weights for inpainting: python examples/inpaint.py ["PROMPT"] [MODEL]
+python examples/inpaint.py ["PROMPT"] [MODEL]
 """
 
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 from kandinsky22 import Kandinsky, inpaint, outpaint
 from kandinsky22.compositions import render, sample
 
-PROMPT, MODEL = "a red star", "kandinsky-2.2"
+PROMPT, MODEL = "a red star", "box"
 
 prompt, model = sys.argv[1:] + [PROMPT, MODEL][len(sys.argv) - 1 :]
 kandinsky = Kandinsky.load(model)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kandinsky22.checkpoints import locate
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.diffusion import SAMPLERS, Noise, NoiseSchedule, Prediction, guide, interpret, sample, split_variance
-from kandinsky22.imaging.images import save_png
+from kandinsky22.imaging.images import save_image
 from kandinsky22.request import Sampling
 
 PROMPT, MODEL = "three red circles over a blue triangle", "box"
@@ -62,4 +62,4 @@ def paint(
 
 if __name__ == "__main__":
     prompt, model = sys.argv[1:] + [PROMPT, MODEL][len(sys.argv) - 1 :]
-    print(save_png(paint(prompt, model), "out/example-minimal.png"))
+    print(save_image(paint(prompt, model), "out/example-minimal.png"))

@@ -60,7 +60,7 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         *("text2img", PROMPT, *SHORT, "--negative-prompt", "a green ring"),
         *("--guidance-scale", "4", "--prior-guidance-scale", "3"),
     ),
-    "guided 1 to 2": ("text2img", PROMPT, *SHORT, "--size", "64x128", "--guidance-scale", "5"),
+    "guided 1 to 2": ("text2img", PROMPT, *SHORT, "--height", "64", "--width", "128", "--guidance-scale", "5"),
     "img2img": ("img2img", PROMPT, *SHORT, "--image", "photo.png", "--strength", "0.5"),
     "interpolate": ("interpolate", PROMPT, "photo.png", *SHORT, "--weights", "0.4,0.6"),
     "variations": ("variations", "--image", "photo.png", *SHORT),

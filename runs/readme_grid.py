@@ -6,7 +6,7 @@ python runs/readme_grid.py [--model FOLDER] [--output docs/box.png]
 import argparse
 
 from kandinsky22 import Kandinsky, text2img
-from kandinsky22.imaging.images import save_png, sheet
+from kandinsky22.imaging.images import save_image, sheet
 from kandinsky22.request.events import Result
 
 PROMPTS = (
@@ -33,7 +33,7 @@ def main() -> None:
     kandinsky = Kandinsky.load(chosen.model, device="cpu", dtype="float32")
     requests = {k: text2img(prompt, seed=22) for k, prompt in enumerate(PROMPTS)}
     pictures = {k: event.pictures[0].image for k, event in kandinsky.stream_many(requests) if isinstance(event, Result)}
-    print(save_png(sheet([pictures[k] for k in range(len(PROMPTS))], PROMPTS), chosen.output))
+    print(save_image(sheet([pictures[k] for k in range(len(PROMPTS))], PROMPTS), chosen.output))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """All examples run on the small random model; the minimal one paints what the engine paints."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -19,11 +20,16 @@ PROMPT = "two green stars to the left of a black ring"
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_and_prints_the_paths_of_its_pictures(example: Path, tiny_model: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, example, "a red circle", tiny_model], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, example, "a red circle", tiny_model], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     paths = result.stdout.split()
     assert paths and all((tmp_path / path).is_file() for path in paths)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_without_arguments_uses_the_included_model(example: Path) -> None:
+    assert re.search(r'^PROMPT, MODEL = ".*", "box"$', example.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("prior_sampler", "sampler"), [("unclip", "ddpm"), ("ddim", "unipc")])

@@ -46,7 +46,7 @@ esac
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE_VARIABLES} | environment
     program = shutil.which("make") or "make"
-    return subprocess.run([program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([program, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Kandinsky 2.2: one engine for all its tasks.
 
-Names are resolved lazily, so that importing the package imports no torch.
+Names are resolved lazily, so that importing the package, or listing its names, imports no torch.
 """
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
@@ -50,11 +52,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+class _Package(ModuleType):
+    """The package with its public names as properties, which completion in a shell lists without reading them."""
+
+    def __dir__(self) -> list[str]:
+        return [*__all__, "__version__"]
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+def _lazy(name: str, home: str) -> property:
+    return property(lambda _: getattr(import_module(f"{__name__}.{home}"), name))
+
+
+for _name, _home in _HOME_OF.items():
+    setattr(_Package, _name, _lazy(_name, _home))
+sys.modules[__name__].__class__ = _Package

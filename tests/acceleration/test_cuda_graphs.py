@@ -308,7 +308,7 @@ def test_compiling_is_announced_once_for_each_shape(tiny_model: Path) -> None:
     assert notices() == []
     kandinsky.networks.compiled = True
     assert notices() == ["compiling for 1 of 64x64, once; it may take minutes"] and notices() == []
-    assert notices(num_images=2, height=128) == ["compiling for 2 of 128x64, once; it may take minutes"]
+    assert notices(num_images=2, height=128) == ["compiling for 2 of 64x128, once; it may take minutes"]
 
 
 def test_devices_have_the_acceleration_that_applies_to_them(monkeypatch: pytest.MonkeyPatch) -> None:

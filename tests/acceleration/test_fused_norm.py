@@ -101,5 +101,5 @@ def test_kernels_that_fail_or_differ_are_not_used_and_a_warning_says_so(
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton comes with this build of torch")
 def test_the_kernels_are_as_exact_as_torchs() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -83,6 +83,16 @@ def test_each_format_gives_one_picture_a_line(fake: Path, name: str, text: str) 
         assert request(f"out/{number}.png") == text2img(prompt, seed=seed).resolved(DEFAULTS)
 
 
+def test_sizes_are_width_x_height_on_the_command_line_and_in_a_line(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.jsonl").write_text(lines("a ring", {"prompt": "a star", "size": "64x192"}, {"prompt": "a", "size": "1,2"}))
+    assert run(["batch", "r.jsonl", "-o", "out", "--size", "192x64"]) != 0
+    sizes = [(request(f"out/{n}.png").width, request(f"out/{n}.png").height) for n in ("00001", "00002")]
+    assert sizes == [(192, 64), (64, 192)]
+    assert "size: '1,2' is not a size; write width x height, such as 1x2" in "".join(capsys.readouterr())
+
+
 def test_lines_give_options_names_and_tasks(fake: Path) -> None:
     (fake / "sub").mkdir()
     Image.new("RGB", (64, 64), "red").save("sub/cat.png")

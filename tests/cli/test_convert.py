@@ -5,17 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from kandinsky22.cli import convert
+from kandinsky22.cli.app import run
 
 Capture = pytest.CaptureFixture[str]
 
 
 def test_convert_writes_one_file_and_restores_its_folders(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
     one, folder = tmp_path / "one.safetensors", tmp_path / "folder"
-    convert.main([str(tiny_model), str(one), "--dtype", "float16"])
-    convert.main([str(one), str(folder)])
+    convert.main([str(tiny_model), str(one), "--dtype", "float16", "-q"])
+    convert.main([str(one), str(folder), "-q"])
     assert capsys.readouterr() == (f"{one}\n{folder}\n", "")
     half = load_file(folder / "decoder/unet/diffusion_pytorch_model.safetensors")
     assert {str(value.dtype) for value in half.values()} == {"torch.float16"}
@@ -46,7 +48,7 @@ def test_help_and_conversion_without_dtype_import_no_torch(tiny_model: Path, tmp
     )
     for argv in (["--help"], [str(tiny_model), str(tmp_path / "one.safetensors")]):
         command = [sys.executable, "-c", code.replace("sys_argv", repr(argv))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "convert" in done.stdout or "one.safetensors" in done.stdout
 
@@ -75,3 +77,19 @@ def test_fast_conversion_prints_no_progress(capsys: Capture) -> None:
     now = 1.5
     report(5, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_one_file_is_accepted_as_a_model_and_unpacked_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("KANDINSKY22_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "one.safetensors"
+    assert run(["convert", str(tiny_model), str(file), "-q"]) == 0
+    paths = []
+    for model in (tiny_model, file, file):
+        paths.append(tmp_path / f"{len(paths)}.png")
+        assert run(["a red circle", "--seed", "7", "-q", "--model", str(model), "-o", str(paths[-1])]) == 0
+    assert capsys.readouterr().err.count("unpacking") == 1
+    assert len({Image.open(path).tobytes() for path in paths}) == 1
+    (tmp_path / "other.safetensors").write_bytes(b"no model")
+    assert run(["a red circle", "--model", str(tmp_path / "other.safetensors")]) == 2

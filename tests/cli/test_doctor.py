@@ -29,8 +29,8 @@ def test_report_lists_local_models_and_what_would_be_downloaded(
 def test_report_states_the_size_and_dtype_of_a_picture_and_refuses_a_missing_folder(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["doctor", "--model", str(tiny_model), "--size", "64x128", "--dtype", "float32"]) == 0
-    assert "a picture of 64x128 in float32" in capsys.readouterr().out
+    assert run(["doctor", "--model", str(tiny_model), "--size", "128x64", "--dtype", "float32"]) == 0
+    assert "a picture of 128x64 in float32" in capsys.readouterr().out
     assert run(["doctor", "--model", "nowhere"]) == 2
 
 

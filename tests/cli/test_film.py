@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from kandinsky22.cli.app import run
+from kandinsky22.imaging.images import read_recipe
 from tests.cli.workspace import FEW_STEPS, size, succeed
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -51,3 +52,27 @@ def test_noise_is_fixed_or_rotating(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(["strip", "a", "b", "--noise", "held", "--model", "tiny-model"]) == 2
     assert "invalid choice: 'held'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [("strip", "a.png"), ("strip", "a.webp"), ("film", "a.gif"), ("film", "a.apng")]
+)
+def test_strips_and_films_tell_their_seed_and_contain_their_request(
+    capsys: pytest.CaptureFixture[str], name: str, output: str
+) -> None:
+    assert (
+        run([name, "a red circle", "cat.png", *FEW_STEPS, "--frames", "2", "--model", "tiny-model", "-o", output]) == 0
+    )
+    out, err = capsys.readouterr()
+    recipe = read_recipe(output)
+    assert out == f"{output}\n"
+    assert f'painting 2 frames from "a red circle" to "the picture cat.png", 64x64, seed {recipe.request.seed}' in err
+    assert recipe.layout == {"kind": name, "frames": 2}
+    assert recipe.made_by["weights"] and [type(part).__name__ for part in recipe.request.condition.parts] == [
+        "Text",
+        "Picture",
+    ]  # type: ignore[union-attr]
+    assert run(["show", output]) == 0
+    assert "of:             a red circle to the picture cat.png" in capsys.readouterr().out
+    assert run(["replay", output]) == 2
+    assert f"is a {name} of several pictures" in capsys.readouterr().err

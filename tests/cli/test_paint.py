@@ -13,13 +13,14 @@ from kandinsky22.backends.fake import DEFAULTS
 from kandinsky22.cli import terminal
 from kandinsky22.cli.app import run
 from kandinsky22.cli.terminal import HalfBlocks, Terminal
-from kandinsky22.imaging.images import read_recipe, sheet
+from kandinsky22.imaging.images import Painting, read_recipe, sheet
 from kandinsky22.request.events import Progress, stream
 from kandinsky22.request.tasks import text2img
 from tests.cli.fake_backend import FakeBackend, files
 
 ARGUMENTS = ["three red circles", "--seed", "7", "-n", "2"]
-PATHS = ["out/three-red-circles-7.png", "out/three-red-circles-8.png", "out/three-red-circles-7-sheet.png"]
+PATHS = ["out/three-red-circles-7.png", "out/three-red-circles-8.png"]
+SHEET = "out/three-red-circles-7-sheet.png"
 
 
 def test_plain_lines_are_printed_without_a_terminal(
@@ -28,14 +29,14 @@ def test_plain_lines_are_printed_without_a_terminal(
     FakeBackend(notices=("a notice",)).install(monkeypatch, tmp_path)
     assert run(ARGUMENTS) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == [
+    assert out.splitlines() == PATHS
+    assert err.splitlines() == [
         'painting "three red circles", 64x64, seeds 7 to 8',
+        "a notice",
         "prior: 2 steps",
         "decoder: 2 steps",
         "painted in 0.0 s",
-        *PATHS,
     ]
-    assert err == "a notice\n"
     assert files(tmp_path) == sorted(PATHS)
 
 
@@ -51,26 +52,80 @@ def test_saved_pictures_contain_their_requests(backend: FakeBackend) -> None:
         assert read_recipe(PATHS[k]).request == request.for_image(k)
 
 
+@pytest.mark.parametrize(
+    ("typed", "terminal", "expected"),
+    [
+        ([], True, True),
+        ([], False, False),
+        (["--sheet"], False, True),
+        (["--no-sheet"], True, False),
+        (["-q"], True, False),
+        (["-o", "cat.png"], True, False),
+        (["-n", "1"], True, False),
+    ],
+)
+def test_a_sheet_is_written_where_it_helps_or_is_asked_for(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, typed: list[str], terminal: bool, expected: bool
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert run([*ARGUMENTS, *typed]) == 0
+    assert any("sheet" in str(path) for path in Path().rglob("*.png")) == expected
+
+
+def test_a_sheet_contains_the_request_of_all_its_pictures(backend: FakeBackend) -> None:
+    assert run([*ARGUMENTS, "--sheet"]) == 0
+    recipe = read_recipe(SHEET)
+    assert recipe.request == text2img("three red circles", seed=7, num_images=2).resolved(DEFAULTS)
+    assert recipe.layout == {"kind": "sheet", "pictures": 2}
+
+
+@pytest.mark.parametrize("name", ["cat.JPG", "cat.webp"])
+def test_other_formats_contain_the_request_and_their_name_stays(backend: FakeBackend, name: str) -> None:
+    assert run(["a star", "--seed", "7", "-q", "-o", name]) == 0
+    assert read_recipe(name).request == text2img("a star", seed=7).resolved(DEFAULTS)
+
+
+def test_a_picture_is_written_to_standard_output(
+    backend: FakeBackend, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert run(["a star", "--seed", "7", "-o", "-"]) == 0
+    out, err = capfdbinary.readouterr()
+    assert Painting.from_png(out).request == text2img("a star", seed=7).resolved(DEFAULTS)
+    assert b"painted in" in err and files(tmp_path) == []
+    assert run([*ARGUMENTS, "-o", "-"]) == 2
+    assert b"writes one picture, and there are 2" in capfdbinary.readouterr().err
+
+
+def test_a_name_that_is_taken_by_another_picture_is_reported(
+    backend: FakeBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for prompt in ("a star", "a circle"):
+        assert run([prompt, "--seed", "7", "-q", "-o", "cat.png"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["cat.png", "cat-2.png"]
+    assert err == "cat.png is another picture, which stays; this one is cat-2.png\n"
+
+
 def test_other_pictures_are_never_overwritten(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a star!", "--seed", "7", "-q"]) == run(["a star!", "--seed", "7", "-q"]) == 0
-    paths = ["out/a-star-7.png", "out/a-star-7-sheet.png"]
-    assert capsys.readouterr().out.splitlines() == paths * 2
-    before = Path(paths[0]).read_bytes()
+    path = "out/a-star-7.png"
+    assert capsys.readouterr().out.splitlines() == [path] * 2
+    before = Path(path).read_bytes()
     assert run(["a star?", "--seed", "7", "-q"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["out/a-star-7-2.png", paths[1]]
-    assert Path(paths[0]).read_bytes() == before
+    assert capsys.readouterr().out.splitlines() == ["out/a-star-7-2.png"]
+    assert Path(path).read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("typed", "written"),
     [
-        (["a", "-o", "deep/er"], ["deep/er/a-7.png", "deep/er/a-7-sheet.png"]),
-        (["a", "-o", "cat.png"], ["cat.png", "cat-sheet.png"]),
-        (["a", "-o", "some/cat.PNG", "-n", "2"], ["some/cat-7.png", "some/cat-8.png", "some/cat-sheet.png"]),
+        (["a", "-o", "deep/er"], ["deep/er/a-7.png"]),
+        (["a", "-o", "cat.png"], ["cat.png"]),
+        (["a", "-o", "some/cat.PNG", "-n", "2"], ["some/cat-7.PNG", "some/cat-8.PNG"]),
         (["a", "--size", "512"], ["out/a-7.png"]),
-        (["///"], ["out/picture-7.png", "out/picture-7-sheet.png"]),
-        (["Красный круг, 画"], ["out/красный-круг-画-7.png", "out/красный-круг-画-7-sheet.png"]),
-        (["画" * 300], [f"out/{'画' * 40}-7.png", f"out/{'画' * 40}-7-sheet.png"]),
+        (["///"], ["out/picture-7.png"]),
+        (["Красный круг, 画"], ["out/красный-круг-画-7.png"]),
+        (["画" * 300], [f"out/{'画' * 40}-7.png"]),
     ],
 )
 def test_file_names_contain_prompt_and_seed(
@@ -93,7 +148,8 @@ def test_interrupt_prints_one_line_and_writes_nothing(
 ) -> None:
     FakeBackend(error=KeyboardInterrupt()).install(monkeypatch, tmp_path)
     assert run(ARGUMENTS) == 130
-    assert capsys.readouterr().err == "kandinsky22: stopped; the files written so far are complete\n"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "kandinsky22: stopped; the files written so far are complete"
     assert files(tmp_path) == []
 
 
@@ -135,12 +191,12 @@ def test_full_disk_leaves_existing_files_unchanged(
 
     monkeypatch.setattr(Image.Image, "save", save)
     assert run(ARGUMENTS) == 2
-    err = capsys.readouterr().err
-    assert "No space left on device; choose another place with --output" in err and len(err.splitlines()) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device; choose another place with --output" in last
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
-def test_long_run_prints_the_remaining_time_every_ten_seconds(
+def test_long_run_prints_the_remaining_time_after_three_seconds_and_every_ten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = iter(range(0, 10_000, 4))
@@ -148,9 +204,10 @@ def test_long_run_prints_the_remaining_time_every_ten_seconds(
     view = terminal.display()
     for i in range(1, 11):
         view.show(Progress("decoder", i, 10))
-    assert capsys.readouterr().out.splitlines() == [
-        "decoder: step 4 of 10, about 24 s left",
-        "decoder: step 7 of 10, about 12 s left",
+    assert capsys.readouterr().err.splitlines() == [
+        "decoder: step 2 of 10, about 32 s left",
+        "decoder: step 5 of 10, about 20 s left",
+        "decoder: step 8 of 10, about 8 s left",
         "decoder: 10 steps",
     ]
 

@@ -11,7 +11,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from kandinsky22.cli.app import run
-from kandinsky22.imaging.images import RECIPE, read_recipe
+from kandinsky22.imaging.file_texts import RECIPE
+from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request.tasks import text2img
 
 Capture = pytest.CaptureFixture[str]
@@ -131,7 +132,7 @@ def test_files_without_a_request_are_refused(tmp_path: Path, capsys: Capture, co
     Image.new("RGB", (8, 8)).save(tmp_path / "hostile.png", pnginfo=hostile)
     messages = {
         "bare.png": "carries no request",
-        "text.png": "it is not a PNG picture",
+        "text.png": "it is not a complete picture",
         "none.png": "does not exist",
         "hostile.png": "carries a request that cannot be read",
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from kandinsky22.imaging.images import RECIPE
+from kandinsky22.imaging.file_texts import RECIPE
 from kandinsky22.request.tasks import text2img
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"

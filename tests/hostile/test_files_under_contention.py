@@ -22,7 +22,7 @@ from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.cli import output
 from kandinsky22.evaluation import reference, report
 from kandinsky22.files import numbered, write_first_free
-from kandinsky22.imaging.images import Painting, read_recipe, save_film, save_png
+from kandinsky22.imaging.images import Painting, read_recipe, save_film, save_image
 from kandinsky22.request import Embedding, Request, Text
 from kandinsky22.training import run
 from kandinsky22.training.data import write_rows
@@ -90,7 +90,7 @@ def test_threads_that_save_embeddings_sheets_and_films_overwrite_none(tmp_path: 
         embedding = Embedding.of([float(k)], "encoder")
         return [
             write_first_free(numbered(tmp_path / "a.safetensors"), lambda path: embedding.save(path, exclusive=True)),
-            output.save_new_png(frames[k], tmp_path / "sheet.png"),
+            output.save_new_image(frames[k], tmp_path / "sheet.png"),
             write_first_free(
                 numbered(tmp_path / "film.gif"),
                 lambda path: save_film(frames[k:], path, fps=10, loop=True, exclusive=True),
@@ -127,7 +127,7 @@ def statistics() -> reference.Statistics:
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "a.png": lambda path: Painting(noise(), Request(condition=Text("a")), {}).save(path),
-    "sheet.png": lambda path: save_png(noise(), path),
+    "sheet.png": lambda path: save_image(noise(), path),
     "film.gif": lambda path: save_film([noise(), noise().rotate(90)], path, fps=10, loop=True),
     "film.apng": lambda path: save_film([noise(), noise().rotate(90)], path, fps=10, loop=True),
     "a.safetensors": lambda path: Embedding.of(np.ones(1000), "encoder").save(path),

@@ -1,6 +1,7 @@
 """Readers that go away, closed streams and Ctrl-C: pictures are finished, and every command ends with one sentence."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,7 +40,6 @@ def shell(folder: Path, words: str, command: list[str], **environment: str) -> s
 
 def assert_painted(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "out").iterdir()) == [
-        "a-red-circle-3-sheet.png",
         "a-red-circle-3.png",
         "a-red-circle-4.png",
     ]
@@ -49,7 +49,7 @@ def assert_painted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "errors"),
     [
-        ('"$@" | head -1 > first; exit ${PIPESTATUS[0]}', 141, ""),
+        ('"$@" | true; exit ${PIPESTATUS[0]}', 141, ""),
         ('"$@" >&-', 0, ""),
         ('"$@" 2>&-', 0, ""),
         ('"$@" <&- >&- 2>&-', 0, ""),
@@ -60,7 +60,7 @@ def assert_painted(folder: Path) -> None:
 def test_pictures_are_finished_without_a_reader(
     words: str, status: int, errors: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    done = shell(tmp_path, words, paint(tiny_model))
+    done = shell(tmp_path, words, paint(tiny_model, "-q"))
     assert (done.returncode, done.stderr) == (status, errors)
     assert_painted(tmp_path)
 
@@ -128,6 +128,11 @@ def until_first_step(process: subprocess.Popen[str]) -> Iterator[str]:
             return
 
 
+def messages(errors: str) -> list[str]:
+    """The lines that are about an error, and not about progress, which a slow machine has more of."""
+    return [line for line in errors.splitlines() if not re.search(r": \d+ of \d+, about", line)]
+
+
 def children(process: int) -> list[int]:
     """The processes that were started by one."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
@@ -146,7 +151,10 @@ def test_ctrl_c_ends_both_processes_with_one_sentence_and_training_goes_on_later
             workers = children(process.pid)
             os.killpg(process.pid, signal.SIGINT)
             _, errors = process.communicate()
-        assert process.returncode == 130 and errors == "kandinsky22: stopped; the files written so far are complete\n"
+        (message,) = messages(errors)
+        assert process.returncode == 130 and re.fullmatch(
+            r"kandinsky22: stopped.* the same command (goes on|begins again.*)", message
+        )
         assert len(workers) == 2 and not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     assert first_steps[0] == 1 < first_steps[1]
 
@@ -155,7 +163,7 @@ def test_a_refusal_in_two_processes_is_one_sentence(run_folder: Path) -> None:
     for picture in (run_folder.parent / "own").iterdir():
         picture.write_bytes(b"no picture")
     done = subprocess.run(train(run_folder, "--processes", "2"), capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 2 and done.stderr.startswith("kandinsky22: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and len(messages(done.stderr)) == 1
 
 
 def test_a_folder_removed_amid_training_is_noticed(run_folder: Path) -> None:
@@ -165,5 +173,5 @@ def test_a_folder_removed_amid_training_is_noticed(run_folder: Path) -> None:
         run_folder.rename(run_folder.with_name("elsewhere"))  # at once, unlike a removal
         _, errors = process.communicate()
     place = run_folder / "movq-decoder"
-    message = f"kandinsky22: {place} was removed or replaced while it was in use; give the command again\n"
-    assert (process.returncode, errors) == (2, message)
+    message = f"kandinsky22: {place} was removed or replaced while it was in use; give the command again"
+    assert (process.returncode, messages(errors)) == (2, [message])

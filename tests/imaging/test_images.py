@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kandinsky22.imaging.images import Painting, read_recipe, save_png, sheet
+from kandinsky22.imaging.images import Painting, read_recipe, save_image, sheet
 from kandinsky22.request.tasks import text2img
 
 
@@ -46,15 +46,15 @@ def test_saving_refuses_an_impossible_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot write"):
         picture().save(tmp_path / "file" / "a.png")
     with pytest.raises(ValueError, match=r"name it a\.png"):
-        save_png(picture().image, tmp_path / "a.jpg")
+        save_image(picture().image, tmp_path / "a.bmp")
 
 
 def test_reading_a_recipe_from_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
-    save_png(picture().image, tmp_path / "bare.png")
+    save_image(picture().image, tmp_path / "bare.png")
     for name, sentence in (
         ("none.png", "does not exist"),
-        ("text.png", "not a PNG"),
+        ("text.png", "not a complete picture"),
         ("bare.png", "carries no request"),
     ):
         with pytest.raises(ValueError, match=sentence):

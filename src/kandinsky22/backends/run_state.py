@@ -14,8 +14,7 @@ SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the 
 
 
 def logged(run: RunFolder[Any]) -> dict[str, dict[str, Any]]:
-    """The records of finished pictures in all shards' logs, by the stem of their file: its "sha256", "milliseconds",
-    "worker"."""
+    """The records of finished pictures in all shards' logs by file stem: "sha256", "milliseconds", "worker"."""
     return logs.latest_by_id(sorted(run.folder.glob("log-*.jsonl")))
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from kandinsky22.backends.work_units import error_message
 from kandinsky22.request import Request
 from kandinsky22.request.events import BatchOfRequests, Event, Failed, Model, Preview, is_last
+from kandinsky22.threads import let_threads_sleep
 
 SPAWN = get_context("spawn")  # after a fork, locks of the parent's threads (torch has some) may stay locked for ever
 STEP_TIMEOUT = 10.0  # seconds that a step of painting may take to end before the process is killed
@@ -66,6 +67,7 @@ Pipe = Connection  # of orders to the worker, and of messages from it
 
 def run_worker(load: LoadModel, pipe: "Connection[Message, Order]") -> None:
     """Load the model, then carry out orders until the pipe is closed."""
+    let_threads_sleep()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()

@@ -1,10 +1,12 @@
 """Where a model's weights are on this machine: in the package, in a folder, or in the hub's cache. Imports no torch."""
 
+import hashlib
 from pathlib import Path
 
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.catalog import BOX, DECODER, PARTS, PRIOR
-from kandinsky22.files import expand
+from kandinsky22.console import echo
+from kandinsky22.files import cache_dir, expand
 
 
 def part_folders(model: str) -> dict[str, Path]:
@@ -30,12 +32,27 @@ def model_folder(model: str) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise ValueError(
-            f"{model} is one file; unpack it once with `kandinsky22 convert {model} FOLDER` and pass FOLDER"
-        )
+        return _unpacked(path)
     if model in catalog.published():
         raise ValueError(
             f"the weights of {model} are not here; fetch them once with {catalog.download_commands(model)}"
         )
     known = ", ".join((BOX, *catalog.published()))
     raise ValueError(f"there is no model {model!r}; use {known}, or a folder with {DECODER}/ and {PRIOR}/ in it")
+
+
+def _unpacked(file: Path) -> Path:
+    """The folder of a model in one file, which is unpacked into the user's cache when it is first used.
+
+    Raises `CheckpointError` for a file that `single_file` has not written, and `ValueError` for a full disk.
+    """
+    from kandinsky22.checkpoints import single_file  # which imports this module
+
+    status = file.stat()
+    identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+    folder = cache_dir() / "unpacked" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        single_file.read_file(file)  # raises before anything is said
+        echo(f"unpacking {file} into {folder} ({status.st_size / 1e9:.1f} GB), once", error=True)
+        single_file.convert([str(file)], folder)
+    return folder

@@ -14,6 +14,7 @@ from importlib import import_module
 from kandinsky22.cli.streams import LastingStream, open_lasting
 from kandinsky22.console import echo
 from kandinsky22.request.task_schema import Task, all_tasks
+from kandinsky22.threads import let_threads_sleep
 
 DEFAULT_TASK = "text2img"
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit statuses; the last two as a shell reports the signals
@@ -62,6 +63,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{
 def main() -> None:
     """The `kandinsky22` command: `run` with the arguments of the process, and fewer garbage collections."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged files, which are refused or read
+    let_threads_sleep()
     gc.set_threshold(GC_THRESHOLD)  # importing torch creates many long-lived objects: saves 1/20 of a short command
     streams = open_lasting()
     try:
@@ -84,8 +86,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit status."""
     try:
         return _dispatch(arguments) or 0
-    except KeyboardInterrupt:
-        _print_error("stopped; the files written so far are complete")
+    except KeyboardInterrupt as stop:
+        _print_error(str(stop) or "stopped; the files written so far are complete")
         return INTERRUPTED
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
         message = _user_message(error)

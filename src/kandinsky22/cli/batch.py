@@ -87,7 +87,7 @@ def _read(path: Path, options: Mapping[str, Any]) -> tuple["RequestFile", dict[s
     if "size" in options:
         if "height" in options or "width" in options:
             raise ValueError("--size sets both --height and --width; leave those out")
-        defaults["height"], defaults["width"] = options["size"]
+        defaults["width"], defaults["height"] = options["size"]
     seed = options.get("seed", 0)
     file = request_file.read(path, captions.decode(path, data), defaults, seed)
     if not len(file):

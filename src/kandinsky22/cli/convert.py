@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from kandinsky22.cli.options import Parser
-from kandinsky22.cli.terminal import LINE_EVERY
-from kandinsky22.console import echo
+from kandinsky22.console import LINE_EVERY, echo
 from kandinsky22.files import expand
 
 DELAY = 2.0  # seconds before progress is displayed

@@ -30,12 +30,12 @@ def main(arguments: Sequence[str]) -> None:
     file = one_file(words, "depth")
     picture = Picture.of(file)
 
-    from kandinsky22.cli.output import save_new_png
+    from kandinsky22.cli.output import save_new_image
     from kandinsky22.engine.device import device_of
     from kandinsky22.imaging.depth import depth
-    from kandinsky22.imaging.images import save_png
+    from kandinsky22.imaging.images import save_image
 
     output = expand(options.get("output", Path(paint.OUTPUT) / f"{Path(file).stem}-depth.png"))
     device = str(device_of(options.get("device")))
     image = depth(picture, model=options.get("estimator"), device=device).image
-    echo(save_png(image, output) if "output" in options else save_new_png(image, output))
+    echo(save_image(image, output) if "output" in options else save_new_image(image, output))

@@ -10,7 +10,7 @@ from typing import Any
 
 from kandinsky22 import __version__
 from kandinsky22.checkpoints import catalog
-from kandinsky22.cli.options import Parser, size_of
+from kandinsky22.cli.options import Parser, size_settings
 from kandinsky22.console import echo
 from kandinsky22.request.tasks import text2img
 
@@ -27,14 +27,14 @@ def main(arguments: Sequence[str]) -> None:
         "Print what fits this machine, what is used, and about how long a picture takes.",
         usage="kandinsky22 doctor [options]",
     )
-    parser.option("size", type=size_of, metavar="HxW", help="size of the picture (default: the model's own)")
+    parser.option("size", **size_settings("size of the picture", "the model's own"))
     parser.option("model", metavar="NAME", help="a single model (default: the box and the published one)")
     parser.add_edge("device", "dtype")
     options, words, _ = parser.parse(arguments)
     if words:
         raise ValueError(f"`doctor` takes only options, got {words[0]!r}; see {parser.prog} --help")
     if "size" in options:
-        text2img("", height=options["size"][0], width=options["size"][1])  # raises for an invalid size
+        text2img("", width=options["size"][0], height=options["size"][1])  # raises for an invalid size
     for line in _report(options):
         echo(line)
 
@@ -97,7 +97,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         configs = full_size.TEXT_ENCODER, full_size.PRIOR, full_size.UNET, full_size.MOVQ
         steps = tuple(catalog.PUBLISHED_STEPS[part] for part in (catalog.PRIOR, catalog.DECODER))
         side = full_size.UNET.sample_size * full_size.MOVQ.factor
-        height, width = size or (side, side)
+        width, height = size or (side, side)
         dtype = dtype or fitting_dtype(full_size.elements(UNet, full_size.UNET), device)
     else:
         kandinsky = Kandinsky.load(model, device=str(device), dtype=dtype)
@@ -106,7 +106,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
         defaults = kandinsky.defaults
         assert defaults.prior.steps is not None and defaults.decoder.steps is not None
         steps = defaults.prior.steps, defaults.decoder.steps
-        height, width = size or (defaults.height, defaults.width)
+        width, height = size or (defaults.width, defaults.height)
         dtype = kandinsky.dtype
         yield f"{model}: here, with weights for {', '.join(kandinsky.stored.folders)}"
     computed = acceleration.compute_dtype(dtype, device) if acceleration.is_wanted(device) else dtype
@@ -122,7 +122,7 @@ def _model(model: str, device: Any, dtype: Any, size: tuple[int, int] | None) ->
     free = memory.free(device)
     fits = next((placement for placement, need in needs.items() if need < free), None)
     needed = ", ".join(f"{_gigabytes(need)} with --placement {placement}" for placement, need in needs.items())
-    yield f"  a picture of {height}x{width} in {dtypes} needs about {needed}: " + (
+    yield f"  a picture of {width}x{height} in {dtypes} needs about {needed}: " + (
         f"{fits} fits" if fits else "neither fits; try --placement sequential on a GPU, or a smaller --size"
     )
     if kandinsky is not None and full_size.elements(UNet, configs[2]) < LARGE:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     epilog = "\n".join(
         ["evaluations:", *(f"  {name:8} {(of.__doc__ or '').strip()}" for name, of in EVALUATIONS.items())]
     )
-    Parser("kandinsky22 evaluate", "Measure a model: docs/evaluation.md.", usage=USAGE, epilog=epilog).parse(arguments)
+    Parser("kandinsky22 evaluate", "Measure a model: docs/evaluation.md.", usage=USAGE, epilog=epilog).parse([first])
 
 
 def coco30k(arguments: Sequence[str]) -> None:

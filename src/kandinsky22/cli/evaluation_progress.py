@@ -1,12 +1,13 @@
 """Displays the progress of an evaluation, as bars in a terminal and as occasional lines elsewhere, and its estimate."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kandinsky22.cli.terminal import LINE_EVERY, is_terminal
-from kandinsky22.console import echo, text_column
+from kandinsky22.cli.terminal import is_terminal
+from kandinsky22.console import LINE_EVERY, echo, text_column
 
 if TYPE_CHECKING:
     from kandinsky22.backends.estimate import Estimate
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def show_progress(updates: "Iterable[tuple[str, RunProgress]]") -> None:
     """Display the progress of painting by name. Iterating over `updates` is what paints."""
-    if is_terminal():
+    if is_terminal(sys.stderr):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
         pace = text_column("{task.fields[pace]}")
@@ -40,7 +41,7 @@ def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal(sys.stderr)) as bars:
         tasks: dict[str, Any] = {}
         last = time.monotonic()
 

@@ -1,7 +1,9 @@
 """The command of a task: from its arguments to a request, and from the request to pictures in files."""
 
+import itertools
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.checkpoints.metadata import read_metadata
+from kandinsky22.cli import large_work
+from kandinsky22.cli.model_defaults import model_defaults
 from kandinsky22.cli.options import request_of, task_parser
 from kandinsky22.cli.terminal import Display, display
 from kandinsky22.console import echo
@@ -32,17 +36,21 @@ def main(
     task: Task, arguments: Sequence[str], *, name: str, commands: Iterable[str] = (), usage: str, epilog: str
 ) -> None:
     """Run a task's command; `commands` are the names that a mistyped word is compared with."""
-    parser = task_parser(task, name, usage=usage, epilog=epilog)
+    parser = task_parser(task, name, usage=usage, epilog=epilog, defaults=_defaults_for_help(arguments))
     options, words, literal = parser.parse(arguments)
     request = request_of(task, _positionals(task, words, options, literal, commands), options)
 
     from kandinsky22.cli import output  # imports Pillow, which is slow and not needed for --help
 
     destination = output.Destination.of(options.get("output", OUTPUT))
+    destination.check(request)
     backend = load(request.model, options, request)  # before the display, since fetching shows its own progress bars
+    if not server_of(options):  # which has limits of its own
+        large_work.confirm(backend, request, yes="yes" in options)
     with display(options.get("quiet", False)) as view:
         result = run_request(request, backend, view, destination)
-    for path in output.save(result, destination):
+    helps = len(result.pictures) > 1 and destination.name is None and sys.stdout.isatty() and "quiet" not in options
+    for path in output.save(result, destination, with_sheet=options.get("sheet", helps)):
         echo(path)
 
 
@@ -101,6 +109,15 @@ def random_prompt(seed: int, model: str) -> str:
     rng = np.random.default_rng(seed)
     captions = (caption(sample(rng)) for _ in range(1000))  # the world has more words than some models were trained on
     return next((text for text in captions if known >= set(text.replace(",", "").split())), caption(sample(rng)))
+
+
+def _defaults_for_help(arguments: Sequence[str]) -> dict[str, str]:
+    """The defaults of the model that a request for help names."""
+    if not {"-h", "--help"} & set(arguments):
+        return {}
+    named = [word.partition("=")[2] for word in arguments if word.startswith("--model=")]
+    named += [word for option, word in itertools.pairwise(arguments) if option == "--model"]
+    return model_defaults(named[0] if named else catalog.BOX)
 
 
 def _positionals(

@@ -44,7 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     options, words, _ = parser.parse(arguments)
     file = one_file(words, "replay")
     recipe = read_recipe(file)
-    stored = read_picture(Path(file)).convert("RGB")
+    if recipe.layout:
+        raise ValueError(f"{file} is a {recipe.layout.get('kind')} of several pictures; `show` prints what made it")
+    stored = read_picture(Path(file))
+    is_exact, stored = stored.format != "JPEG", stored.convert("RGB")
     if stored.size != (recipe.request.width, recipe.request.height):
         raise ValueError(f"{file} has another size than its request, so it was edited since it was painted")
     request, index = _batch_request(recipe)
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     request = replace(request, model=options.get("model") or (request.model if server else _local_model(request)))
     request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
+    if destination.is_stdout:
+        raise ValueError("`replay` prints on standard output how the pictures compare; name a file for --output")
     if not server:  # which has the device and the dtype that it has
         options = _recorded_options(recipe.made_by) | options
     backend = paint.load(request.model, options, request)
@@ -65,7 +70,9 @@ def main(arguments: Sequence[str]) -> int:
         echo(line)
     same = {0: f"the pixels are those of {file}", 1: f"the pixels are those of {file}, up to rounding"}
     echo(same.get(difference, f"the pixels differ from {file} by up to {difference} of 255"))
-    if difference > 1 and not changes:
+    if difference > 1 and not is_exact:
+        echo("JPEG itself changes pixels; to compare exactly, keep pictures as PNG or WebP")
+    elif difference > 1 and not changes:
         echo("the recipe explains no difference: was the file edited?")
         return DIFFERENT
     return 0

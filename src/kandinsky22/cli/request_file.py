@@ -15,7 +15,7 @@ from typing import Any
 
 from kandinsky22.backends.run_folder import FORBIDDEN, MAX_ID_BYTES, can_name_file, seed_of
 from kandinsky22.cli.app import DEFAULT_TASK
-from kandinsky22.cli.options import PARSERS
+from kandinsky22.cli.options import PARSERS, size_of
 from kandinsky22.cli.replay import input_pictures
 from kandinsky22.files import expand, parse_json
 from kandinsky22.request import Part, Request
@@ -142,6 +142,10 @@ def _task_request(values: Mapping[str, Any], folder: Path, defaults: Mapping[str
         raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(tasks)}")
     known = parameters(tasks[name])
     options = {key: value for key, value in values.items() if key != "task"}
+    if "size" in options:
+        if "height" in options or "width" in options:
+            raise ValueError("size, which is width x height, sets both height and width; leave those out")
+        options["width"], options["height"] = _size(options.pop("size"))
     if unknown := sorted(options.keys() - known.keys()):
         raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
     for parameter in known.values():
@@ -149,6 +153,14 @@ def _task_request(values: Mapping[str, Any], folder: Path, defaults: Mapping[str
             raise ValueError(f"{name} needs {parameter.name!r}: {parameter.help}")
     converted = {key: _convert(known[key], value, folder) for key, value in options.items()}
     return tasks[name](**{key: value for key, value in defaults.items() if key in known} | converted)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """Width and height of a size such as "192x128" or 128."""
+    try:
+        return size_of(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"size: {error}") from None
 
 
 def _convert(parameter: Parameter, value: Any, folder: Path) -> Any:

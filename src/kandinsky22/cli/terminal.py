@@ -1,13 +1,16 @@
-"""Displays the events of a request: in a terminal progress bars and previews of the picture, elsewhere plain lines."""
+"""Displays the events of a request: in a terminal progress bars and previews of the picture, elsewhere plain lines.
+
+All of it goes to stderr, so that stdout has the paths of the pictures alone.
+"""
 
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from kandinsky22.console import echo, printable
+from kandinsky22.console import FIRST_LINE, LINE_EVERY, ProgressLines, echo, printable, text_column
 from kandinsky22.request import Request
 from kandinsky22.request.events import Event, Notice, Preview, Progress, Result, Started
 from kandinsky22.request.parts import describe
@@ -16,9 +19,9 @@ from kandinsky22.request.picture_file import read_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.progress import TaskID
     from rich.segment import Segment
 
-LINE_EVERY = 10.0  # seconds between lines of progress outside a terminal
 MAX_COLUMNS = 96  # of the terminal, for pictures
 
 
@@ -39,24 +42,24 @@ class Display(Protocol):
 
 
 def display(quiet: bool = False) -> Display:
-    """The display for stdout: `Terminal` if it is one, or else `Plain`."""
-    return Terminal() if is_terminal() and not quiet else Plain(quiet)
+    """The display for stderr: `Terminal` if it is one, or else `Plain`."""
+    return Terminal() if is_terminal(sys.stderr) and not quiet else Plain(quiet)
 
 
-def is_terminal() -> bool:
-    """Whether stdout is a terminal that can move its cursor."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Whether a stream (None: stdout) is a terminal that can move its cursor."""
+    return (stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb"
 
 
 def summary(request: Request) -> str:
     """A resolved request in one line."""
     first, n = request.seed or 0, request.num_images
     seeds = f"seed {first}" if n == 1 else f"seeds {first} to {first + n - 1}"
-    return f'painting "{describe(request.condition)}", {request.height}x{request.width}, {seeds}'
+    return f'painting "{describe(request.condition)}", {request.width}x{request.height}, {seeds}'
 
 
 class Plain:
-    """Prints short lines; notices go to stderr. If quiet, prints the notices only."""
+    """Prints short lines. If quiet, prints the notices only."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -83,7 +86,7 @@ class Plain:
 
     def _progress(self, stage: str, i: int, n: int, now: float) -> None:
         if stage != self.stage:
-            self.stage, self.start, self.last = stage, now, now
+            self.stage, self.start, self.last = stage, now, now + FIRST_LINE - LINE_EVERY
         if i == n:
             self._print(f"{stage}: {n} steps")
         elif now - self.last >= LINE_EVERY:
@@ -92,7 +95,46 @@ class Plain:
 
     def _print(self, line: str) -> None:
         if not self.quiet:
-            echo(line)
+            echo(line, error=True)
+
+
+class Steps:
+    """Displays on stderr how much of something is done: bars in a terminal, elsewhere lines; a context manager."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self.quiet, self.in_terminal = quiet, is_terminal(sys.stderr) and not quiet
+        columns = text_column("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        self._bars = Bars(*columns, console=Console(stderr=True, highlight=False), disable=not self.in_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._lines = ProgressLines()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self._bars.stop()
+
+    def print(self, line: str) -> None:
+        """Print a line, unless quiet."""
+        from rich.text import Text
+
+        if self.in_terminal:
+            self._bars.console.print(Text(printable(line)), soft_wrap=True)
+        elif not self.quiet:
+            echo(line, error=True)
+
+    def show(self, what: str, done: float, total: int) -> None:
+        """Display that so much of `total` is done."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+        if not self.quiet and not self.in_terminal:
+            self._lines.show(what, done, total)
 
 
 class HalfBlocks:
@@ -138,7 +180,7 @@ class Terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
         has_colours = self.console.color_system in ("256", "truecolor") and not self.console.no_color
         self.in_colour = has_colours and self.console.encoding.startswith("utf")
         columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -107,8 +107,7 @@ class Thing:
 
 
 class Things:
-    """A collection of things and their pictures, uint8 [N, S, S, 4], RGBA with straight alpha; S is 128 for those of
-    `runs/fetch_things.py`."""
+    """Things and their pictures, uint8 [N, S, S, 4], RGBA, straight alpha; `runs/fetch_things.py` makes S = 128."""
 
     def __init__(self, things: Sequence[Thing], pictures: NDArray[np.uint8]) -> None:
         self.things, self.pictures = tuple(things), pictures

@@ -19,6 +19,7 @@ from kandinsky22.engine.scheduler import ALL, Call, Raised
 from kandinsky22.engine.stages import DecoderStage, PriorStage
 from kandinsky22.models.movq import TILE_PIXELS
 from kandinsky22.models.prior import STEP_TOKENS, Prefix
+from kandinsky22.threads import limited_threads
 
 R = TypeVar("R")
 Steps: TypeAlias = Generator[Any, Any, R]
@@ -26,7 +27,7 @@ Stage: TypeAlias = PriorStage | DecoderStage
 OnStep: TypeAlias = Callable[[int, Tensor, Tensor], Iterable[Any]]
 """(steps done, the state x, the predicted x0): what to do after a step of a sampler"""
 # How many cells a weight is applied to on average, for each cell of the latents, so that the costs of networks compare.
-# Measured with the box as processor time (docs/performance.md); it decides only whose turn it is.
+# Measured with the box as processor time (docs/performance.md); it decides whose turn it is and how many threads work.
 UNET_CELLS, MOVQ_CELLS = 1 / 4, 3
 LAYERS = 25  # of MoVQ's decoder that are computed in tiles
 PICTURES_AT_ONCE = 8  # that CLIP encodes
@@ -199,5 +200,10 @@ def _call(
     at_once: int = ALL,
 ) -> Call:
     """A call of a network that applies each of its weights to so many cells of an item."""
-    network = LoadedNetwork(stage.networks, stored)
-    return Call(network, (kind, id(stage)), items, answer, stored.elements * cells, at_once)
+    network, cost = LoadedNetwork(stage.networks, stored), stored.elements * cells
+
+    def answer_with_threads(items: Sequence[Any]) -> Sequence[Any]:
+        with limited_threads(cost * len(items)):
+            return answer(items)
+
+    return Call(network, (kind, id(stage)), items, answer_with_threads, cost, at_once)

@@ -39,6 +39,7 @@ from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Embedding, Request, Sampling
 from kandinsky22.request.events import Event, Failed, Notice, Preview, Result, stream
 from kandinsky22.request.parts import EVERYWHERE, UNSPECIFIED
+from kandinsky22.request.sizes import MIN_SIDE
 from kandinsky22.request.tasks import text2img
 from kandinsky22.request.vocabulary import unknown_words_notice
 
@@ -165,41 +166,46 @@ class Kandinsky:
 
     def __call__(self, what: str | Request, **options: Any) -> list[Painting]:
         """Paint a request, or a prompt with the options of `tasks.text2img`. Notices become warnings."""
-        if not isinstance(what, Request):
-            what = text2img(what, **options)
-        elif options:
-            raise ValueError(f"options belong in the request: replace(request, {next(iter(options))}=...)")
-        for event in self.stream(what):
+        for event in self.stream(as_request(what, **options)):
             if isinstance(event, Notice):
                 warnings.warn(printable(event.text), stacklevel=2)
             if isinstance(event, Result):
                 return event.pictures
         raise AssertionError("a stream ends with its result")
 
-    def stream(self, request: Request, preview: Preview | None = None) -> Generator[Event, None, None]:
-        """The events of one request; the last is its `Result`. Closing the generator cancels it.
+    def stream(
+        self, request: str | Request, preview: Preview | None = None, **options: Any
+    ) -> Generator[Event, None, None]:
+        """The events of a request, or of a prompt with the options of `tasks.text2img`; the last is its `Result`.
 
-        Raises `ValueError` for a request that cannot be carried out, before anything runs; `FloatingPointError` for a
-        result that is not finite; `MemoryError` where memory ran out.
+        Closing the generator cancels it. Raises `ValueError` for a request that cannot be carried out, before anything
+        runs; `FloatingPointError` for a result that is not finite; `MemoryError` where memory ran out.
         """
-        return stream(self, request, preview)
+        return stream(self, as_request(request, **options), preview)
 
     def stream_many(
         self,
-        requests: Mapping[K, Request],
+        requests: Mapping[K, Request | str],
         preview: Preview | None = None,
         *,
         together: bool = False,
         max_rows: int | None = None,
     ) -> Generator[tuple[K, Event], None, None]:
-        """Carry out many requests in one `Batch`; yields (key, event). See `request.events.Backend`.
+        """Carry out many requests or prompts in one `Batch`; yields (key, event). See `request.events.Backend`.
 
-        max_rows: see `Batch`.
+        max_rows: see `Batch`. Raises `ValueError` for anything but a mapping.
         """
+        if not isinstance(requests, Mapping):
+            raise ValueError("requests must have keys, by which their events are known: dict(enumerate(requests))")
+        return self._stream_many(requests, preview, together, max_rows)
+
+    def _stream_many(
+        self, requests: Mapping[K, Request | str], preview: Preview | None, together: bool, max_rows: int | None
+    ) -> Generator[tuple[K, Event], None, None]:
         with closing(self.batch(together=together, max_rows=max_rows)) as batch:
             for key, request in requests.items():
                 try:
-                    batch.submit(key, request, preview)
+                    batch.submit(key, as_request(request), preview)
                 except ValueError as error:
                     yield key, Failed("refused", str(error))
             while len(batch):
@@ -226,13 +232,16 @@ class Kandinsky:
         return Canvas.of(request, (self.defaults.height, self.defaults.width))
 
     def embed(self, request: Request) -> Embeds:
-        """Stage 1: the image embeddings of a request. A stage called by itself needs a request with a seed: resolve
-        it."""
+        """Stage 1: the image embeddings of a request. Called by itself it needs a request with a seed: `resolve`."""
         return self._run(self.embedder.embed(self._seeded(request), Calls()))
 
-    def embedding(self, request: Request) -> Embedding:
-        """The image embedding of the request's first picture, as a value that can be saved."""
-        request = self._seeded(request)
+    def embedding(self, request: str | Request, **options: Any) -> Embedding:
+        """The image embedding of a request's first picture, or of a prompt, as a value that can be saved.
+
+        options: of `tasks.text2img`, for a prompt, whose seed is drawn if there is none.
+        """
+        prompt, request = isinstance(request, str), as_request(request, **options)
+        request = self._seeded(self.resolve(request) if prompt else request)
         vector = self.embed(request).image[0].cpu().numpy()
         made_by = {"weights": {"prior": self.stored.prior.prior.fingerprint, "clip": self.stored.prior.space}}
         return Embedding.of(vector, self.stored.prior.space, {"request": request.to_json(), **made_by})
@@ -308,6 +317,13 @@ class Kandinsky:
             reminder = masks.reminder(masks.share(canvas.inpainting.area), request.mask.repaint)
             if reminder:
                 yield reminder
+        composed = request.start is None and request.mask is None and request.hint is None
+        if composed and canvas.size != (canvas.height, canvas.width):
+            height, width = canvas.size
+            yield (
+                f"painted at {width}x{height} and cropped to {canvas.width}x{canvas.height}, so the edges may "
+                f"cut things; sides that are multiples of {MIN_SIDE} need no cropping"
+            )
         if not request.decoder.exact and self.name != catalog.BOX:
             yield (
                 "guidance_interval and reuse were only evaluated with the model in the box; with this one they are "
@@ -317,9 +333,20 @@ class Kandinsky:
         if self.networks.compiled and shape not in self._compiled:
             self._compiled.add(shape)
             height, width = canvas.size
-            yield f"compiling for {request.num_images} of {height}x{width}, once; it may take minutes"
+            yield f"compiling for {request.num_images} of {width}x{height}, once; it may take minutes"
         if self.networks.dtype == torch.float16 and self.device.type == "cpu":
             yield "float16 is slow and coarse on a CPU without acceleration; use float32 there"
+
+
+def as_request(what: str | Request, **options: Any) -> Request:
+    """A request, or the one of a prompt with the options of `tasks.text2img`. Raises `ValueError` for anything else."""
+    if not isinstance(what, str | Request):
+        raise ValueError(f"give a prompt or a request, such as text2img('a red star'), got {type(what).__name__}")
+    if isinstance(what, str):
+        return text2img(what, **options)
+    if options:
+        raise ValueError(f"options belong in the request: replace(request, {next(iter(options))}=...)")
+    return what
 
 
 def _set(value: T | None) -> T:

@@ -50,7 +50,7 @@ def check(
     """Raises `ValueError` for requests that do not fit into memory."""
     required, available = needed(unet, movq, sizes, unread, itemsize), free(device)
     if required > available:
-        sizes_text = ", ".join(f"{n} of {height}x{width}" for n, height, width in sizes)
+        sizes_text = ", ".join(f"{n} of {width}x{height}" for n, height, width in sizes)
         raise ValueError(
             f"painting {sizes_text} pixels would need about {required / 1e9:.0f} GB of memory and "
             f"{available / 1e9:.0f} GB is free; ask for smaller pictures, or fewer at a time"

@@ -114,7 +114,9 @@ def kid(ours: Statistics, theirs: Statistics, size: int) -> Scores:
     """KID, with its standard deviation over subsets of `size`. Raises `ValueError` for fewer pictures than that."""
     mean, deviation = kernel_distance(ours.rows, theirs.rows, size=size)
     text = f"{1000 * mean:.3f} ± {1000 * deviation:.3f}"
-    about = f"times 1000; over {SUBSETS} subsets of {size}, ± their standard deviation; not biased by few pictures"
+    about = f"times 1000; over {SUBSETS} subsets of {size}, ± their standard deviation"
+    if deviation > abs(mean):
+        about += "; it cannot be told from 0: the sets are alike, or more pictures are needed"
     values = {"mean": mean, "deviation": deviation, "subsets": SUBSETS, "size": size, "seed": SEED}
     return Scores({"kid": values}, (Number("KID", text, about),))
 

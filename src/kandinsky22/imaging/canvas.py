@@ -15,7 +15,7 @@ from PIL import Image
 from kandinsky22.imaging import masks
 from kandinsky22.imaging.masks import Box
 from kandinsky22.request import Mask, Request
-from kandinsky22.request.sizes import MIN_SIDE
+from kandinsky22.request.sizes import MIN_SIDE, canvas_side
 
 WINDOW_FROM = 1.5  # times the model's own area: in larger pictures a small mask gets a window
 RESAMPLING = Image.Resampling.BICUBIC
@@ -45,7 +45,7 @@ class Canvas:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width that are computed: the picture's, rounded up to multiples of 64."""
-        return -(-self.height // MIN_SIDE) * MIN_SIDE, -(-self.width // MIN_SIDE) * MIN_SIDE
+        return canvas_side(self.height), canvas_side(self.width)
 
     @property
     def offset(self) -> tuple[int, int]:

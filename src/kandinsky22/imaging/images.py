@@ -6,24 +6,34 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
 from kandinsky22.files import atomic_write, expand, parse_json
-from kandinsky22.imaging.provenance import encode
+from kandinsky22.imaging import provenance
+from kandinsky22.imaging.file_texts import FORMATS, PARAMETERS, RECIPE, Format, read_texts, save_options
+from kandinsky22.imaging.infotext import infotext
 from kandinsky22.request import Request
-from kandinsky22.request.picture_file import read_picture
+from kandinsky22.request.parts import describe
+from kandinsky22.request.picture_file import open_picture, read_picture
 
-RECIPE = "kandinsky22"  # the PNG text chunk that holds the recipe
 TILE, ROW, GAP = 512, 2048, 24  # pixels of a sheet: a picture's longer side, the pictures of a row, the margins
+PICTURE_FORMATS: Mapping[str, Format] = {
+    suffix: name for suffix, name in FORMATS.items() if suffix not in (".gif", ".apng")
+}
+RECIPE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+QUALITY: Mapping[str, Mapping[str, Any]] = {
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"lossless": True, "quality": 90, "exact": True},
+}
 PAPER, INK = (250, 249, 247), (110, 108, 104)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Painting:
     """A painted picture: its pixels, the request for it alone, and what else made it (weights, version, dtype, ...)."""
 
@@ -32,55 +42,57 @@ class Painting:
     made_by: dict[str, Any]
 
     def save(self, path: str | os.PathLike[str], *, exclusive: bool = False) -> Path:
-        """Write a PNG that carries its request. Raises `ValueError` if it cannot be written; an old file then stays.
+        """Write a PNG, WebP or JPEG, by the suffix, that carries its request; a JPEG changes pixels.
 
-        exclusive: raise `FileExistsError` instead of replacing a file.
+        exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` if it cannot be written; an
+        old file then stays.
         """
-        return save_png(self.image, path, self._info(), exclusive=exclusive)
+        return save_image(self.image, path, self.texts, exclusive=exclusive)
+
+    def encode(self, format: Format = "png") -> bytes:
+        """The file that `save` writes, in a format."""
+        file = io.BytesIO()
+        self.image.save(file, **_save_arguments(format, self.texts))
+        return file.getvalue()
 
     def to_png(self, *, xmp: bool = False) -> bytes:
         """The PNG file that `save` writes; xmp: it also says in XMP that a model made it (see `provenance`)."""
-        if xmp:
-            return encode(self.image, "PNG", info=self._info())
-        file = io.BytesIO()
-        self.image.save(file, "PNG", pnginfo=self._info())
-        return file.getvalue()
+        if not xmp:
+            return self.encode("png")
+        return provenance.encode(self.image, "PNG", info=save_options("png", self.texts)["pnginfo"])
 
     @classmethod
     def from_png(cls, file: bytes) -> Self:
         """The painting in a PNG file. Raises `ValueError` if it carries no request, or is no PNG."""
         image = read_picture(file, name="this painting", formats=("PNG",))
-        recipe = _recipe_of(image, "this painting")
+        recipe = _parse_recipe(read_texts(image).get(RECIPE), "this painting")
         pixels = image.convert("RGB")
         pixels.info.clear()  # as of a picture that was just painted
         return cls(pixels, recipe.request, recipe.made_by)
 
-    def _info(self) -> PngImagePlugin.PngInfo:
-        info = PngImagePlugin.PngInfo()
-        recipe = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
-        info.add_itxt(RECIPE, json.dumps(recipe, ensure_ascii=False))
-        return info
+    @property
+    def texts(self) -> dict[str, str]:
+        """What the file says of the picture: the record that `read_recipe` reads, and AUTOMATIC1111's parameters."""
+        parameters = infotext(self.request, version=self.made_by.get("kandinsky22"))
+        return {RECIPE: Recipe(self.request, self.made_by).to_json(), PARAMETERS: parameters}
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        return f"<Painting of {describe(self.request.condition)!r}, {width}x{height}, seed {self.request.seed}>"
 
 
-def save_png(
-    image: Image.Image,
-    path: str | os.PathLike[str],
-    info: PngImagePlugin.PngInfo | None = None,
-    *,
-    exclusive: bool = False,
+def save_image(
+    image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str] | None = None, *, exclusive: bool = False
 ) -> Path:
-    """Write a PNG atomically. Raises `ValueError` if it cannot be written.
+    """Write a picture atomically, as PNG, JPEG or WebP by its suffix. texts: see `file_texts`.
 
-    exclusive: raise `FileExistsError` instead of replacing a file.
+    exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` if it cannot be written.
     """
     path = expand(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(
-            f"pictures are written as PNG, which keeps their request; name it {path.with_suffix('.png').name}"
-        )
+    check_picture(path)
     try:
         with atomic_write(path, exclusive=exclusive) as partial:
-            image.save(partial, "PNG", pnginfo=info)
+            image.save(partial, **_save_arguments(PICTURE_FORMATS[path.suffix.lower()], texts or {}))
     except FileExistsError:
         raise
     except OSError as error:
@@ -90,29 +102,51 @@ def save_png(
     return path
 
 
+def check_picture(path: Path) -> None:
+    """Raises `ValueError` for a file that is written in no format of `PICTURE_FORMATS`."""
+    if path.suffix.lower() not in PICTURE_FORMATS:
+        name = path.with_suffix(".png").name
+        raise ValueError(f"pictures are written as PNG, JPEG or WebP, got {path.name}; name it {name}")
+
+
+def _save_arguments(format: Format, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of Pillow's `save` for a format."""
+    return {"format": format.upper(), **QUALITY.get(format, {}), **save_options(format, texts)}
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a saved picture records: its request, and what else decided its pixels."""
+    """What a saved picture records: its request, and what else decided its pixels.
+
+    layout: for a file of several pictures, what it is (`kind`: a sheet, strip or film) and how they follow from the
+    request; {} for a picture.
+    """
 
     request: Request
     made_by: dict[str, Any]
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        values = {"request": json.loads(self.request.to_json()), "made_by": self.made_by}
+        return json.dumps(values | ({"layout": self.layout} if self.layout else {}), ensure_ascii=False)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe stored in a PNG. Raises `ValueError` if there is none or the file is no PNG."""
-    image = read_picture(Path(path).expanduser(), name=str(path), formats=("PNG",))  # text may follow the pixels
-    return _recipe_of(image, str(path))
+    """The recipe stored in a picture. Raises `ValueError` if there is none or the file is no picture."""
+    with open_picture(Path(path).expanduser(), name=str(path), formats=RECIPE_FORMATS) as image:
+        image.load()  # text may follow the pixels
+        text = read_texts(image).get(RECIPE)
+    return _parse_recipe(text, str(path))
 
 
-def _recipe_of(image: Image.Image, name: str) -> Recipe:
-    text = getattr(image, "text", {}).get(RECIPE)
+def _parse_recipe(text: str | None, name: str) -> Recipe:
     if text is None:
-        raise ValueError(
-            f"{name} carries no request; name a single picture that kandinsky22 saved (sheets and strips carry none)"
-        )
+        raise ValueError(f"{name} carries no request; name a picture that kandinsky22 saved")
     try:
         values = parse_json(text)
-        return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]))
+        layout = dict(values.get("layout", {}))
+        return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]), layout)
     except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} carries a request that cannot be read: {error}") from error
 
@@ -144,12 +178,18 @@ def strip(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_film(
-    images: Sequence[Image.Image], path: str | os.PathLike[str], *, fps: float, loop: bool, exclusive: bool = False
+    images: Sequence[Image.Image],
+    path: str | os.PathLike[str],
+    *,
+    fps: float,
+    loop: bool,
+    texts: Mapping[str, str] | None = None,
+    exclusive: bool = False,
 ) -> Path:
     """Write pictures of one size as a film: GIF, APNG (.png, .apng), or MP4 where ffmpeg is installed.
 
-    loop: play it repeatedly. exclusive: raise `FileExistsError` instead of replacing a file. Raises `ValueError` for
-    another suffix, and if it cannot be written.
+    loop: play it repeatedly. texts: see `file_texts`; an MP4 has none. exclusive: raise `FileExistsError` instead of
+    replacing a file. Raises `ValueError` for another suffix, and if it cannot be written.
     """
     check_film(path, fps)
     path, shown = (
@@ -160,8 +200,10 @@ def save_film(
     try:
         with atomic_write(path, exclusive=exclusive) as partial:
             if suffix == ".gif":
-                images[0].save(partial, "GIF", **shown, **({"loop": 0} if loop else {}))
+                shown |= save_options("gif", texts or {}) | ({"loop": 0} if loop else {})
+                images[0].save(partial, "GIF", **shown)
             elif suffix in (".png", ".apng"):
+                shown |= save_options("png", texts or {})
                 images[0].save(partial, "PNG", **shown, loop=0 if loop else 1, default_image=False)
             else:
                 _save_mp4(images, partial, fps)

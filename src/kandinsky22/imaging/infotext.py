@@ -1,7 +1,6 @@
-"""AUTOMATIC1111's generation parameters: the text in pictures that many programs read. It stands beside our own record.
+"""AUTOMATIC1111's generation parameters: a text in pictures that many programs read, beside our own record.
 
-A PNG has it in the text chunk `parameters`; JPEG and WebP in the EXIF field UserComment, with our record in the field
-ImageDescription.
+`file_texts` says where it is in a file.
 """
 
 import io
@@ -9,19 +8,17 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Mapping
-from importlib.metadata import version
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any, Literal
 
-from PIL import Image
-
-from kandinsky22.imaging.images import RECIPE
+from kandinsky22.imaging.file_texts import PARAMETERS as PARAMETERS
+from kandinsky22.imaging.file_texts import RECIPE, read_texts, save_options
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
 from kandinsky22.request.picture_file import WEB_FORMATS, open_picture
 
 Format = Literal["png", "jpeg", "webp"]
-PARAMETERS = "parameters"
 SAMPLER_LABELS: Mapping[str, str] = {
     "ddpm": "DDPM",
     "unclip": "UnCLIP",
@@ -33,13 +30,14 @@ SAMPLER_LABELS: Mapping[str, str] = {
 }
 """Our samplers as AUTOMATIC1111 writes them."""
 IHDR_END = 33  # bytes of a PNG file before its second chunk
-EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
-MAX_EXIF = 65_000  # bytes that a JPEG has room for
 SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
-def infotext(request: Request, model: str) -> str:
-    """The parameters of a resolved request for one picture."""
+def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:
+    """The parameters of a resolved request for one picture.
+
+    model: its name (None: as in the request). version: of kandinsky22 (None: the installed one).
+    """
     decoder = request.decoder
     settings = {
         "Steps": decoder.steps,
@@ -47,11 +45,11 @@ def infotext(request: Request, model: str) -> str:
         "CFG scale": None if decoder.guidance_scale is None else f"{decoder.guidance_scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model": model,
+        "Model": model or request.model,
         "Variation seed": request.variation_seed if request.variation_strength else None,
         "Variation seed strength": f"{request.variation_strength:g}" if request.variation_strength else None,
         "Denoising strength": f"{request.start.strength:g}" if request.start else None,
-        "Version": f"kandinsky22 {version('kandinsky22')}",
+        "Version": f"kandinsky22 {version or _installed_version()}",
     }
     negative = [f"Negative prompt: {request.negative.prompt}"] if isinstance(request.negative, Text) else []
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
@@ -69,18 +67,19 @@ def parse(text: str) -> dict[str, str]:
 
 
 def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> bytes:
-    """A PNG file that we wrote, with parameters added, or in another format with all of its metadata.
+    """A PNG file that we wrote, with these parameters, or in another format with all of its metadata.
 
     quality: of JPEG and WebP, 0 to 100. A record that is too long for a JPEG is left out.
     """
     if format == "png":
-        return png[:IHDR_END] + _text_chunk(PARAMETERS, text) + png[IHDR_END:]
+        others = b"".join(chunk for chunk in _chunks(png) if chunk[8:].partition(b"\0")[0] != PARAMETERS.encode())
+        return png[:IHDR_END] + _text_chunk(PARAMETERS, text) + others
     with open_picture(png, formats=("PNG",)) as image:
         image.load()  # text after the pixels is read only then
-        recipe, xmp = getattr(image, "text", {}).get(RECIPE), image.info.get("xmp")
+        recipe, xmp = read_texts(image).get(RECIPE), image.info.get("xmp")
         file = io.BytesIO()
         more = {"xmp": xmp} if xmp else {}
-        image.convert("RGB").save(file, format.upper(), quality=max(1, quality), exif=_exif(text, recipe), **more)
+        image.convert("RGB").save(file, format.upper(), quality=max(1, quality), **_exif(format, text, recipe), **more)
     return file.getvalue()
 
 
@@ -90,29 +89,29 @@ def read(file: bytes) -> dict[str, str]:
         with open_picture(file, formats=WEB_FORMATS) as image:
             if image.format == "PNG":
                 image.load()  # text after the pixels is read only then
-            texts = {name: str(value) for name, value in getattr(image, "text", {}).items()}
-            exif = image.getexif()
-            comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
-            if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
-                texts[PARAMETERS] = comment[8:].decode("utf-16-be", errors="replace")
-            if isinstance(recipe := exif.get(DESCRIPTION), str):
-                texts[RECIPE] = recipe
-            return texts
+            return read_texts(image)
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         raise ValueError("it is not a whole PNG, JPEG or WebP picture") from error
 
 
-def _exif(text: str, recipe: str | None) -> bytes:
-    """An EXIF block with as much as a JPEG has room for."""
-    for comment, description in ((text, recipe), (text, None), (text[:30_000], None)):
-        exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
-        if description is not None:
-            exif[DESCRIPTION] = json.dumps(json.loads(description))  # ASCII, as EXIF requires
-        block = exif.tobytes()
-        if len(block) <= MAX_EXIF:
-            break
-    return block
+def _exif(format: Format, text: str, recipe: str | None) -> dict[str, Any]:
+    """The arguments of `save` for as much as a JPEG has room for."""
+    record = {RECIPE: recipe} if recipe is not None else {}
+    for texts in ({PARAMETERS: text, **record}, {PARAMETERS: text}):
+        try:
+            return save_options(format, texts)
+        except ValueError:
+            continue
+    return save_options(format, {PARAMETERS: text[:30_000]})
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG file after its first one."""
+    start = IHDR_END
+    while start < len(png):
+        (length,) = struct.unpack(">I", png[start : start + 4])
+        yield png[start : start + 12 + length]
+        start += 12 + length
 
 
 def _text_chunk(name: str, text: str) -> bytes:
@@ -123,6 +122,13 @@ def _text_chunk(name: str, text: str) -> bytes:
     except UnicodeEncodeError:
         kind, body = b"iTXt", name.encode() + b"\0\0\0\0\0" + text.encode()
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("kandinsky22")
+    except metadata.PackageNotFoundError:  # its source is used without having been installed
+        return ""
 
 
 def _quoted(value: str) -> str:

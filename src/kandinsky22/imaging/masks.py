@@ -141,8 +141,8 @@ def paste_back(original: Image.Image, painted: Image.Image, weight: FloatArray) 
     Raises `ValueError` if the three differ in size.
     """
     if not original.size == painted.size == weight.shape[::-1]:
-        sizes = ", ".join(f"{h}x{w}" for w, h in (original.size, painted.size, weight.shape[::-1]))
-        raise ValueError(f"original, painted picture and weight must have one size (height x width), got {sizes}")
+        sizes = ", ".join(f"{w}x{h}" for w, h in (original.size, painted.size, weight.shape[::-1]))
+        raise ValueError(f"original, painted picture and weight must have one size, got {sizes}")
     before, after = (np.asarray(image.convert("RGB"), np.float32) for image in (original, painted))
     mixed = before + weight[..., None] * (after - before)
     return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))

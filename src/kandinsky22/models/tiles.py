@@ -26,8 +26,7 @@ Steps: TypeAlias = Generator[None, None, R]
 
 
 def decode(decoder: Any, h: Tensor, z: Tensor, rows: int) -> Steps[Tensor]:
-    """`movq.Decoder`'s forward for one picture, [1, 3, H, W], in strips of `rows` rows of latents; pauses after
-    each."""
+    """`movq.Decoder`'s forward for one picture, [1, 3, H, W], in strips of `rows` latent rows; pauses after each."""
     lowest, *blocks = list[Any](decoder.up_blocks)
     h = lowest.layers(decoder.mid_block(decoder.conv_in(h), z), z)
     strips = yield from _upsample(lowest, Strips(h.split(rows, dim=2)))

@@ -28,7 +28,7 @@ DTYPES = {"F64": "<f8", "F32": FLOAT, "F16": "<f2"}  # of safetensors, as numpy'
 MAX_BYTES = 1 << 24  # of a file: an embedding has some thousand numbers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Embedding:
     """A float32 vector [D], stored as bytes, in the space of `encoder`; `made_by` describes its origin for readers.
 
@@ -39,6 +39,9 @@ class Embedding:
     data: bytes
     encoder: str
     made_by: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Embedding {self.name}: {len(self.data) // 4} numbers of length {self.length:.3g}, {self.encoder}>"
 
     def __post_init__(self) -> None:
         import numpy as np

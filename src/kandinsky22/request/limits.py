@@ -27,10 +27,10 @@ def check_size(name: str, height: int, width: int) -> None:
     if shorter < 1:
         raise LimitError(f"{name} has no pixels; check the file or the array")
     if longer > MAX_ASPECT * shorter:
-        raise LimitError(f"{name} is {height}x{width}, and one side is at most {MAX_ASPECT} times the other; crop it")
+        raise LimitError(f"{name} is {width}x{height}, and one side is at most {MAX_ASPECT} times the other; crop it")
     if height * width > MAX_PIXELS:
         side = round(MAX_PIXELS**0.5)
-        raise LimitError(f"{name} is {height}x{width}, and it has at most {side}x{side} pixels; make it smaller")
+        raise LimitError(f"{name} is {width}x{height}, and it has at most {side}x{side} pixels; make it smaller")
 
 
 def check_count(name: str, count: int, most: int) -> None:

@@ -65,7 +65,7 @@ class Picture:
         """The pixels, as a PIL image of mode L, RGB or RGBA. Raises `ValueError` for a reference without pixels."""
         if self.pixels is None:
             raise ValueError(
-                f"{self.name or 'a picture'} ({self.height}x{self.width}, {self.sha256[:8]}) is part of this request, "
+                f"{self.name or 'a picture'} ({self.width}x{self.height}, {self.sha256[:8]}) is part of this request, "
                 "and a request holds no pixels; pass the file"
             )
         return self.pixels

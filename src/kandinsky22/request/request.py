@@ -117,7 +117,10 @@ class Request:
         for name in ("seed", "prior_seed", "variation_seed"):
             seed = getattr(self, name)
             if seed is not None and not (is_int(seed) and 0 <= seed <= MAX_SEED - self.num_images):
-                raise ValueError(f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r}")
+                raise ValueError(
+                    f"{name} must be a whole number from 0 to {MAX_SEED - self.num_images}, got {seed!r:.40}; "
+                    "leave it out to have one drawn"
+                )
         if not (is_number(self.variation_strength) and 0 <= self.variation_strength <= 4):
             raise ValueError(f"variation_strength must be in [0, 4], got {self.variation_strength!r}; try 0.2")
         if self.variation_strength and self.variation_seed is None:
@@ -218,14 +221,14 @@ class Request:
         default = self.mask.size if self.mask else (defaults.height, defaults.width)
         if self.mask and min(default) < MIN_SIDE and not (self.height or self.width):
             raise ValueError(
-                f"the picture has {default[0]}x{default[1]} pixels, and the smallest side is {MIN_SIDE}; enlarge it"
+                f"the picture has {default[1]}x{default[0]} pixels, and the smallest side is {MIN_SIDE}; enlarge it"
             )
         picture = self.start.image if self.start else self.hint
         size = self.mask.size if self.mask else (picture.height, picture.width) if picture else None
         ratio = sizes.parse_aspect(self.aspect) if self.aspect else sizes.clamped_ratio(*size) if size else None
         if self.height and self.width:
             if self.aspect and ratio:
-                return sizes.size_from_area(self.height * self.width, ratio)
+                return sizes.fit_canvas(self.height * self.width, ratio)
             return self.height, self.width
         if ratio is None or (self.mask and not (self.height or self.width)):
             return self.height or default[0], self.width or default[1]
@@ -233,7 +236,8 @@ class Request:
             return self.height, sizes.round_side(self.height * ratio)
         if self.width:
             return sizes.round_side(self.width / ratio), self.width
-        return sizes.size_from_area(default[0] * default[1], ratio)
+        size_of = sizes.fit_canvas if self.aspect else sizes.size_from_area
+        return size_of(default[0] * default[1], ratio)
 
 
 def _pictures(value: Any, path: str = "") -> Iterator[tuple[str, Picture]]:

@@ -4,6 +4,7 @@ Every public function here is a task. `task_schema` reads its parameters from th
 for `CommonOptions`, and their help texts from `HELP`. Parameter names are those of the model card.
 """
 
+import inspect
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, Literal, TypedDict, Unpack
@@ -239,3 +240,16 @@ def _part(part: Source | Text | Embedding) -> Part:
     if isinstance(part, Text | Embedding):
         return part
     return Text(part) if isinstance(part, str) else Picture.of(part)
+
+
+def _list_options() -> None:
+    """Add the options of each task to its docstring, for `help`."""
+    for name, task in list(globals().items()):
+        if inspect.isfunction(task) and task.__module__ == __name__ and not name.startswith("_"):
+            own = [parameter for parameter in inspect.signature(task).parameters if parameter in HELP]
+            lines = [f"    {option}: {HELP[option]}" for option in (*own, *CommonOptions.__annotations__)]
+            summary = inspect.cleandoc(task.__doc__ or "")
+            task.__doc__ = "\n".join([summary, "", "Options, None or left out for the model's own choice:", *lines])
+
+
+_list_options()

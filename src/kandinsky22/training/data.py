@@ -156,7 +156,7 @@ class Compositions:
     def _rendered(self, draw: Callable[[Scene], np.ndarray]) -> Iterator[np.ndarray]:
         for index in range(self.count):
             yield draw(self._sample(index))
-            self._progress(f"rendering {self.size[0]} x {self.size[1]}", index + 1, self.count)
+            self._progress(f"rendering {self.size[1]} x {self.size[0]}", index + 1, self.count)
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
         """A caption for each picture, with wording drawn from `rng`."""

@@ -133,7 +133,7 @@ class Mixture:
                 scenes = (self._sample(index) for index in range(start, start + CHUNK))
                 write_rows(path, (CHUNK, *shape), map(draw, scenes))
             chunks.append(np.load(path, mmap_mode="c"))
-            self._progress(f"rendering {self.size[0]} x {self.size[1]}", min(start + CHUNK, self.count), self.count)
+            self._progress(f"rendering {self.size[1]} x {self.size[0]}", min(start + CHUNK, self.count), self.count)
         return chunks
 
     def stated_captions(self, indices: Indices, rng: np.random.Generator) -> list[Caption]:
