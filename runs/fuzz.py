@@ -56,6 +56,7 @@ TARGETS = (
     "metadata.csv",
     "tar",
     "things",
+    "array",
     "picture index",
     "training state",
     "checkpoint metadata",

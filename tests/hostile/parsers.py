@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from kandinsky22 import Embedding, text2img
+from kandinsky22.arrays import map_rows
 from kandinsky22.backends import event_json, run_state
 from kandinsky22.backends.fake import DEFAULTS
 from kandinsky22.backends.run_folder import Shard
@@ -257,7 +258,9 @@ def _requests(folder: Path) -> dict[str, Parser]:
             warnings.simplefilter("ignore")
             Picture.of(content)
 
-    stored = [b'{"request": ' + text + b', "made_by": {"weights": {"unet": "abc"}, "threads": 1}}' for text in texts]
+    made_by = b', "made_by": {"weights": {"unet": "abc"}, "threads": 1}'
+    stored = [b'{"request": ' + text + made_by + b"}" for text in texts]
+    stored.append(b'{"request": ' + texts[0] + made_by + b', "layout": {"kind": "strip", "labels": ["a", "b"]}}')
 
     def read_infotext(content: bytes) -> None:
         text = content.decode(errors="replace")
@@ -315,6 +318,8 @@ def _training_data(folder: Path) -> dict[str, Parser]:
                 things.picture(thing, drawing, 2)
 
     made["things"] = file_parser(labels, read_things)
+    array = folder / "things" / "things.npy"
+    made["array"] = file_parser(array, lambda: map_rows(array).sum())
     return made
 
 

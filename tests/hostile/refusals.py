@@ -32,7 +32,7 @@ from kandinsky22.training import checkpoints
 from kandinsky22.training.loop import Training
 from kandinsky22.training.run import run as train
 from kandinsky22.training.sources import find_pictures
-from tests.hostile.corpus import array_header, compressed, npz, pickled
+from tests.hostile.corpus import array_header, compressed, endless_metadata, npz, pickled
 from tests.hostile.pictures import png_header, png_of_size, write_recipe
 from tests.models_on_disk import write_tiny_model
 from tests.training.known import RECIPE, line_fit
@@ -131,9 +131,9 @@ def write_run(folder: Path, hostile: bool) -> None:
 
 def write_metadata(folder: Path, hostile: bool) -> None:
     write_run(folder, False)
-    if hostile:  # an empty tuple under a number of a pickle's memory, which is a list
+    if hostile:
         (path,) = folder.glob("checkpoints/*/.metadata")
-        path.write_bytes(b"\x80\x02)r" + (2**28).to_bytes(4, "little") + b".")
+        path.write_bytes(endless_metadata()["a number of 2^28 for an object"])
 
 
 def resume(folder: Path) -> None:

@@ -157,10 +157,10 @@ class Stored(Generic[N, C]):
         """Raises `ValueError` for numbers that are not finite, and `CheckpointError` where they are not in `dtype`."""
         if not value.numel():
             return
-        extremes = torch.stack(value.aminmax())  # all numbers are finite if these are: one pass and no memory
-        if not extremes.isfinite().all():
+        extremes = value.aminmax()  # all numbers are finite if these are: one pass and no memory
+        if not all(extreme.isfinite() for extreme in extremes):
             raise ValueError(f"{name} has numbers that are not finite")
-        if not extremes.to(dtype).isfinite().all():
+        if not all(extreme.to(dtype).isfinite() for extreme in extremes):
             short = str(dtype).removeprefix("torch.")
             raise CheckpointError(f"{self.path}: {name} has numbers too large for {short}; use --dtype float32")
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kandinsky22.files import open_regular, parse_json, require_regular
+from kandinsky22.arrays import map_rows
+from kandinsky22.files import open_regular, parse_json
 
 DRAWINGS: tuple[str, ...] = ("flat", "shaded")
 """The drawing styles, as captions name them."""
@@ -126,8 +127,9 @@ class Things:
         try:
             with open_regular(folder / LABELS) as file:
                 things = [Thing.from_json(entry) for entry in parse_json(file.read())]
-            require_regular(folder / PICTURES)
-            pictures = np.load(folder / PICTURES, mmap_mode="r")
+            pictures = map_rows(folder / PICTURES)
+            if pictures.ndim != 4 or pictures.shape[-1] != 4:
+                raise ValueError("its pictures are not RGBA")
             if not all(thing.is_valid(len(pictures)) for thing in things):
                 raise ValueError("a thing has values of other types or no picture")
             return cls(things, pictures)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kandinsky22.arrays import read_header
 from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.evaluation.features import Features
 from kandinsky22.files import atomic_write, open_regular, parse_json
@@ -292,9 +293,7 @@ def _array(archive: ZipFile, name: str) -> np.ndarray:
     """An array of an .npz file, as float64. Raises `ValueError` where it is none, or larger than `MAX_ARRAY_BYTES`."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        shape, dtype = read_header(file)
     size = math.prod(shape) * dtype.itemsize
     if dtype.kind != "f" or dtype.shape or not 0 < size <= min(entry.file_size, MAX_ARRAY_BYTES):
         raise ValueError(f"{name} is no array of numbers, or too large")

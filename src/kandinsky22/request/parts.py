@@ -4,7 +4,7 @@ Each validates itself when it is constructed. Imports no torch.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, Literal, Self, TypeAlias, TypeGuard
@@ -100,14 +100,14 @@ class Mix:
 
     def __post_init__(self) -> None:
         for name in ("parts", "weights"):
-            check_type(f"the {name} of a mix", getattr(self, name), (tuple, list), "a tuple")
+            check_type(f"the {name} of a mix", to_python(getattr(self, name)), (Collection,), "a tuple")
         limits.check_count("the parts of a mix", len(self.parts), limits.MAX_PARTS)
+        if not len(self.parts) or len(self.parts) != len(self.weights):
+            raise ValueError(f"a mix of {len(self.parts)} parts needs as many weights, got {len(self.weights)}")
         object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "weights", tuple(map(to_python, self.weights)))
         for part in self.parts:
             check_type("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
-        if not self.parts or len(self.parts) != len(self.weights):
-            raise ValueError(f"a mix of {len(self.parts)} parts needs as many weights, got {len(self.weights)}")
         for weight in self.weights:
             if not is_number(weight):
                 raise ValueError(f"weights must be finite numbers, got {weight!r}")

@@ -11,6 +11,7 @@ import pickle
 import pickletools
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any, BinaryIO
 
 import torch
@@ -28,21 +29,41 @@ DESCRIBING = (
     metadata.TensorStorageMetadata,
     metadata.TensorProperties,
     metadata.ChunkStorageMetadata,
-    metadata.MetadataIndex,
     metadata.StorageMeta,
     metadata._MEM_FORMAT_ENCODING,
     filesystem._StorageInfo,
     torch.Size,
     torch.serialization._get_layout,
 )
+
+
+def _no_path(*_: str) -> None:
+    """In place of a path: joined to itself again and again, it would take all memory."""
+
+
+class _Index(MetadataIndex):
+    """The key of a tensor in a pickle. Hashing one that contains others, each of them twice, would take for ever."""
+
+    def __hash__(self) -> int:
+        if (
+            type(self.fqn) is not str
+            or type(self.offset) not in (torch.Size, NoneType)
+            or type(self.index) not in (int, NoneType)
+        ):
+            raise ValueError("its metadata describes something other than tensors")
+        return super().__hash__()
+
+
 ALLOWED: Mapping[tuple[str, str], Any] = {
     **{(known.__module__, known.__qualname__): known for known in DESCRIBING},
     **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+    (metadata.__name__, MetadataIndex.__qualname__): _Index,
     # Where it was written: the path is not used, and those of other systems cannot be made on this one.
-    **{(module, name): pathlib.PurePath for module in ("pathlib", "pathlib._local") for name in pathlib.__all__},
+    **{(module, name): _no_path for module in ("pathlib", "pathlib._local") for name in pathlib.__all__},
 }
 """What metadata may name: (module, name) -> what is used for it."""
-MEMORISED = ("PUT", "BINPUT", "LONG_BINPUT")  # operations of a pickle that give an object a number of its choice
+REPEATED = ("BINUNICODE", "SHORT_BINUNICODE", "GLOBAL", "STACK_GLOBAL", "REDUCE")
+"""The operations of a pickle whose results it may contain several times: names, classes, and what they describe."""
 
 
 class CheckpointReader(FileSystemReader):
@@ -54,6 +75,8 @@ class CheckpointReader(FileSystemReader):
         with open_regular(folder / FILE, MAX_BYTES) as file:
             described = _unpickle(file)
         _check(described, folder)
+        places = described.storage_data.items()
+        described.storage_data = {MetadataIndex(key.fqn, key.offset, key.index): place for key, place in places}
         described.storage_meta = StorageMeta(load_id=self.load_id)
         return described
 
@@ -104,15 +127,31 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(file: BinaryIO) -> Metadata:
     content = file.read()
     try:
-        for operation, argument, _ in pickletools.genops(content):  # raises where it declares more bytes than it has
-            if operation.name in MEMORISED and int(str(argument)) > len(content):
-                raise ValueError("it numbers more objects than it has, for each of which memory would be reserved")
+        _check_operations(content)
         described = _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"its metadata cannot be read: {first_line(error)}") from None
     if not isinstance(described, Metadata):
         raise ValueError("its metadata does not describe tensors")
     return described
+
+
+def _check_operations(content: bytes) -> None:
+    """Raises `ValueError` for a pickle that would take more memory or time than its length explains.
+
+    Such are one that declares more bytes than it has, that chooses the numbers of its objects, for each of which memory
+    is reserved, and that contains a tuple twice, whose hash is computed as often.
+    """
+    made, previous = [], ""
+    for operation, argument, _ in pickletools.genops(content):
+        match operation.name:
+            case "MEMOIZE":
+                made.append(previous)
+            case "GET" | "BINGET" | "LONG_BINGET" if made[int(str(argument))] in REPEATED:
+                pass
+            case "GET" | "BINGET" | "LONG_BINGET" | "PUT" | "BINPUT" | "LONG_BINPUT" | "DUP":
+                raise ValueError("it contains objects several times")
+        previous = operation.name
 
 
 def _check(described: Metadata, folder: Path) -> None:
@@ -123,7 +162,7 @@ def _check(described: Metadata, folder: Path) -> None:
         raise ValueError("its metadata describes something other than tensors")
     sizes: dict[str, int] = {}
     for index, place in places.items():
-        if type(index) is not MetadataIndex or type(place) is not filesystem._StorageInfo:
+        if type(index) is not _Index or type(place) is not filesystem._StorageInfo:
             raise ValueError("its metadata describes something other than tensors")
         name, begin, length = (getattr(place, name, None) for name in ("relative_path", "offset", "length"))
         if getattr(place, "transform_descriptors", None):
