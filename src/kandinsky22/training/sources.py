@@ -172,13 +172,13 @@ def _metadata(path: Path) -> Iterable[Mapping[str, Any]]:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
         else:
-            yield from (parse_json(line) for line in file if line.strip())
+            yield from (parse_json(line, halves=True) for line in file if line.strip())
 
 
 def _json(content: ByteRange | None) -> dict[str, Any]:
     """The object in a JSON file, by keys in lower case; empty if it cannot be read."""
     try:
-        values = parse_json(content.read(MAX_TEXT_BYTES)) if content is not None else {}
+        values = parse_json(content.read(MAX_TEXT_BYTES), halves=True) if content is not None else {}
     except (OSError, ValueError):
         return {}
     return {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
