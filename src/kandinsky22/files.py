@@ -295,6 +295,8 @@ def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterato
     Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
     """
     _make_folder(path.parent)
+    if path.exists():
+        require_regular(path)
     with path.open("ab") as file:
         if not lock(file, timeout):
             raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")

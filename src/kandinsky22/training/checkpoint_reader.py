@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import pickletools
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import IO, Any, BinaryIO
@@ -71,13 +72,18 @@ class CheckpointReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The description of the checkpoint's tensors."""
+        self.described.storage_meta = StorageMeta(load_id=self.load_id)
+        return self.described
+
+    @cached_property
+    def described(self) -> Metadata:
+        """The description of the checkpoint's tensors, read once: torch prints a traceback for one that is refused."""
         folder = Path(self.path)
         with open_regular(folder / FILE, MAX_BYTES) as file:
             described = _unpickle(file)
         _check(described, folder)
         places = described.storage_data.items()
         described.storage_data = {MetadataIndex(key.fqn, key.offset, key.index): place for key, place in places}
-        described.storage_meta = StorageMeta(load_id=self.load_id)
         return described
 
     def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
