@@ -12,8 +12,10 @@ from kandinsky22.training import checkpoints
 from kandinsky22.training.checkpoint_reader import FILE
 from kandinsky22.training.loop import Training
 from kandinsky22.training.run import METRICS, resume, run
-from tests.hostile.corpus import WRONG_JSON
+from tests.hostile.corpus import WRONG_JSON, endless_metadata
 from tests.training.known import RECIPE, line_fit
+
+ENDLESS = endless_metadata()
 
 
 def training() -> Training:
@@ -85,6 +87,12 @@ def test_damaged_metadata_is_refused(folder: Path, last: Path) -> None:
     for damaged in (b"", content[:-20], content[100:], b"text", pickle.dumps({}), pickle.dumps([1])):
         (last / FILE).write_bytes(damaged)
         assert "its metadata" in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_metadata_that_would_take_gigabytes_or_years_is_refused(folder: Path, last: Path, kind: str) -> None:
+    (last / FILE).write_bytes(ENDLESS[kind])
+    assert "its metadata" in refusal(folder)
 
 
 @pytest.mark.parametrize(

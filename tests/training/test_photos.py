@@ -371,3 +371,12 @@ def test_source_is_parsed_from_a_path_and_a_weight(tmp_path: Path) -> None:
     for missing in (tmp_path / "none", f"{tmp_path}/none:2", "", ":2"):
         with pytest.raises(ValueError, match=r"is not there; give a folder or a \.tar"):
             Source.parse(str(missing))
+
+
+def test_half_characters_and_endless_numbers_in_metadata_are_ignored(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", 2)
+    for i, values in enumerate(({"caption": "a \ud800ring", "aesthetic": 6}, {"caption": "x", "aesthetic": 10**400})):
+        (folder / f"{i:03}.txt").unlink()
+        (folder / f"{i:03}.json").write_text(json.dumps(values))
+    (photos,) = read_all(folder, filter=Filter(aesthetic=5.0))
+    assert captions_of(photos) == ["a ring"]

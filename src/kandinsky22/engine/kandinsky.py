@@ -280,7 +280,6 @@ class Kandinsky:
     def _defaults(self) -> Defaults:
         """The defaults of the model's folder, else those of the published pipelines."""
         first = self.stored.first
-        side = first.unet.config.sample_size * first.movq.config.factor
         stages = {}
         for part, scheduler in ((catalog.PRIOR, self.stored.prior.scheduler), (catalog.DECODER, first.scheduler)):
             published = Sampling(
@@ -291,7 +290,7 @@ class Kandinsky:
             if part == catalog.DECODER:
                 published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
             stages[part] = self.stored.metadata.defaults.get(part, UNSPECIFIED).with_defaults(published)
-        return Defaults(height=side, width=side, **stages)
+        return Defaults(height=first.side, width=first.side, **stages)
 
     def _seeded(self, request: Request) -> Request:
         """The request resolved, for a stage called by itself."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kandinsky22.backends.run_folder import FORBIDDEN, MAX_ID_BYTES, can_name_file
+from kandinsky22.files import open_regular
 from kandinsky22.request.request import MAX_SEED
 
 CAPTION = ("caption", "text", "prompt")
@@ -22,6 +23,7 @@ SEED = ("seed",)
 COCO = {"id", "image_id"}  # both are columns of COCO's own tables, which have several captions per image
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes that are removed from ids
+MAX_BYTES = 1 << 30  # of a file: millions of captions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def read(path: Path) -> Captions:
     if suffix not in (*DELIMITERS, ".txt"):
         raise ValueError(f"captions are read from .csv, .tsv and .txt files, got {path.name!r}")
     try:
-        data = path.read_bytes()
+        with open_regular(path, MAX_BYTES) as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     text = decode(path, data)

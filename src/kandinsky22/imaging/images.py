@@ -145,7 +145,7 @@ def _parse_recipe(text: str | None, name: str) -> Recipe:
         raise ValueError(f"{name} carries no request; name a picture that kandinsky22 saved")
     try:
         values = parse_json(text)
-        layout = dict(values.get("layout", {}))
+        layout = dict(values["layout"]) if "layout" in values else {}
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]), layout)
     except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} carries a request that cannot be read: {error}") from error

@@ -30,7 +30,7 @@ SAMPLER_LABELS: Mapping[str, str] = {
 }
 """Our samplers as AUTOMATIC1111 writes them."""
 IHDR_END = 33  # bytes of a PNG file before its second chunk
-SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
+SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:

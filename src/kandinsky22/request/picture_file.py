@@ -5,6 +5,7 @@ decoders that start other programs (EPS runs Ghostscript), so no other function 
 """
 
 import io
+import logging
 import struct
 import threading
 import warnings
@@ -26,7 +27,20 @@ HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b
 """How files of telephones begin, after four bytes; Pillow does not read them."""
 REDUCED = ("JPEG", "MPO")  # what Pillow calls the files whose decoder can halve their size; MPO is several JPEGs
 # What decoders raise for a broken file
-BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,  # AVIF
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 _warnings_lock = threading.Lock()  # the filters of warnings are global
 
 
@@ -86,6 +100,8 @@ def _read_header(file: BinaryIO, name: str, formats: Sequence[str]) -> "Image.Im
     """The image in a file. Pillow's warning about large pictures is left out: `limits` decide."""
     from PIL import Image, UnidentifiedImageError
 
+    if not (log := logging.getLogger("PIL")).hasHandlers():
+        log.addHandler(logging.NullHandler())  # else Python prints what decoders log, beside our own message
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

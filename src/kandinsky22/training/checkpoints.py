@@ -80,8 +80,9 @@ def load(training: Training, folder: Path) -> bool:
     try:
         with _ignore_warnings():
             reader = CheckpointReader(path)
+            assert reader.described  # raises for what is refused
             state_dict_loader.load(training.tensors(), storage_reader=reader, no_dist=training.processes.count == 1)
-    except (CheckpointException, ValueError) as error:  # another network's, or a damaged file
+    except (CheckpointException, OSError, ValueError) as error:  # another network's, or a damaged file
         raise ValueError(
             f"{path} is not of this network, or damaged ({_cause(error)}); remove it to resume from an earlier one"
         ) from error

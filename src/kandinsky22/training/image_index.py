@@ -41,7 +41,9 @@ class ImageIndex:
                 for line in lines:
                     with suppress(ValueError, TypeError):  # incomplete after a crash; the first line is empty
                         file, offset, stamp, height, width = parse_json(line)
-                        self._entries[sys.intern(file), int(offset)] = stamp, _size(int(height), int(width))
+                        if not all(type(number) is int for number in (offset, height, width)):
+                            raise TypeError("an entry has other values")
+                        self._entries[sys.intern(file), offset] = stamp, _size(height, width)
 
     def lookup(self, content: ByteRange, stamp: str) -> tuple[bool, Size | None]:
         """Whether the picture is in the index, and its size; `stamp` changes with its file."""

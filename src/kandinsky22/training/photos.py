@@ -343,7 +343,7 @@ def _first(metadata: Mapping[str, Any], keys: Sequence[str]) -> Any:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

@@ -6,6 +6,7 @@ Lists pictures and the files that describe them; opens no picture.
 import csv
 import math
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kandinsky22.files import expand, open_regular, parse_json
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
 MAX_TEXT_BYTES = 2**20  # of the captions or the metadata of one picture
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can contain and no tokenizer reads
 CAPTION = ("caption", "text")  # metadata keys of the caption, in lower case
 
 
@@ -170,13 +172,13 @@ def _metadata(path: Path) -> Iterable[Mapping[str, Any]]:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
         else:
-            yield from (parse_json(line) for line in file if line.strip())
+            yield from (parse_json(line, halves=True) for line in file if line.strip())
 
 
 def _json(content: ByteRange | None) -> dict[str, Any]:
     """The object in a JSON file, by keys in lower case; empty if it cannot be read."""
     try:
-        values = parse_json(content.read(MAX_TEXT_BYTES)) if content is not None else {}
+        values = parse_json(content.read(MAX_TEXT_BYTES), halves=True) if content is not None else {}
     except (OSError, ValueError):
         return {}
     return {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
@@ -191,7 +193,7 @@ def _lines(content: ByteRange | None) -> tuple[str, ...]:
 
 
 def _captions(value: object) -> tuple[str, ...]:
-    """The captions in a text or a list of texts, each on one line; empty ones are left out."""
+    """The captions in a text or a list of texts, each on one line, without half characters; empty ones are left out."""
     values = value if isinstance(value, list) else [value]
-    captions = (" ".join(text.split()) for text in values if isinstance(text, str))
+    captions = (" ".join(LONE_SURROGATE.sub("", text).split()) for text in values if isinstance(text, str))
     return tuple(text for text in captions if text)
