@@ -21,6 +21,7 @@ from kandinsky22.request import Mask, Mix, Picture, Request, Sampling, Start, Te
 from kandinsky22.request.parts import LINEAR, SAMPLERS
 from kandinsky22.request.task_schema import all_tasks, parameters
 from tests.cli.fake_backend import FakeBackend
+from tests.hostile.corpus import WRONG_JSON
 from tests.hostile.parsers import REFUSALS, Parser, parsers
 from tests.hostile.pictures import CONTROLS, png_of_size, write_recipe
 
@@ -104,6 +105,9 @@ def test_parsers_read_or_refuse(name: str, known: dict[str, Parser]) -> None:
     parser = known[name]
     for seed in parser.seeds:
         parser.read(seed)
+    for content in WRONG_JSON:
+        with contextlib.suppress(*REFUSALS):
+            parser.read(content)
 
     @settings(max_examples=100)
     @given(st.sampled_from(parser.seeds).flatmap(changed) | st.binary(max_size=64))
