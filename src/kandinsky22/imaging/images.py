@@ -134,7 +134,7 @@ class Recipe:
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe stored in a picture. Raises `ValueError` if there is none or the file is no picture."""
-    with open_picture(Path(path).expanduser(), name=str(path), formats=RECIPE_FORMATS) as image:
+    with open_picture(expand(path), name=str(path), formats=RECIPE_FORMATS) as image:
         image.load()  # text may follow the pixels
         text = read_texts(image).get(RECIPE)
     return _parse_recipe(text, str(path))
