@@ -82,11 +82,15 @@ def test_metadata_of_other_classes_is_refused_with_their_name(folder: Path, last
     assert resume(training(), folder)
 
 
-def test_damaged_metadata_is_refused(folder: Path, last: Path) -> None:
+def test_damaged_metadata_is_refused_without_a_traceback(
+    folder: Path, last: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = (last / FILE).read_bytes()
     for damaged in (b"", content[:-20], content[100:], b"text", pickle.dumps({}), pickle.dumps([1])):
         (last / FILE).write_bytes(damaged)
         assert "its metadata" in refusal(folder)
+    (last / FILE).unlink()
+    assert "No such file" in refusal(folder) and not caplog.records
 
 
 @pytest.mark.parametrize("kind", ENDLESS)

@@ -77,7 +77,7 @@ class CheckpointReader(FileSystemReader):
 
     @cached_property
     def described(self) -> Metadata:
-        """The description of the checkpoint's tensors, read once: torch prints a traceback for one that is refused."""
+        """What `read_metadata` returns, read once."""
         folder = Path(self.path)
         with open_regular(folder / FILE, MAX_BYTES) as file:
             described = _unpickle(file)

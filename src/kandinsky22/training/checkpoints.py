@@ -80,7 +80,7 @@ def load(training: Training, folder: Path) -> bool:
     try:
         with _ignore_warnings():
             reader = CheckpointReader(path)
-            assert reader.described  # raises for what is refused
+            reader.read_metadata()  # torch would print a traceback where this raises
             state_dict_loader.load(training.tensors(), storage_reader=reader, no_dist=training.processes.count == 1)
     except (CheckpointException, OSError, ValueError) as error:  # another network's, or a damaged file
         raise ValueError(
