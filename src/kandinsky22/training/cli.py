@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int | None:
     if "plan" in args:
         from kandinsky22.training.network_plans import print_plan
 
-        pictures = sum(len(find_pictures(source.path)[0]) for source in args.data) if "data" in args else None
+        pictures = sum(len(find_pictures(source.path).pictures) for source in args.data) if "data" in args else None
         steps = getattr(args, "steps", None)
         print_plan(recipe, args.network, steps, args.processes, args.plan, every=args.every, pictures=pictures)
         return None
