@@ -174,7 +174,7 @@ def test_files_and_rows_that_are_not_used_are_counted_and_named(tmp_path: Path) 
     write_tar(folder / "b.tar", {"5.png": encoded(5), "5.txt": b"five", "6.tiff2": b"?"})
     report = read_sources([Source(folder)], 128, held_out=0)[2]
     assert report.used == 3 and sorted(report.unread) == ["b.tar/6.tiff2", "lost.txt", "photo.heic"]
-    assert report.unmatched == [os.path.join("sub", "none.png")]
+    assert report.unmatched == [str(Path("sub", "none.png"))]
     assert "other files, not read: 3 (b.tar/6.tiff2, lost.txt, photo.heic)" in str(report)
     assert "rows of metadata without a picture: 1 (sub/none.png)" in str(report)
 

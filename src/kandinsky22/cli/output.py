@@ -22,7 +22,6 @@ from kandinsky22.request.events import Result
 from kandinsky22.request.parts import parts
 from kandinsky22.request.picture_file import SUFFIXES, open_picture
 
-
 NAME_WORDS, NAME_LENGTH = 6, 40
 STDOUT = "-"  # as --output
 

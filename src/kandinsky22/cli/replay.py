@@ -26,7 +26,6 @@ from kandinsky22.request import Picture, Request
 from kandinsky22.request.parts import describe, is_int
 from kandinsky22.request.picture_file import SUFFIXES, read_picture
 
-
 DIFFERENT = 1  # exit status: the pixels differ although the recipe does not explain it
 
 
