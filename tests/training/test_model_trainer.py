@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelTrainer]:
     """A model of which all networks were trained for two steps."""
     patch = pytest.MonkeyPatch()
     patch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
-    patch.setattr("kandinsky22.training.network_training.TOKENIZER_CAPTIONS", 200)
+    patch.setattr("kandinsky22.training.captions.LEARNED_FROM", 200)
     trainer = ModelTrainer(SHORT, tmp_path_factory.mktemp("box"))
     for network in TRAINED:
         metrics = list(trainer.train(network, steps=2))

@@ -207,7 +207,7 @@ def test_captions_of_an_imagefolder_match_their_pictures(tmp_path: Path, kind: s
     (photos,) = read_all(tmp_path)
     assert_captions_match(photos, 6)
     (tmp_path / f"metadata.{kind}").write_text('{"file": 1}' if kind == "jsonl" else "name,text\na,b")
-    with pytest.raises(ValueError, match="correct it or remove it"):
+    with pytest.raises(ValueError, match="correct or remove it"):
         read_all(tmp_path)
 
 

@@ -36,13 +36,14 @@ from kandinsky22.training.settings import Settings, of_sources, refuse_changes, 
 from kandinsky22.training.sources import Source, find_pictures
 
 NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
-DATA_OPTIONS = ("min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
+DATA_OPTIONS = ("new_tokenizer", "min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
 
 STORED_TYPES: Mapping[str, Any] = {
     **get_type_hints(Recipe),
     "recipe": str,
     "start_from": str,
     "from_scratch": bool,
+    "new_tokenizer": int,
     "side": int,
     "data": tuple[str, ...],
     "predict": str,
@@ -160,6 +161,7 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "recipe": recipe_name(args),
         "start_from": str(expand(str(base)).absolute()) if is_folder else base,
         "from_scratch": is_from_scratch(args) or None,
+        "new_tokenizer": getattr(args, "new_tokenizer", None),
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,
     }
@@ -287,12 +289,13 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             progress,
             is_from_scratch(args),
             settings(args, recipe),
+            getattr(args, "new_tokenizer", 0),
         )
         if "data" not in args and not recipe.things:
             reason = missing_things(args.folder) or "this run was started without things"
             print_line(f"training on the world of shapes alone, without things: {reason}")
-        if report := trainer.data(args.network).report:
-            print_line(report)
+        for notice in trainer.notices(args.network):
+            print_line(notice)
         task: TaskID | None = None
         lines, first = ProgressLines(), 0  # the step that this process resumes from
         for metrics in trainer.train(

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints.tokenizer import load_tokenizer
 from kandinsky22.training import run
+from kandinsky22.training.captions import tokenizer_notice
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.copy_base import copy_missing
 from kandinsky22.training.metrics import Metrics
@@ -22,6 +25,15 @@ class ModelTrainer(TrainingContext):
     def data(self, network: str) -> TrainingData:
         """The pictures that a network learns from."""
         return self.training_data(network, captioned=NETWORK_TRAINING[network].captioned)
+
+    def notices(self, network: str) -> list[str]:
+        """What to know before a network is trained: how the user's pictures are used, and how captions are read."""
+        data = self.data(network)
+        notices = [data.report]
+        if self.dataset is not None and data.captioned and not self.new_tokenizer:
+            folder = self.model.part(catalog.PRIOR) / "tokenizer"
+            notices += [tokenizer_notice(load_tokenizer(folder), data.sets)] if folder.is_dir() else []
+        return [notice for notice in notices if notice]
 
     def train(
         self,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -14,13 +13,14 @@ from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
 from kandinsky22.checkpoints.safetensors_file import read_tensors
-from kandinsky22.checkpoints.tokenizer import save_tokenizer
+from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.files import atomic_write, first_line
+from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
-from kandinsky22.models.tokenizer import Tokenizer, learn
+from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import (
     checkpoints,
@@ -34,6 +34,7 @@ from kandinsky22.training import (
     prior,
     run,
 )
+from kandinsky22.training.captions import learn_tokenizer
 from kandinsky22.training.clip_data import probe_accuracy
 from kandinsky22.training.context import Prepared, TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
@@ -55,7 +56,7 @@ from kandinsky22.training.probes import Probes
 from kandinsky22.training.processes import CPU
 
 UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
-TOKENIZER_CAPTIONS = 20_000  # that the tokenizer's vocabulary is learned from
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 PROBES = "probes.safetensors"
 CODEBOOK = "codebook.json"  # of a codebook fitted after training: the share of its codes in use
 CODEBOOK_PICTURES = 1000  # that latents are standardised and the codebook is fitted on
@@ -137,9 +138,10 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     """
     recipe, processes = context.recipe, context.processes
     is_resumed = bool(checkpoints.steps(context.folder / "clip"))
-    is_learned = context.dataset is None or catalog.PRIOR not in context.base
+    is_learned = context.dataset is None or catalog.PRIOR not in context.base or context.new_tokenizer
     if is_learned and not (is_resumed and (context.model.path / catalog.PRIOR / "tokenizer").is_dir()):
-        tokenizer = learn_tokenizer(data.distinct_sets, recipe.vocabulary, recipe.text_length)
+        vocabulary = context.new_tokenizer or recipe.vocabulary
+        tokenizer = learn_tokenizer(data.distinct_sets, vocabulary, recipe.text_length)
         if processes.first:
             save_tokenizer(context.model.path / catalog.PRIOR / "tokenizer", tokenizer)
         processes.wait()
@@ -148,7 +150,7 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     torch.manual_seed(0)
     configs = recipe.vision, recipe.text_config(len(tokenizer.vocab))
     network = clip.CLIP(*configs, probed=is_probed, things=data.num_things)
-    context.initialise_from_base(TEXT_ENCODER, network.text)
+    initialise_text_encoder(context, network.text, tokenizer)
     context.initialise_from_base(IMAGE_ENCODER, network.vision)
     hard = recipe.hard_negatives if is_probed else 0
     hard -= hard % processes.count  # as many in each process
@@ -159,11 +161,21 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     return Prepared(training, clip.sample_grid(network, tokenizer, data.held_out, recipe.runs["clip"]))
 
 
-def learn_tokenizer(sets: list[Pictures], vocabulary: int, text_length: int) -> Tokenizer:
-    """A tokenizer with at most `vocabulary` tokens, learned from as many captions of each set."""
-    rng, count = np.random.default_rng(0), TOKENIZER_CAPTIONS // len(sets)
-    captions = [text for pictures in sets for text in pictures.captions(np.arange(count) % len(pictures), rng)]
-    return learn(captions, vocabulary, text_length)
+def initialise_text_encoder(context: TrainingContext, text: CLIPText, tokenizer: Tokenizer) -> None:
+    """Initialise the text encoder with the base model's. Of a new tokenizer, tokens that the base model's has too
+    start with its embeddings, and all others from random numbers."""
+    table: Tensor = text.get_parameter(TOKEN_EMBEDDING)
+    random = table.detach().clone()
+    stored = context.model.stored_in_base(TEXT_ENCODER)
+    if not (context.initialise_from_base(TEXT_ENCODER, text) and context.new_tokenizer and stored):
+        return
+    known = load_tokenizer(context.base[catalog.PRIOR] / "tokenizer").vocab
+    learnt = stored.load(torch.float32, CPU).get_parameter(TOKEN_EMBEDDING)
+    for token, row in tokenizer.vocab.items():
+        if token in known:
+            random[row] = learnt[known[token]]
+    with torch.no_grad():
+        table.copy_(random)
 
 
 def add_clip(context: TrainingContext, data: TrainingData, network: clip.CLIP) -> None:

@@ -12,6 +12,7 @@ from kandinsky22.training.registry import ITERATIVE, NETWORK_TRAINING
 from kandinsky22.training.run import EVERY
 from kandinsky22.training.sources import Source
 
+VOCABULARY, MIN_VOCABULARY = 4096, 514  # tokens; the least are all bytes, within a word and at its end, and two more
 RECIPES = ("box", "fine-tune", "published", *STAGES)
 EPILOG = """a folder of pictures with captions beside them, and a picture by what was trained on them:
   kandinsky22 train decoder --data my-pictures --folder runs/mine
@@ -41,7 +42,7 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
     "accumulate": [name for name, entry in ITERATIVE.items() if not entry.coupled],
     **{
         option: [name for name, entry in ITERATIVE.items() if option in entry.options]
-        for option in ("from_scratch", "cond_dropout", "min_snr", "predict", "depth_model")
+        for option in ("from_scratch", "new_tokenizer", "cond_dropout", "min_snr", "predict", "depth_model")
     },
 }
 """The networks that an option applies to; an option that is not here applies to all."""
@@ -103,6 +104,11 @@ def non_negative(text: str) -> int:
     return integer(text, 0)
 
 
+def vocabulary(text: str) -> int:
+    """The size of a vocabulary."""
+    return integer(text, MIN_VOCABULARY)
+
+
 def side(text: str) -> int:
     """The side in pixels of square training pictures."""
     value = integer(text)
@@ -138,6 +144,14 @@ def parser() -> Parser:
     add("--folder", type=Path, default=Path("runs/box"), help="of the run and its model (default: %(default)s)")
     add("--start-from", metavar="MODEL", help="the base model: box, a folder, kandinsky-2.2 (with --data: box)")
     add("--from-scratch", action="store_true", help="start from random weights, even if the base model has the network")
+    add(
+        "--new-tokenizer",
+        nargs="?",
+        type=vocabulary,
+        const=VOCABULARY,
+        metavar="TOKENS",
+        help=f"clip: learn a tokenizer from the captions (with --data; default size: at most {VOCABULARY} tokens)",
+    )
     add(
         "--recipe",
         choices=RECIPES,

@@ -44,8 +44,8 @@ class NetworkTraining:
     always be trained before. `box` and `published` are its run in the recipes of these names.
 
     `captioned`: pictures without captions are of no use. `coupled`: as in `loop.Objective`. `precomputed`: what it
-    learns from instead of pictures, "latents" and "embeds". `options`: those of "from_scratch", "cond_dropout",
-    "min_snr", "predict" and "depth_model" that apply to it.
+    learns from instead of pictures, "latents" and "embeds". `options`: those of "from_scratch", "new_tokenizer",
+    "cond_dropout", "min_snr", "predict" and "depth_model" that apply to it.
     """
 
     prepare: Callable[[TrainingContext, TrainingData], Prepared]
@@ -95,6 +95,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         published=Run(replace(_LARGE, batch=4096, learning_rate=5e-4, weight_decay=0.2, checkpointing=True), 100_000),
         captioned=True,
         coupled=True,
+        options=("from_scratch", "new_tokenizer"),
     ),
     "prior": NetworkTraining(
         prepare=training.prepare_prior,

@@ -199,7 +199,7 @@ def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
             row_of_picture.update(values, text=texts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise ValueError(
-            f"{path} cannot be read: it needs a file_name and a text per row, in UTF-8 or UTF-16; correct it or remove it"
+            f"{path} cannot be read: every row needs a file_name and a text, in UTF-8 or UTF-16; correct or remove it"
         ) from error
 
 
