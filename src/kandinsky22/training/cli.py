@@ -21,15 +21,15 @@ from kandinsky22.console import ProgressLines, echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
 from kandinsky22.models.config import has_type
-from kandinsky22.training import checkpoints, supervisor
-from kandinsky22.training.data import Progress
+from kandinsky22.training import checkpoints, run, supervisor
+from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.options import APPLIES_TO, parser, refuse_inapplicable
+from kandinsky22.training.options import APPLIES_TO, export_parser, parser, refuse_inapplicable
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import THINGS, DatasetConfig
-from kandinsky22.training.processes import Processes, join
+from kandinsky22.training.processes import ALONE, Processes, join
 from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, of_model
 from kandinsky22.training.registry import ITERATIVE
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
@@ -57,6 +57,9 @@ STORED_TYPES: Mapping[str, Any] = {
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train as the arguments say, and return an exit status. Raises `ValueError`, `CheckpointError` and `OSError`."""
+    if arguments[:1] == ["export"]:
+        export(arguments[1:])
+        return None
     request_huge_pages()
     args, recipe, base = configure(arguments)
     if "plan" in args:
@@ -84,6 +87,51 @@ def main(arguments: Sequence[str]) -> int | None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     return None
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Add a network to its model as it was at a checkpoint. Raises `ValueError`, `CheckpointError` and `OSError`."""
+    given = export_parser().parse_args(arguments)
+    folder = run_folder(given.folder)
+    args, recipe, base = configure([folder.name, "--folder", str(folder.parent)])
+    with progress_bars(quiet=False) as (_, progress):
+        trainer = model_trainer(args, recipe, base, ALONE, progress)
+        step = trainer.export(folder.name, given.step, best=given.best)
+    which = "with its best validation loss" if step is None else f"of step {step}"
+    echo(f"{trainer.model.path} has the {folder.name} {which}")
+
+
+def run_folder(folder: Path) -> Path:
+    """The folder of a network's run: this one, or the only one in it. Raises `ValueError` if there is none."""
+    folder = expand(folder)
+    if folder.name in ITERATIVE and checkpoints.steps(folder):
+        return folder
+    found = [folder / name for name in ITERATIVE if checkpoints.steps(folder / name)]
+    if len(found) != 1:
+        names = f"it has {', '.join(path.name for path in found)}" if found else "it has no checkpoints"
+        raise ValueError(f"{folder} is not the folder of a network's run, and {names}; give one, as {folder}/decoder")
+    return found[0]
+
+
+def model_trainer(
+    args: argparse.Namespace,
+    recipe: ModelRecipe,
+    base: Mapping[str, Path],
+    processes: Processes,
+    progress: Progress = no_progress,
+) -> ModelTrainer:
+    """The trainer that the options describe."""
+    return ModelTrainer(
+        recipe,
+        args.folder,
+        base,
+        dataset_config(args),
+        processes,
+        progress,
+        is_from_scratch(args),
+        settings(args, recipe),
+        getattr(args, "new_tokenizer", 0),
+    )
 
 
 def how_to_go_on(folder: Path) -> str:
@@ -280,17 +328,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
         def print_line(text: object) -> None:
             bars.console.print(Text(printable(str(text))), soft_wrap=True)
 
-        trainer = ModelTrainer(
-            recipe,
-            args.folder,
-            base,
-            dataset_config(args),
-            processes,
-            progress,
-            is_from_scratch(args),
-            settings(args, recipe),
-            getattr(args, "new_tokenizer", 0),
-        )
+        trainer = model_trainer(args, recipe, base, processes, progress)
         if "data" not in args and not recipe.things:
             reason = missing_things(args.folder) or "this run was started without things"
             print_line(f"training on the world of shapes alone, without things: {reason}")
@@ -302,11 +340,15 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             args.network,
             steps=getattr(args, "steps", None),
             minutes=getattr(args, "minutes", None),
+            more=getattr(args, "more", None),
+            finish=getattr(args, "finish", False),
             every=args.every,
             tensorboard=args.tensorboard,
         ):
             if task is None:
                 first = metrics.step - 1
+                if first == 0 and (start := described_start(args.folder / args.network)):
+                    print_line(start)
                 task = bars.add_task(args.network, total=None, status="")
             bars.update(task, total=metrics.steps, completed=metrics.step, status=f"loss {metrics.loss:.4f}")
             if processes.first and not bars.console.is_terminal:
@@ -318,7 +360,17 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
                 text = f"step {metrics.step} of {metrics.steps}, {left} left: {values}"
                 print_line(text)
     if processes.first:
+        if task is None:
+            steps = checkpoints.last_state(args.folder / args.network)["steps"]
+            echo(f"this run is complete, with {steps} steps; --more N trains it for N more")
         echo(f"the model so far is in {trainer.model.path}")
+
+
+def described_start(folder: Path) -> str:
+    """The validation before the first step; empty if there was none."""
+    start = next(iter(run.read_metrics(folder)), {"step": 1})
+    values = [f"{name} {round(value, 4):g}" for name, value in start.items() if name not in ("step", "of")]
+    return f"before the first step: {', '.join(values)}" if start["step"] == 0 else ""
 
 
 def duration(seconds: float) -> str:

@@ -1,21 +1,23 @@
 """Training a model's networks one after another: each learns from those in the model's folder and is added there."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
-from kandinsky22.training import run
+from kandinsky22.training import checkpoints, run
 from kandinsky22.training.captions import tokenizer_notice
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.copy_base import copy_missing
+from kandinsky22.training.loop import Training, refuse_other_inputs
 from kandinsky22.training.metrics import Metrics
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.registry import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.throughput import seconds_per_step
 
-ADDED = "added"  # a file of a run whose network is in the model
+ADDED = "added"  # a file of a run: the step of its last checkpoint when its network was added to the model
 COPYING_TIMEOUT = 3600.0  # seconds to wait for another network's run to copy the base model
 
 
@@ -41,15 +43,61 @@ class ModelTrainer(TrainingContext):
         *,
         steps: int | None = None,
         minutes: float | None = None,
+        more: int | None = None,
+        finish: bool = False,
         every: int = run.EVERY,
         tensorboard: bool = False,
     ) -> Iterator[Metrics]:
-        """Train one network, resuming its run if there is one, and add it to the model; yields metrics after each step.
+        """Train one network, resuming its run if there is one; yields metrics after each step.
 
-        The number of steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else
-        the recipe's. Raises `ValueError`, `CheckpointError` for a network that must be trained before, what `run.run`
-        raises, and `OSError` if another process trains the same network in the same folder.
+        The network is added to the model at each checkpoint that is written every `every` steps, and at the end. The
+        number of steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else the
+        recipe's. A complete run is trained for `more` steps; with `finish`, a stopped one decays its learning rate in a
+        tenth of the steps taken, and ends. Raises `ValueError`, `CheckpointError` for a network that must be trained
+        before, what `run.run` raises, and `OSError` if another process trains the same network in the same folder. What
+        can be refused is refused before anything is computed from the pictures.
         """
+        entry = NETWORK_TRAINING[network]
+        with self._locked(network) as check_in_place:
+            self._complete(entry)
+            if isinstance(entry, ClosedFormTraining):
+                lines = entry.fit(self, self.data(network))
+            else:
+                state = checkpoints.last_state(self.folder / network)
+                self._check(network, entry, state, steps, more, finish)
+                if tensorboard:
+                    run.tensorboard_writer()
+                if self._is_complete(network, entry, state) and more is None:
+                    return
+                lines = self._train(network, entry, steps, minutes, more, finish, every, tensorboard)
+            for line in lines:
+                check_in_place()
+                yield line
+            check_in_place()
+
+    def export(self, network: str, step: int | None = None, *, best: bool = False) -> int | None:
+        """Add a network to the model as it was at a checkpoint, by default the last one; with `best` the averaged
+        weights with the lowest validation loss. Returns the step; None for the best.
+
+        Raises `ValueError` and `CheckpointError` if there is no such checkpoint, or what it learnt from has changed.
+        """
+        entry, folder = NETWORK_TRAINING[network], self.folder / network
+        if isinstance(entry, ClosedFormTraining):
+            raise ValueError(f"{network} has no checkpoints; train it again")
+        with self._locked(network):
+            self._complete(entry)
+            self._check(network, entry, checkpoints.last_state(folder), None, None, finish=True)
+            data = self.data(network)
+            training = entry.prepare(self, data).training
+            checkpoints.load(training, folder, None if best else step)
+            if best:
+                training.load_averages(run.read_best(folder))
+            self._add(network, entry, training, data)
+        return None if best else training.step
+
+    @contextmanager
+    def _locked(self, network: str) -> Iterator[Callable[[], None]]:
+        """Locks a network's run against other processes; yields what raises `OSError` once its folder is replaced."""
         check_in_place: Callable[[], None] = lambda: None  # noqa: E731
 
         def lock() -> None:
@@ -58,16 +106,7 @@ class ModelTrainer(TrainingContext):
 
         with ExitStack() as locks:
             self.processes.broadcast_from_rank0(lock)
-            entry = NETWORK_TRAINING[network]
-            self._complete(entry)
-            if isinstance(entry, ClosedFormTraining):
-                lines = entry.fit(self, self.data(network))
-            else:
-                lines = self._train(network, entry, steps, minutes, every, tensorboard)
-            for line in lines:
-                check_in_place()
-                yield line
-            check_in_place()
+            yield lambda: check_in_place()
 
     def _complete(self, entry: NetworkTraining | ClosedFormTraining) -> None:
         """Add what the model lacks of the base model. Raises `CheckpointError` if it then lacks what `entry` needs."""
@@ -78,34 +117,79 @@ class ModelTrainer(TrainingContext):
         for component in entry.requires:
             self.model.locate(component)
 
+    def _check(
+        self,
+        network: str,
+        entry: NetworkTraining,
+        state: Mapping[str, Any],
+        steps: int | None,
+        more: int | None,
+        finish: bool,
+    ) -> None:
+        """Raises `ValueError` for a run that cannot go on from the checkpoint with this `state` as it is asked to."""
+        folder = self.folder / network
+        if not state:
+            if finish or more is not None:
+                raise ValueError(f"{folder} holds no checkpoint to go on from; start the run without this option")
+            return
+        refuse_other_inputs(state["learnt_from"], {**entry.inputs(self), "pictures": self.data(network).name})
+        step, of, added = state["step"], state["steps"], state["steps"] - state["start"]
+        if steps is not None and steps != of:
+            go_on = "--more N trains it for N more" if step == of else "leave --steps out to resume"
+            raise ValueError(
+                f"{folder} holds a run of {of} steps, {step} of them done, and its schedule is fixed; {go_on}, or "
+                "remove the folder to start again"
+            )
+        if more is not None and step < of and not (state["start"] and more == added):
+            raise ValueError(
+                f"{folder} holds a run of {of} steps, {step} of them done; --more is for a complete one, --finish ends "
+                "this one early"
+            )
+
+    def _is_complete(self, network: str, entry: NetworkTraining, state: Mapping[str, Any]) -> bool:
+        """Whether the run is over and its network in the model: adding it again would undo what was trained on it."""
+        marker = self.folder / network / ADDED
+        if not state or state["step"] < state["steps"] or not marker.exists():
+            return False
+        is_last = marker.read_text(encoding="utf-8") in ("", str(state["step"]))  # empty: of an earlier version
+        return is_last and self.model.target(entry.component).is_dir()
+
     def _train(
         self,
         network: str,
         entry: NetworkTraining,
         steps: int | None,
         minutes: float | None,
+        more: int | None,
+        finish: bool,
         every: int,
         tensorboard: bool,
     ) -> Iterator[Metrics]:
         data, folder = self.data(network), self.folder / network
         training, sample_grid = entry.prepare(self, data)
         if run.resume(training, folder):
-            if steps is not None and steps != training.steps:
-                raise ValueError(
-                    f"{folder} holds a run of {training.steps} steps, {training.step} of them done, and its schedule "
-                    "is fixed; leave --steps out to resume, or remove the folder to start again"
-                )
+            if finish:
+                training.finish()
+            elif more is not None and training.step == training.steps:
+                training.extend(more)
         else:
             training.steps = steps or self.recipe.steps[network]
             if minutes is not None:
                 training.steps = max(1, round(60 * minutes / seconds_per_step(training)))
-        added = folder / ADDED
-        if training.step == training.steps and added.exists() and self.model.target(entry.component).is_dir():
-            return  # adding it again would undo what was trained on top of it
-        yield from run.run(training, folder, sample_grid=sample_grid, every=every, tensorboard=tensorboard)
+
+        def add() -> None:
+            self._add(network, entry, training, data)
+
+        if training.step == training.steps:
+            add()
+        yield from run.run(training, folder, sample_grid=sample_grid, every=every, tensorboard=tensorboard, saved=add)
+
+    def _add(self, network: str, entry: NetworkTraining, training: Training, data: TrainingData) -> None:
+        """Add the network with its averaged weights to the model, and note which checkpoint the model now has."""
         trained = training.ema_network()
         self._complete(entry)  # it may have been removed meanwhile
         if self.processes.first:
             entry.add(self, data, trained)
-            added.touch()
+            last = checkpoints.last_state(self.folder / network)["step"]
+            (self.folder / network / ADDED).write_text(str(last), encoding="utf-8")
         self.processes.wait()

@@ -81,7 +81,12 @@ def prepare_movq_decoder(context: TrainingContext, data: TrainingData) -> Prepar
     network = context.model.stored(MOVQ).load(torch.float32, CPU).requires_grad_(False)
     for part in (network.post_quant_conv, network.decoder):
         part.requires_grad_(True)
-    return _prepare_autoencoder("movq-decoder", network, context, data, {"movq": context.frozen.latent_space})
+    return _prepare_autoencoder("movq-decoder", network, context, data, latent_inputs(context))
+
+
+def latent_inputs(context: TrainingContext) -> dict[str, str]:
+    """The fingerprint of the encoder whose latents are learnt from."""
+    return {"movq": context.frozen.latent_space}
 
 
 def _prepare_autoencoder(
@@ -95,7 +100,7 @@ def _prepare_autoencoder(
         perceptual = Perceptual(image_encoder, context.processor)
 
     def uncropped_from() -> int:
-        return round(UNCROPPED_FROM * training.steps)  # which are decided later
+        return training.start + round(UNCROPPED_FROM * (training.steps - training.start))  # which are decided later
 
     objective = movq.objective(autoencoder, data.movq_sets, recipe.runs[name], recipe.crop, uncropped_from, perceptual)
     training = context.training(name, autoencoder, objective, data, inputs)
@@ -208,13 +213,17 @@ def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
     schedule = NoiseSchedule.from_config(recipe.prior_scheduler)
     text_encoder = frozen.text_encoder.to(context.processes.device)
     conditioning, run_recipe = (text_encoder, frozen.tokenizer, schedule), recipe.runs["prior"]
-    fingerprint = context.model.stored(TEXT_ENCODER).fingerprint
-    inputs = {"text_encoder": fingerprint, **frozen.image_encoder_fingerprints}
     objective = prior.objective(network, *conditioning, sets, run_recipe)
-    training = context.training("prior", network, objective, data, inputs)
+    training = context.training("prior", network, objective, data, prior_inputs(context))
     held_out = data.held_out
     embeds, probe = _captioned_embeds(context, data, held_out), _probe(context, data)
     return Prepared(training, prior.sample_grid(network, *conditioning, embeds, held_out, run_recipe, probe))
+
+
+def prior_inputs(context: TrainingContext) -> dict[str, str]:
+    """The fingerprints of what the prior learns from."""
+    text_encoder = context.model.stored(TEXT_ENCODER).fingerprint
+    return {"text_encoder": text_encoder, **context.frozen.image_encoder_fingerprints}
 
 
 def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pictures) -> prior.CaptionedEmbeds:
@@ -315,9 +324,14 @@ def _prepare_unet(
     frozen.movq.cpu()  # frees device memory for the training
     recipe = context.recipe.runs[name]
     objective = decoder.objective(network, schedule, buckets, zero, recipe, extra_inputs)
-    space = {"movq": frozen.latent_space, "prediction": schedule.prediction_type}
-    training = context.training(name, network, objective, data, {**space, **frozen.image_encoder_fingerprints})
+    training = context.training(name, network, objective, data, unet_inputs(context))
     return Prepared(training, decoder.sample_grid(network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs))
+
+
+def unet_inputs(context: TrainingContext) -> dict[str, str]:
+    """The fingerprints of what a decoder learns from, and its prediction type."""
+    prediction = NoiseSchedule.from_config(context.recipe.decoder_scheduler).prediction_type
+    return {**latent_inputs(context), "prediction": prediction, **context.frozen.image_encoder_fingerprints}
 
 
 def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:

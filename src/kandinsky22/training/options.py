@@ -23,6 +23,8 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
         (
             "steps",
             "minutes",
+            "more",
+            "finish",
             "batch",
             "checkpointing",
             "learning_rate",
@@ -181,6 +183,10 @@ def parser() -> Parser:
     length = learning.add_mutually_exclusive_group()
     length.add_argument("--steps", type=integer, help="number of steps")
     length.add_argument("--minutes", type=positive, help="time a few steps, then fix how many fit in this")
+    length.add_argument("--more", type=integer, metavar="STEPS", help="train a complete run for so many steps more")
+    length.add_argument(
+        "--finish", action="store_true", help="end a stopped run: decay in a tenth of its steps, and write the model"
+    )
     learning.add_argument("--batch", type=integer, help="rows per step, over all processes")
     learning.add_argument("--accumulate", type=integer, metavar="N", help="compute a batch in N parts, for less memory")
     learning.add_argument(
@@ -229,4 +235,16 @@ def parser() -> Parser:
     running.add_argument(
         "--plan", nargs="?", const="", metavar="GPU", help="only print the memory and time it would take, and stop"
     )
+    return result
+
+
+def export_parser() -> Parser:
+    """The parser of `train export`."""
+    result = Parser(
+        prog="kandinsky22 train export", description="Add a network to its model as it was at a checkpoint."
+    )
+    result.add_argument("folder", type=Path, help="of a network's run, such as runs/mine/decoder")
+    which = result.add_mutually_exclusive_group()
+    which.add_argument("--step", type=integer, help="of the checkpoint (default: the last)")
+    which.add_argument("--best", action="store_true", help="the weights with the lowest validation loss")
     return result
