@@ -47,9 +47,7 @@ def test_notice_counts_captions_that_are_longer_than_the_limit(tmp_path: Path) -
     assert "cuts 25% of the captions at its limit of 3 tokens" in notice and "letter" not in notice
 
 
-def test_clip_learns_a_new_tokenizer_and_keeps_the_embeddings_of_known_tokens(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_clip_learns_a_new_tokenizer_and_keeps_the_embeddings_of_known_tokens(tiny_model: Path, tmp_path: Path) -> None:
     base = locate.part_folders(str(tiny_model))
     recipe = of_model(base)
     recipe = replace(recipe, runs={**recipe.runs, "clip": replace(recipe.runs["clip"], batch=4, learning_rate=1e-9)})

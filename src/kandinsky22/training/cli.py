@@ -276,7 +276,8 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
     runs = {name: replace(run, **given) if name == network else run for name, run in recipe.runs.items()}
     if "predict" in args:
         recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": args.predict})
-    return replace(recipe, runs=runs, side=getattr(args, "side", recipe.side))
+    side = getattr(args, "side", recipe.side)  # also what the model paints by default
+    return replace(recipe, runs=runs, side=side, unet=replace(recipe.unet, sample_size=side // recipe.movq.factor))
 
 
 def missing_things(folder: Path) -> str:

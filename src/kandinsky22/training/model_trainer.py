@@ -1,23 +1,33 @@
 """Training a model's networks one after another: each learns from those in the model's folder and is added there."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
-from kandinsky22.training import checkpoints, run
+from kandinsky22.training import checkpoints, model_card, run
 from kandinsky22.training.captions import tokenizer_notice
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.copy_base import copy_missing
 from kandinsky22.training.loop import Training, refuse_other_inputs
 from kandinsky22.training.metrics import Metrics
+from kandinsky22.training.model_folder import MOVQ, Component
 from kandinsky22.training.precompute import TrainingData
-from kandinsky22.training.registry import NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
+from kandinsky22.training.registry import ITERATIVE, NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.throughput import seconds_per_step
 
 ADDED = "added"  # a file of a run: the step of its last checkpoint when its network was added to the model
+MADE_BY = {
+    "text_encoder": "clip",
+    "image_encoder": "clip",
+    "image_processor": "clip",
+    "movq": "movq",
+    "prediction": "noise schedule",
+}
+"""What trains or sets each of the inputs that a network learnt from."""
 COPYING_TIMEOUT = 3600.0  # seconds to wait for another network's run to copy the base model
 
 
@@ -184,12 +194,35 @@ class ModelTrainer(TrainingContext):
             add()
         yield from run.run(training, folder, sample_grid=sample_grid, every=every, tensorboard=tensorboard, saved=add)
 
+    def _inputs(self) -> dict[str, dict[str, str]]:
+        """The fingerprints of what each network of the model would learn from now, as its files are."""
+        now = replace(self)  # without networks that were loaded before
+        entries = {name: entry for name, entry in ITERATIVE.items() if entry.component != MOVQ}
+        return {
+            name: dict(entry.inputs(now))
+            for name, entry in entries.items()
+            if self.model.target(entry.component).is_dir() and self._has(entry.requires) and entry.requires
+        }
+
+    def _has(self, components: Sequence[Component]) -> bool:
+        return all((self.model.part(one.part) / one.folder).is_dir() for one in components)
+
     def _add(self, network: str, entry: NetworkTraining, training: Training, data: TrainingData) -> None:
         """Add the network with its averaged weights to the model, and note which checkpoint the model now has."""
         trained = training.ema_network()
         self._complete(entry)  # it may have been removed meanwhile
         if self.processes.first:
+            metadata = model_card.read(self)
+            learnt_from = {**self._inputs(), **metadata.get("learnt_from", {}), network: training.fingerprints}
             entry.add(self, data, trained)
+            changed = {
+                name: sorted({MADE_BY[key] for key, value in inputs.items() if learnt_from[name].get(key) != value})
+                for name, inputs in self._inputs().items()
+                if name in learnt_from
+            }
+            metadata |= {"learnt_from": learnt_from}
+            stale = {name: others for name, others in changed.items() if others}
+            model_card.write(self, data, metadata, network=network, steps=training.step, stale=stale)
             last = checkpoints.last_state(self.folder / network)["step"]
             (self.folder / network / ADDED).write_text(str(last), encoding="utf-8")
         self.processes.wait()

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
-from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
 from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
-from kandinsky22.compositions.languages import language_metadata
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.files import atomic_write, first_line
 from kandinsky22.models.clip import CLIPText
@@ -332,18 +330,6 @@ def unet_inputs(context: TrainingContext) -> dict[str, str]:
     """The fingerprints of what a decoder learns from, and its prediction type."""
     prediction = NoiseSchedule.from_config(context.recipe.decoder_scheduler).prediction_type
     return {**latent_inputs(context), "prediction": prediction, **context.frozen.image_encoder_fingerprints}
-
-
-def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
-    """Write the decoder of text-to-image; if it learned the picture world, with its vocabulary and default settings."""
-    add_unet(DECODER, context, data, network)
-    has_metadata = (context.model.parts[catalog.DECODER] / METADATA_FILE).exists()
-    if data.num_things or (context.dataset is None and not has_metadata):  # a base model does not know the things
-        metadata = {
-            "defaults": context.recipe.defaults,
-            **language_metadata(data.things if data.num_things else None),
-        }
-        write_json(context.model.path / catalog.DECODER / METADATA_FILE, metadata)
 
 
 def add_unet(component: Component, context: TrainingContext, data: TrainingData, network: UNet) -> None:

@@ -124,7 +124,7 @@ class Report:
 class Photo(NamedTuple):
     """A usable picture. `stamp` changes with its file; `height` and `width` are in pixels, after EXIF orientation.
 
-    `digest` identifies the file's content; `hint` is its control picture.
+    `digest` identifies the file's content; `licence` is empty if none is stated; `hint` is its control picture.
     """
 
     name: str
@@ -134,6 +134,7 @@ class Photo(NamedTuple):
     width: int
     captions: tuple[str, ...]  # alternatives
     digest: str = ""
+    licence: str = ""
     hint: ByteRange | None = None
 
     def decode(self) -> Image.Image:
@@ -366,7 +367,9 @@ def _check(picture: SourcePicture, filter: Filter, captioned: bool, hinted: bool
         return "broken"
     if min(entry.size) < filter.side:
         return f"smaller than {filter.side} pixels"
-    return Photo(picture.name, content, stamp, *entry.size, captions, entry.digest, hint)
+    return Photo(
+        picture.name, content, stamp, *entry.size, captions, entry.digest, str(_first(metadata, LICENCE) or ""), hint
+    )
 
 
 def _stamp(content: ByteRange) -> str:

@@ -160,6 +160,13 @@ class TrainingData:
         names = "\n".join(f"{pictures.name} {pictures.share:.6g}" for pictures in self.distinct_sets)
         return f"own-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
+    @cached_property
+    def has_captions(self) -> bool:
+        """Whether any of the pictures has a caption."""
+        if self._user_pictures is None:
+            return True
+        return any(photo.captions for pictures in self._user_pictures[0] for photo in pictures.photos)
+
     @property
     def report(self) -> str:
         """How the user's pictures were used, and what was skipped; empty for the picture world."""

@@ -124,7 +124,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
     ),
     "decoder": NetworkTraining(
         prepare=training.prepare_decoder,
-        add=training.add_decoder,
+        add=partial(training.add_unet, DECODER),
         plan=partial(unet_parts, network="decoder"),
         component=DECODER,
         box=Run(Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4), 16_000),
