@@ -1,11 +1,12 @@
 """The training data of a run, and what is computed from it once: latents, CLIP embeddings and depth.
 
-Computed values are stored under the name of the pictures and the fingerprint of the network that computed them.
+Computed values are stored under the fingerprint of the network that computed them: those of the picture world in the
+run's folder, those of the user's pictures in the user's cache, by the content of each picture.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from kandinsky22.compositions.things import Things
 from kandinsky22.engine.device import computes_bfloat16
+from kandinsky22.files import cache_dir
 from kandinsky22.imaging.depth import Estimator, load
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training import image_index, photos, shards
+from kandinsky22.training import content_cache, image_index, photos, shards
 from kandinsky22.training.data import Compositions, Pictures, Progress, no_progress
 from kandinsky22.training.decoder import Bucket, Rows
 from kandinsky22.training.mixture import Mixture
@@ -28,6 +30,7 @@ from kandinsky22.training.processes import ALONE, Processes
 from kandinsky22.training.sources import Source
 
 HELD_OUT_SEED, HELD_OUT = 1, 1000
+CACHE = "training"  # folder of the user's cache
 THINGS = "things"  # of the training folder: the drawings that `runs/fetch_things.py` downloads
 
 Encode = Callable[[Tensor], Tensor]
@@ -237,25 +240,34 @@ class TrainingData:
         kind: str,
         pictures: Pictures,
         encoder: str,
-        compute: Callable[[range], Tensor],
+        compute: Callable[[Sequence[int]], Tensor],
         dtype: torch.dtype = torch.float16,
-    ) -> shards.Shards:
+    ) -> Rows:
         device = self.processes.device
         task, in_bfloat16 = f"{kind} of {len(pictures):,} pictures", self.bfloat16 and computes_bfloat16(device)
 
-        def autocast(rows: range) -> Tensor:
+        def autocast(rows: Sequence[int]) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                 return compute(rows)
 
+        def progress(done: int, total: int) -> None:
+            self.progress(task, done, total)
+
         fingerprint = fingerprint_of(encoder, "bfloat16" if in_bfloat16 else "float32")
+        folder = self.folder / f"{kind}-{fingerprint}-{pictures.pixels_name}"
+        if isinstance(pictures, photos.Photos) and not folder.exists():  # earlier versions computed them there
+            shared = cache_dir() / CACHE / f"{kind}-{fingerprint}-{pictures.size[1]}x{pictures.size[0]}"
+            return content_cache.load_or_compute(
+                shared,
+                fingerprint,
+                pictures.digests,
+                autocast,
+                dtype=dtype,
+                processes=self.processes,
+                progress=progress,
+            )
         return shards.load_or_compute(
-            self.folder / f"{kind}-{fingerprint}-{pictures.pixels_name}",
-            fingerprint,
-            len(pictures),
-            autocast,
-            dtype=dtype,
-            processes=self.processes,
-            progress=lambda done, total: self.progress(task, done, total),
+            folder, fingerprint, len(pictures), autocast, dtype=dtype, processes=self.processes, progress=progress
         )
 
 
