@@ -100,3 +100,21 @@ def test_a_model_trained_at_another_side_paints_at_it(tiny_model: Path, tmp_path
     cli.main(["decoder", "--side", "128", "--steps", "1", "--batch", "1", *arguments])
     kandinsky = Kandinsky.load(tmp_path / "run" / "model")
     assert (kandinsky.defaults.height, kandinsky.defaults.width) == (128, 128)
+
+
+def test_the_picture_world_is_mixed_in_and_its_words_are_kept(worded_model: Path, tmp_path: Path) -> None:
+    animals = write_animals(tmp_path / "animals", CAPTIONS)
+    base = locate.part_folders(str(worded_model))
+    recipe = replace(of_model(base), pictures=16)
+    recipe = replace(recipe, runs={name: replace(run, batch=2) for name, run in recipe.runs.items()})
+    dataset = DatasetConfig((Source(animals),), world=0.25)
+    trainer = ModelTrainer(recipe, tmp_path / "run", base, dataset, settings={"start_from": "box"})
+    own, world = trainer.data("prior").sets
+    assert (own.share, world.share) == (0.75, 0.25) and len(world) == 16
+    list(trainer.train("prior", steps=2))
+    metadata = read_metadata(trainer.model.path / catalog.DECODER)
+    assert "circle" in metadata.words["shapes"] and "otter" in metadata.words["words"]
+    card = (trainer.model.path / catalog.DECODER / "README.md").read_text()
+    assert "| prior | box | animals, the picture world | 20 | 2 |" in card
+    alone = ModelTrainer(recipe, tmp_path / "run", base, DatasetConfig((Source(animals),))).data("prior")
+    assert alone.name != trainer.data("prior").name

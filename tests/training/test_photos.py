@@ -16,7 +16,7 @@ from PIL import Image
 
 from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.request.picture_file import SUFFIXES
-from kandinsky22.training.photos import Filter, Photos, read_sources, shapes
+from kandinsky22.training.photos import NO_HINT, Filter, Photos, read_sources, shapes
 from kandinsky22.training.sources import Source
 
 PROCESSOR = CLIPImageProcessor(size=16, crop_size=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
@@ -187,7 +187,7 @@ def test_control_pictures_belong_to_the_pictures_of_their_names(tmp_path: Path) 
     (photos,), _, report = read_sources([Source(folder)], 128, held_out=0, hinted=True)
     assert grey_values(photos) == [0, 10, 70]
     assert photos.hints([0, 1, 2]).float().mean(dim=(1, 2, 3)).tolist() == [5, 15, 75]
-    assert report.skipped == {"without a readable control picture": 1} and not report.unread
+    assert report.skipped == {NO_HINT: 1} and not report.unread
     (unhinted,) = read_all(folder)
     assert len(unhinted) == 4
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog
@@ -13,6 +14,8 @@ from kandinsky22.checkpoints import network as network_files
 from kandinsky22.imaging.depth import load
 from kandinsky22.models.clip import CLIPVision
 from kandinsky22.training import shards
+from kandinsky22.training.controlnet import hint_inputs
+from kandinsky22.training.decoder import Bucket
 from kandinsky22.training.model_trainer import ModelTrainer
 from kandinsky22.training.precompute import DatasetConfig, TrainingData, fingerprint_of
 from kandinsky22.training.recipes import BOX, ModelRecipe
@@ -115,7 +118,7 @@ def test_depth_is_identified_by_its_estimator_and_not_by_its_path(tmp_path: Path
 
 
 def test_values_that_an_earlier_version_computed_in_the_run_are_used(tmp_path: Path, own_cache: Path) -> None:
-    data = training_data(tmp_path)
+    data = training_data(tmp_path, bfloat16=False)
     (pictures,) = data.sets
     fingerprint = fingerprint_of("a", "float32")
     folder = tmp_path / f"latents-{fingerprint}-{pictures.pixels_name}"
@@ -137,3 +140,17 @@ def test_a_picture_is_encoded_once_for_all_runs(tmp_path: Path) -> None:
     before = first.latents(first.sets[0], "a", encode)
     after = second.latents(second.sets[0], "a", encode)
     assert encoded == [len(first.sets[0]), 2] and torch.equal(before[torch.arange(3)], after[torch.arange(3)])
+
+
+def test_control_pictures_of_ones_own_are_learnt_from_as_they_are(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own", 3)
+    for number in range(2):
+        Image.new("RGB", (64, 64), (255, 100 * number, 0)).save(folder / f"{number:03}.hint.png")
+    data = training_data(tmp_path, hinted=True)
+    (pictures,) = data.sets
+    latents, embeds = torch.zeros(2, 4, 8, 8), torch.zeros(2, 8)
+    bucket = Bucket(latents, embeds, data.depths(pictures))
+    (hint,) = hint_inputs(bucket, torch.tensor([1]), latents[:1], torch.Generator())["hint"]
+    assert bucket.rows == 2 and hint.shape == (3, 64, 64)
+    assert torch.allclose(hint[:, 0, 0], torch.tensor([1, 100 / 255, 0]))
+    assert "1 without a control picture, NAME.hint.png (--depth-model estimates depth instead)" in data.report

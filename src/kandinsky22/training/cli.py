@@ -26,7 +26,7 @@ from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.options import APPLIES_TO, export_parser, parser, refuse_inapplicable
+from kandinsky22.training.options import APPLIES_TO, export_parser, parser, refuse_inapplicable, world_share
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import THINGS, DatasetConfig
 from kandinsky22.training.processes import ALONE, Processes, join
@@ -36,7 +36,8 @@ from kandinsky22.training.settings import Settings, of_sources, refuse_changes, 
 from kandinsky22.training.sources import Source, find_pictures
 
 NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
-DATA_OPTIONS = ("new_tokenizer", "min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
+MIXED_PICTURES = 4096  # of the picture world, mixed with the user's
+DATA_OPTIONS = ("mix", "new_tokenizer", "min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
 
 STORED_TYPES: Mapping[str, Any] = {
     **get_type_hints(Recipe),
@@ -51,6 +52,7 @@ STORED_TYPES: Mapping[str, Any] = {
     "min_aesthetic": float,
     "licence": tuple[str, ...],
     "depth_model": str,
+    "mix": str,
 }
 """The settings of a checkpoint that complete the options, and their types."""
 
@@ -187,15 +189,6 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
         if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
-    if (
-        args.network in APPLIES_TO["depth_model"]
-        and "data" in args
-        and "plan" not in args
-        and "depth_model" not in args
-    ):
-        raise ValueError(
-            "a decoder that follows hints learns from depth pictures; name what estimates those of yours: --depth-model"
-        )
 
 
 def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
@@ -221,8 +214,9 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
             "min_aesthetic": filter.aesthetic,
             "licence": [*filter.licences],
             "depth_model": getattr(args, "depth_model", None),
+            "mix": getattr(args, "mix", None),
         }
-    else:
+    if "data" not in args or "mix" in args:
         result["things"] = recipe.things > 0
     return result
 
@@ -272,6 +266,8 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
             raise ValueError(f"--recipe {name} is of another size than {args.start_from}; fine-tune it, with --data")
     if name not in ("box", "fine-tune") and "data" not in args and "plan" not in args:
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
+    if "mix" in args:
+        recipe = replace(recipe, pictures=MIXED_PICTURES, hints=MIXED_PICTURES, things=BOX.things)
     given = {field.name: getattr(args, field.name) for field in fields(Recipe) if field.name in args}
     runs = {name: replace(run, **given) if name == network else run for name, run in recipe.runs.items()}
     if "predict" in args:
@@ -294,7 +290,7 @@ def with_world(recipe: ModelRecipe, args: argparse.Namespace, stored: Settings) 
 
     `stored` are the settings of the run's last checkpoint. Raises `ValueError` if its things are missing now.
     """
-    if "data" in args or not recipe.things or "plan" in args:
+    if ("data" in args and "mix" not in args) or not recipe.things or "plan" in args:
         return recipe
     missing = missing_things(args.folder)
     if not stored:
@@ -319,7 +315,7 @@ def dataset_config(args: argparse.Namespace) -> DatasetConfig | None:
     depth_model = getattr(args, "depth_model", None)
     if depth_model is not None:
         depth.load(depth_model)  # to fail now rather than after all pictures are checked
-    return DatasetConfig(tuple(args.data), filter_of(args), depth_model)
+    return DatasetConfig(tuple(args.data), filter_of(args), depth_model, world_share(getattr(args, "mix", "")))
 
 
 def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path], processes: Processes) -> None:
@@ -330,7 +326,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             bars.console.print(Text(printable(str(text))), soft_wrap=True)
 
         trainer = model_trainer(args, recipe, base, processes, progress)
-        if "data" not in args and not recipe.things:
+        if ("data" not in args or "mix" in args) and not recipe.things:
             reason = missing_things(args.folder) or "this run was started without things"
             print_line(f"training on the world of shapes alone, without things: {reason}")
         for notice in trainer.notices(args.network):

@@ -42,7 +42,7 @@ class TrainingContext:
     from_scratch: bool = False
     settings: Settings = field(default_factory=dict)
     new_tokenizer: int = 0
-    _data: dict[tuple[bool, bool], TrainingData] = field(default_factory=dict, init=False)
+    _data: dict[tuple[bool, bool, bool], TrainingData] = field(default_factory=dict, init=False)
 
     @cached_property
     def model(self) -> ModelFolder:
@@ -59,10 +59,10 @@ class TrainingContext:
         """CLIP's preprocessing of pictures."""
         return self.recipe.image_processor
 
-    def training_data(self, network: str, *, captioned: bool) -> TrainingData:
+    def training_data(self, network: str, *, captioned: bool, hinted: bool = False) -> TrainingData:
         """The pictures that a network learns from; networks with the same requirements share them."""
         run = self.recipe.runs.get(network)
-        key = captioned, run is None or run.bfloat16
+        key = captioned, hinted, run is None or run.bfloat16
         common = self.recipe, self.folder, self.processor, self.dataset
         return self._data.setdefault(key, TrainingData(*common, *key, self.processes, self.progress))
 

@@ -44,8 +44,10 @@ class Rows(Protocol):
 
 class Bucket(NamedTuple):
     """Pictures of one shape: latents [N, 4, h, w], CLIP embeddings [N, D] of the same pictures in the same order, and
-    for the depth decoder their nearness, uint8 [N, H, W]. If one has more rows than another, its last rows are not
-    used. `share` is the relative frequency of steps with this bucket.
+    for the depth decoder their nearness, uint8 [N, H, W], or control pictures, uint8 [N, 3, H, W].
+
+    If one has more rows than another, its last rows are not used. `share` is the relative frequency of steps with this
+    bucket.
     """
 
     latents: Rows

@@ -97,11 +97,14 @@ def _language(data: TrainingData, metadata: Mapping[str, Any]) -> Metadata:
         return _language_of(metadata)
     if "words" not in metadata or not data.has_captions:
         return {}
+    world: Metadata = language_metadata(data.things if data.recipe.things else None) if data.dataset.world else {}
     captions = draw_captions([pictures for pictures in data.sets if isinstance(pictures, Photos)], WORDS_FROM)
     counts = Counter(word for text in captions for word in WORD.findall(text.lower()))
     examples = [text for text in dict.fromkeys(captions) if text]
-    words = {"words": [word for word, _ in counts.most_common()]}
-    return {"words": words, "examples": examples[:: -(-len(examples) // EXAMPLES)]}
+    return {
+        "words": {**world.get("words", {}), "words": [word for word, _ in counts.most_common()]},
+        "examples": examples[:: -(-len(examples) // EXAMPLES)],
+    }
 
 
 def _language_of(metadata: Mapping[str, Any]) -> Metadata:
@@ -117,7 +120,9 @@ def _record(context: TrainingContext, data: TrainingData, steps: int) -> Metadat
         for photo in pictures.photos
         if photo.licence
     )
-    sources = [source.path.name for source in data.dataset.sources] if data.dataset is not None else ["picture world"]
+    sources = [source.path.name for source in data.dataset.sources] if data.dataset is not None else []
+    if data.dataset is None or data.dataset.world:
+        sources.append("the picture world")
     return {
         "base": _base_name(context),
         "data": sources,

@@ -36,7 +36,9 @@ class ModelTrainer(TrainingContext):
 
     def data(self, network: str) -> TrainingData:
         """The pictures that a network learns from."""
-        return self.training_data(network, captioned=NETWORK_TRAINING[network].captioned)
+        entry = NETWORK_TRAINING[network]
+        hinted = isinstance(entry, NetworkTraining) and "depth_model" in entry.options
+        return self.training_data(network, captioned=entry.captioned, hinted=hinted)
 
     def notices(self, network: str) -> list[str]:
         """What to know before a network is trained: how the user's pictures are used, and how captions are read."""

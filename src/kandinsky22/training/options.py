@@ -13,6 +13,7 @@ from kandinsky22.training.run import EVERY
 from kandinsky22.training.sources import Source
 
 VOCABULARY, MIN_VOCABULARY = 4096, 514  # tokens; the least are all bytes, within a word and at its end, and two more
+WORLD = "world:"
 RECIPES = ("box", "fine-tune", "published", *STAGES)
 EPILOG = """a folder of pictures with captions beside them, and a picture by what was trained on them:
   kandinsky22 train decoder --data my-pictures --folder runs/mine
@@ -94,6 +95,18 @@ def share(text: str) -> float:
     return value
 
 
+def mix(text: str) -> str:
+    """The picture world and its share of the steps, as "world:0.2"."""
+    if not text.startswith(WORLD) or not 0 < share(text.removeprefix(WORLD)) < 1:
+        raise argparse.ArgumentTypeError(f"must be world: and a share above 0 and below 1, as world:0.2; got {text}")
+    return text
+
+
+def world_share(mix: str) -> float:
+    """The share of the picture world in a `mix`; 0 for none."""
+    return float(mix.removeprefix(WORLD) or 0)
+
+
 def integer(text: str, minimum: int = 1) -> int:
     """A whole number, `minimum` or more."""
     if not text.isdecimal() or int(text) < minimum:
@@ -167,6 +180,9 @@ def parser() -> Parser:
         type=source,
         metavar="PATH[:WEIGHT]",
         help="a folder of pictures with captions, or a tar of img2dataset; may be given more than once",
+    )
+    data.add_argument(
+        "--mix", type=mix, metavar="world:SHARE", help="a share of steps on the picture world, to forget less of it"
     )
     data.add_argument(
         "--side", type=side, help="of square pictures, in pixels; others have as many pixels (default: the model's)"

@@ -31,6 +31,7 @@ LICENCE = ("license", "licence")
 GRAIN = 64  # pixels: sides of training shapes are multiples of it
 MIN_TO_SEPARATE = 20  # pictures of a source: with fewer, held-out pictures are trained on as well
 MAX_HELD_OUT = 1000  # pictures of a source
+NO_HINT = "without a control picture, NAME.hint.png (--depth-model estimates depth instead)"
 MAX_NAMES = 3  # names given of pictures skipped for one reason
 THREADS = 8  # that decode; PIL releases the interpreter lock meanwhile
 CHUNK = 1024  # pictures checked before the index is written
@@ -229,6 +230,21 @@ class Photos:
             return list(pool.map(function, [self.photos[i] for i in indices]))
 
 
+class Hints:
+    """The control pictures of some pictures, read from their files when they are indexed: uint8 [N, 3, H, W]."""
+
+    def __init__(self, photos: Photos) -> None:
+        self._photos = photos
+        self.shape = torch.Size((3, *photos.size))
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """These rows, [B, 3, H, W]."""
+        return self._photos.hints(rows.numpy())
+
+
 def shapes(side: int, max_aspect: float = 2.0) -> list[tuple[int, int]]:
     """The (height, width) in pixels of the training shapes; the square first, then with growing aspect ratio.
 
@@ -353,7 +369,7 @@ def _check(picture: SourcePicture, filter: Filter, captioned: bool, hinted: bool
         return "without a readable caption"
     content, hint = picture.picture, picture.sidecars.get(HINT)
     if hinted and (hint is None or not _is_readable(hint)):
-        return "without a readable control picture"
+        return NO_HINT
     try:
         stamp = _stamp(content)
         entry = index.lookup(content, stamp)

@@ -39,18 +39,24 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The user's pictures, which of them are used, and the checkpoint that estimates depth for training on hints."""
+    """The user's pictures and which of them are used.
+
+    `depth_model` is the checkpoint that estimates depth for training on hints; without it, pictures have control
+    pictures of their own. `world` is the share of steps on the picture world, so that a model forgets less of it.
+    """
 
     sources: tuple[Source, ...]
     filter: photos.Filter = field(default_factory=photos.Filter)
     depth_model: str | None = None
+    world: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The pictures that a network learns from: of `dataset`, else of the picture world.
 
-    `captioned`: pictures without a caption are skipped. `bfloat16`: latents, embeddings and depth are computed in
+    `captioned`: pictures without a caption are skipped; `hinted`: those without a control picture, unless depth is
+    estimated. `bfloat16`: latents, embeddings and depth are computed in
     bfloat16, on a device that can.
     """
 
@@ -59,6 +65,7 @@ class TrainingData:
     processor: CLIPImageProcessor
     dataset: DatasetConfig | None = None
     captioned: bool = True
+    hinted: bool = False
     bfloat16: bool = True
     processes: Processes = ALONE
     progress: Progress = no_progress
@@ -70,14 +77,11 @@ class TrainingData:
         Raises `ValueError` if there are none.
         """
         if self._user_pictures is not None:
-            return [*self._user_pictures[0]]
+            assert self.dataset is not None
+            return [*self._user_pictures[0], *([self._squares(self.dataset.world)] if self.dataset.world else [])]
         recipe = self.recipe
         share = (1 - recipe.square) / max(1, len(recipe.shapes))
-        squares: Compositions | Mixture
-        if recipe.things:
-            squares = self._mixture(recipe.pictures, share=recipe.square)
-        else:
-            squares = self._shapes(recipe.pictures, share=recipe.square)
+        squares = self._squares(recipe.square)
         return [squares, *(squares.stretched(*shape, recipe.stretched, share) for shape in recipe.shapes)]
 
     @property
@@ -105,6 +109,11 @@ class TrainingData:
     @property
     def _has_things(self) -> bool:
         return self.dataset is None and self.recipe.things > 0
+
+    def _squares(self, share: float) -> Compositions | Mixture:
+        """The square pictures of the picture world."""
+        draw = self._mixture if self.recipe.things else self._shapes
+        return draw(self.recipe.pictures, share=share)
 
     def _shapes(self, count: int, seed: int = 0, share: float = 1.0) -> Compositions:
         return Compositions(
@@ -183,15 +192,20 @@ class TrainingData:
     def _check_pictures(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
         assert self.dataset is not None
         with image_index.open_index(self.folder) as index:
-            return photos.read_sources(
+            training, held_out, report = photos.read_sources(
                 self.dataset.sources,
                 self.recipe.side,
                 filter=self.dataset.filter,
                 captioned=self.captioned,
+                hinted=self.hinted and self.dataset.depth_model is None,
                 index=index,
                 processor=self.processor,
                 progress=lambda done, total: self.progress("checking the pictures", done, total),
             )
+        if self.dataset.world:
+            for pictures in training:
+                pictures.share *= 1 - self.dataset.world
+        return training, held_out, report
 
     def buckets(self, latents: tuple[str, Encode], embeds: tuple[str, Encode], *, hinted: bool) -> list[Bucket]:
         """All sets as the decoders learn from them; `latents` and `embeds` are encoders after their fingerprints."""
@@ -215,17 +229,16 @@ class TrainingData:
         return self._load_or_compute("embeds", pictures, fingerprint, lambda rows: encode(pictures.clip_inputs(rows)))
 
     def depths(self, pictures: Pictures) -> Rows:
-        """The nearness of pixels, uint8 [N, H, W], 255 nearest: rendered for the picture world, else estimated.
-
-        Raises `ValueError` if there is no network to estimate it with.
+        """What a decoder that follows hints is given: the nearness of pixels, uint8 [N, H, W], 255 nearest, rendered
+        for the picture world and estimated for the user's pictures; or their own control pictures, uint8 [N, 3, H, W].
         """
         if isinstance(pictures, Compositions | Mixture):
             rendered = pictures.stretched(pictures.height, pictures.width, self.recipe.hints)
             return torch.from_numpy(rendered.depths)
-        if self.dataset is None or self.dataset.depth_model is None:
-            raise ValueError(
-                "a decoder that follows hints learns from depth pictures; name what estimates them: --depth-model"
-            )
+        assert self.dataset is not None
+        if self.dataset.depth_model is None:
+            assert isinstance(pictures, photos.Photos)
+            return photos.Hints(pictures)
         estimator = load(self.dataset.depth_model, device=str(self.processes.device))
         return self._load_or_compute(
             "depths",
