@@ -264,3 +264,19 @@ def test_what_cannot_go_on_is_refused_before_anything_is_computed(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"pip install 'kandinsky22\[train\]'"):
         next(ModelTrainer(SHORT, folder).train("decoder", tensorboard=True))
+
+
+def test_prompts_are_painted_at_every_checkpoint(trained: ModelTrainer, tmp_path: Path) -> None:
+    folder = copy_without_decoder(trained, tmp_path / "run")
+    shutil.copytree(trained.model.path / catalog.DECODER / "unet", folder / "model" / "decoder" / "unet")
+    shutil.copytree(trained.model.path / catalog.DECODER / "scheduler", folder / "model" / "decoder" / "scheduler")
+    list(ModelTrainer(SHORT, folder).train("decoder", steps=2, every=1, samples=["a red star", "two rings"]))
+    assert [path.name for path in sorted((folder / "decoder" / "samples").iterdir())] == [
+        "00000001.png",
+        "00000002.png",
+    ]
+
+
+def test_prompts_are_refused_before_the_model_can_paint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--sample paints with the whole model, which has no clip yet; leave it out"):
+        next(ModelTrainer(SHORT, tmp_path).train("movq", steps=1, samples=["a red star"]))

@@ -33,7 +33,7 @@ from kandinsky22.training.processes import ALONE, Processes, join
 from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, of_model
 from kandinsky22.training.registry import ITERATIVE
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
-from kandinsky22.training.sources import Source, find_pictures
+from kandinsky22.training.sources import HINT, Source, find_pictures
 
 NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
 MIXED_PICTURES = 4096  # of the picture world, mixed with the user's
@@ -189,6 +189,17 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
         if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
+    needs_hints = args.network in APPLIES_TO["depth_model"] and "data" in args and "depth_model" not in args
+    if needs_hints and "plan" not in args and not any(map(has_hints, args.data)):
+        raise ValueError(
+            "a decoder that follows hints learns from depth pictures; name what estimates those of yours: "
+            "--depth-model, or put control pictures of your own beside them, as NAME.hint.png"
+        )
+
+
+def has_hints(source: Source) -> bool:
+    """Whether a picture of a source has a control picture."""
+    return any(HINT in picture.sidecars for picture in find_pictures(source.path).pictures)
 
 
 def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
@@ -339,6 +350,7 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
             minutes=getattr(args, "minutes", None),
             more=getattr(args, "more", None),
             finish=getattr(args, "finish", False),
+            samples=getattr(args, "sample", ()),
             every=args.every,
             tensorboard=args.tensorboard,
         ):

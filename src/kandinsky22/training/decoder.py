@@ -19,7 +19,7 @@ from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import UNet, UNetCondition
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
 from kandinsky22.training.metrics import Validation
-from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
+from kandinsky22.training.sample_grid import SampleGrid, caption_cells, image_grid, network_with, on_device
 
 VALIDATION_BATCHES, VALIDATION_ROWS = 16, 16  # batches of the validation loss, and their rows at most
 # pictures of a sample grid, its columns, and steps of each picture
@@ -178,8 +178,9 @@ def sample_grid(
     zero_embed: Tensor,
     recipe: Recipe,
     extra_inputs: ExtraInputs = no_extra_inputs,
+    captions: Sequence[str] = (),
 ) -> SampleGrid:
-    """Validation pictures above pictures sampled from their embeddings, and the loss on fixed noise. A network with
+    """Validation pictures, below their captions if there are any, above pictures sampled from their embeddings, and the loss on fixed noise. A network with
     further inputs has a row between them: the hint, or the masked picture.
     """
     device, config = next(unet.parameters()).device, unet.config
@@ -205,6 +206,8 @@ def sample_grid(
                     sample_latents(averaged, schedule, embeds[part].to(device), zero, size, inputs, seed=seed)
                 )
             kinds = [_decode(movq, x0), *_extra_pictures(movq, extra), _decode(movq, torch.cat(sampled))]
+        if any(captions):
+            kinds.insert(0, torch.stack(caption_cells(captions[: len(rows)], kinds[0].shape[-2:])))
         starts = range(0, len(rows), columns)
         cells = [picture for start in starts for pictures in kinds for picture in pictures[start : start + columns]]
         return image_grid(cells, columns), Validation(sum(losses) / len(losses))

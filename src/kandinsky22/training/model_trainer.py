@@ -7,19 +7,20 @@ from typing import Any
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
-from kandinsky22.training import checkpoints, model_card, run
+from kandinsky22.training import checkpoints, model_card, run, text_samples
 from kandinsky22.training.captions import tokenizer_notice
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.copy_base import copy_missing
 from kandinsky22.training.loop import Training, refuse_other_inputs
 from kandinsky22.training.metrics import Metrics
-from kandinsky22.training.model_folder import MOVQ, Component
+from kandinsky22.training.model_folder import DECODER, IMAGE_ENCODER, MOVQ, PRIOR, TEXT_ENCODER, Component
 from kandinsky22.training.precompute import TrainingData
 from kandinsky22.training.registry import ITERATIVE, NETWORK_TRAINING, ClosedFormTraining, NetworkTraining
 from kandinsky22.training.run_lock import run_lock
 from kandinsky22.training.throughput import seconds_per_step
 
 ADDED = "added"  # a file of a run: the step of its last checkpoint when its network was added to the model
+SAMPLES = "samples"  # folder of a run: what the model painted at its checkpoints
 MADE_BY = {
     "text_encoder": "clip",
     "image_encoder": "clip",
@@ -59,13 +60,15 @@ class ModelTrainer(TrainingContext):
         finish: bool = False,
         every: int = run.EVERY,
         tensorboard: bool = False,
+        samples: Sequence[str] = (),
     ) -> Iterator[Metrics]:
         """Train one network, resuming its run if there is one; yields metrics after each step.
 
         The network is added to the model at each checkpoint that is written every `every` steps, and at the end. The
         number of steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else the
         recipe's. A complete run is trained for `more` steps; with `finish`, a stopped one decays its learning rate in a
-        tenth of the steps taken, and ends. Raises `ValueError`, `CheckpointError` for a network that must be trained
+        tenth of the steps taken, and ends. `samples` are prompts that the model paints at each of these checkpoints,
+        to `samples/<step>.png` in the network's folder. Raises `ValueError`, `CheckpointError` for a network that must be trained
         before, what `run.run` raises, and `OSError` if another process trains the same network in the same folder. What
         can be refused is refused before anything is computed from the pictures.
         """
@@ -77,11 +80,13 @@ class ModelTrainer(TrainingContext):
             else:
                 state = checkpoints.last_state(self.folder / network)
                 self._check(network, entry, state, steps, more, finish)
+                if samples:
+                    self._check_samples()
                 if tensorboard:
                     run.tensorboard_writer()
                 if self._is_complete(network, entry, state) and more is None:
                     return
-                lines = self._train(network, entry, steps, minutes, more, finish, every, tensorboard)
+                lines = self._train(network, entry, steps, minutes, more, finish, every, tensorboard, samples)
             for line in lines:
                 check_in_place()
                 yield line
@@ -158,6 +163,12 @@ class ModelTrainer(TrainingContext):
                 "this one early"
             )
 
+    def _check_samples(self) -> None:
+        """Raises `ValueError` if the model cannot paint texts yet."""
+        needed = (TEXT_ENCODER, PRIOR, IMAGE_ENCODER, DECODER, MOVQ)
+        if missing := [component.trained_by for component in needed if not self._has([component])]:
+            raise ValueError(f"--sample paints with the whole model, which has no {missing[0]} yet; leave it out")
+
     def _is_complete(self, network: str, entry: NetworkTraining, state: Mapping[str, Any]) -> bool:
         """Whether the run is over and its network in the model: adding it again would undo what was trained on it."""
         marker = self.folder / network / ADDED
@@ -176,6 +187,7 @@ class ModelTrainer(TrainingContext):
         finish: bool,
         every: int,
         tensorboard: bool,
+        samples: Sequence[str],
     ) -> Iterator[Metrics]:
         data, folder = self.data(network), self.folder / network
         training, sample_grid = entry.prepare(self, data)
@@ -191,6 +203,9 @@ class ModelTrainer(TrainingContext):
 
         def add() -> None:
             self._add(network, entry, training, data)
+            if samples and self.processes.first:
+                text_samples.paint(self.model.path, samples, folder / SAMPLES / f"{training.step:08d}.png")
+            self.processes.wait()
 
         if training.step == training.steps:
             add()

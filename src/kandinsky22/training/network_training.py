@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -323,7 +324,9 @@ def _prepare_unet(
     recipe = context.recipe.runs[name]
     objective = decoder.objective(network, schedule, buckets, zero, recipe, extra_inputs)
     training = context.training(name, network, objective, data, unet_inputs(context))
-    return Prepared(training, decoder.sample_grid(network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs))
+    captions = data.held_out.captions(range(min(len(data.held_out), decoder.NUM_SAMPLES)), np.random.default_rng(0))
+    inputs = (network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs)
+    return Prepared(training, decoder.sample_grid(*inputs, captions))
 
 
 def unet_inputs(context: TrainingContext) -> dict[str, str]:

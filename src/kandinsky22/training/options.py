@@ -37,6 +37,7 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
             "processes",
             "relaunch",
             "every",
+            "sample",
             "tensorboard",
             "plan",
         ),
@@ -244,6 +245,12 @@ def parser() -> Parser:
         default=EVERY,
         metavar="STEPS",
         help="between checkpoints and sample grids (default: %(default)s)",
+    )
+    running.add_argument(
+        "--sample",
+        action="append",
+        metavar="PROMPT",
+        help="paint it with the model at each checkpoint; may be repeated",
     )
     running.add_argument(
         "--tensorboard", action="store_true", default=False, help="also write TensorBoard event files (extra: train)"
