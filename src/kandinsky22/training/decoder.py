@@ -180,8 +180,8 @@ def sample_grid(
     extra_inputs: ExtraInputs = no_extra_inputs,
     captions: Sequence[str] = (),
 ) -> SampleGrid:
-    """Validation pictures, below their captions if there are any, above pictures sampled from their embeddings, and the loss on fixed noise. A network with
-    further inputs has a row between them: the hint, or the masked picture.
+    """Validation pictures, below their captions if there are any, above pictures sampled from their embeddings, and
+    the loss on fixed noise. A network with further inputs has a row between them: the hint, or the masked picture.
     """
     device, config = next(unet.parameters()).device, unet.config
     columns = min(GRID_COLUMNS, held_out.rows)

@@ -64,13 +64,15 @@ class ModelTrainer(TrainingContext):
     ) -> Iterator[Metrics]:
         """Train one network, resuming its run if there is one; yields metrics after each step.
 
-        The network is added to the model at each checkpoint that is written every `every` steps, and at the end. The
-        number of steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else the
-        recipe's. A complete run is trained for `more` steps; with `finish`, a stopped one decays its learning rate in a
-        tenth of the steps taken, and ends. `samples` are prompts that the model paints at each of these checkpoints,
-        to `samples/<step>.png` in the network's folder. Raises `ValueError`, `CheckpointError` for a network that must be trained
-        before, what `run.run` raises, and `OSError` if another process trains the same network in the same folder. What
-        can be refused is refused before anything is computed from the pictures.
+        The network is added to the model at each checkpoint that is written every `every` steps, and at the end;
+        `samples` are prompts that the model then paints, to `samples/<step>.png` in the network's folder. The number of
+        steps is that of a resumed run, else what `minutes` allow at the measured pace, else `steps`, else the recipe's.
+        A complete run is trained for `more` steps; with `finish`, a stopped one decays its learning rate in a tenth of
+        the steps taken, and ends.
+
+        Raises `ValueError`, `CheckpointError` for a network that must be trained before, what `run.run` raises, and
+        `OSError` if another process trains the same network in the same folder. What can be refused is refused before
+        anything is computed from the pictures.
         """
         entry = NETWORK_TRAINING[network]
         with self._locked(network) as check_in_place:

@@ -250,7 +250,7 @@ def parser() -> Parser:
         "--sample",
         action="append",
         metavar="PROMPT",
-        help="paint it with the model at each checkpoint; may be repeated",
+        help="paint it at each checkpoint; may be repeated",
     )
     running.add_argument(
         "--tensorboard", action="store_true", default=False, help="also write TensorBoard event files (extra: train)"

@@ -134,8 +134,8 @@ def sample_grid(
     """Metrics: the loss on fixed noise, the cosine similarity of sampled embeddings to the pictures' own, and
     `accuracy` of sampled embeddings and their captions, by name.
 
-    The picture has a row for each of eight captions: the caption, the true picture, then those most similar to the sampled
-    embedding.
+    The picture has a row for each of eight captions: the caption, the true picture, then those most similar to the
+    sampled embedding.
     """
     device, config = next(prior.parameters()).device, prior.config
     indices = np.arange(min(count, len(held_out.embeds)))
