@@ -76,7 +76,7 @@ def test_a_new_clip_makes_the_other_networks_stale_until_they_are_trained(worded
     request = kandinsky.resolve(text2img("an otter", seed=1))
     canvas = Canvas.of(request, (64, 64))
     (notice,) = (one for one in kandinsky.notices(request, canvas) if "train them again" in one)
-    assert "the prior and the decoder" in notice and "learnt from another clip" in notice
+    assert "of this model, prior, decoder" in notice and "learnt from another clip and no longer fit" in notice
     assert f"kandinsky22 train prior --start-from {folder} --data PICTURES" in notice
     list(trainer.train("prior", steps=1))
     stale = read_metadata(folder / catalog.DECODER).stale

@@ -48,9 +48,9 @@ def stale_notice(stale: Mapping[str, Sequence[str]], model: Path) -> str | None:
     if not stale:
         return None
     others = " and ".join(sorted({other for names in stale.values() for other in names}))
-    first = next(iter(stale))
+    first, *further = stale
+    then = f", then {', '.join(further)} likewise" if further else ""
     return (
-        f"the {' and the '.join(stale)} of this model learnt from another {others}, so they do not fit it; train them "
-        f"again: kandinsky22 train {first} --start-from {model} --data PICTURES --folder runs/new"
-        + (f", then {', '.join([*stale][1:])} likewise" if len(stale) > 1 else "")
+        f"of this model, {', '.join(stale)} learnt from another {others} and no longer fit; train them again: "
+        f"kandinsky22 train {first} --start-from {model} --data PICTURES --folder runs/new{then}"
     )
