@@ -283,7 +283,7 @@ def _requests(folder: Path) -> dict[str, Parser]:
 
 def _training_data(folder: Path) -> dict[str, Parser]:
     def read(place: Path) -> None:
-        for picture in find_pictures(place)[0]:
+        for picture in find_pictures(place).pictures:
             picture.describe()
 
     made: dict[str, Parser] = {}

@@ -105,7 +105,7 @@ def write_folder(folder: Path, hostile: bool) -> None:
 
 
 def read_folder(folder: Path) -> None:
-    for found in find_pictures(folder)[0]:
+    for found in find_pictures(folder).pictures:
         found.describe()
         with contextlib.suppress(ValueError):
             Picture.of(found.picture.read(2**20))

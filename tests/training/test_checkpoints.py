@@ -131,3 +131,35 @@ def test_metrics_of_other_values_are_refused_with_their_file(folder: Path) -> No
     for line in ('{"loss": 1}', '{"step": "x"}', '{"step": }'):
         (folder / METRICS).write_text(line + "\n")
         assert str(folder / METRICS) in refusal(folder)
+
+
+def test_a_finishing_run_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted, resumed = (Training(*line_fit(), RECIPE, steps=100) for _ in range(2))
+    for _ in range(20):
+        uninterrupted.advance()
+    uninterrupted.finish()
+    uninterrupted.advance()
+    checkpoints.save(uninterrupted, tmp_path)
+    assert checkpoints.load(resumed, tmp_path) and (resumed.step, resumed.steps) == (21, 22)
+    assert [line.loss for line in resumed] == [line.loss for line in uninterrupted]
+    assert torch.equal(resumed.network.weight, uninterrupted.network.weight)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_schedule_of_its_own(tmp_path: Path) -> None:
+    training = Training(*line_fit(), RECIPE, steps=4)
+    training.advance()
+    checkpoints.save(training, tmp_path)
+    state = json.loads((tmp_path / "checkpoints" / "00000001" / "state.json").read_text())
+    assert state.keys() == {"step", "steps", "learnt_from", "settings"}
+    assert checkpoints.last_state(tmp_path)["start"] == 0
+
+
+def test_an_earlier_checkpoint_is_loaded_by_its_step(tmp_path: Path) -> None:
+    training = Training(*line_fit(), RECIPE, steps=4)
+    for _ in range(2):
+        training.advance()
+        checkpoints.save(training, tmp_path)
+    other = Training(*line_fit(), RECIPE, steps=4)
+    assert checkpoints.load(other, tmp_path, 1) and other.step == 1
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 3; those of steps 1, 2 are there"):
+        checkpoints.load(other, tmp_path, 3)

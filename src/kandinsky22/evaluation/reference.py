@@ -30,9 +30,8 @@ from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.evaluation.features import Features
 from kandinsky22.files import atomic_write, open_regular, parse_json
 from kandinsky22.moments import Gaussian, Moments
-from kandinsky22.request.picture_file import open_picture
+from kandinsky22.request.picture_file import SUFFIXES, open_picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 NAMED = 3  # broken pictures that an error names
 CHUNK = 4096  # rows whose moments are computed at once
 ROUNDING = 1e-5  # tolerance for a published covariance, relative to its largest entry

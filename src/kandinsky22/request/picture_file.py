@@ -21,7 +21,20 @@ from kandinsky22.request.limits import MAX_FILE_BYTES, MAX_PIXELS, LimitError, c
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+}
+"""The format of a picture file by its suffix in lower case: all that the package reads."""
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 WEB_FORMATS = FORMATS[:3]  # for pictures that arrive over a network
 HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 """How files of telephones begin, after four bytes; Pillow does not read them."""
