@@ -191,8 +191,8 @@ def _signer(options: Mapping[str, Any]) -> "Sign | None":
         raise ValueError("signing needs both --c2pa-certificate and --c2pa-key")
     from kandinsky22.server.content_credentials import signer
 
-    places = (Path(options[name]).expanduser() for name in ("c2pa_certificate", "c2pa_key"))
-    return signer(*places, options.get("c2pa_algorithm", "es256"))
+    certificate, key = expand(options["c2pa_certificate"]), expand(options["c2pa_key"])
+    return signer(certificate, key, options.get("c2pa_algorithm", "es256"))
 
 
 def load_filter(name: str) -> Any:
