@@ -1,5 +1,6 @@
 """What many tests need: a small model on disk; and the last line of a run, which says what did not run."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,5 +66,7 @@ class SlowTests:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what counts the slow tests."""
+    """Register what counts the slow tests; let tests send Ctrl-C also where the run ignores it, as a script's job."""
     config.pluginmanager.register(SlowTests())
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

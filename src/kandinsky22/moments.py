@@ -52,8 +52,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """The unbiased covariance [K, K] (divided by n - 1) of rows of weight 1. Raises `ValueError` for fewer than
-        two."""
+        """The unbiased covariance [K, K] (over n - 1) of rows of weight 1. Raises `ValueError` for fewer than two."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 rows, got {self.count:g}")
         return self.scatter / (self.count - 1)

@@ -1,7 +1,6 @@
 """The configurations of the published networks, for what must be known before, or without, loading their weights."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -23,8 +22,6 @@ UNET = UNetConfig(
     cross_attention_dim=768,
     encoder_hid_dim=1280,
 )
-UNET_INPAINT = replace(UNET, in_channels=9)
-UNET_HINT = replace(UNET, in_channels=8, addition_embed_type="image_hint")
 MOVQ = MoVQConfig(block_out_channels=(128, 256, 256, 512), layers_per_block=2, num_vq_embeddings=16384)
 TEXT_ENCODER = CLIPTextConfig(
     hidden_size=1280,

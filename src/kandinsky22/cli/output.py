@@ -20,8 +20,7 @@ from kandinsky22.imaging.images import Painting, Recipe, check_picture, save_ima
 from kandinsky22.request import Part, Request, Text
 from kandinsky22.request.events import Result
 from kandinsky22.request.parts import parts
-from kandinsky22.request.picture_file import open_picture
-from kandinsky22.request.task_schema import PICTURE_SUFFIXES
+from kandinsky22.request.picture_file import SUFFIXES, open_picture
 
 NAME_WORDS, NAME_LENGTH = 6, 40
 STDOUT = "-"  # as --output
@@ -46,7 +45,7 @@ class Destination(NamedTuple):
         path = expand(output)
         if path.suffix.lower() in FORMATS and not path.is_dir():
             return cls(path.parent, path.stem, path.suffix)
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
+        if path.suffix.lower() in SUFFIXES and not path.is_dir():
             check_picture(path)  # raises
         return cls(path)
 

@@ -11,6 +11,7 @@ from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_options import whole_number
 from kandinsky22.cli.options import Parser
 from kandinsky22.console import echo
+from kandinsky22.files import expand
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f"the server needs {error.name}; install it: pip install 'kandinsky22[serve]'") from None
-    folder = Path(options["data"]).expanduser() if "data" in options else data_folder()
+    folder = expand(options["data"]) if "data" in options else data_folder()
     if "add_key" in options or "remove_key" in options:
         return _change_keys(folder, options)
     return _serve(folder, options)
@@ -80,7 +81,7 @@ def data_folder() -> Path:
     """The user's folder for what the server stores; `KANDINSKY22_DATA` moves it."""
     if chosen := os.environ.get("KANDINSKY22_DATA"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "kandinsky22"
+    return expand(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "kandinsky22"
 
 
 def _change_keys(folder: Path, options: dict[str, Any]) -> int:
@@ -190,8 +191,8 @@ def _signer(options: Mapping[str, Any]) -> "Sign | None":
         raise ValueError("signing needs both --c2pa-certificate and --c2pa-key")
     from kandinsky22.server.content_credentials import signer
 
-    places = (Path(options[name]).expanduser() for name in ("c2pa_certificate", "c2pa_key"))
-    return signer(*places, options.get("c2pa_algorithm", "es256"))
+    certificate, key = expand(options["c2pa_certificate"]), expand(options["c2pa_key"])
+    return signer(certificate, key, options.get("c2pa_algorithm", "es256"))
 
 
 def load_filter(name: str) -> Any:

@@ -31,8 +31,7 @@ class Canvas:
         return slice(top, bottom), slice(left, right)
 
     def noise(self, cells: int, rng: np.random.Generator) -> FloatArray:
-        """Smooth noise [H, W] with a deviation of about 1: a lattice of `cells` normal numbers per unit,
-        interpolated."""
+        """Smooth noise [H, W] of deviation about 1: an interpolated lattice of `cells` normal numbers per unit."""
         down, across = _weights(self.height, self.side, cells), _weights(self.width, self.side, cells)
         lattice = rng.standard_normal((down.shape[1], across.shape[1]), dtype=np.float32)
         return np.asarray(down @ lattice @ across.T)
@@ -52,8 +51,7 @@ class Canvas:
 
 
 def cover(distances: FloatArray, side: int, soft: float = 0.0) -> FloatArray:
-    """The share of each pixel inside an outline, in [0, 1], from signed distances; `soft` is the width of the edge in
-    units."""
+    """The share of each pixel inside an outline, in [0, 1], from signed distances; `soft`: its edge, in units."""
     return np.clip(0.5 - distances / np.float32(max(1 / side, soft)), 0, 1)
 
 

@@ -36,8 +36,7 @@ class Box:
 
 
 def split(relation: str | None, height: float, width: float, cut: float) -> tuple[Box, ...]:
-    """The boxes of the first and the second group, divided at the fraction `cut`; without a relation one box, the
-    picture."""
+    """The boxes of both groups, divided at the fraction `cut`; without a relation one box, the whole picture."""
     if relation in ("above", "below"):
         upper, lower = Box(0, 0, width, height * cut), Box(0, height * cut, width, height)
         return (upper, lower) if relation == "above" else (lower, upper)

@@ -37,9 +37,7 @@ _XYZ_OVER_WHITE = _XYZ / np.array(((0.95047,), (1.0,), (1.08883,)), np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Connected pixels of one colour: its name, their mask [h, w], and the row and column of the mask's top left
-    corner.
-    """
+    """Connected pixels of one colour: its name, their mask [h, w], and row and column of the mask's top left corner."""
 
     color: str
     mask: NDArray[np.bool_]
@@ -124,9 +122,7 @@ def _fill_highlights(classes: NDArray[np.int8], cores: list[tuple[int, Core]]) -
 
 
 def _grown(patch: Patch, same_class: NDArray[np.bool_], free: NDArray[np.bool_]) -> Patch:
-    """A core with what opening removed: narrow tips of the same class, then rims of mixed colour, which are any free
-    pixels.
-    """
+    """A core with what opening removed: narrow tips of the same class, then rims of mixed colour (any free pixels)."""
     reach = TIP + EDGE
     height, width = patch.mask.shape
     mask = np.pad(patch.mask, reach)

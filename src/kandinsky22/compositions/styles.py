@@ -57,9 +57,7 @@ def paint(picture: FloatArray, piece: Piece, canvas: Canvas, style: str, tint: F
 def _offsets(
     piece: Piece, canvas: Canvas, window: Window, shift: float = 0.0
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Signed distance to the outline, and x and y from the centre; `shift` moves the piece in the direction of its
-    shadow.
-    """
+    """Signed distance to the outline, and x and y from the centre; `shift` moves the piece towards its shadow."""
     x = canvas.x[:, window[1]] - np.float32(piece.x - shift * LIGHT[0])
     y = canvas.y[window[0]] - np.float32(piece.y - shift * LIGHT[1])
     return distance(piece.shape, x, y, piece.r, piece.angle), x, y

@@ -209,8 +209,7 @@ def render_things(scene: ThingScene, things: Things, side: int = 128, *, grain: 
 
 
 def thing_layers(scene: ThingScene, things: Things, side: int = 128) -> Layers:
-    """The exact depth and instance maps of `render_things(scene, things, side)`; a thing's pixels have an alpha of at
-    least half."""
+    """The exact depth and instance maps of `render_things(scene, things, side)`; things are where alpha >= 1/2."""
     points = canvas(scene.height, scene.width, side)
     maps = background_layers(scene.height, points)
     for number, piece in enumerate(scene.pieces, start=1):

@@ -107,8 +107,7 @@ class Caption(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The phrases of a caption; `subject` has the groups and their relation, with `has_comma` if a comma must
-    follow."""
+    """The phrases of a caption; `subject` has the groups and relation; `has_comma`: a comma must follow."""
 
     opening: str
     subject: str

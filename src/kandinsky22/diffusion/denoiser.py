@@ -57,8 +57,7 @@ class Guidance(Generic[R]):
 
     @classmethod
     def of(cls, cond: R, uncond: R, weight: Tensor, interval: tuple[float, float] = ALL_TIMESTEPS) -> "Guidance[R]":
-        """From a conditional and an unconditional row for every picture; the latter is dropped where the weight is
-        1."""
+        """From a conditional and an unconditional row per picture; the latter is dropped where the weight is 1."""
         guided_rows = guided_indices(weight)
         return cls(cond, uncond[guided_rows] if len(guided_rows) else None, weight, interval)
 
@@ -116,8 +115,7 @@ def lay_out(guidance: Mapping[Hashable, Guidance[R]]) -> BatchLayout[R]:
 
 
 class CachedFeatures(NamedTuple):
-    """The deeper levels' features [rows, C, h, w] of a request's last computed call, and how many calls have used
-    them."""
+    """The deeper levels' features [rows, C, h, w] of a request's last computed call, and how many calls used them."""
 
     deep: Tensor
     calls: int

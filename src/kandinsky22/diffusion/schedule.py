@@ -195,8 +195,7 @@ class NoiseSchedule:
         return a**0.5, (1 - a) ** 0.5
 
     def timestep_interval(self, low: float, high: float) -> tuple[float, float]:
-        """The timesteps at two fractions of the schedule, in [0, 1]: 0 is its first, with little noise, and 1 its
-        last."""
+        """The timesteps at two fractions of the schedule, in [0, 1]: 0 is its first (little noise), 1 its last."""
         last = self.num_train_timesteps - 1
         return low * last, high * last
 

@@ -33,8 +33,7 @@ class Work:
 
 
 class UNetStep(NamedTuple):
-    """Operations of one step of one row: of the whole U-Net, and of the first level alone (the deeper ones being
-    reused)."""
+    """Operations of one step of one row: of the whole U-Net, and of its first level (where deeper ones are reused)."""
 
     whole: int
     first: int

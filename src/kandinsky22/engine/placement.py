@@ -90,8 +90,7 @@ class Networks:
 
     @torch.inference_mode(False)
     def release(self, stored: NetworkSource[N, C]) -> None:
-        """Declare that a stage is done with a network, which must not be used before the next `get`, unless placement
-        is "keep"."""
+        """A stage is done with a network, which is not used before the next `get`, unless placement is "keep"."""
         self._in_use.discard(stored)
         if not self._in_use:
             allocator.stop_keeping(self)

@@ -51,8 +51,7 @@ class KnownRegion(Protocol):
 
 
 class InpaintCondition(NamedTuple):
-    """What inpainting keeps: latents z [1 or n, 4, h, w] of the whole picture, and a mask [1 or n, 1, h, w] (1:
-    known)."""
+    """What inpainting keeps: latents z [1 or n, 4, h, w] of the picture; a mask [1 or n, 1, h, w], 1: known."""
 
     z: Tensor
     mask: Tensor
@@ -121,8 +120,7 @@ def check_finite(x: Tensor, stage: str, dtype: torch.dtype) -> None:
 
 
 def draw_noise_only(run: Run[R]) -> None:
-    """Run a sampler without its network, so that the caller's generator ends in the state in which the run leaves
-    it."""
+    """Run a sampler without its network, so that the caller's generator ends in the state after that run."""
 
     def zeros(x: Tensor, t: int) -> Prediction:
         return Prediction(*(torch.zeros_like(x) for _ in range(3)))

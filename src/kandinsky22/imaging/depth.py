@@ -166,8 +166,7 @@ def _grey(nearness: "NDArray[np.float32]") -> "Image.Image":
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings of transformers meanwhile. Raises `ValueError` where transformers is not
-    there."""
+    """No progress bars and no warnings of transformers meanwhile. Raises `ValueError` without transformers."""
     try:
         from transformers.utils import logging
     except ImportError as error:

@@ -146,7 +146,7 @@ class Recipe:
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe stored in a picture. Raises `ValueError` if there is none or the file is no picture."""
-    with open_picture(Path(path).expanduser(), name=str(path), formats=RECIPE_FORMATS) as image:
+    with open_picture(expand(path), name=str(path), formats=RECIPE_FORMATS) as image:
         image.load()  # text may follow the pixels
         text = read_texts(image).get(RECIPE)
     return _parse_recipe(text, str(path))
@@ -157,7 +157,7 @@ def _parse_recipe(text: str | None, name: str) -> Recipe:
         raise ValueError(f"{name} carries no request; name a picture that kandinsky22 saved")
     try:
         values = parse_json(text)
-        layout = dict(values.get("layout", {}))
+        layout = dict(values["layout"]) if "layout" in values else {}
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]), layout)
     except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} carries a request that cannot be read: {error}") from error

@@ -24,7 +24,7 @@ SAMPLER_LABELS: Mapping[str, str] = {
     "heun": "Heun",
 }
 """Our samplers as AUTOMATIC1111 writes them."""
-SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
+SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:

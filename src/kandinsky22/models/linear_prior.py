@@ -36,6 +36,5 @@ class LinearPrior(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.embedding_dim))
 
     def forward(self, text_embeds: Tensor) -> Tensor:
-        """CLIP's text embeddings [B, E], not L2-normalised (`TextFeatures.embed`) -> its image embeddings [B, D], not
-        L2-normalised either."""
+        """CLIP's text embeddings [B, E] (`TextFeatures.embed`) -> its image embeddings [B, D]; neither normalised."""
         return F.linear(text_embeds, self.weight, self.bias)

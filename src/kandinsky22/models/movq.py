@@ -284,8 +284,7 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -bound, bound)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, C, h, w] -> their nearest codes [B, C, h, w], straight-through for gradients, and indices [B, h,
-        w]."""
+        """Latents [B, C, h, w] -> nearest codes [B, C, h, w], straight-through for gradients; indices [B, h, w]."""
         indices = torch.cdist(z.movedim(1, -1).flatten(1, 2), self.embedding.weight[None].to(z)).argmin(-1)
         codes = self.embedding(indices).transpose(1, 2).unflatten(-1, z.shape[-2:])
         return z + (codes - z).detach(), indices.unflatten(-1, z.shape[-2:])

@@ -192,8 +192,7 @@ class PriorTransformer(Network):
         return Prefix(tuple(layers), real)
 
     def precompute_timesteps(self, prefix: Prefix, timesteps: Sequence[int]) -> Prefix:
-        """The prefix with the time tokens' keys and values for all timesteps of a run (of a long run: its first
-        100)."""
+        """The prefix with the time tokens' keys and values for all timesteps of a run (at most its first 100)."""
         t = cached_timesteps(timesteps, len(prefix))
         return replace(prefix, timestep_cache=TimestepCache(t, self._times(t.to(prefix.mask.device), prefix)))
 
@@ -221,8 +220,7 @@ class PriorTransformer(Network):
         return self.proj_to_clip_embeddings(self.norm_out(h[:, -1]))
 
     def _times(self, t: Tensor, prefix: Prefix) -> Tensor:
-        """The keys and values [B, T, layers, 2, h, d] of a time token for each of t [B, T], which attends to the
-        text."""
+        """The keys and values [B, T, layers, 2, h, d] of a time token, which attends to the text, at t [B, T]."""
         rows, count = t.shape
         h = self.time_embedding(t.flatten()).unflatten(0, t.shape) + self.positional_embedding[:, -STEP_TOKENS]
         itself = torch.eye(count, dtype=torch.bool, device=t.device).expand(rows, 1, -1, -1)

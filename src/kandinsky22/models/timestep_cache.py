@@ -1,5 +1,4 @@
-"""Values that a network computes once per run for all its timesteps: what depends on t and the condition but not on
-x."""
+"""Values that a network computes once per run for all its timesteps: they depend on t and the condition, not on x."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -226,8 +226,7 @@ class DownBlock(Block):
     """A level of the encoder half."""
 
     def forward(self, x: Tensor, scale_shift: Tensor, kvs: KeysValues) -> list[Tensor]:
-        """The output of every layer, and of the downsampler if there is one: the skip connections. The last is passed
-        on."""
+        """The outputs of all layers and the downsampler, if any: the skip connections. The last is passed on."""
         outputs = self.layers(x, scale_shift, kvs)
         return outputs + self.downsample(outputs[-1], scale_shift)
 
@@ -283,8 +282,7 @@ class ImageTokens(nn.Module):
 
 
 class AddedEmbedding(nn.Module):
-    """Projects an image embedding to what is added to the timestep embedding, and holds the hint block of hinted
-    networks."""
+    """Projects an image embedding to what is added to the timestep embedding; has the hint block of hinted networks."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

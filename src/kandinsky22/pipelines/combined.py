@@ -231,5 +231,4 @@ class KandinskyV22InpaintCombinedPipeline(CombinedPipeline):
         callback: Any = None,
         callback_steps: int = 1,
     ) -> Any:
-        """Repaint `image` where `mask_image` is white. Raises `ValueError` for wrong arguments, before any network
-        runs."""
+        """Repaint `image` where `mask_image` is white. Raises `ValueError` for wrong arguments, before any network."""

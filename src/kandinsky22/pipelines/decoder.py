@@ -204,8 +204,7 @@ class KandinskyV22InpaintPipeline(DecoderPipeline):
         callback: Any = None,
         callback_steps: int = 1,
     ) -> Any:
-        """Repaint `image` where `mask_image` is white. Raises `ValueError` for wrong arguments, before any network
-        runs."""
+        """Repaint `image` where `mask_image` is white. Raises `ValueError` for wrong arguments, before any network."""
 
 
 class KandinskyV22ControlnetPipeline(DecoderPipeline):
@@ -264,5 +263,4 @@ class KandinskyV22ControlnetImg2ImgPipeline(DecoderPipeline):
         callback_steps: int = 1,
         return_dict: bool = True,
     ) -> Any:
-        """Paint pictures from `image` that follow `hint`. Raises `ValueError` for wrong arguments, before any network
-        runs."""
+        """Paint from `image`, following `hint`. Raises `ValueError` for wrong arguments before any network runs."""

@@ -164,8 +164,7 @@ class PriorTransformerView(NetworkView, PriorTransformer):
         attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The predicted embeddings [B, D], normalised, for noisy ones [B, D]. Raises `ValueError` without text
-        states."""
+        """The predicted embeddings [B, D], normalised, for noisy ones. Raises `ValueError` without text states."""
         if isinstance(proj_embedding, Prefix):  # the engine calls a compiled view
             return PriorTransformer.forward(self, hidden_states, timestep, proj_embedding, encoder_hidden_states)
         if encoder_hidden_states is None:
