@@ -151,7 +151,9 @@ class ModelTrainer(TrainingContext):
             if finish or more is not None:
                 raise ValueError(f"{folder} holds no checkpoint to go on from; start the run without this option")
             return
-        refuse_other_inputs(state["learnt_from"], {**entry.inputs(self), "pictures": self.data(network).name})
+        inputs = {**entry.inputs(self), "pictures": self.data(network).name}
+        saved = {name: value for name, value in state["learnt_from"].items() if name in inputs}
+        refuse_other_inputs(saved, inputs)  # all of them are compared when the checkpoint is loaded
         step, of, added = state["step"], state["steps"], state["steps"] - state["start"]
         if steps is not None and steps != of:
             go_on = "--more N trains it for N more" if step == of else "leave --steps out to resume"

@@ -46,8 +46,8 @@ class NetworkTraining:
 
     `prepare` sets up its run; `add` writes the trained network to the model, in one process only; `plan` is what its
     plan is counted from. `component` is the component of the model that `add` replaces, `requires` those that must
-    always be trained before; `inputs` are the fingerprints of what it learns from beside the pictures. `box` and
-    `published` are its run in the recipes of these names.
+    always be trained before; `inputs` are the fingerprints of what it learns from beside the pictures, as far as they
+    are known before `prepare`. `box` and `published` are its run in the recipes of these names.
 
     `captioned`: pictures without captions are of no use. `coupled`: as in `loop.Objective`. `precomputed`: what it
     learns from instead of pictures, "latents" and "embeds". `options`: those of "from_scratch", "new_tokenizer",
