@@ -18,16 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Picture, Request
-from kandinsky22.request.events import (
-    Cancelled,
-    Event,
-    Failed,
-    Preview,
-    Queued,
-    Result,
-    Started,
-    is_last,
-)
+from kandinsky22.request.events import Cancelled, Event, Failed, Preview, Queued, Result, Started, is_last
 from kandinsky22.server.fair_queue import FairQueue
 from kandinsky22.server.limits import (
     Limits,

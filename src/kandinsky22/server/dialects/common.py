@@ -130,7 +130,7 @@ async def finished(services: Services, live: LiveJob, request: HttpRequest) -> l
     finally:
         painting.cancel()
         gone.cancel()
-        cancel_unless_kept(services, live, request)
+        cancel_on_hang_up(services, live, request)
 
 
 async def _hang_up(request: HttpRequest) -> None:
@@ -139,7 +139,7 @@ async def _hang_up(request: HttpRequest) -> None:
         pass
 
 
-def cancel_unless_kept(services: Services, live: LiveJob, request: HttpRequest) -> None:
+def cancel_on_hang_up(services: Services, live: LiveJob, request: HttpRequest) -> None:
     """When a call has ended, cancel its job if that has not, unless the client asked to `KEEP` it."""
     if request.headers.get(KEEP, "").lower() != "true":
         cancel_soon(services, live)

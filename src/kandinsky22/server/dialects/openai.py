@@ -233,7 +233,7 @@ def _tokens(height: int, width: int) -> int:
 async def _stream(
     services: Services, live: LiveJob, wish: ImageOptions, inputs: Inputs, kind: str, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of a job: partial pictures, and then each picture. See `common.cancel_unless_kept`."""
+    """Server-sent events of a job: partial pictures, and then each picture. See `common.cancel_on_hang_up`."""
     shape, request, sent = _shape(live, wish), live.job.request, 0
 
     def event(name: str, file: bytes, **values: Any) -> bytes:
@@ -263,4 +263,4 @@ async def _stream(
                 case Cancelled():
                     yield failure(ApiError("conflict", "the job was cancelled"))
     finally:
-        common.cancel_unless_kept(services, live, http)
+        common.cancel_on_hang_up(services, live, http)
