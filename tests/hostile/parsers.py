@@ -36,7 +36,7 @@ from kandinsky22.evaluation.captions import Captioned, Captions
 from kandinsky22.evaluation.manifest import Run
 from kandinsky22.files import parse_json
 from kandinsky22.imaging import infotext
-from kandinsky22.imaging.images import RECIPE, read_recipe
+from kandinsky22.imaging.images import RECIPE, encode, read_recipe
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
@@ -265,7 +265,7 @@ def _requests(folder: Path) -> dict[str, Parser]:
     def read_infotext(content: bytes) -> None:
         text = content.decode(errors="replace")
         infotext.parse(text)
-        infotext.parse(infotext.read(infotext.encode(png_of_size(8, 8), text)).get(infotext.PARAMETERS, ""))
+        infotext.parse(infotext.read(encode(image, "png", {infotext.PARAMETERS: text})).get(infotext.PARAMETERS, ""))
 
     parameters = infotext.infotext(requests[0].resolved(DEFAULTS), "a, b").encode()
     event = b'{"event": "progress", "stage": "prior", "i": 1, "n": 2}'

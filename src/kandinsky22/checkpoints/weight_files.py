@@ -11,7 +11,7 @@ from io import RawIOBase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import BinaryIO
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -128,13 +128,17 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
 def check_uncompressed(file: BinaryIO | RawIOBase, size: int) -> None:
     """Raises `ValueError` unless a file of `size` bytes is a zip with entries of no more bytes altogether."""
+    if sum(entry.file_size for entry in zip_entries(file)) > size:
+        raise ValueError("it is compressed, as no weights are")
+
+
+def zip_entries(file: BinaryIO | RawIOBase) -> list[ZipInfo]:
+    """The entries of a zip file. Raises `ValueError` where it is none or damaged."""
     try:
         with ZipFile(file) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            return archive.infolist()
     except (BadZipFile, NotImplementedError, OverflowError, struct.error) as error:
         raise ValueError(first_line(error)) from error
-    if unpacked > size:
-        raise ValueError("it is compressed, as no weights are")
 
 
 def _map_file(path: Path) -> dict[str, Callable[[], Tensor]]:

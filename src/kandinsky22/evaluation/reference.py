@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from lzma import LZMAError
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -36,7 +37,7 @@ NAMED = 3  # broken pictures that an error names
 CHUNK = 4096  # rows whose moments are computed at once
 ROUNDING = 1e-5  # tolerance for a published covariance, relative to its largest entry
 MAX_ARRAY_BYTES = 1 << 29  # of an .npz file's array: a covariance of 8192 features
-DAMAGED = (SafetensorError, BadZipFile, NotImplementedError, zlib.error)  # raised for damaged files of tensors
+DAMAGED = (SafetensorError, BadZipFile, RuntimeError, LZMAError, zlib.error)  # raised for damaged files of tensors
 METADATA_KEY = "kandinsky22"  # of a .safetensors file
 
 Progress = Callable[[int, int], None]

@@ -17,7 +17,9 @@ WORLD = "world:"
 RECIPES = ("box", "fine-tune", "published", *STAGES)
 EPILOG = """a folder of pictures with captions beside them, and a picture by what was trained on them:
   kandinsky22 train decoder --data my-pictures --folder runs/mine
-  kandinsky22 "three red circles" --model runs/mine/model"""
+  kandinsky22 "three red circles" --model runs/mine/model
+the network as it was at a checkpoint, or at its best:
+  kandinsky22 train export runs/mine/decoder --best"""
 
 APPLIES_TO: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(
