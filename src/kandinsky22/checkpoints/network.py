@@ -169,7 +169,7 @@ class Stored(Generic[N, C]):
         """The dtype of the first tensor in the file."""
         return next(value.dtype for name, value in iter_tensors(self.path) if not name.endswith(IGNORED))
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """How many numbers the network's parameters and buffers have."""
         return sum(value.numel() for value in self.outline.state_dict().values())
