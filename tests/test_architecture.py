@@ -41,6 +41,8 @@ ROOMS = {
     "training": f"{ENGINE} compositions moments",
     "evaluation": f"{ENGINE} backends compositions moments",
     "server": "request imaging files backends",
+    "integrations": ENGINE,
+    "notebook": ENGINE,
     "cli": f"{ENGINE} backends compositions",
     "__main__": "cli",
 }
@@ -48,6 +50,7 @@ WITHIN_A_FUNCTION = {
     ("cli", "training"),
     ("cli", "evaluation"),
     ("cli", "server"),
+    ("cli", "integrations"),
 }  # a command imports these only when it runs
 FOR_TESTS_ONLY = {"diffusers", "transformers", "accelerate", "scipy", "torchmetrics", "torchvision"}
 MAY_USE = {"transformers": ("imaging",)}  # the extra `depth`, imported within a function
