@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kandinsky22 import Kandinsky, text2img
+from kandinsky22.integrations import comfyui as comfyui_nodes
 from kandinsky22.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from kandinsky22.integrations.comfyui.sockets import picture
 from kandinsky22.request.task_schema import all_tasks, parameters
@@ -157,3 +158,15 @@ def test_latents_have_the_shape_of_comfyui_and_decode_to_the_size(comfy: ModuleT
 def test_a_batch_of_pictures_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 2"):
         picture(torch.zeros(2, 8, 8, 3))
+
+
+@pytest.mark.parametrize("workflow", ["mix", "inpaint", "depth_img2img"])
+def test_example_workflow_uses_nodes_and_inputs_that_exist(workflow: str) -> None:
+    graph = json.loads(
+        (Path(comfyui_nodes.__file__).parent / "example_workflows" / f"{workflow}.json").read_text("utf-8")
+    )
+    for step in graph.values():
+        if step["class_type"].startswith("Kandinsky22_"):
+            inputs = vars(NODE_CLASS_MAPPINGS[step["class_type"]])["INPUT_TYPES"].__get__(None, object)()
+            given = step["inputs"].keys()
+            assert inputs["required"].keys() <= given <= {*inputs["required"], *inputs.get("optional", {})}
