@@ -18,16 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Picture, Request
-from kandinsky22.request.events import (
-    Cancelled,
-    Event,
-    Failed,
-    Preview,
-    Queued,
-    Result,
-    Started,
-    is_last,
-)
+from kandinsky22.request.events import Cancelled, Event, Failed, Preview, Queued, Result, Started, is_last
 from kandinsky22.server.fair_queue import FairQueue
 from kandinsky22.server.limits import (
     CensoredError,
@@ -91,7 +82,8 @@ class JobQueue:
         self._ended: deque[str] = deque()
         self._waiting: FairQueue[LiveJob] = FairQueue()
         self._arriving: Counter[str] = Counter()  # by owner; accepted and not yet in the queue
-        self._stopping, self._stopped = threading.Event(), False
+        self._stopping = threading.Event()
+        self.stopped = asyncio.Event()  # no event follows
         self._model_changed = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -120,7 +112,7 @@ class JobQueue:
                 await asyncio.to_thread(self.store.requeue, live.job.id)
         if self._finishing:
             await asyncio.wait(self._finishing)
-        self._stopped = True
+        self.stopped.set()
         for live in self._live.values():
             live.wake_up()
 
@@ -221,7 +213,7 @@ class JobQueue:
                         return
             if live.count > after:  # while the last ones were being read
                 continue
-            if live.has_ended or self._stopped:
+            if live.has_ended or self.stopped.is_set():
                 return
             await changed.wait()
 
@@ -264,6 +256,11 @@ class JobQueue:
         """The jobs that run, of an owner or of everybody."""
         return [live for live in self._live.values() if live.is_running and owner in (None, live.job.owner)]
 
+    def active(self, owner: str) -> list[LiveJob]:
+        """An owner's jobs that have not ended, in the order in which they came."""
+        lives = [live for live in self._live.values() if live.job.owner == owner and not live.has_ended]
+        return sorted(lives, key=lambda live: live.job.number)
+
     def _check_room(self, key: Key) -> None:
         if self._stopping.is_set():
             raise StoppingError("the server is stopping; try again later", retry_after=10)
@@ -276,7 +273,7 @@ class JobQueue:
         job = live.job
         self._live[job.id] = live
         self._waiting.add(job.owner, job.number, job.cost, live)
-        live.add(Queued(self.position(live) or 0))
+        self._publish(live, Queued(self.position(live) or 0))
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -333,7 +330,7 @@ class JobQueue:
         self._dispatch()
 
     def _receive(self) -> None:
-        while not self._stopped:
+        while not self.stopped.is_set():
             try:
                 key, event = self.session.receive()
             except Exception as error:  # the processes cannot be started
