@@ -37,8 +37,8 @@ class FakeBackend(Fake):
     """Tints pictures by the number of requests painted together, as that changes a real model's pixels.
 
     Prompts: "poison" fails, "die" kills the process, "die once" kills it the first time in `folder`, "wait" takes ten
-    minutes for a step, "refused" is refused. Every attempt appends its prompt to a file in `folder`. poison_fails:
-    whether "poison" fails.
+    minutes for a step, "until asked" makes steps until there is a file "asked" in `folder`, "refused" is refused.
+    Every attempt appends its prompt to a file in `folder`. poison_fails: whether "poison" fails.
     """
 
     folder: Path
@@ -66,6 +66,8 @@ class FakeBackend(Fake):
             elif key not in poisoned or isinstance(event, Failed):
                 if isinstance(event, Progress):
                     self._step(prompt)
+                    while prompt == "until asked" and not (self.folder / "asked").exists():
+                        yield key, event
                 yield key, tinted(event, len(requests)) if isinstance(event, Result) else event
 
     def _step(self, prompt: str) -> None:

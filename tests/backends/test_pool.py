@@ -92,6 +92,16 @@ def test_a_request_that_always_fails_is_tried_three_times_and_the_others_are_pai
     assert FakeBackend(tmp_path).tried.count(prompt) == 3 * deaths
 
 
+def test_a_question_is_answered_while_every_process_paints_a_work_unit(pool: Pool, tmp_path: Path) -> None:
+    units = [pool.stream_many({k: text2img("until asked", seed=k)}, together=True) for k in range(2)]
+    for unit in units:
+        while not isinstance(next(unit)[1], Progress):
+            pass
+    assert pool.resolve(text2img("a", seed=3)).seed == 3
+    (tmp_path / "asked").touch()
+    assert all(isinstance([event for _, event in unit][-1], Result) for unit in units)
+
+
 def test_a_process_that_died_once_changes_no_pixel(pool: Pool, tmp_path: Path) -> None:
     requests = requests_for("a", "b", "die once", "d", "e")
     outcomes = paint(painter(pool), requests)

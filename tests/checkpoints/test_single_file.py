@@ -308,7 +308,7 @@ def test_other_files_are_refused(file: Path, tiny_model: Path, tmp_path: Path) -
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="is damaged or incomplete"):
         single_file.convert([str(file)], tmp_path / "folder")
-    with pytest.raises(ValueError, match=r"unpack it once with `kandinsky22 convert"):
+    with pytest.raises(ValueError, match="is damaged or incomplete"):
         locate.part_folders(str(file))
     (tmp_path / "decoder").mkdir()
     with pytest.raises(CheckpointError, match="there are no weights in"):

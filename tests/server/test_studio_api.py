@@ -1,4 +1,4 @@
-"""What the studio needs of our own interface besides jobs: one stream of events, documents, folders, thumbnails, films."""
+"""What the studio needs of our own interface besides jobs: events of all jobs, documents, folders, films."""
 
 import io
 import json

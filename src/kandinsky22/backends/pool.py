@@ -273,10 +273,12 @@ class Pool:
     def _take_commands(self) -> None:
         while not self._commands.empty():
             command = self._commands.get()
-            if isinstance(command, _Job):
-                self._waiting.append(command)
-            else:
+            if isinstance(command, _Cancel):
                 self._cancel(command)
+            elif isinstance(command.order, Ask):  # short, beside what is painted
+                self._waiting.appendleft(command)
+            else:
+                self._waiting.append(command)
 
     def _cancel(self, cancel: _Cancel) -> None:
         def is_meant(job: _Job) -> bool:
@@ -294,16 +296,20 @@ class Pool:
             job.left.clear()
 
     def _assign(self) -> None:
-        """Give waiting jobs, in order, to the processes with the fewest pictures, as far as there is room."""
+        """Give waiting jobs, in order, to the processes with the fewest pictures, as far as there is room.
+
+        A question is answered between two steps, whatever is painted.
+        """
         while self._waiting:
             job = self._waiting[0]
+            asks = isinstance(job.order, Ask)
             load = {
                 worker: sum(other.pictures for other in jobs.values())
                 for worker, jobs in self._jobs.items()
-                if not (jobs if job.alone else any(other.alone for other in jobs.values()))
+                if not (jobs if job.alone else not asks and any(other.alone for other in jobs.values()))
             }
             worker = min(load, key=lambda worker: load[worker], default=None)
-            if worker is None or (load[worker] and load[worker] + job.pictures > CAPACITY):
+            if worker is None or (not asks and load[worker] and load[worker] + job.pictures > CAPACITY):
                 return
             self._waiting.popleft()
             self._jobs[worker][job.order.job] = job

@@ -7,6 +7,7 @@ then has status 141.
 import gc
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
     "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
     "serve": ("serve a model over HTTP, for other programs and the browser", "kandinsky22.cli.serve"),
+    "studio": ("open the studio in the browser, with a server if none runs", "kandinsky22.cli.studio"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
     "evaluate": (
         "measure a model: FID and more, or what an oracle reads from its pictures",
@@ -61,6 +63,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{
 
 def main() -> None:
     """The `kandinsky22` command: `run` with the arguments of the process, and fewer garbage collections."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged files, which are refused or read
     let_threads_sleep()
     gc.set_threshold(GC_THRESHOLD)  # importing torch creates many long-lived objects: saves 1/20 of a short command
     streams = open_lasting()

@@ -73,7 +73,7 @@ def patch_features(light: Floats, ground: str, patch: Patch) -> Floats:
 
 
 def _depths(mask: Mask) -> NDArray[np.int8]:
-    """The pixels by which each point is inside the edge (1: on it, 99: the middle) or outside (-1: next to it, 0: far)."""
+    """The pixels by which a point is inside the edge (1: on it, 99: the middle) or outside (-1: next to it, 0: far)."""
     depth = np.where(mask, np.int8(99), np.int8(0))
     inside, outside = mask, mask
     for ring in range(1, RINGS + 1):

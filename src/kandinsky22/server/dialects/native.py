@@ -297,6 +297,7 @@ async def job_view(services: Services, live: LiveJob) -> JobView:
     """A job as JSON."""
     job = await asyncio.to_thread(services.store.job, live.job.id)
     assert job is not None
+    pictures = await asyncio.to_thread(services.store.pictures_of, job.id) if job.state == "succeeded" else []
     return JobView(
         id=job.id,
         state="running" if job.state == "queued" and live.is_running else job.state,
@@ -306,7 +307,7 @@ async def job_view(services: Services, live: LiveJob) -> JobView:
         created=job.created,
         started=job.started,
         ended=job.ended,
-        pictures=[picture_view(picture) for picture in live.pictures],
+        pictures=[picture_view(picture) for picture in pictures],
     )
 
 

@@ -110,9 +110,10 @@ function NumberField(props: { name: "seed" | "steps" | "guidance"; own?: number 
   const t = useText();
   const value = useStore(doc, (now) => now[props.name]);
   return (
-    <label className="field">
-      <span>{t(props.name)}</span>
+    <div className="field">
+      <label htmlFor={props.name}>{t(props.name)}</label>
       <input
+        id={props.name}
         type="number"
         min={props.min}
         step={props.step ?? "1"}
@@ -122,7 +123,7 @@ function NumberField(props: { name: "seed" | "steps" | "guidance"; own?: number 
         onChange={(event) => edit({ [props.name]: event.target.value === "" ? null : Number(event.target.value) })}
       />
       <small id={`${props.name}-help`}>{t(`${props.name}.help`)}</small>
-    </label>
+    </div>
   );
 }
 
@@ -164,9 +165,10 @@ function Create() {
             <span>{t("negative")}</span>
             <input type="text" value={now.negative} onChange={(event) => edit({ negative: event.target.value })} />
           </label>
-          <label className="field">
-            <span>{t("count")}</span>
+          <div className="field">
+            <label htmlFor="count">{t("count")}</label>
             <input
+              id="count"
               type="number"
               min={1}
               max={16}
@@ -175,7 +177,7 @@ function Create() {
               onChange={(event) => edit({ count: Math.max(1, Math.min(16, Number(event.target.value) || 1)) })}
             />
             <small id="count-help">{t("count.help")}</small>
-          </label>
+          </div>
           <NumberField name="seed" min={0} />
           <NumberField name="steps" min={1} own={decoder?.steps} />
           <NumberField name="guidance" min={0} step="0.1" own={decoder?.guidance_scale} />
