@@ -265,7 +265,14 @@ function Card({ picture }: { picture: LibraryPicture }) {
   const t = useText();
   return (
     <li>
-      <button type="button" className="plain" onClick={() => shown.set({ kind: "picture", id: picture.id })}>
+      <button
+        type="button"
+        className="plain"
+        onClick={() => {
+          shown.set({ kind: "picture", id: picture.id });
+          scrollTo({ top: 0 });
+        }}
+      >
         <Picture url={thumbnailUrl(picture.id)} alt={picture.prompt || picture.id} />
       </button>
       <span className="actions">
