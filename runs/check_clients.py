@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             packages = ["openai", "ai", "@ai-sdk/openai"]
             subprocess.run(["npm", "install", "--silent", *packages], cwd=folder, check=True)
             for client, body in NODE.items():
-                (folder / "client.mjs").write_text(body + NODE_HEAD, encoding="utf-8")
+                (folder / "client.mjs").write_text(NODE_HEAD + body, encoding="utf-8")
                 works.append(check(client, ["node", "client.mjs", server.url], folder))
     return int(not all(works))
 

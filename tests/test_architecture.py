@@ -42,6 +42,8 @@ ROOMS = {
     "training": f"{ENGINE} compositions moments arrays",
     "evaluation": f"{ENGINE} backends compositions moments arrays",
     "server": "request imaging files backends",
+    "integrations": ENGINE,
+    "notebook": ENGINE,
     "cli": f"{ENGINE} backends compositions",
     "__main__": "cli",
 }

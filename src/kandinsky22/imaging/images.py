@@ -62,6 +62,10 @@ class Painting:
         pixels.info.clear()  # as of a picture that was just painted
         return cls(pixels, recipe.request, recipe.made_by)
 
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it: the file that `save` writes."""
+        return self.encode("png")
+
     @property
     def texts(self) -> dict[str, str]:
         """What the file says of the picture: the record that `read_recipe` reads, and AUTOMATIC1111's parameters."""
