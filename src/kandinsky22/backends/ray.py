@@ -25,11 +25,12 @@ from kandinsky22.request import Request
 from kandinsky22.threads import let_threads_sleep
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, *, show_output: bool = False) -> None:
     """Connect this process to a Ray cluster, unless it is already.
 
     address: of the cluster, or "auto" for one that runs on this machine; None starts Ray on this machine, without a
-    dashboard. Ray sends no usage reports. Raises `ValueError` if there is no cluster at the address.
+    dashboard. show_output: print what processes of the cluster print. Ray sends no usage reports. Raises `ValueError`
+    if there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that it is closed to others
@@ -40,7 +41,7 @@ def connect(address: str | None = None) -> None:
         if address and ":" in address:  # Ray itself would wait for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **here)
+        ray.init(address=address, log_to_driver=show_output, logging_level=logging.WARNING, **here)
     except (OSError, RuntimeError, ValueError) as error:
         how = "start one with ray start --head, or leave out the address"
         raise ValueError(f"no Ray cluster answers at {address}; {how}") from error

@@ -9,7 +9,7 @@ import itertools
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import ray
 from ray import serve
@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from kandinsky22.backends.pool import CAPACITY, LoadKandinsky
 from kandinsky22.backends.ray import Reserve, connect
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, carry_out
+from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, carry_out, failed
 from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last
 from kandinsky22.threads import let_threads_sleep
@@ -64,11 +64,18 @@ def deploy(load: LoadModel, replicas: Replicas, reserve: Reserve) -> "Deployment
 class RayServe:
     """A model that Ray Serve's replicas paint with, as `Pool` has it for processes: `session`, and three questions.
 
-    Only one per cluster. Raises as `deploy` and `backends.ray.connect` do.
+    Only one per cluster, to which the calling process is connected. Raises as `deploy` does.
     """
 
-    def __init__(
-        self,
+    def __init__(self, load: LoadModel, replicas: Replicas, reserve: Reserve) -> None:
+        self._handle = deploy(load, replicas, reserve)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kandinsky22-ray-serve", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of(
+        cls,
         model: str,
         *,
         replicas: Replicas,
@@ -76,12 +83,11 @@ class RayServe:
         dtype: str | None = None,
         threads: int | None = None,
         address: str | None = None,
-    ) -> None:
+    ) -> Self:
+        """Replicas that each load `model`. The other parameters are those of `backends.ray.RayBackend.of`."""
         connect(address)
-        load = LoadKandinsky(model, device, dtype, threads or 1)
-        self._handle = deploy(load, replicas, Reserve.of(device, threads or 1))
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="kandinsky22-ray-serve", daemon=True).start()
+        threads = threads or 1
+        return cls(LoadKandinsky(model, device, dtype, threads), replicas, Reserve.of(device, threads))
 
     def session(self) -> "RayServeSession":
         """Requests that are submitted one by one, and whose events are received together."""
@@ -107,6 +113,8 @@ class RayServe:
         if ray.is_initialized():
             serve.delete(NAME, _blocking=False)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
         answer = asyncio.run_coroutine_threadsafe(_retried(self._handle, method, request), self._loop).result()
@@ -171,6 +179,8 @@ class RayServeSession:
                     break
         except asyncio.CancelledError:
             last = Cancelled()
+        except Exception as error:
+            last = failed(error)
         del self._tasks[key]
         self._inbox.put((key, last))
 

@@ -191,7 +191,7 @@ def _workers(options: Mapping[str, Any], *, update: bool = False) -> "Pool | Ray
     if update and address is None:
         address = "auto"
     echo(f"{'replacing the model' if update else 'starting replicas'} on Ray", error=True)
-    return RayServe(model, replicas=replicas, address=address, **where)
+    return RayServe.of(model, replicas=replicas, address=address, **where)
 
 
 def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:

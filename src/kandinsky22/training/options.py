@@ -38,6 +38,8 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
             "seed",
             "processes",
             "relaunch",
+            "backend",
+            "address",
             "every",
             "sample",
             "tensorboard",
@@ -240,6 +242,15 @@ def parser() -> Parser:
         default=0,
         metavar="TIMES",
         help="restart from the last checkpoint after a crash",
+    )
+    running.add_argument(
+        "--backend",
+        choices=("local", "ray"),
+        default="local",
+        help="what starts the processes: this command, or Ray Train (docs/scale.md; default: local)",
+    )
+    running.add_argument(
+        "--address", help="of the Ray cluster, or auto for one on this machine (default: start Ray here)"
     )
     running.add_argument(
         "--every",

@@ -150,7 +150,8 @@ def join(device: str | None = None) -> Processes:
     local = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+    if not dist.is_initialized():  # Ray Train has done so
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
     return Processes(dist.get_rank(), count, local)
 
 

@@ -24,7 +24,7 @@ from kandinsky22.training.processes import POLL, SUPERVISOR
 TRAIN = ("-m", "kandinsky22", "train")
 STOP_REASON = "stopped.txt"  # file of a run that stopped for a reason which a restart does not change
 STOPPED = 2  # exit status of a process that wrote its reason
-OPTIONS = ("--processes", "--relaunch")  # of the supervisor, not passed on to the processes that it starts
+OPTIONS = ("--processes", "--relaunch", "--backend", "--address")  # not passed on to the processes that are started
 
 
 def is_needed(processes: int, relaunches: int) -> bool:
@@ -51,7 +51,7 @@ def supervise(
     It is restarted at most `relaunches` times in a row without a new checkpoint in `folder`, the run's folder. Returns
     the exit status 0; raises `ValueError` with the reason why a process stopped, or after too many crashes.
     """
-    command = [sys.executable, *program, *_passed_on(arguments)]
+    command = [sys.executable, *program, *passed_on(arguments)]
     reason, left = folder / STOP_REASON, relaunches
     while True:
         reason.unlink(missing_ok=True)
@@ -111,8 +111,8 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _passed_on(arguments: Sequence[str]) -> list[str]:
-    """The arguments without the supervisor's own options."""
+def passed_on(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the options of what starts the processes."""
     result: list[str] = []
     skip = False
     for argument in arguments:
