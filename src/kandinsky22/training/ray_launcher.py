@@ -24,7 +24,7 @@ def launch(arguments: Sequence[str], folder: Path, args: argparse.Namespace) -> 
     After a crash all are started again from the last checkpoint in `folder`, the run's folder, at most `args.relaunch`
     times. Raises `ValueError` with the reason why a worker stopped, or after too many crashes.
     """
-    connect(args.address, show_output=True)
+    connect(getattr(args, "address", None), show_output=True)
     reason = folder / supervisor.STOP_REASON
     reason.unlink(missing_ok=True)
     cuda = getattr(args, "device", None) == "cuda"
