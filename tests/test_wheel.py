@@ -21,7 +21,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, kandinsky22
 names = [module.name for module in pkgutil.walk_packages(kandinsky22.__path__, "kandinsky22.")]
 for name in names:
-    is_extra = name.startswith("kandinsky22.server.")  # of the extra [serve]
+    is_extra = name.startswith("kandinsky22.server.") or name.endswith("mcp_server")  # of [serve] and [mcp]
     if not (is_extra or name.endswith(("__main__", "triton_kernels")) or "kernels-" in name):  # Triton: torch for GPUs
         importlib.import_module(name)
 print(len(names))
