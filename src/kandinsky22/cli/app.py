@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
     "serve": ("serve a model over HTTP, for other programs and the browser", "kandinsky22.cli.serve"),
     "mcp": ("serve the tasks as tools for agents (Model Context Protocol)", "kandinsky22.cli.mcp"),
+    "studio": ("open the studio in the browser, with a server if none runs", "kandinsky22.cli.studio"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
     "evaluate": (
         "measure a model: FID and more, or what an oracle reads from its pictures",
