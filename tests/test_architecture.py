@@ -51,6 +51,7 @@ WITHIN_A_FUNCTION = {
     ("cli", "training"),
     ("cli", "evaluation"),
     ("cli", "server"),
+    ("cli", "integrations"),
 }  # a command imports these only when it runs
 FOR_TESTS_ONLY = {"diffusers", "transformers", "accelerate", "scipy", "torchmetrics", "torchvision"}
 MAY_USE = {"transformers": ("imaging",)}  # the extra `depth`, imported within a function

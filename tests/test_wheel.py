@@ -21,8 +21,8 @@ IMPORT_ALL = """
 import importlib, pkgutil, kandinsky22
 names = [module.name for module in pkgutil.walk_packages(kandinsky22.__path__, "kandinsky22.")]
 for name in names:
-    # of the extras [serve] and [ray]
-    is_extra = name.startswith("kandinsky22.server.") or name.rpartition(".")[2].startswith("ray")
+    # of the extras [serve], [ray] and [mcp]
+    is_extra = name.startswith("kandinsky22.server.") or name.rpartition(".")[2].startswith(("ray", "mcp_server"))
     if not (is_extra or name.endswith(("__main__", "triton_kernels")) or "kernels-" in name):  # Triton: torch for GPUs
         importlib.import_module(name)
 print(len(names))

@@ -33,6 +33,7 @@ COMMANDS = {
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
     "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
     "serve": ("serve a model over HTTP, for other programs and the browser", "kandinsky22.cli.serve"),
+    "mcp": ("serve the tasks as tools for agents (Model Context Protocol)", "kandinsky22.cli.mcp"),
     "studio": ("open the studio in the browser, with a server if none runs", "kandinsky22.cli.studio"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
     "evaluate": (

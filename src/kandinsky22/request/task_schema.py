@@ -4,7 +4,7 @@ Imports no torch.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -56,6 +56,23 @@ def parameters(task: Task) -> dict[str, Parameter]:
     return result
 
 
+def typed(parameter: Parameter, value: Any) -> Any:
+    """A value of JSON as what the task takes, for kinds other than "picture" and "parts".
+
+    Raises `ValueError` for another type, or a value that is none of the choices.
+    """
+    types: Any = JSON_TYPES[parameter.kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ValueError(f"{parameter.name} must be a {parameter.kind}, got {value!r:.80}")
+    if parameter.kind == "numbers":
+        if any(not isinstance(number, int | float) or isinstance(number, bool) for number in value):
+            raise ValueError(f"{parameter.name} must be numbers, got {value!r:.80}")
+        return [float(number) for number in value]
+    if parameter.choices and value not in parameter.choices:
+        raise ValueError(f"{parameter.name} must be one of {', '.join(parameter.choices)}")
+    return float(value) if parameter.kind == "number" else value
+
+
 def parse_part(argument: str, folder: Path = Path()) -> Part:
     """An argument as an embedding or a picture, by its file suffix, or else as a text.
 
@@ -88,6 +105,15 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
     return Parameter(name, kind, tasks.HELP[name], required, None if required else default, choices)
 
 
+JSON_TYPES: Mapping[Kind, tuple[type, ...]] = {
+    "text": (str,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "numbers": (list, tuple),
+    "boolean": (bool,),
+}
+"""The types of a parameter's value in JSON."""
 _KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "boolean", tuple[float, float]: "numbers"}
 _REQUEST_DEFAULTS = {
     f.name: f.default for f in fields(Request) if f.default is not MISSING and not isinstance(f.default, Sampling)

@@ -4,18 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kandinsky22.request import Request
-from kandinsky22.request.task_schema import Kind, Parameter, all_tasks, parameters
+from kandinsky22.request.task_schema import Parameter, all_tasks, parameters, typed
 from kandinsky22.server.errors import ApiError
-
-TYPES: Mapping[Kind, tuple[type, ...]] = {
-    "text": (str,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "numbers": (list, tuple),
-    "boolean": (bool,),
-}
-"""The JSON types of a parameter of each kind; pictures and parts are resolved by the caller."""
 
 
 def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, Any], Any]) -> Request:
@@ -42,13 +32,7 @@ def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, An
 
 
 def _typed(parameter: Parameter, value: Any) -> Any:
-    types: Any = TYPES[parameter.kind]
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise ApiError("invalid", f"{parameter.name} must be a {parameter.kind}, got {value!r:.80}", parameter.name)
-    if parameter.kind == "numbers":
-        if any(not isinstance(number, int | float) or isinstance(number, bool) for number in value):
-            raise ApiError("invalid", f"{parameter.name} must be numbers, got {value!r:.80}", parameter.name)
-        return [float(number) for number in value]
-    if parameter.choices and value not in parameter.choices:
-        raise ApiError("invalid", f"{parameter.name} must be one of {', '.join(parameter.choices)}", parameter.name)
-    return float(value) if parameter.kind == "number" else value
+    try:
+        return typed(parameter, value)
+    except ValueError as error:
+        raise ApiError("invalid", str(error), parameter.name) from None
