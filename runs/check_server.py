@@ -1,281 +1,352 @@
-"""Checks a server as a whole: python runs/check_server.py [schema] [faults] [load] [speed] (default: all of them).
+"""Checks a server as a whole: python runs/check_server.py [schema] [faults] [load] [disk] [memory] [offline].
 
 schema   schemathesis over the whole OpenAPI: no answer of 5xx, and only documented ones
-faults   kill -9 of the processes that paint and of the web process: no job is lost, wrong or painted twice
-load     24 clients against a queue of 8: every request is painted or refused with the time to wait
-speed    pictures a second, p50 and p99 with 1, 4 and 16 clients, against a plain FastAPI program around diffusers
+faults   kill -9 of processes that paint and of the web process: no job is lost, wrong, or painted twice
+load     24 clients against a queue of 8: every one is served, or asked to wait and served then
+disk     a disk that gets full, and a data folder that cannot be written: refused in a sentence, and works again after
+memory   the memory of every process stays flat over many jobs
+offline  no process connects to anything but this machine, under strace
 
-The figures in docs/serving.md: python runs/check_server.py --cases 20000 --jobs 1000 --kills 200 --restarts 20
+`disk` mounts a small disk and needs root, `offline` needs strace. The long form, whose figures are in docs/serving.md:
+python runs/check_server.py --cases 20000 --jobs 1000 --kills 200 --restarts 20 --memory-jobs 5000
 """
 
 import argparse
 import base64
 import contextlib
-import io
-import json
+import hashlib
 import os
 import random
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+from server_process import ENDED, PATIENCE, SERVE, Answer, Server, read_if_there, serving, small_job, wait_until
 
 from kandinsky22.imaging.images import Painting
+from kandinsky22.request import Request
 
-ENDED = ("succeeded", "failed", "cancelled")
-STEPS, PRIOR_STEPS = 10, 5
-SERVE = (sys.executable, "-m", "kandinsky22", "serve")
-CHECKS = ("schema", "faults", "load", "speed")
-
-
-class Server:
-    """A server as a process. command: without `--data` and `--port`."""
-
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.command, self.folder, self.url = command, folder, f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it paints."""
-        self.process = subprocess.Popen([*self.command, "--data", str(self.folder), "--port", str(self.port)])
-        while not self._is_ready():
-            if self.process.poll() is not None:
-                raise SystemExit("the server did not start")
-            time.sleep(0.1)
-
-    def _is_ready(self) -> bool:
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{self.url}/readyz", timeout=5).status == 200
-        return False
-
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any, dict[str, str]]:
-        """The status, JSON or bytes, and headers of an answer."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json"} if data else {}
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
-                status, content, found = answer.status, answer.read(), dict(answer.headers)
-        except urllib.error.HTTPError as error:
-            status, content, found = error.code, error.read(), dict(error.headers)
-        is_json = found.get("content-type", "").startswith("application/json")
-        return status, json.loads(content) if is_json else content, found
-
-    def workers(self) -> list[int]:
-        """The processes that paint: children of the web process that multiprocessing spawned."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found = [int(pid) for pid in children.read_text().split()] if children.exists() else []
-        return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        """SIGTERM."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def serving(command: Sequence[str]) -> Iterator[Server]:
-    """A server with an empty data folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(command, Path(folder))
-        try:
-            yield server
-        finally:
-            if server.process.poll() is None:
-                server.kill()
-
-
-def body_of(seed: int) -> dict[str, Any]:
-    """A job of a few steps."""
-    options = {"num_inference_steps": STEPS, "prior_num_inference_steps": PRIOR_STEPS}
-    return {"options": {"prompt": "a red circle", "seed": seed, **options}}
+Paint = Callable[[Request], Image.Image]
+CLIENTS = 8  # threads of a check that paints many pictures
+NOTHING_LEFT = b"\0" * (1 << 20)
 
 
 def check_schema(command: Sequence[str], cases: int) -> list[str]:
-    """What schemathesis finds in about `cases` cases."""
-    with serving(command) as server:
-        paths = server.call("GET", "/openapi.json")[1]["paths"]
-        operations = sum(map(len, paths.values()))
+    """What schemathesis finds in at least so many cases, on a server that has a job, a picture and an upload."""
+    found, tested, seed = [], 0, 0
+    with serving(command) as server, tempfile.TemporaryDirectory() as folder:
+        operations = sum(map(len, server.call("GET", "/openapi.json").content["paths"].values()))
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-        each = max(1, cases // operations)
-        done = subprocess.run(
-            [
-                *(Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json"),
-                *("--checks", checks, "--max-examples", str(each), "--phases", "fuzzing", "--no-color"),
-                *("--request-timeout", "60", "--max-response-time", "60"),
-                *("--exclude-path-regex", "/events$"),  # of a job that is unknown it is an error, else it waits
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60 + cases,
-        )
-        print(done.stdout[-2000:], file=sys.stderr)
-        found = [] if done.returncode == 0 else [line for line in done.stdout.splitlines() if "- " in line]
-        status = server.call("GET", "/livez")[0]
-    return found + ([] if status == 200 else ["the server died"])
+        options = [
+            *("--checks", checks, "--phases", "examples,coverage,fuzzing,stateful", "--no-color"),
+            *("--request-timeout", "60", "--max-failures", "50"),
+            *("--exclude-path-regex", "/events$"),  # of a job that is unknown it is an error, else it waits
+        ]
+        while tested < cases and not found:
+            seed += 1
+            _name_what_is_there(server, Path(folder) / "schemathesis.toml")
+            examples = str(min(500, max(1, (cases - tested) // operations)))
+            done = subprocess.run(
+                [
+                    *(Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json"),
+                    *(*options, "--max-examples", examples, "--seed", str(seed)),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=folder,
+            )
+            print(done.stdout[-4000:], done.stderr[-2000:], file=sys.stderr)
+            count = re.search(r"(\d+) generated", done.stdout)
+            tested += int(count[1]) if count else 0
+            if done.returncode or not count:
+                found += [line for line in done.stdout.splitlines() if "- " in line] or ["schemathesis failed"]
+        alive = server.call("GET", "/livez").status == 200
+        print(f"{tested} cases of {operations} operations", file=sys.stderr)
+    return found + ([] if alive else ["the server died"])
 
 
-def check_faults(command: Sequence[str], jobs: int, kills: int, restarts: int) -> list[str]:
-    """Jobs that are lost, pictures with wrong pixels, and ids that are painted twice, while processes are killed."""
-    rng, expected = random.Random(0), {}
-    with serving(command) as server:
-        made: list[str] = []
-        plan = sorted(rng.sample(range(jobs), min(jobs, restarts)))
-        kill_at = Counter(rng.choices(range(jobs), k=kills))
-        for k in range(jobs):
-            while True:
-                status, answer, _ = server.call("POST", "/api/v1/jobs", body_of(k))
-                if status == 202:
-                    break
+def _name_what_is_there(server: Server, path: Path) -> None:
+    """Write schemathesis's settings: ids of a new job, picture and upload for the routes that need one."""
+    job = server.job(server.call("POST", "/api/v1/jobs", small_job(1)).content["id"])
+    url = server.call("POST", "/v1/images/generations", {"prompt": "", "size": "64x64", "response_format": "url"})
+    name = url.content["data"][0]["url"].rpartition("/")[2]
+    boundary, picture = b"--b\r\n", server.call("GET", job["pictures"][0]["url"]).content
+    head = b'Content-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    form = boundary + head + picture + b"\r\n--b--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    upload = server.call("POST", "/api/v1/uploads", form, kind).content["id"]
+    ids = {"job": job["id"], "uuid": job["id"], "picture": job["pictures"][0]["id"], "upload": upload, "name": name}
+    lines = [f'"path.{parameter}" = "{value}"' for parameter, value in ids.items()]
+    path.write_text("\n".join(["[parameters]", *lines]), encoding="utf-8")
+
+
+def check_faults(command: Sequence[str], jobs: int, kills: int, restarts: int, paint: Paint | None = None) -> list[str]:
+    """Jobs that are lost, pictures with other pixels than those painted directly, and ids that are used twice, while
+    processes are killed.
+
+    A process that paints is killed each time that a share of the jobs has ended, so that no job is killed three times,
+    after which it may fail. paint: paints directly; None: the model in the box does.
+    """
+    rng, done, made = random.Random(0), threading.Semaphore(0), {}
+    with serving(command) as server, ThreadPoolExecutor(CLIENTS) as threads:
+
+        def live(seed: int) -> tuple[str, str, bytes]:
+            """A job's id, its state and its picture, by a client that repeats what gets no answer."""
+            body, once = small_job(seed), {"Idempotency-Key": f"job {seed}"}
+            while (answer := _persistently(server, "POST", "/api/v1/jobs", body, once)).status in (429, 503):
                 time.sleep(0.2)
-            made.append(answer["id"])
-            for _ in range(kill_at[k]):
-                for pid in server.workers()[:1]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            if k in plan:
+            job = answer.content["id"]
+            while True:
+                values = _persistently(server, "GET", f"/api/v1/jobs/{job}").content
+                if values["state"] in ENDED:
+                    break
+                time.sleep(0.05)
+            urls = [picture["url"] for picture in values["pictures"]]
+            file = _persistently(server, "GET", urls[0]).content if len(urls) == 1 else b""
+            done.release()
+            return job, f"{values['state']}: {values['error']}, {len(urls)} pictures", file
+
+        futures = [threads.submit(live, seed) for seed in range(jobs)]
+        plan = sorted([(k * jobs // kills, "worker") for k in range(kills)])
+        plan = sorted(plan + [((2 * k + 1) * jobs // (2 * restarts), "web") for k in range(restarts)])
+        ended = killed = 0
+        for after, what in plan:
+            for _ in range(after - ended):
+                done.acquire()
+            ended = max(ended, after)
+            time.sleep(rng.uniform(0, 0.1))
+            if what == "web":
                 server.kill()
                 server.start()
-        problems = [f"{len(made) - len(set(made))} ids are used twice"] if len(set(made)) < len(made) else []
-        for k, job in enumerate(made):
-            while (values := server.call("GET", f"/api/v1/jobs/{job}")[1])["state"] not in ENDED:
-                time.sleep(0.2)
-            if values["state"] != "succeeded":
-                problems.append(f"job {k} {values['state']}: {values['error']}")
-            elif len(values["pictures"]) != 1:
-                problems.append(f"job {k} has {len(values['pictures'])} pictures")
             else:
-                expected[k] = Painting.from_png(server.call("GET", values["pictures"][0]["url"])[1])
+                pid = rng.choice(wait_until(server.workers))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+        made = {seed: future.result() for seed, future in enumerate(futures)}
+        print(f"killed {killed} processes that paint and {restarts} times the web process", file=sys.stderr)
+        problems = [f"job {k} {state}" for k, (_, state, file) in made.items() if not file]
+        if (ids := len({job for job, _, _ in made.values()})) < jobs:
+            problems.append(f"{jobs} jobs have {ids} ids")
         files = [*server.folder.rglob("*.png")]
-        if len(files) != len(expected):
-            problems.append(f"there are {len(files)} files of {len(expected)} pictures")
-        for k, painting in expected.items():  # in a quiet server, each alone
-            body = {"request": json.loads(painting.request.to_json()), "hidden": True}
-            alone = _painted(server, body)
-            if _difference(painting.image, alone.image) > 1:
-                problems.append(f"job {k} has other pixels than alone")
-        server.end()
-    return problems
+        left = [*server.folder.rglob("*.part*")]
+        if len(files) != jobs or left:
+            problems.append(f"there are {len(files)} files of {jobs} pictures, and {len(left)} half written")
+        stored = Counter(hashlib.sha256(file.read_bytes()).digest() for file in files)
+        changed = [k for k, (_, _, file) in made.items() if not stored[hashlib.sha256(file).digest()]]
+        problems += [f"the picture of job {k} changed after it was finished" for k in changed]
+        if (seconds := server.end()) > 10:
+            problems.append(f"the server needed {seconds:.0f} s to end")
+    return problems + _compare({k: file for k, (_, _, file) in made.items() if file}, paint or _paint_directly())
 
 
-def _painted(server: Server, body: dict[str, Any]) -> Painting:
-    _, answer, _ = server.call("POST", "/api/v1/jobs", body)
-    while (values := server.call("GET", f"/api/v1/jobs/{answer['id']}")[1])["state"] not in ENDED:
-        time.sleep(0.02)
-    return Painting.from_png(server.call("GET", values["pictures"][0]["url"])[1])
+def _persistently(
+    server: Server, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+) -> Answer:
+    """An answer, also of a server that is being started again."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return server.call(method, path, body, headers)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
-def _difference(one: Image.Image, two: Image.Image) -> int:
-    return max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True))
+def _paint_directly() -> Paint:
+    """Paints with the model in the box, in this process."""
+    import torch
+
+    from kandinsky22 import Kandinsky
+    from kandinsky22.request.events import Result
+
+    torch.set_num_threads(1)
+    kandinsky = Kandinsky.load()
+
+    def paint(request: Request) -> Image.Image:
+        *_, last = kandinsky.stream(request)
+        assert isinstance(last, Result)
+        return last.pictures[0].image
+
+    return paint
+
+
+def _compare(files: dict[int, bytes], paint: Paint) -> list[str]:
+    """The pictures that differ by more than rounding, 1 of 255, from those painted directly."""
+    differences = {}
+    for k, file in files.items():
+        painting = Painting.from_png(file)
+        direct = paint(painting.request)
+        pairs = zip(painting.image.tobytes(), direct.convert("RGB").tobytes(), strict=True)
+        differences[k] = max(abs(a - b) for a, b in pairs)
+    print(
+        f"largest difference from direct painting, of pictures: {dict(Counter(differences.values()))}", file=sys.stderr
+    )
+    return [f"job {k} has other pixels than painted directly" for k, most in differences.items() if most > 1]
 
 
 def check_load(command: Sequence[str], clients: int = 24) -> list[str]:
-    """Answers of a server with a queue of 8 to many clients at once, other than success and "try again"."""
-    with serving(command) as server, ThreadPoolExecutor(clients) as threads:
-        answers = list(threads.map(lambda k: server.call("POST", "/api/v1/jobs", body_of(k)), range(clients)))
-        statuses = Counter(status for status, _, _ in answers)
-        print(dict(statuses), file=sys.stderr)
-        hints = [headers.get("retry-after") for status, _, headers in answers if status == 429]
-    return [f"{n} answers of {s}" for s, n in statuses.items() if s not in (202, 429)] + (
-        ["a 429 without retry-after"] if None in hints else []
-    )
+    """Answers to many clients at once other than a picture and "try again in so many seconds", which they do."""
+    counts: Counter[int] = Counter()
+    with serving([*command, "--max-waiting", "8"]) as server, ThreadPoolExecutor(clients) as threads:
+
+        def paint(seed: int) -> str | None:
+            body = {"prompt": "a red circle", "size": "64x64", "seed": seed, "num_inference_steps": 10}
+            while True:
+                answer = server.call("POST", "/v1/images/generations", body)
+                counts[answer.status] += 1
+                if answer.status != 429:
+                    return None if answer.status == 200 else f"{answer.status}: {answer.content}"
+                if not answer.headers.get("retry-after", "").isdecimal():
+                    return "a 429 without retry-after"
+                time.sleep(int(answer.headers["retry-after"]))
+
+        start = time.monotonic()
+        found = list(filter(None, threads.map(paint, range(clients))))
+        print(f"answers: {dict(counts)}, all served after {time.monotonic() - start:.1f} s", file=sys.stderr)
+    return found
 
 
-def measure(url: str, path: str, clients: int, pictures: int) -> dict[str, float]:
-    """Pictures a second, and the median and 99th percentile of the seconds of one, through OpenAI's interface."""
+def check_disk(command: Sequence[str]) -> list[str]:
+    """What goes wrong on a disk that gets full while a job runs, and with a start on one that is read-only."""
+    found: list[str] = []
 
-    def paint(seed: int) -> float:
-        start = time.perf_counter()
-        body = {"prompt": "a red circle", "size": "128x128", "seed": seed, "response_format": "b64_json"}
-        body |= {"num_inference_steps": STEPS, "prior_steps": PRIOR_STEPS, "prior_num_inference_steps": PRIOR_STEPS}
-        request = urllib.request.Request(url + path, json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            Image.open(io.BytesIO(base64.b64decode(json.load(answer)["data"][0]["b64_json"]))).load()
-        return time.perf_counter() - start
+    def expect(what: str, is_so: bool) -> None:
+        if not is_so:
+            found.append(f"not so: {what}")
 
-    with ThreadPoolExecutor(clients) as threads:
-        start = time.perf_counter()
-        seconds = sorted(threads.map(paint, range(pictures)))
-        total = time.perf_counter() - start
-    last = len(seconds) - 1
-    return {"per second": pictures / total, "p50": seconds[last // 2], "p99": seconds[round(last * 0.99)]}
+    with _small_disk(300) as disk, serving(command, disk) as server:
+        first = server.job(server.call("POST", "/api/v1/jobs", small_job(1)).content["id"])
+        url = first["pictures"][0]["url"]
+        running = server.call("POST", "/api/v1/jobs", small_job(2, steps=200)).content["id"]
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while file.write(NOTHING_LEFT):
+                file.flush()
+        expect(
+            "a job that ends on a full disk fails with a sentence", "disk" in (server.job(running)["error"] or "disk")
+        )
+        refused = server.call("POST", "/api/v1/jobs", small_job(3))
+        expect("a job is refused while the disk is full", refused.status == 507)
+        expect("a picture is readable while the disk is full", server.call("GET", url).status == 200)
+        filler.unlink()
+        again = server.job(server.call("POST", "/api/v1/jobs", small_job(4)).content["id"])
+        expect("a job is painted when there is room again", again["state"] == "succeeded")
+        server.end()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        done = subprocess.run([*SERVE, "--data", disk, "--port", "1"], capture_output=True, text=True, check=False)
+        message = done.stderr.strip()
+        expect("a server does not start in a read-only folder", done.returncode == 2)
+        expect(f"it says so in one sentence, and not {message!r}", str(disk) in message and "\n" not in message)
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        server.start()
+        after = server.job(server.call("POST", "/api/v1/jobs", small_job(6)).content["id"])
+        expect("a job is painted when the folder is writable again", after["state"] == "succeeded")
+    return found
 
 
-def diffusers_app(folder: str) -> Any:
-    """The plain program: one pipeline of diffusers behind one route, one request at a time."""
-    import torch
-    from diffusers import KandinskyV22CombinedPipeline
-    from fastapi import Body, FastAPI
+@contextlib.contextmanager
+def _small_disk(megabytes: int) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "small", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
-    pipe = KandinskyV22CombinedPipeline.from_pretrained(folder)
-    lock, app = threading.Lock(), FastAPI()
 
-    @app.post("/v1/images/generations")
-    def generate(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008  # as FastAPI documents it
-        with lock:
-            image = pipe(
-                body["prompt"],
-                height=128,
-                width=128,
-                num_inference_steps=body["num_inference_steps"],
-                prior_num_inference_steps=body["prior_num_inference_steps"],
-                generator=torch.Generator().manual_seed(body["seed"]),
-            ).images[0]
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        return {"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}]}
+def check_memory(command: Sequence[str], jobs: int) -> list[str]:
+    """The processes that are larger after all jobs than after a fifth of them, by more than 5% and 8 MB."""
+    with serving(command) as server, ThreadPoolExecutor(CLIENTS) as threads:
 
-    return app
+        def paint(seed: int) -> None:
+            while (answer := server.call("POST", "/api/v1/jobs", small_job(seed, steps=1))).status == 429:
+                time.sleep(0.5)
+            server.job(answer.content["id"])
+
+        def memory() -> dict[str, float]:
+            pids = {"web": server.process.pid} | {f"worker {k}": pid for k, pid in enumerate(server.workers())}
+            return {name: _resident_megabytes(pid) for name, pid in pids.items()}
+
+        samples, step = [], max(1, jobs // 10)
+        for first in range(0, jobs, step):
+            list(threads.map(paint, range(first, min(jobs, first + step))))
+            samples.append(memory())
+            print(f"{min(jobs, first + step)} jobs: {samples[-1]}", file=sys.stderr)
+    before, after = samples[len(samples) // 5], samples[-1]
+    return [
+        f"{name} grew from {size:.0f} to {after[name]:.0f} MB"
+        for name, size in before.items()
+        if after[name] > max(size * 1.05, size + 8)
+    ]
+
+
+def _resident_megabytes(pid: int) -> float:
+    pages = int(read_if_there(Path(f"/proc/{pid}/statm")).split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def check_offline(command: Sequence[str]) -> list[str]:
+    """Addresses of other machines that any process of a server connects or sends to while it is used."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "trace"
+        traced = ["strace", "-D", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg", "-o", str(log), *command]
+        with serving(traced, Path(folder) / "data") as server:
+            job = server.job(server.call("POST", "/api/v1/jobs", small_job(1)).content["id"])
+            picture = server.call("GET", job["pictures"][0]["url"]).content
+            server.call("POST", "/v1/images/generations", {"prompt": "a star", "size": "64x64", "quality": "low"})
+            server.call("POST", "/sdapi/v1/txt2img", {"prompt": "a star", "width": 64, "height": 64, "steps": 2})
+            server.call("POST", "/sdapi/v1/png-info", {"image": base64.b64encode(picture).decode()})
+            url = {"prompt": "", "images": [{"image_url": "http://192.0.2.1/a.png"}]}
+            refused = server.call("POST", "/v1/images/edits", url)
+            for path in ("/docs", "/openapi.json", "/metrics", "/api/v1/gallery", "/key/api/v1/pipelines"):
+                server.call("GET", path)
+        lines = log.read_text(errors="replace").splitlines()
+    print(f"{len(lines)} calls of connect, sendto and sendmsg", file=sys.stderr)
+    addresses = [
+        match[1] for line in lines for match in re.finditer(r'inet_(?:addr|pton\(AF_INET6, )\(?"([^"]+)"', line)
+    ]
+    outward = {address for address in addresses if not address.startswith("127.") and address != "::1"}
+    found = [f"connected to {address}" for address in sorted(outward)]
+    return found + ([] if refused.status == 400 else ["a URL that a client sent was not refused"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the checks, print what they find, and return 1 if that is something."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checks", nargs="*", choices=[*CHECKS, []], default=list(CHECKS))
+    names = ("schema", "faults", "load", "disk", "memory", "offline")
+    parser.add_argument("checks", nargs="*", choices=[*names, []], default=list(names))
     parser.add_argument("--cases", type=int, default=1000, help="of schemathesis, in all")
-    parser.add_argument("--jobs", type=int, default=20)
-    parser.add_argument("--kills", type=int, default=4, help="of processes that paint")
-    parser.add_argument("--restarts", type=int, default=1, help="of the web process, by kill -9")
-    parser.add_argument("--pictures", type=int, default=32, help="for each number of clients")
-    parser.add_argument("--diffusers", metavar="URL", help="of the plain program, to compare with (see diffusers_app)")
-    parser.add_argument("--serve", default=" ".join(SERVE), help="the command of the server")
+    parser.add_argument("--jobs", type=int, default=50, help="of faults")
+    parser.add_argument("--kills", type=int, default=10, help="of processes that paint")
+    parser.add_argument("--restarts", type=int, default=2, help="of the web process, by kill -9")
+    parser.add_argument("--memory-jobs", type=int, default=500)
+    parser.add_argument("--serve", default=" ".join([*SERVE, "--workers", "1"]), help="the command of the server")
     options = parser.parse_args(arguments)
     command, failed = options.serve.split(), False
     for check in options.checks:
-        if check == "speed":
-            with serving(command) as server:
-                for clients in (1, 4, 16):
-                    for url in filter(None, (server.url, options.diffusers)):
-                        figures = measure(url, "/v1/images/generations", clients, options.pictures)
-                        print(url, clients, {name: round(value, 3) for name, value in figures.items()})
-            continue
+        start = time.monotonic()
         found = {
             "schema": lambda: check_schema(command, options.cases),
             "faults": lambda: check_faults(command, options.jobs, options.kills, options.restarts),
-            "load": lambda: check_load([*command, "--max-waiting", "8"]),
+            "load": lambda: check_load(command),
+            "disk": lambda: check_disk(command),
+            "memory": lambda: check_memory(command, options.memory_jobs),
+            "offline": lambda: check_offline(command),
         }[check]()
-        print(f"{check}: {'nothing wrong' if not found else ''}", *found, sep="\n  ")
+        seconds = time.monotonic() - start
+        print(f"{check}, {seconds:.0f} s: {'nothing wrong' if not found else ''}", *found, sep="\n  ", flush=True)
         failed = failed or bool(found)
     return int(failed)
 

@@ -24,11 +24,12 @@ ALL_FILES = sorted(
 ENGINE = "request imaging models diffusion checkpoints acceleration engine files console generators threads"
 ROOMS = {
     "files": "",
+    "arrays": "files",
     "console": "",
     "generators": "",
     "moments": "",
     "threads": "",
-    "compositions": "files",
+    "compositions": "arrays files",
     "request": "files",
     "models": "generators",
     "diffusion": "",
@@ -38,9 +39,11 @@ ROOMS = {
     "engine": ENGINE,
     "backends": ENGINE,
     "pipelines": ENGINE,
-    "training": f"{ENGINE} compositions moments",
-    "evaluation": f"{ENGINE} backends compositions moments",
+    "training": f"{ENGINE} compositions moments arrays",
+    "evaluation": f"{ENGINE} backends compositions moments arrays",
     "server": "request imaging files backends",
+    "integrations": ENGINE,
+    "notebook": ENGINE,
     "cli": f"{ENGINE} backends compositions",
     "__main__": "cli",
 }

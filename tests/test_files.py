@@ -136,12 +136,20 @@ def test_deeply_nested_json_is_a_value_error() -> None:
 
 
 def test_json_is_parsed_unless_it_is_nested_too_deeply() -> None:
+    assert parse_json('"\\ud83d\\ude00"') == "😀"
     assert parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
     assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     for depth in (MAX_DEPTH + 1, 900, 100_000):
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             with pytest.raises(ValueError, match="nested too deeply"):
                 parse_json(opening * depth + "1" + closing * depth)
+
+
+@pytest.mark.parametrize("text", ['{"a": ["\\ud83d"]}', '{"\\uDE00": 1}', '"\ud83d"', b'"\xed\xa0\xbd"'])
+def test_half_characters_are_refused_unless_they_are_expected(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match="half characters"):
+        parse_json(text)
+    assert parse_json(text, halves=True)
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ else:
 
 POLL = 0.1  # seconds between attempts to take a lock
 MAX_DEPTH = 100  # of JSON values: requests and configurations have less than ten
+HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a character beyond 16 bits, as JSON writes it or as it is
 TEMPORARY = ".part"  # the suffix of a folder with a file that is being written
 LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(TEMPORARY)}", re.DOTALL)
 FICLONE = 0x40049409  # Linux's ioctl that makes a file share the blocks of another
@@ -208,18 +209,33 @@ def require_regular(path: Path) -> None:
     open_regular(path).close()
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text, nested at most `MAX_DEPTH` deep. Raises `ValueError` for anything else."""
+def parse_json(text: str | bytes, *, halves: bool = False) -> Any:
+    """The value of a JSON text, nested at most `MAX_DEPTH` deep. Raises `ValueError` for anything else.
+
+    halves: whether its texts may have half characters (lone surrogates), which no file and no terminal can have.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    _check_depth(value)
+    if not halves and HALF.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it has half characters") from None
+    return value
+
+
+def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         level = [child for among in children for child in among if isinstance(child, dict | list)]
         if not level:
-            return value
+            return
     raise ValueError("it is nested too deeply")
 
 
@@ -279,6 +295,8 @@ def locked(path: Path, timeout: float | None = None, error: str = "") -> Iterato
     Yields a function that raises `OSError` if the file was removed or replaced since, for instance with its folder.
     """
     _make_folder(path.parent)
+    if path.exists():
+        require_regular(path)
     with path.open("ab") as file:
         if not lock(file, timeout):
             raise BlockingIOError(error or f"{path} is locked by another process; wait until it ends")

@@ -79,7 +79,7 @@ def test_filter_memory_goes_to_the_largest_maps_first() -> None:
     unet = for_inference(UNet(UNET))
     randomise(unet)
     convs = [module for module in unet.modules() if isinstance(module, Conv3x3)]
-    sizes = {conv: convolution.filter_bytes(conv) for conv in convs}
+    sizes = {conv: convolution.filter_bytes(conv, torch.float32) for conv in convs}
     acceleration.prepare(unet, budget=sum(sizes.values()) // 3)
     caching = [conv for conv in convs if conv.caches_filter]
     assert 0 < sum(sizes[conv] for conv in caching) <= sum(sizes.values()) // 3
@@ -90,6 +90,28 @@ def test_filter_memory_goes_to_the_largest_maps_first() -> None:
 
 
 @torch.no_grad()
+def test_half_precision_filters_are_stored_with_channels_last_and_the_same_values() -> None:
+    unet = for_inference(UNet(UNET)).bfloat16()
+    randomise(unet)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    acceleration.prepare(unet)
+    convs = [module for module in unet.modules() if isinstance(module, Conv3x3)]
+    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_half_precision_upsampling_has_the_same_numbers_with_and_without_memory_for_its_filter() -> None:
+    conv, x = for_inference(UpsampleConv3x3(32, 64)).bfloat16(), noise(1, 32, 8, 8).bfloat16()
+    acceleration.prepare(conv, budget=0)
+    without = conv(x)
+    acceleration.prepare(conv, budget=convolution.filter_bytes(conv, torch.bfloat16))
+    assert conv.caches_filter and torch.equal(conv(x), without) and torch.equal(conv(x), without)
+    conv.weight.mul_(2)
+    assert relative_rms(conv(x) - conv.bias[:, None, None], 2 * (without - conv.bias[:, None, None])) < 1e-2
+
+
+@torch.no_grad()
 def test_a_convolution_marked_keep_exact_has_the_plain_networks_bits() -> None:
     """In any memory layout. Winograd's algorithm would round otherwise."""
     plain = for_inference(Conv3x3(64, 64, keep_exact=True))
@@ -97,7 +119,10 @@ def test_a_convolution_marked_keep_exact_has_the_plain_networks_bits() -> None:
     acceleration.prepare(fast, budget=1 << 30)
     assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), plain(x))
     assert torch.equal(fast.forward_strip(x.contiguous(memory_format=torch.channels_last)), plain.forward_strip(x))
-    assert convolution.filter_bytes(fast) == 0 and acceleration.extra_bytes(fast, torch.float32, 1 << 30) == 0
+    assert (
+        convolution.filter_bytes(fast, torch.float32) == 0
+        and acceleration.extra_bytes(fast, torch.float32, 1 << 30) == 0
+    )
     other = for_inference(Conv3x3(64, 64))
     other.load_state_dict(plain.state_dict())
     acceleration.prepare(other, budget=1 << 30)

@@ -71,6 +71,24 @@ def test_a_noise_schedule_of_other_values_is_refused_when_the_model_is_opened(
     assert refusal(folder).startswith(f"{path}: {[*change][-1]}") and len(refusal(folder)) < 500
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("decoder/unet/config.json", {"sample_size": 10**6}),
+        ("decoder/unet/config.json", {"sample_size": 0}),
+        ("prior/image_processor/preprocessor_config.json", {"size": 10**6}),
+        ("prior/image_processor/preprocessor_config.json", {"size": 10**6, "crop_size": 10**6}),
+    ],
+)
+def test_sizes_that_no_tensor_has_are_limited(
+    tiny_model: Path, tmp_path: Path, file: str, change: dict[str, int]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert any(key in refusal(folder) for key in change) and len(refusal(folder)) < 500
+
+
 @pytest.mark.parametrize("text", WRONG_JSON, ids=range(len(WRONG_JSON)))
 def test_every_json_file_of_a_model_is_refused_with_its_name_if_it_is_damaged(
     tiny_model: Path, tmp_path: Path, text: bytes
@@ -84,7 +102,7 @@ def test_every_json_file_of_a_model_is_refused_with_its_name_if_it_is_damaged(
         assert not message or (str(path) in message and len(message.splitlines()) == 1), path
         read += bool(message)
         path.write_bytes(original)
-    assert read == 10 and refusal(folder) == ""
+    assert read == 11 and refusal(folder) == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")

@@ -56,6 +56,16 @@ def test_weights_are_loaded_in_the_requested_dtype(unet: UNet, tmp_path: Path) -
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.bfloat16}
 
 
+def test_numbers_that_a_dtype_cannot_represent_are_refused(unet: UNet, tmp_path: Path) -> None:
+    change(tmp_path, **{"conv_in.bias": torch.full_like(unet.conv_in.bias, -70_000.0)})
+    stored = Stored(tmp_path, UNet, UNetConfig)
+    with pytest.raises(
+        CheckpointError, match=rf"{FILE}: conv_in.bias has .* too large for float16; use --dtype float3"
+    ):
+        stored.load(torch.float16, CPU)
+    assert all(stored.load(dtype, CPU).conv_in.bias.isfinite().all() for dtype in (torch.float32, torch.bfloat16))
+
+
 def test_an_outline_allocates_no_memory(unet: UNet, tmp_path: Path) -> None:
     outline = Stored(tmp_path, UNet, UNetConfig).outline
     assert all(value.is_meta for value in outline.state_dict().values())

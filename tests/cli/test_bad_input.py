@@ -134,3 +134,12 @@ def test_unknown_words_of_a_prompt_give_one_notice(tiny_model: Path, tmp_path: P
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert len(err.splitlines()) == 1 and "was not trained on elephant" in err and "--model kandinsky-2.2" in err
+
+
+def test_serving_from_the_home_folder_of_an_unknown_user_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert "~nosuchuser/x begins with the home folder" in error_of(capsys, "serve", "--data", "~nosuchuser/x")
+    monkeypatch.setenv("XDG_DATA_HOME", "~nosuchuser")
+    monkeypatch.delenv("KANDINSKY22_DATA", raising=False)
+    assert "~nosuchuser begins with the home folder" in error_of(capsys, "serve", "--model", "box")

@@ -1,6 +1,7 @@
 """Previews of latents: like what MoVQ decodes, small, and stored with the MoVQ that they are for."""
 
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -46,17 +47,20 @@ def test_previews_of_the_box_look_like_its_pictures(cache: Path) -> None:
 def test_a_map_is_found_again_by_the_fingerprint_of_its_movq(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "map.safetensors"
     LatentPreview(WEIGHT).write(path, "abc")
-    found = LatentPreview.read(path, "abc")
+    found = LatentPreview.read(path, "abc", 4)
     assert found is not None and torch.equal(found.weight, WEIGHT)
-    assert LatentPreview.read(path, "another") is None
+    assert LatentPreview.read(path, "another", 4) is None
 
 
 def test_a_missing_or_broken_file_is_no_map(tmp_path: Path) -> None:
-    assert LatentPreview.read(tmp_path / "missing.safetensors", "abc") is None
+    assert LatentPreview.read(tmp_path / "missing.safetensors", "abc", 4) is None
     (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
-    assert LatentPreview.read(tmp_path / "broken.safetensors", "abc") is None
+    assert LatentPreview.read(tmp_path / "broken.safetensors", "abc", 4) is None
+    for number, wrong in enumerate((WEIGHT[:, :2].clone(), WEIGHT[:3].clone(), WEIGHT.half(), WEIGHT * math.inf)):
+        LatentPreview(wrong).write(tmp_path / f"{number}.safetensors", "abc")
+        assert LatentPreview.read(tmp_path / f"{number}.safetensors", "abc", 4) is None
     save_file({"other": WEIGHT}, tmp_path / "other.safetensors")
-    assert LatentPreview.read(tmp_path / "other.safetensors", "abc") is None
+    assert LatentPreview.read(tmp_path / "other.safetensors", "abc", 4) is None
 
 
 def test_pixels_are_the_linear_map_of_each_cell() -> None:

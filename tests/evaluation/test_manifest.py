@@ -82,6 +82,14 @@ def test_a_manifest_without_run_json_is_written_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", MANIFEST, RUN]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    for name in (f".{RUN}.0123456789abcdef.part", f".{MANIFEST}.0123456789abcdef.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RUN).write_text("torn")
+    create_or_open(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", MANIFEST, RUN]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -237,6 +237,22 @@ def test_load_refuses_arrays_of_the_wrong_shape_or_type(arrays: dict[str, Any], 
         load(tmp_path / "reference.npz")
 
 
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 14), (10, 12), (10, 99)])
+def test_load_refuses_archives_that_are_encrypted_or_packed_in_other_ways(
+    offset: int, value: int, tmp_path: Path
+) -> None:
+    """Changes the entries of the directory: their flags, of which bit 0 is for encryption, or their compression."""
+    path = tmp_path / "reference.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
+    content = bytearray(path.read_bytes())
+    start = -1
+    while (start := content.find(b"PK\1\2", start + 1)) >= 0:
+        content[start + offset] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="holds no statistics that can be read"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("mu", "sigma", "problem"),
     [
@@ -305,9 +321,7 @@ def test_load_refuses_tensors_that_do_not_fit_their_metadata(tmp_path: Path) -> 
 
 def test_find_pictures_refuses_folders_without_pictures(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        ValueError, match=r"empty holds no pictures \(.jpg, .jpeg, .png, .webp, .bmp\); give the folder"
-    ):
+    with pytest.raises(ValueError, match=r"empty holds no pictures \(.png, .jpg, .*, .bmp, .avif\); give the folder"):
         find_pictures(tmp_path / "empty")
     for place in (tmp_path / "nowhere", folder / "notes.txt"):
         with pytest.raises(ValueError, match="is not a folder; give a folder of pictures"):

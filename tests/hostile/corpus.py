@@ -5,7 +5,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,29 @@ def planted_metadata(marker: Path, metadata: Metadata) -> Mapping[str, bytes]:
         "within": pickle.dumps(with_object),
         "as bytes": pickle.dumps(with_bytes),
     }
+
+
+class Reduced:
+    """When it is unpickled, what a function returns for arguments, with attributes changed."""
+
+    def __init__(self, *reduced: Any) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+def endless_metadata() -> Mapping[str, bytes]:
+    """Some hundred bytes each that would take gigabytes, or years, to unpickle."""
+    tuples: Any = ("a",)
+    indices: Any = Reduced(MetadataIndex, ("a",))
+    paths: Any = PurePosixPath("a")
+    for number in range(60):
+        tuples, paths = (tuples, tuples), Reduced(PurePosixPath, (paths, paths))
+        indices = Reduced(MetadataIndex, (str(number),), {"fqn": indices, "offset": indices})
+    values = {"tuples": tuples, "indices": indices, "paths": paths}
+    as_keys = {name: b"\x80\x04}" + pickle.dumps(value, 4)[11:-1] + b"Ns." for name, value in values.items()}
+    return as_keys | {"a number of 2^28 for an object": b"\x80\x02)r" + (2**28).to_bytes(4, "little") + b"."}
 
 
 def pickled(tensor: torch.Tensor) -> bytes:

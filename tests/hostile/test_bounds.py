@@ -17,6 +17,7 @@ from kandinsky22.request import Embedding, interpolation, limits
 from kandinsky22.request.picture import Picture
 from kandinsky22.request.request import Request
 from kandinsky22.request.tasks import inpaint, interpolate, outpaint, text2img
+from tests.hostile import refusals
 from tests.hostile.pictures import png_header, png_of_size
 
 MEBIBYTE = 2**20
@@ -99,6 +100,13 @@ for command in (
 print(peak() - before)
 """
     assert bytes_of(code, cat, str(tmp_path / "large.png"), str(tmp_path / "long.png")) < 20 * MEBIBYTE
+
+
+def test_refusals_of_what_asks_for_gigabytes_need_neither_memory_nor_time() -> None:
+    measured = refusals.measure(*refusals.CASES)
+    assert measured.bytes < 20 * MEBIBYTE and measured.seconds < 30
+    refused = [message for message in measured.messages if message]
+    assert len(refused) == 10 and all(len(message) < 500 and "\n" not in message for message in refused)
 
 
 def write_progressive(path: Path) -> None:

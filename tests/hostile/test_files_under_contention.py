@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kandinsky22.arrays import write_rows
 from kandinsky22.checkpoints import single_file
 from kandinsky22.checkpoints.json_files import write_json
 from kandinsky22.cli import output
@@ -25,7 +26,6 @@ from kandinsky22.files import numbered, write_first_free
 from kandinsky22.imaging.images import Painting, read_recipe, save_film, save_image
 from kandinsky22.request import Embedding, Request, Text
 from kandinsky22.training import run
-from kandinsky22.training.data import write_rows
 from kandinsky22.training.metrics import Metrics, StepMetrics
 from tests.hostile.paint_program import PICTURES, paint
 

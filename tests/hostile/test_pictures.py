@@ -1,5 +1,6 @@
 """Picture files from outside: decoders that run programs are never reached, and special files are never waited for."""
 
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -163,3 +164,26 @@ def test_orientation_and_digest_of_a_file_and_of_its_image_are_equal(tmp_path: P
     with Image.open(tmp_path / "photo.png") as opened:
         assert Picture.of(opened) == Picture.of(tmp_path / "photo.png")
     assert (Picture.of(tmp_path / "photo.png").height, Picture.of(tmp_path / "photo.png").width) == (600, 301)
+
+
+def test_damaged_pictures_are_refused_in_one_sentence_and_nothing_is_printed_beside_it(tmp_path: Path) -> None:
+    """libavif's decoder raises RuntimeError, and Pillow logs what is wrong with a TIFF."""
+    path = tmp_path / "damaged"
+    damaged = []
+    for kind, start in (("AVIF", -200), ("TIFF", 0)):
+        Image.linear_gradient("L").convert("RGB").save(path, kind)
+        content = bytearray(path.read_bytes())
+        if kind == "AVIF":
+            content[start:] = bytes(-start)
+        else:
+            at = content.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
+            content[at + 8 : at + 10] = struct.pack("<H", 802)
+        damaged.append(bytes(content))
+    for content in damaged:
+        path.write_bytes(content)
+        code = "import sys; from kandinsky22.cli.app import main; main()"
+        command = [sys.executable, "-c", code, "variations", str(path), "--model", "nowhere"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (
+            done.returncode == 2 and done.stderr == f"kandinsky22: cannot read {path}: it is not a complete picture\n"
+        )

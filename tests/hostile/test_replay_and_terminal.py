@@ -17,6 +17,7 @@ from kandinsky22.cli.app import run
 from kandinsky22.cli.evaluation_progress import progress_reporter
 from kandinsky22.cli.terminal import Terminal
 from kandinsky22.console import echo, printable, text_column
+from kandinsky22.files import MAX_DEPTH
 from kandinsky22.request import Picture
 from kandinsky22.request.events import Notice, Started
 from kandinsky22.request.tasks import text2img
@@ -234,3 +235,13 @@ def test_no_column_of_progress_bars_reads_markup() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TextColumn"
     ]
     assert importing == ["terminal.py"]
+
+
+def test_the_deepest_recipe_is_shown(tmp_path: Path, capsys: Capture) -> None:
+    for depth, status in ((MAX_DEPTH - 2, 0), (MAX_DEPTH - 1, 2)):
+        nested: Any = "x"
+        for _ in range(depth):
+            nested = {"a": nested}
+        recipe = write_recipe(tmp_path / "deep.png", made_by={"a": nested})
+        assert run(["show", "--json", str(recipe)]) == status == run(["show", str(recipe)])
+    assert capsys.readouterr().err.count("it is nested too deeply") == 2

@@ -1,7 +1,6 @@
 """The parameters that AUTOMATIC1111's users read: written beside our own record, and read from strangers' pictures."""
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -46,31 +45,6 @@ def test_parse_reads_what_infotext_writes(prompt: str) -> None:
 
 def test_parse_of_other_text_is_empty() -> None:
     assert infotext.parse("a caption") == infotext.parse("") == {}
-
-
-@pytest.mark.parametrize("prompt", ["a red circle", "красный круг"])
-def test_png_keeps_its_pixels_and_its_record(prompt: str) -> None:
-    request = resolved(prompt)
-    file = infotext.encode(png(request), infotext.infotext(request, "box"))
-    with Image.open(io.BytesIO(file)) as image:
-        assert (np.asarray(image) == np.asarray(PIXELS)).all()
-    assert Painting.from_png(file).request == request
-    assert infotext.read(file)["parameters"] == infotext.infotext(request, "box")
-
-
-@pytest.mark.parametrize("output", ["jpeg", "webp"])
-def test_jpeg_and_webp_have_both_in_exif(output: infotext.Format) -> None:
-    request = resolved("красный круг")
-    file = infotext.encode(png(request), "красный круг\nSteps: 4", output, quality=80)
-    texts = infotext.read(file)
-    assert texts["parameters"] == "красный круг\nSteps: 4"
-    assert Request.from_json(json.dumps(json.loads(texts["kandinsky22"])["request"])) == request
-
-
-def test_jpeg_of_a_very_long_prompt_is_still_written() -> None:
-    request = resolved("ж" * 32_000)
-    file = infotext.encode(png(request), infotext.infotext(request, "box"), "jpeg")
-    assert infotext.read(file)["parameters"].startswith("жжж")
 
 
 def test_read_returns_the_texts_of_a_strangers_picture() -> None:

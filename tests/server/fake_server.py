@@ -16,7 +16,7 @@ from kandinsky22.request.events import Cancelled, Event, Preview, Progress, Resu
 from kandinsky22.server import app
 from kandinsky22.server.deadline import Deadline
 from kandinsky22.server.dialects import DIALECTS
-from kandinsky22.server.job_queue import JobQueue, Limits
+from kandinsky22.server.job_queue import ContentFilter, JobQueue, Limits
 from kandinsky22.server.store import Store
 
 WAIT = 10.0  # seconds until a test gives up
@@ -117,10 +117,13 @@ class RunningServer:
         self.store.close()
 
 
-def start(folder: Path, limits: Limits | None = None, *, aliases: bool = True) -> RunningServer:
+def start(
+    folder: Path, limits: Limits | None = None, *, aliases: bool = True, content_filter: ContentFilter | None = None
+) -> RunningServer:
     """Start a server whose folder may have keys already."""
     session, store = FakeSession(), Store(folder)
-    jobs = JobQueue(store, session, lambda: DEFAULTS, limits or Limits(free_bytes=0))
+    limits = limits or Limits(free_bytes=0)
+    jobs = JobQueue(store, session, lambda: DEFAULTS, limits, content_filter=content_filter)
     application = app.create(
         store,
         jobs,

@@ -27,14 +27,14 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         port: int = free.getsockname()[1]
     command = [sys.executable, "-m", "kandinsky22", "serve", "--port", str(port), "--workers", "1", "--data"]
     folder = tmp_path_factory.mktemp("data")
-    with subprocess.Popen([*command, folder], env=os.environ, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, folder], env=os.environ, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 60
         while not _is_ready(port):
             assert process.poll() is None and time.monotonic() < end, "the server does not get ready"
             time.sleep(0.1)
         yield port
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.wait(30)
 
 
 def _is_ready(port: int) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from kandinsky22.imaging.images import Painting
 from kandinsky22.imaging.provenance import SOURCE_TYPE
 from kandinsky22.request import Embedding
 from kandinsky22.server.app import MAX_BODY
+from kandinsky22.server.store import Store
 from tests.server.fakes import FakeSession, app_of, read_defaults, running, until
 
 
@@ -24,8 +26,18 @@ def session() -> FakeSession:
 
 
 @pytest.fixture
-def client(tmp_path: Path, session: FakeSession) -> Iterator[httpx.Client]:
-    with running(app_of(tmp_path, session)) as url, httpx.Client(base_url=url) as client:
+def app(tmp_path: Path, session: FakeSession) -> FastAPI:
+    return app_of(tmp_path, session)
+
+
+@pytest.fixture
+def store(app: FastAPI) -> Store:
+    return app.state.services.store
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[httpx.Client]:
+    with running(app) as url, httpx.Client(base_url=url) as client:
         until(lambda: client.get("/readyz").status_code == 200)
         yield client
 
@@ -61,6 +73,14 @@ def test_a_job_ends_with_pictures_that_carry_their_request(client: httpx.Client)
     painting = Painting.from_png(file.content)
     assert painting.request.texts == ("a star",) and painting.image.getpixel((0, 0)) == (1, 7, 90)
     assert file.headers["content-type"] == "image/png" and file.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_job_that_succeeded_has_its_pictures_before_its_last_event(client: httpx.Client, store: Store) -> None:
+    job = store.job(create(client, "wait")["id"])
+    assert job is not None
+    store.finish(job, [(b"file", {"width": 1, "height": 1, "seed": 1, "prompt": "wait"})])
+    values = client.get(f"/api/v1/jobs/{job.id}").json()
+    assert values["state"] == "succeeded" and len(values["pictures"]) == 1
 
 
 def test_pictures_say_that_a_model_made_them(client: httpx.Client) -> None:
@@ -203,6 +223,17 @@ def test_the_documentation_needs_no_other_server(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     documented = [operation["responses"] for path in paths.values() for operation in path.values()]
     assert all({"400", "401", "413"} <= set(answers) and "422" not in answers for answers in documented)
+
+
+def test_requests_are_logged_with_the_id_of_their_answer(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kandinsky22.server")
+    answer = client.post("/api/v1/jobs", json={"options": {"prompt": "a secret", "seed": 1}})
+    until(lambda: caplog.records)
+    values = caplog.records[-1].values  # type: ignore[attr-defined]  # an extra
+    assert values["id"] == answer.headers["x-request-id"] and values["route"] == "/api/v1/jobs"
+    assert "secret" not in str(values)
 
 
 def test_metrics_name_no_prompt(client: httpx.Client) -> None:

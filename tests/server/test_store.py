@@ -175,3 +175,9 @@ def test_times_are_recorded(store: Store) -> None:
     ended = store.job(job.id)
     assert ended is not None and ended.started is not None and ended.ended is not None
     assert job.created <= ended.started <= ended.ended <= time.time()
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kandinsky22.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(ValueError, match=r"cannot use .*file is not a database"):
+        Store(tmp_path)

@@ -12,8 +12,10 @@ from kandinsky22.training import checkpoints
 from kandinsky22.training.checkpoint_reader import FILE
 from kandinsky22.training.loop import Training
 from kandinsky22.training.run import METRICS, resume, run
-from tests.hostile.corpus import WRONG_JSON
+from tests.hostile.corpus import WRONG_JSON, endless_metadata
 from tests.training.known import RECIPE, line_fit
+
+ENDLESS = endless_metadata()
 
 
 def training() -> Training:
@@ -80,11 +82,21 @@ def test_metadata_of_other_classes_is_refused_with_their_name(folder: Path, last
     assert resume(training(), folder)
 
 
-def test_damaged_metadata_is_refused(folder: Path, last: Path) -> None:
+def test_damaged_metadata_is_refused_without_a_traceback(
+    folder: Path, last: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = (last / FILE).read_bytes()
     for damaged in (b"", content[:-20], content[100:], b"text", pickle.dumps({}), pickle.dumps([1])):
         (last / FILE).write_bytes(damaged)
         assert "its metadata" in refusal(folder)
+    (last / FILE).unlink()
+    assert "No such file" in refusal(folder) and not caplog.records
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_metadata_that_would_take_gigabytes_or_years_is_refused(folder: Path, last: Path, kind: str) -> None:
+    (last / FILE).write_bytes(ENDLESS[kind])
+    assert "its metadata" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +131,35 @@ def test_metrics_of_other_values_are_refused_with_their_file(folder: Path) -> No
     for line in ('{"loss": 1}', '{"step": "x"}', '{"step": }'):
         (folder / METRICS).write_text(line + "\n")
         assert str(folder / METRICS) in refusal(folder)
+
+
+def test_a_finishing_run_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted, resumed = (Training(*line_fit(), RECIPE, steps=100) for _ in range(2))
+    for _ in range(20):
+        uninterrupted.advance()
+    uninterrupted.finish()
+    uninterrupted.advance()
+    checkpoints.save(uninterrupted, tmp_path)
+    assert checkpoints.load(resumed, tmp_path) and (resumed.step, resumed.steps) == (21, 22)
+    assert [line.loss for line in resumed] == [line.loss for line in uninterrupted]
+    assert torch.equal(resumed.network.weight, uninterrupted.network.weight)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_schedule_of_its_own(tmp_path: Path) -> None:
+    training = Training(*line_fit(), RECIPE, steps=4)
+    training.advance()
+    checkpoints.save(training, tmp_path)
+    state = json.loads((tmp_path / "checkpoints" / "00000001" / "state.json").read_text())
+    assert state.keys() == {"step", "steps", "learnt_from", "settings"}
+    assert checkpoints.last_state(tmp_path)["start"] == 0
+
+
+def test_an_earlier_checkpoint_is_loaded_by_its_step(tmp_path: Path) -> None:
+    training = Training(*line_fit(), RECIPE, steps=4)
+    for _ in range(2):
+        training.advance()
+        checkpoints.save(training, tmp_path)
+    other = Training(*line_fit(), RECIPE, steps=4)
+    assert checkpoints.load(other, tmp_path, 1) and other.step == 1
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 3; those of steps 1, 2 are there"):
+        checkpoints.load(other, tmp_path, 3)

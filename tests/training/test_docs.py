@@ -43,7 +43,7 @@ def test_commands_run_and_write_the_documented_files(tmp_path: Path, monkeypatch
 
     folder = Path("runs/mine")
     for network, steps in (("decoder", 12), ("prior", 6), ("inpaint", 2)):
-        assert [line["step"] for line in read_metrics(folder / network)] == [*range(1, steps + 1)]
+        assert [line["step"] for line in read_metrics(folder / network)] == [*range(steps + 1)]
         with Image.open(folder / network / "sheet.png") as sheet:
             assert sheet.height >= 128
     assert len([*Path("out").glob("three-purple-stars*.png")]) >= 1
@@ -59,7 +59,14 @@ def test_document_names_every_option_and_no_other() -> None:
     commands = [line for _, block in FENCED.findall(TEXT) for line in block.splitlines() if " train " in line]
     arguments = [line[line.index(" train ") :] for line in commands]
     named = {option for text in (prose, *arguments) for option in OPTION.findall(text)}
-    others = {"--help", "--model", "--prior", "--logdir"}  # of text-to-image, and of TensorBoard
+    others = {
+        "--help",
+        "--model",
+        "--prior",
+        "--logdir",
+        "--step",
+        "--best",
+    }  # of text-to-image, export and TensorBoard
     assert named - others == known - others
 
 

@@ -173,14 +173,28 @@ def test_the_weights_with_the_lowest_validation_are_saved(tmp_path: Path) -> Non
     from PIL import Image
     from safetensors.torch import load_file
 
-    validation, averages = iter([3.0, 1.0, 2.0]), []
+    validation, averages = iter([4.0, 3.0, 1.0, 2.0]), []
 
     def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
         averages.append({name: value.clone() for name, value in weights.items()})
         return Image.new("RGB", (2, 2)), Validation(next(validation))
 
     list(run(Training(*line_fit(), RECIPE, steps=6), tmp_path, sample_grid=sample_grid, every=2))
-    assert torch.equal(load_file(tmp_path / BEST)["weight"], averages[1]["weight"])
+    assert torch.equal(load_file(tmp_path / BEST)["weight"], averages[2]["weight"])
+
+
+def test_the_weights_before_the_first_step_are_validated_once(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def sample_grid(weights: dict[str, Tensor]) -> tuple[Image.Image, Validation]:
+        return Image.new("RGB", (2, 2)), Validation(float(weights["bias"].detach().abs()))
+
+    training = Training(*line_fit(), RECIPE, steps=2)
+    bias = float(training.network.bias.detach().abs())
+    for _ in range(2):  # the second as after a crash before the first checkpoint
+        next(run(Training(*line_fit(), RECIPE, steps=2), tmp_path, sample_grid=sample_grid))
+        lines = read_metrics(tmp_path)
+        assert [line["step"] for line in lines] == [0, 1] and lines[0] == {"step": 0, "of": 2, "validation": bias}
 
 
 def test_resume_refuses_other_data_and_another_network(tmp_path: Path) -> None:
@@ -309,3 +323,44 @@ def test_the_learning_rate_warms_up_and_then_decays_or_stays() -> None:
     assert recipe.rate(99, 100) == pytest.approx(0.01, abs=1e-3)
     assert replace(recipe, decay=False).rate(99, 100) == 1.0
     assert replace(recipe, warmup=0, decay=False).rate(0, 100) == 1.0
+
+
+def test_finishing_decays_the_rate_within_a_tenth_of_the_steps_taken() -> None:
+    training = Training(*line_fit(), RECIPE, steps=100)
+    for _ in range(40):
+        training.advance()
+    before = training.rate(40)
+    training.finish()
+    assert training.steps == 44 and training.step == 40
+    rates = [training.rate(step) for step in range(40, 44)]
+    assert rates == sorted(rates, reverse=True) and before > rates[0] and rates[-1] == pytest.approx(before / 100)
+    training.finish()
+    assert training.steps == 44, "asking twice changes nothing"
+    assert len(list(training)) == 4
+
+
+def test_finishing_does_nothing_to_a_run_that_ends_sooner() -> None:
+    training = Training(*line_fit(), RECIPE, steps=10)
+    for _ in range(9):
+        training.advance()
+    rate = training.rate(9)
+    training.finish()
+    assert training.steps == 10 and training.rate(9) == rate
+
+
+def test_a_complete_run_goes_on_with_a_schedule_of_its_own() -> None:
+    training = Training(*line_fit(), RECIPE, steps=6)
+    list(training)
+    training.extend(6)
+    assert [training.rate(6 + step) for step in range(6)] == [RECIPE.rate(step, 6) for step in range(6)]
+    assert [line.step for line in training] == [7, 8, 9, 10, 11, 12]
+
+
+def test_the_trained_network_is_a_copy_of_the_averages() -> None:
+    """What is done to it before it is written must not change the run."""
+    training = Training(*line_fit(), RECIPE, steps=2)
+    training.advance()
+    trained = training.ema_network()
+    with torch.no_grad():
+        trained.weight.zero_()
+    assert training.ema["weight"].abs().sum() > 0

@@ -153,7 +153,7 @@ def test_things_are_read_from_files(tmp_path: Path) -> None:
 def test_all_networks_learn_from_shapes_and_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture, "CHUNK", 8)
     monkeypatch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
-    monkeypatch.setattr("kandinsky22.training.network_training.TOKENIZER_CAPTIONS", 200)
+    monkeypatch.setattr("kandinsky22.training.captions.LEARNED_FROM", 200)
     write_things(THINGS, tmp_path / "things")
     trainer = ModelTrainer(replace(SHORT, things=0.5, movq_pictures=16), tmp_path)
     for network in ("movq", "clip", "prior", "linear-prior", "decoder", "controlnet"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelTrainer]:
     """A model of which all networks were trained for two steps."""
     patch = pytest.MonkeyPatch()
     patch.setattr("kandinsky22.training.precompute.HELD_OUT", 16)
-    patch.setattr("kandinsky22.training.network_training.TOKENIZER_CAPTIONS", 200)
+    patch.setattr("kandinsky22.training.captions.LEARNED_FROM", 200)
     trainer = ModelTrainer(SHORT, tmp_path_factory.mktemp("box"))
     for network in TRAINED:
         metrics = list(trainer.train(network, steps=2))
@@ -192,3 +193,90 @@ def test_repeating_finished_movq_training_keeps_the_later_decoder_training(train
 def test_linear_prior_writes_its_metrics(trained: ModelTrainer) -> None:
     (line,) = trained.train("linear-prior")
     assert read_metrics(trained.folder / "linear-prior") == [line.to_json()] and line.loss > 0
+
+
+def unet_weights(model: Path) -> dict[str, torch.Tensor]:
+    """The decoder's U-Net in a model's folder."""
+    return load_file(model / catalog.DECODER / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def copy_without_decoder(trained: ModelTrainer, folder: Path) -> Path:
+    """The folder of a run whose model has everything that a decoder learns from."""
+    shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("decoder*", "movq"))
+    shutil.copytree(trained.model.path / catalog.DECODER / "movq", folder / "model" / "decoder" / "movq")
+    return folder
+
+
+def stop_after(trainer: ModelTrainer, step: int, **options: int) -> None:
+    """Stop a decoder's run after a step."""
+    for line in trainer.train("decoder", **options):  # type: ignore[arg-type]
+        if line.step == step:
+            break
+
+
+def test_a_stopped_run_leaves_a_model_with_its_last_checkpoint(trained: ModelTrainer, tmp_path: Path) -> None:
+    folder = copy_without_decoder(trained, tmp_path / "run")
+    stop_after(ModelTrainer(SHORT, folder), 5, steps=30, every=2)
+    weights = unet_weights(folder / "model")
+    trainer = ModelTrainer(SHORT, folder)
+    assert trainer.export("decoder", 4) == 4
+    assert all(torch.equal(value, weights[name]) for name, value in unet_weights(folder / "model").items())
+
+
+def test_export_writes_the_network_of_a_checkpoint_or_the_best_one(trained: ModelTrainer, tmp_path: Path) -> None:
+    folder = copy_without_decoder(trained, tmp_path / "run")
+    list(ModelTrainer(SHORT, folder).train("decoder", steps=4, every=2))
+    last = unet_weights(folder / "model")
+    assert ModelTrainer(SHORT, folder).export("decoder", 2) == 2
+    exported = unet_weights(folder / "model")
+    assert any(not torch.equal(value, last[name]) for name, value in exported.items())
+    assert list(ModelTrainer(SHORT, folder).train("decoder")) == [], "a complete run does not undo an export"
+    assert torch.equal(unet_weights(folder / "model")["conv_in.weight"], exported["conv_in.weight"])
+    assert ModelTrainer(SHORT, folder).export("decoder", best=True) is None
+    best = load_file(folder / "decoder" / "best.safetensors")
+    assert torch.equal(unet_weights(folder / "model")["conv_in.weight"], best["conv_in.weight"].half())
+    with pytest.raises(ValueError, match="has no checkpoint of step 3; those of steps 2, 4 are there"):
+        ModelTrainer(SHORT, folder).export("decoder", 3)
+
+
+def test_a_stopped_run_is_finished_and_a_complete_one_trained_for_more(trained: ModelTrainer, tmp_path: Path) -> None:
+    folder = copy_without_decoder(trained, tmp_path / "run")
+    stop_after(ModelTrainer(SHORT, folder), 5, steps=30, every=2)
+    assert [line.step for line in ModelTrainer(SHORT, folder).train("decoder", finish=True)] == [5]
+    assert list(ModelTrainer(SHORT, folder).train("decoder", finish=True)) == []
+    assert [line.step for line in ModelTrainer(SHORT, folder).train("decoder", more=2)] == [6, 7]
+    assert [line.step for line in ModelTrainer(SHORT, folder).train("decoder", more=2)] == [8, 9]
+
+
+def test_what_cannot_go_on_is_refused_before_anything_is_computed(
+    trained: ModelTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_without_decoder(trained, tmp_path / "run")
+    for option in ({"finish": True}, {"more": 2}):
+        with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+            next(ModelTrainer(SHORT, folder).train("decoder", **option))  # type: ignore[arg-type]
+    stop_after(ModelTrainer(SHORT, folder), 3, steps=4, every=2)
+    monkeypatch.delattr("kandinsky22.training.shards.load_or_compute")
+    with pytest.raises(ValueError, match="a run of 4 steps, 2 of them done; --more is for a complete one"):
+        next(ModelTrainer(SHORT, folder).train("decoder", more=2))
+    with pytest.raises(ValueError, match=r"its schedule is fixed; leave --steps out to resume"):
+        next(ModelTrainer(SHORT, folder).train("decoder", steps=9))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install 'kandinsky22\[train\]'"):
+        next(ModelTrainer(SHORT, folder).train("decoder", tensorboard=True))
+
+
+def test_prompts_are_painted_at_every_checkpoint(trained: ModelTrainer, tmp_path: Path) -> None:
+    folder = copy_without_decoder(trained, tmp_path / "run")
+    shutil.copytree(trained.model.path / catalog.DECODER / "unet", folder / "model" / "decoder" / "unet")
+    shutil.copytree(trained.model.path / catalog.DECODER / "scheduler", folder / "model" / "decoder" / "scheduler")
+    list(ModelTrainer(SHORT, folder).train("decoder", steps=2, every=1, samples=["a red star", "two rings"]))
+    assert [path.name for path in sorted((folder / "decoder" / "samples").iterdir())] == [
+        "00000001.png",
+        "00000002.png",
+    ]
+
+
+def test_prompts_are_refused_before_the_model_can_paint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--sample paints with the whole model, which has no clip yet; leave it out"):
+        next(ModelTrainer(SHORT, tmp_path).train("movq", steps=1, samples=["a red star"]))

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training.photos import Filter, Photos, read_sources, shapes
+from kandinsky22.request.picture_file import SUFFIXES
+from kandinsky22.training.photos import NO_HINT, Filter, Photos, read_sources, shapes
 from kandinsky22.training.sources import Source
 
 PROCESSOR = CLIPImageProcessor(size=16, crop_size=16, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
@@ -147,6 +148,50 @@ def test_captions_of_a_folder_match_their_pictures(tmp_path: Path) -> None:
     assert_captions_match(photos, 7)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_kind_of_picture_that_the_package_reads_is_trained_on(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / f"a{suffix.upper()}", SUFFIXES[suffix])
+    (photos,) = read_all(tmp_path, side=64, captioned=False)
+    assert grey_values(photos) == [pytest.approx(90, abs=1)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_captions_are_read_in_utf_8_and_utf_16(tmp_path: Path, encoding: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(encoded(0))
+    (tmp_path / "a.caption").write_text("кот\n", encoding=encoding)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "пёс"}\n', encoding=encoding)
+    (photos,) = read_all(tmp_path)
+    assert captions_of(photos) == ["кот", "пёс"]
+
+
+def test_files_and_rows_that_are_not_used_are_counted_and_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", 2)
+    (folder / "photo.heic").write_bytes(b"")
+    (folder / "lost.txt").write_text("a caption without a picture")
+    rows = [{"file_name": "000.png", "text": "one"}, {"file_name": "sub/none.png", "text": "none"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_tar(folder / "b.tar", {"5.png": encoded(5), "5.txt": b"five", "6.tiff2": b"?"})
+    report = read_sources([Source(folder)], 128, held_out=0)[2]
+    assert report.used == 3 and sorted(report.unread) == ["b.tar/6.tiff2", "lost.txt", "photo.heic"]
+    assert report.unmatched == [str(Path("sub", "none.png"))]
+    assert "other files, not read: 3 (b.tar/6.tiff2, lost.txt, photo.heic)" in str(report)
+    assert "rows of metadata without a picture: 1 (sub/none.png)" in str(report)
+
+
+def test_control_pictures_belong_to_the_pictures_of_their_names(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", 3)
+    for i in range(2):
+        (folder / f"{i:03}.hint.png").write_bytes(encoded(10 * i + 5, 256, 256))
+    write_tar(folder / "b.tar", {"7.png": encoded(70), "7.txt": b"grey 70", "7.hint.PNG": encoded(75)})
+    (photos,), _, report = read_sources([Source(folder)], 128, held_out=0, hinted=True)
+    assert grey_values(photos) == [0, 10, 70]
+    assert photos.hints([0, 1, 2]).float().mean(dim=(1, 2, 3)).tolist() == [5, 15, 75]
+    assert report.skipped == {NO_HINT: 1} and not report.unread
+    (unhinted,) = read_all(folder)
+    assert len(unhinted) == 4
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_captions_of_an_imagefolder_match_their_pictures(tmp_path: Path, kind: str) -> None:
     for folder in (tmp_path, tmp_path / "train"):
@@ -162,7 +207,7 @@ def test_captions_of_an_imagefolder_match_their_pictures(tmp_path: Path, kind: s
     (photos,) = read_all(tmp_path)
     assert_captions_match(photos, 6)
     (tmp_path / f"metadata.{kind}").write_text('{"file": 1}' if kind == "jsonl" else "name,text\na,b")
-    with pytest.raises(ValueError, match="correct it or remove it"):
+    with pytest.raises(ValueError, match="correct or remove it"):
         read_all(tmp_path)
 
 
@@ -371,3 +416,12 @@ def test_source_is_parsed_from_a_path_and_a_weight(tmp_path: Path) -> None:
     for missing in (tmp_path / "none", f"{tmp_path}/none:2", "", ":2"):
         with pytest.raises(ValueError, match=r"is not there; give a folder or a \.tar"):
             Source.parse(str(missing))
+
+
+def test_half_characters_and_endless_numbers_in_metadata_are_ignored(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", 2)
+    for i, values in enumerate(({"caption": "a \ud800ring", "aesthetic": 6}, {"caption": "x", "aesthetic": 10**400})):
+        (folder / f"{i:03}.txt").unlink()
+        (folder / f"{i:03}.json").write_text(json.dumps(values))
+    (photos,) = read_all(folder, filter=Filter(aesthetic=5.0))
+    assert captions_of(photos) == ["a ring"]

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints import network as network_files
 from kandinsky22.imaging.depth import load
 from kandinsky22.models.clip import CLIPVision
+from kandinsky22.training import shards
+from kandinsky22.training.controlnet import hint_inputs
+from kandinsky22.training.decoder import Bucket
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.precompute import DatasetConfig, TrainingData
+from kandinsky22.training.precompute import DatasetConfig, TrainingData, fingerprint_of
 from kandinsky22.training.recipes import BOX, ModelRecipe
 from kandinsky22.training.sources import Source
 from tests.imaging.test_depth import dpt, save
@@ -34,7 +38,7 @@ def training_data(folder: Path, depth_model: str | None = None, **options: Any) 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_values_are_computed_in_the_dtype_of_the_run(
-    bfloat16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bfloat16: bool, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the device computes in bfloat16; values computed in another dtype are stored separately."""
     monkeypatch.setattr("kandinsky22.training.precompute.computes_bfloat16", lambda device: True)
@@ -51,7 +55,7 @@ def test_values_are_computed_in_the_dtype_of_the_run(
     assert set(dtypes) == {torch.bfloat16 if bfloat16 else torch.float32}
     other = training_data(tmp_path, bfloat16=not bfloat16)
     other.latents(other.sets[0], "a", encode)
-    assert len({*dtypes}) == 2 and len([*tmp_path.glob("latents-*")]) == 2
+    assert len({*dtypes}) == 2 and len([*own_cache.glob("training/latents-*")]) == 2
     count = len(dtypes)
     data.latents(data.sets[0], "a", encode)
     assert len(dtypes) == count
@@ -90,7 +94,7 @@ def test_embeddings_are_identified_by_image_encoder_and_preprocessing(tmp_path: 
     assert plain.image_embedder[0] != before
 
 
-def test_depth_is_identified_by_its_estimator_and_not_by_its_path(tmp_path: Path) -> None:
+def test_depth_is_identified_by_its_estimator_and_not_by_its_path(tmp_path: Path, own_cache: Path) -> None:
     """Other weights or preprocessing in the same folder estimate again; the same network in another does not."""
     model = save(tmp_path / "depth", dpt())
 
@@ -98,7 +102,7 @@ def test_depth_is_identified_by_its_estimator_and_not_by_its_path(tmp_path: Path
         data = training_data(tmp_path / "run", depth_model=str(model))
         depths = data.depths(data.sets[0])
         assert depths[torch.arange(3)].dtype == torch.uint8
-        return len([*(tmp_path / "run").glob("depths-*")])
+        return len([*own_cache.glob("training/depths-*")])
 
     before = load(model).fingerprint
     assert estimated_folders() == 1
@@ -111,3 +115,42 @@ def test_depth_is_identified_by_its_estimator_and_not_by_its_path(tmp_path: Path
     next(network.parameters()).data += 1
     network.save_pretrained(model)
     assert estimated_folders() == 3
+
+
+def test_values_that_an_earlier_version_computed_in_the_run_are_used(tmp_path: Path, own_cache: Path) -> None:
+    data = training_data(tmp_path, bfloat16=False)
+    (pictures,) = data.sets
+    fingerprint = fingerprint_of("a", "float32")
+    folder = tmp_path / f"latents-{fingerprint}-{pictures.pixels_name}"
+    shards.load_or_compute(folder, fingerprint, len(pictures), lambda rows: torch.tensor(rows)[:, None].float())
+    values = data.latents(pictures, "a", lambda pixels: torch.zeros(len(pixels), 1))
+    assert values[torch.arange(3)].flatten().tolist() == [0, 1, 2]
+    assert not [*own_cache.iterdir()]
+
+
+def test_a_picture_is_encoded_once_for_all_runs(tmp_path: Path) -> None:
+    encoded = []
+
+    def encode(pixels: Tensor) -> Tensor:
+        encoded.append(len(pixels))
+        return pixels.mean(dim=(2, 3))
+
+    first, second = training_data(tmp_path / "a"), training_data(tmp_path / "b")
+    write_folder(tmp_path / "b" / "own", 5)  # two more, under the same names
+    before = first.latents(first.sets[0], "a", encode)
+    after = second.latents(second.sets[0], "a", encode)
+    assert encoded == [len(first.sets[0]), 2] and torch.equal(before[torch.arange(3)], after[torch.arange(3)])
+
+
+def test_control_pictures_of_ones_own_are_learnt_from_as_they_are(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own", 3)
+    for number in range(2):
+        Image.new("RGB", (64, 64), (255, 100 * number, 0)).save(folder / f"{number:03}.hint.png")
+    data = training_data(tmp_path, hinted=True)
+    (pictures,) = data.sets
+    latents, embeds = torch.zeros(2, 4, 8, 8), torch.zeros(2, 8)
+    bucket = Bucket(latents, embeds, data.depths(pictures))
+    (hint,) = hint_inputs(bucket, torch.tensor([1]), latents[:1], torch.Generator())["hint"]
+    assert bucket.rows == 2 and hint.shape == (3, 64, 64)
+    assert torch.allclose(hint[:, 0, 0], torch.tensor([1, 100 / 255, 0]))
+    assert "1 without a control picture, NAME.hint.png (--depth-model estimates depth instead)" in data.report

@@ -14,7 +14,7 @@ from kandinsky22.training.loop import Objective, Training
 from kandinsky22.training.metrics import Validation
 from kandinsky22.training.plan import plan_run
 from kandinsky22.training.run import EVENTS, run
-from kandinsky22.training.sample_grid import image_grid
+from kandinsky22.training.sample_grid import caption_cells, captioned_column, image_grid
 from kandinsky22.training.throughput import Throughput
 from tests.training.known import RECIPE, line_fit
 
@@ -96,3 +96,14 @@ def test_a_slow_run_is_saved_between_sample_grids(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("kandinsky22.training.run.MAX_SECONDS", 0.0)
     next(steps)
     assert checkpoints.steps(tmp_path) == [3]
+
+
+def test_a_caption_is_written_in_a_cell_of_the_size_of_a_picture() -> None:
+    (short, empty) = caption_cells(["a red star on a blue ground", ""], (48, 64))
+    assert short.shape == (3, 48, 64) and short.min() < -0.5 and (short == 1).float().mean() > 0.5
+    assert empty.min() == 1
+
+
+def test_captions_stand_beside_their_pictures() -> None:
+    page = captioned_column(["one", "two"], -torch.ones(2, 3, 16, 32))
+    assert page.size == (64, 32) and page.getpixel((63, 31)) == (0, 0, 0) and page.getpixel((30, 14)) == (255, 255, 255)

@@ -22,6 +22,7 @@ from kandinsky22.acceleration.convolution import (
     FastUpsampleConv3x3,
     allocate_filter_caches,
     filter_bytes,
+    use_channels_last,
 )
 from kandinsky22.acceleration.flags import ENV_VARIABLE as ENV_VARIABLE
 from kandinsky22.acceleration.flags import is_off, uses
@@ -97,9 +98,7 @@ def why_no_kernels(device: torch.device = CPU) -> str | None:
 def extra_bytes(network: nn.Module, weight_dtype: torch.dtype, budget: int) -> int:
     """How many bytes, up to `budget`, a prepared network holds on a CPU beside weights of a dtype."""
     dtype = compute_dtype(weight_dtype, torch.device("cpu"))
-    if dtype != torch.float32:
-        return 0
-    filters = sum(filter_bytes(module) for module in network.modules() if isinstance(module, Conv3x3))
+    filters = sum(filter_bytes(module, dtype) for module in network.modules() if isinstance(module, Conv3x3))
     return min(filters, _limit_budget(network, weight_dtype, dtype, budget))
 
 
@@ -133,6 +132,8 @@ def prepare(
             module.__class__ = fast
     convolutions = [module for module in network.modules() if isinstance(module, FastConv3x3)]
     allocate_filter_caches(convolutions, dtype, _limit_budget(network, weight_dtype, dtype, budget))
+    if dtype == weight_dtype != torch.float32:
+        use_channels_last(module for module in network.modules() if isinstance(module, nn.Conv2d))
 
 
 def undo(network: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from kandinsky22.acceleration import kernels, winograd
+from kandinsky22.acceleration import kernels, subpixel, winograd
 from kandinsky22.acceleration.weight_upcast import upcast_layer, upcast_linear
 from kandinsky22.models.layers import Conv1x1, Conv3x3, UpsampleConv3x3
 
@@ -45,9 +45,15 @@ class FastConv3x3(Conv3x3):
         if not _has_suitable_channels(self) or self.bias is None:
             return self._convolve_plainly(x, strip=strip)
         cells = len(x) * (x.shape[2] - 2 * strip) * x.shape[3] * (4 if self.upsamples else 1)
-        if x.dtype == torch.float32 and (cells >= WINOGRAD_CELLS or filter_bytes(self) <= CACHED_FILTER):
-            return winograd.convolve(x, self._transform_filter(), self.bias, upsample=self.upsamples, strip=strip)
-        if FEW_CELLS * cells < self.out_channels and not (strip or self.upsamples):
+        if x.dtype == torch.float32 and (cells >= WINOGRAD_CELLS or filter_bytes(self, x.dtype) <= CACHED_FILTER):
+            return winograd.convolve(
+                x, self._transform_filter(x.dtype), self.bias, upsample=self.upsamples, strip=strip
+            )
+        if x.dtype != torch.float32 and self.upsamples:
+            (phases,) = self._transform_filter(x.dtype)
+            return subpixel.convolve(x, phases, self.bias, strip=strip)
+        few = FEW_CELLS if x.dtype == torch.float32 else 1
+        if few * cells < self.out_channels and not (strip or self.upsamples):
             return _as_matrix_product(x, self.weight, self.bias)
         return self._convolve_plainly(x, strip=strip)
 
@@ -55,33 +61,43 @@ class FastConv3x3(Conv3x3):
         layer = upcast_layer(self, x.dtype)
         return super(FastConv3x3, layer).forward_strip(x) if strip else super(FastConv3x3, layer).forward(x)
 
-    def _transform_filter(self) -> Iterable[Tensor]:
-        """The filter for Winograd's algorithm.
+    def _transform_filter(self, dtype: torch.dtype) -> Iterable[Tensor]:
+        """The filter for Winograd's algorithm, or in half precision that of the four phases of an upsampled picture.
 
-        Where there is memory, it is cached from its second use on, until the weights change. A first use may be the
-        only one, and mapping the memory takes longer than the convolution. The numbers are the same.
+        Where there is memory, it is cached, until the weights change: in half precision at once, otherwise from its
+        second use on. A first use may be the only one, and mapping the memory takes longer than the convolution. The
+        numbers are the same.
         """
         weight = self.weight
         unversioned = weight.is_inference() or is_parametrized(self)  # nothing says when such a weight has changed
         if unversioned or not self.caches_filter:
-            return winograd.transform_filter(weight, upsample=self.upsamples)
+            return self._transform(dtype, at_once=False)
         version, cached = (weight.data_ptr(), weight._version, weight.dtype), self.filter_cache
         if cached is None or cached[0] != version:
-            self.filter_cache = version, []
-            return winograd.transform_filter(weight, upsample=self.upsamples)
+            self.filter_cache = cached = version, []
+            if dtype == torch.float32:
+                return self._transform(dtype, at_once=False)
         if not cached[1]:
-            transformed = list(winograd.transform_filter(weight, upsample=self.upsamples, at_once=True))
-            self.filter_cache = cached = version, transformed
+            self.filter_cache = cached = version, list(self._transform(dtype, at_once=True))
         return cached[1]
+
+    def _transform(self, dtype: torch.dtype, *, at_once: bool) -> Iterable[Tensor]:
+        if dtype != torch.float32:
+            return [subpixel.sum_taps(self.weight)]
+        return winograd.transform_filter(self.weight, upsample=self.upsamples, at_once=at_once)
 
 
 class FastConv1x1(Conv1x1):
     """A 1x1 convolution, computed as a matrix product: with channels last it is one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not kernels.is_applicable(x) or not _has_suitable_channels(self):
+        if not kernels.is_applicable(x) or not (_has_suitable_channels(self) or x.dtype == torch.bfloat16):
             return super(FastConv1x1, upcast_layer(self, x.dtype)).forward(x)
-        return upcast_linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        (b, c, h, w), rows = x.shape, x.permute(0, 2, 3, 1)
+        y = upcast_linear(
+            rows.reshape(-1, c), self.weight.flatten(1), self.bias
+        )  # a bias is added to rows alone for free
+        return y.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 class FastUpsampleConv3x3(FastConv3x3, UpsampleConv3x3):
@@ -96,24 +112,48 @@ def allocate_filter_caches(convolutions: list[FastConv3x3], dtype: torch.dtype, 
     Those with the fewest channels come first: they work on the largest maps, and gain the most for each byte.
     """
     for conv in sorted(convolutions, key=lambda conv: (conv.out_channels, conv.weight.numel())):
-        budget -= filter_bytes(conv)
-        conv.caches_filter = budget >= 0 and dtype == torch.float32
+        budget -= filter_bytes(conv, dtype)
+        conv.caches_filter = budget >= 0
 
 
-def filter_bytes(conv: Conv3x3) -> int:
-    """Bytes of a convolution's transformed filter; 0 where it has none."""
-    if conv.keep_exact or not _has_suitable_channels(conv):
+def filter_bytes(conv: Conv3x3, dtype: torch.dtype) -> int:
+    """Bytes of a convolution's transformed filter when it computes in a dtype; 0 where it has none."""
+    if not _has_suitable_channels(conv) or (conv.keep_exact and dtype == torch.float32):
         return 0
-    return 4 * winograd.points_per_side(isinstance(conv, UpsampleConv3x3)) ** 2 * conv.in_channels * conv.out_channels
+    upsamples, elements = isinstance(conv, UpsampleConv3x3), conv.in_channels * conv.out_channels
+    if dtype != torch.float32:
+        return 16 * dtype.itemsize * elements if upsamples else 0
+    return 4 * winograd.points_per_side(upsamples) ** 2 * elements
 
 
 def _has_suitable_channels(conv: nn.Conv2d) -> bool:
     return conv.in_channels % CHANNEL_MULTIPLE == 0 and conv.out_channels % CHANNEL_MULTIPLE == 0
 
 
+def use_channels_last(convolutions: Iterable[nn.Conv2d]) -> None:
+    """Store filters with the channels last, in the order in which half precision reads them.
+
+    Otherwise oneDNN lays them out at every call, which takes longer than a convolution of a small map. They stay the
+    same parameters with the same values.
+    """
+    for conv in convolutions:
+        conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def _as_matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 3x3 convolution of a small x [B, C, H, W] as its neighbourhoods, [B * H * W, C * 9], times the filter."""
-    b, c, h, w = x.shape
-    n, plane, line, one = (cells := F.pad(x.contiguous(), (1, 1, 1, 1))).stride()
-    around = cells.as_strided((b, h, w, c, 3, 3), (n, line, one, plane, line, one)).reshape(b * h * w, c * 9)
-    return upcast_linear(around, weight.flatten(1), bias).view(b, h, w, -1).permute(0, 3, 1, 2)
+    """The 3x3 convolution of a small x [B, C, H, W] as its neighbourhoods, [B * H * W, 9 * C], times the filter.
+
+    The neighbourhoods are laid out as the filter is: [C, 3, 3] or, with channels last, [3, 3, C].
+    """
+    (b, c, h, w), channels_last = x.shape, weight.is_contiguous(memory_format=torch.channels_last)
+    x = x.permute(0, 2, 3, 1) if channels_last else x
+    cells = F.pad(x, (0, 0, 1, 1, 1, 1) if channels_last else (1, 1, 1, 1))
+    if channels_last:
+        n, line, column, one = cells.stride()
+        shape, strides = (b, h, w, 3, 3, c), (n, line, column, line, column, one)
+    else:
+        n, plane, line, column = cells.stride()
+        shape, strides = (b, h, w, c, 3, 3), (n, line, column, plane, line, column)
+    around = cells.as_strided(shape, strides).reshape(b * h * w, 9 * c)
+    matrix = (weight.permute(0, 2, 3, 1) if channels_last else weight).flatten(1)
+    return upcast_linear(around, matrix, bias).view(b, h, w, -1).permute(0, 3, 1, 2)

@@ -100,13 +100,14 @@ def normalise(
     *,
     groups: int,
     silu: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     """silu(((x - mean) / sqrt(variance + eps) * weight + bias) * scale + shift) for x [B, C, H, W], channels last.
 
     mean and variance: float32 [B, groups]. scale and shift: [B, C, h, w], where H and W are multiples of h and w; both
-    with the same strides, channels last.
+    with the same strides, channels last. out: is written to, like x and without gaps; None: a new tensor.
     """
-    (b, c, h, w), y = x.shape, torch.empty_like(x)
+    (b, c, h, w), y = x.shape, torch.empty_like(x) if out is None else out
     coarse = (1, 1, 0, 0, 0) if scale is None else (*scale.shape[2:], scale.stride(0), scale.stride(2), scale.stride(3))
     _call(
         "normalise",

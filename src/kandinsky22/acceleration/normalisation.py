@@ -23,20 +23,40 @@ class FastNorm(Norm):
         mean, variance = kernels.group_moments(x.contiguous(memory_format=torch.channels_last), self.num_groups)
         return mean[0], variance[0]
 
-    def forward_with_moments(
+    def forward_strip(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         if not self._kernels_apply(x, scale):
-            return super().forward_with_moments(mean, variance, x, scale, shift)
-        return self._normalise(mean, variance, x.contiguous(memory_format=torch.channels_last), scale, shift)
+            return super().forward_strip(mean, variance, x, scale, shift)
+        _, channels, height, width = x.shape
+        padded = x.new_empty(1, height + 2, width, channels).permute(0, 3, 1, 2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        self._normalise(mean, variance, x, scale, shift, out=padded[:, :, 1:-1])
+        return padded
 
     def _normalise(
-        self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        x: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         if scale is not None and shift is not None:
             scale, shift = (value.contiguous(memory_format=torch.channels_last) for value in (scale, shift))
         return kernels.normalise(
-            x, mean, variance, self.weight, self.bias, self.eps, scale, shift, groups=self.num_groups, silu=self.silu
+            x,
+            mean,
+            variance,
+            self.weight,
+            self.bias,
+            self.eps,
+            scale,
+            shift,
+            groups=self.num_groups,
+            silu=self.silu,
+            out=out,
         )
 
     def _kernels_apply(self, x: Tensor, scale: Tensor | None) -> bool:

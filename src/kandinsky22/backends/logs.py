@@ -20,7 +20,9 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 def truncate_partial_line(path: Path) -> None:
     """Remove a last line that was not written completely, so that the next record starts on a line of its own."""
     if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        with open_regular(path) as file:
+            end = file.read().rfind(b"\n") + 1
+        os.truncate(path, end)
 
 
 def latest_by_id(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:

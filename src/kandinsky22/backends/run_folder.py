@@ -139,8 +139,6 @@ class RunFolder(ABC, Generic[I]):
 
     def write(self) -> None:
         """Write the settings, last of all files, so that a folder with settings is complete."""
-        for leftover in self.folder.glob(".*.part"):  # of a process that was killed while writing
-            leftover.unlink()
         with atomic_write(self.folder / self.SETTINGS) as partial:
             partial.write_text(json.dumps(self.settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kandinsky22.backends import logs
 from kandinsky22.backends.run_folder import I, RunFolder, Shard
+from kandinsky22.files import open_regular
 
 SIGNATURE, END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the first and last bytes of every PNG
 
@@ -41,9 +42,9 @@ def is_painted(run: RunFolder[I], item: I) -> bool:
 def is_complete_png(path: Path) -> bool:
     """Whether a file exists and has a PNG's first and last bytes."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             starts = file.read(len(SIGNATURE)) == SIGNATURE
             file.seek(-len(END), os.SEEK_END)
             return starts and file.read() == END
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -14,6 +14,7 @@ from torch import Tensor
 from kandinsky22.checkpoints import catalog, hub
 from kandinsky22.checkpoints.dtypes import NETWORK_DTYPES, network_dtype
 from kandinsky22.checkpoints.json_files import CheckpointError, read_json, write_json
+from kandinsky22.checkpoints.model import check_processor
 from kandinsky22.checkpoints.network import read_config, save
 from kandinsky22.checkpoints.other_libraries import adopt_image_processor, adopt_tokenizer
 from kandinsky22.checkpoints.part import KINDS, Part
@@ -234,8 +235,8 @@ class PriorParts(_Parts):
 
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""
-        processor: CLIPImageProcessor = self._part("image_processor")
-        return processor
+        encoder = self.image_encoder
+        return check_processor(encoder.folder, self._part("image_processor"), encoder.config)
 
     @torch.no_grad()
     def zero_image_embed(self) -> Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kandinsky22.checkpoints import catalog
 from kandinsky22.checkpoints.catalog import File, Repository
 from kandinsky22.checkpoints.hub_client import AccessDeniedError, Hub, UnreachableError
-from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError, read_text
 from kandinsky22.checkpoints.verify import is_verified, verify
 from kandinsky22.checkpoints.weight_names import WEIGHT_FILE, choose_weights
 from kandinsky22.files import expand
@@ -211,8 +211,8 @@ def prior_of(decoder: Path) -> str | None:
     None where the folder has no card or the card does not say. diffusers' AutoPipelines use it too.
     """
     try:
-        front = FRONT_MATTER.match((decoder / "README.md").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        front = FRONT_MATTER.match(read_text(decoder / "README.md"))
+    except (OSError, ValueError):
         return None
     line = PRIOR_LINE.search(front[1]) if front else None
     return line[1] if line else None

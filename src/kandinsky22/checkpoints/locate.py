@@ -18,6 +18,11 @@ def part_folders(model: str) -> dict[str, Path]:
     if catalog.is_remote(model) and (cached := hub.cached_parts(model)):
         return cached
     folder = model_folder(model)
+    trained = folder / "model"
+    if any((trained / part).is_dir() for part in PARTS) and not any(
+        (folder / part / "model_index.json").is_file() for part in PARTS
+    ):  # the run of a prior is in a folder of the same name
+        raise ValueError(f"{folder} holds the run of a training, not a model; did you mean {trained}?")
     folders = {part: folder / part for part in PARTS if (folder / part).is_dir()}
     if not folders:
         raise ValueError(f"{folder} has no {DECODER}/ folder; a model is a folder with {PRIOR}/ and {DECODER}/ in it")

@@ -23,8 +23,10 @@ from kandinsky22.models.movq import MoVQ, MoVQConfig
 from kandinsky22.models.prior import PriorConfig, PriorTransformer
 from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.models.unet import UNet, UNetConfig
+from kandinsky22.request.sizes import MIN_SIDE
 
 SCHEDULER = "scheduler"
+MAX_DEFAULT_SIDE = 4096  # pixels: eight times the published one
 TASK_OF = {
     catalog.DECODER: "painting from words, pictures and mixes",
     catalog.INPAINT: "inpainting",
@@ -103,6 +105,30 @@ class DecoderSource(Protocol):
         ...
 
 
+def default_side(folder: Path, unet: UNetConfig, movq: MoVQConfig) -> int:
+    """The sides of a decoder's pictures where a request states none, in pixels. Raises `CheckpointError` out of range.
+
+    No tensor has this size, so that nothing else would limit it.
+    """
+    side = unet.sample_size * movq.factor
+    if not MIN_SIDE <= side <= MAX_DEFAULT_SIDE:
+        raise CheckpointError(
+            f"{folder / 'unet' / 'config.json'}: its sample_size asks for pictures of {side!s:.20} pixels a side, and "
+            f"they have from {MIN_SIDE} to {MAX_DEFAULT_SIDE}; fetch it again"
+        )
+    return side
+
+
+def check_processor(folder: Path, processor: CLIPImageProcessor, vision: CLIPVisionConfig) -> CLIPImageProcessor:
+    """The processor of a vision tower's pictures. Raises `CheckpointError` where it prepares those of another tower."""
+    sizes = {
+        "the image processor's crop_size": processor.crop_size,
+        "the image encoder's image_size": vision.image_size,
+    }
+    _check_equal(folder, sizes)
+    return processor
+
+
 class StoredPrior:
     """The prior pipeline's folder: checked as a whole, its networks not yet read.
 
@@ -157,7 +183,8 @@ class StoredPrior:
 
     def image_processor(self) -> CLIPImageProcessor:
         """How pictures are prepared for CLIP's vision tower."""
-        return read_config(self.folder / "image_processor" / "preprocessor_config.json", CLIPImageProcessor)
+        path = self.folder / "image_processor" / "preprocessor_config.json"
+        return check_processor(self.folder, read_config(path, CLIPImageProcessor), self.image_encoder.config)
 
     def zero_image_embed(self) -> Tensor:
         """The embedding of the all-zero picture, float32 [1, D]: see `zero_image.py`."""
@@ -200,6 +227,7 @@ class StoredDecoder:
                 f"{self.unet.folder} takes {in_channels} channels, which no task of Kandinsky 2.2 gives it"
             )
         self.kind = kind
+        self.side = default_side(folder, self.unet.config, self.movq.config)
 
     @property
     def networks(self) -> dict[str, Stored[Any, Any]]:

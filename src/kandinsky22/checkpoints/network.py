@@ -7,7 +7,6 @@ by name and shape with the file's header before the first one is read. A folder 
 import copy
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -134,7 +133,9 @@ class Stored(Generic[N, C]):
         _compare_shapes(self.path, expected, shapes)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> N:
-        """The network, for inference; read from the file at each call. Raises `CheckpointError` for damaged weights.
+        """The network, for inference; read from the file at each call.
+
+        Raises `CheckpointError` for damaged weights, and for numbers that are too large for the dtype.
 
         Beside the network itself, only some `MAPPED` bytes of the file are in memory at a time; numbers that keep their
         dtype, on a CPU, stay in the file until they are used.
@@ -143,20 +144,32 @@ class Stored(Generic[N, C]):
             network, weights = copy.deepcopy(self.outline), {}
             try:
                 for name, value in iter_tensors(self.path):
-                    if not _is_finite(value):
-                        raise ValueError(f"{name} has numbers that are not finite")
+                    self._check_numbers(name, value, dtype)
                     weights[name] = value.to(device, dtype)
+            except CheckpointError:
+                raise
             except (OSError, SafetensorError, RuntimeError, ValueError) as error:
                 raise CheckpointError(f"{self.path} cannot be read ({first_line(error)}); fetch it again") from error
             network.load_state_dict({name: weights[name] for name in network.state_dict()}, assign=True)
         return network.eval().requires_grad_(False)
+
+    def _check_numbers(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        """Raises `ValueError` for numbers that are not finite, and `CheckpointError` where they are not in `dtype`."""
+        if not value.numel():
+            return
+        extremes = value.aminmax()  # all numbers are finite if these are: one pass and no memory
+        if not all(extreme.isfinite() for extreme in extremes):
+            raise ValueError(f"{name} has numbers that are not finite")
+        if not all(extreme.to(dtype).isfinite() for extreme in extremes):
+            short = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.path}: {name} has numbers too large for {short}; use --dtype float32")
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first tensor in the file."""
         return next(value.dtype for name, value in iter_tensors(self.path) if not name.endswith(IGNORED))
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """How many numbers the network's parameters and buffers have."""
         return sum(value.numel() for value in self.outline.state_dict().values())
@@ -206,8 +219,3 @@ def _compare_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], actual:
     ]
     if wrong:
         raise CheckpointError(f"{path} does not contain this network's tensors: {summary(wrong)}")
-
-
-def _is_finite(value: Tensor) -> bool:
-    """Whether all numbers are finite: their extremes are, which takes one pass and no memory."""
-    return not value.numel() or all(math.isfinite(extreme.item()) for extreme in value.aminmax())

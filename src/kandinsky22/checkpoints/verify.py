@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kandinsky22.checkpoints.catalog import File
-from kandinsky22.checkpoints.json_files import CheckpointError
+from kandinsky22.checkpoints.json_files import CheckpointError, read_text
 from kandinsky22.files import atomic_write, cache_dir
 
 CHUNK = 1 << 24
@@ -37,8 +37,8 @@ def is_verified(path: Path, file: File) -> bool:
         return path.stat().st_size == file.bytes
     place, note = _note(path, file)
     try:
-        return place.read_text(encoding="ascii") == note
-    except (OSError, UnicodeDecodeError):
+        return read_text(place) == note
+    except (OSError, ValueError):
         return False
 
 

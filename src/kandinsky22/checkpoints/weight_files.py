@@ -3,11 +3,15 @@
 The formats are safetensors and torch's pickled files, each as one file or as several with an index.
 """
 
+import os
+import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from pickle import UnpicklingError
-from zipfile import ZipFile, is_zipfile
+from typing import BinaryIO
+from zipfile import BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -100,14 +104,11 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     Raises `ValueError` where it is damaged, contains anything but tensors, or has fewer bytes than its tensors.
     """
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         mapped = file.read(4) == b"PK\3\4"  # torch 1.5 and older wrote another format, which must be read at once
-    size = path.stat().st_size
-    try:
         if mapped:
-            with ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > size:
-                raise ValueError("it is compressed, as no weights are")
+            check_uncompressed(file, size)
+    try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError:
         raise ValueError("it contains more than tensors, which is not read from untrusted files") from None
@@ -123,6 +124,21 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     if sum(value.numel() * value.itemsize for value in values.values()) > size:
         raise ValueError("its tensors have more bytes than the file")
     return dict(values)
+
+
+def check_uncompressed(file: BinaryIO | RawIOBase, size: int) -> None:
+    """Raises `ValueError` unless a file of `size` bytes is a zip with entries of no more bytes altogether."""
+    if sum(entry.file_size for entry in zip_entries(file)) > size:
+        raise ValueError("it is compressed, as no weights are")
+
+
+def zip_entries(file: BinaryIO | RawIOBase) -> list[ZipInfo]:
+    """The entries of a zip file. Raises `ValueError` where it is none or damaged."""
+    try:
+        with ZipFile(file) as archive:
+            return archive.infolist()
+    except (BadZipFile, NotImplementedError, OverflowError, struct.error) as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _map_file(path: Path) -> dict[str, Callable[[], Tensor]]:

@@ -7,6 +7,7 @@ then has status 141.
 import gc
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -61,6 +62,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|not enough|unable to).{
 
 def main() -> None:
     """The `kandinsky22` command: `run` with the arguments of the process, and fewer garbage collections."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged files, which are refused or read
     let_threads_sleep()
     gc.set_threshold(GC_THRESHOLD)  # importing torch creates many long-lived objects: saves 1/20 of a short command
     streams = open_lasting()

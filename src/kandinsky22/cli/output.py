@@ -15,13 +15,12 @@ from PIL import Image
 
 from kandinsky22.console import echo
 from kandinsky22.files import expand, numbered, parse_json, write_first_free
-from kandinsky22.imaging.file_texts import RECIPE, read_texts, save_options
-from kandinsky22.imaging.images import PICTURE_FORMATS, Painting, Recipe, check_picture, save_image, sheet
+from kandinsky22.imaging.file_texts import FORMATS, RECIPE, read_texts, save_options
+from kandinsky22.imaging.images import Painting, Recipe, check_picture, save_image, sheet
 from kandinsky22.request import Part, Request, Text
 from kandinsky22.request.events import Result
 from kandinsky22.request.parts import parts
-from kandinsky22.request.picture_file import open_picture
-from kandinsky22.request.task_schema import PICTURE_SUFFIXES
+from kandinsky22.request.picture_file import SUFFIXES, open_picture
 
 NAME_WORDS, NAME_LENGTH = 6, 40
 STDOUT = "-"  # as --output
@@ -44,9 +43,9 @@ class Destination(NamedTuple):
         if output == STDOUT:
             return cls(Path(), is_stdout=True)
         path = expand(output)
-        if path.suffix.lower() in PICTURE_FORMATS and not path.is_dir():
+        if path.suffix.lower() in FORMATS and not path.is_dir():
             return cls(path.parent, path.stem, path.suffix)
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
+        if path.suffix.lower() in SUFFIXES and not path.is_dir():
             check_picture(path)  # raises
         return cls(path)
 
@@ -63,7 +62,7 @@ def check_space(destination: Destination, request: Request) -> None:
     destination.check(request)
     if destination.is_stdout:
         return
-    if PICTURE_FORMATS[destination.suffix.lower()] == "jpeg":
+    if FORMATS[destination.suffix.lower()] == "jpeg":
         save_options("jpeg", {RECIPE: request.to_json()})  # raises for a request that is too long for it
     check_writable(destination, request.num_images * (request.height or 0) * (request.width or 0) * 3)
 

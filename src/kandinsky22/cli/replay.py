@@ -24,8 +24,7 @@ from kandinsky22.engine.requirements import model_parts
 from kandinsky22.imaging.images import Recipe, read_recipe
 from kandinsky22.request import Picture, Request
 from kandinsky22.request.parts import describe, is_int
-from kandinsky22.request.picture_file import read_picture
-from kandinsky22.request.task_schema import PICTURE_SUFFIXES
+from kandinsky22.request.picture_file import SUFFIXES, read_picture
 
 DIFFERENT = 1  # exit status: the pixels differ although the recipe does not explain it
 
@@ -102,7 +101,7 @@ def input_pictures(
 def _namesakes(reference: Picture, folders: Iterable[Path]) -> list[Path]:
     """The files with a picture's name in some folders. A name with a path in it, which we never store, has none."""
     name = reference.name or ""
-    if not name or name != PureWindowsPath(name).name or Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+    if not name or name != PureWindowsPath(name).name or Path(name).suffix.lower() not in SUFFIXES:
         return []
     return [folder / name for folder in folders if (folder / name).is_file()]
 

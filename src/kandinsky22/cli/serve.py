@@ -1,7 +1,7 @@
 """`kandinsky22 serve`: a server for programs that paint over HTTP. Imports the server and what it needs only here."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -11,11 +11,13 @@ from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.cli.evaluation_options import whole_number
 from kandinsky22.cli.options import Parser
 from kandinsky22.console import echo
+from kandinsky22.files import expand
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from kandinsky22.server.job_queue import JobQueue
+    from kandinsky22.server.picture_files import Sign
 
 HOST, PORT = "127.0.0.1", 8022
 MAX_JOBS = 16  # of a key at a time
@@ -56,6 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         "max_days", metavar="N", type=whole_number, help="days that pictures without a star stay (default: all)"
     )
     parser.option("exact_names", action="store_true", help="refuse model names of others, such as gpt-image-1")
+    parser.option("c2pa_certificate", metavar="FILE", help="sign pictures (C2PA): your certificates in PEM")
+    parser.option("c2pa_key", metavar="FILE", help="the private key of the certificate, in PEM")
+    parser.option("c2pa_algorithm", metavar="NAME", help="of the key, such as es256, ps256 or ed25519 (default: es256)")
     parser.option("filter", metavar="MODULE:FUNCTION", help="judges each picture: returns why it is withheld, or None")
     options, words, _ = parser.parse(arguments)
     if words:
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f"the server needs {error.name}; install it: pip install 'kandinsky22[serve]'") from None
-    folder = Path(options["data"]).expanduser() if "data" in options else data_folder()
+    folder = expand(options["data"]) if "data" in options else data_folder()
     if "add_key" in options or "remove_key" in options:
         return _change_keys(folder, options)
     return _serve(folder, options)
@@ -76,7 +81,7 @@ def data_folder() -> Path:
     """The user's folder for what the server stores; `KANDINSKY22_DATA` moves it."""
     if chosen := os.environ.get("KANDINSKY22_DATA"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "kandinsky22"
+    return expand(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "kandinsky22"
 
 
 def _change_keys(folder: Path, options: dict[str, Any]) -> int:
@@ -103,11 +108,14 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
     from kandinsky22.server.dialects import DIALECTS
     from kandinsky22.server.job_queue import JobQueue
     from kandinsky22.server.limits import Limits
+    from kandinsky22.server.logs import log_to_stderr
+    from kandinsky22.server.picture_files import PictureFiles
     from kandinsky22.server.store import Store
 
     model, host, port = options.get("model", catalog.BOX), options.get("host", HOST), options.get("port", PORT)
     locate.part_folders(model)  # raises now if the model is not on this machine
     content_filter = load_filter(options["filter"]) if "filter" in options else None
+    files = PictureFiles(Path(model).name, _signer(options))
     store = Store(folder)
     store.claim()
     if not is_loopback(host) and not store.keys():
@@ -125,7 +133,7 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         assert resolved.height is not None and resolved.width is not None
         return Defaults(height=resolved.height, width=resolved.width, prior=resolved.prior, decoder=resolved.decoder)
 
-    queue = JobQueue(store, pool.session(), defaults, limits, content_filter=content_filter)
+    queue = JobQueue(store, pool.session(), defaults, limits, content_filter=content_filter, files=files)
     hosts = [*options.get("allow_host", []), host]
     app = application.create(
         store,
@@ -139,6 +147,7 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         aliases="exact_names" not in options,
         close=partial(pool.close, END_SECONDS),
     )
+    log_to_stderr()
     echo(f"kandinsky22 serves {model} at http://{host}:{port}", error=True)
     run_server(app, queue, host, port)
     return 0
@@ -155,6 +164,7 @@ def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
         host=host,
         port=port,
         http=Deadline,
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -171,6 +181,18 @@ def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
             await super().shutdown(sockets)
 
     Server(config).run()
+
+
+def _signer(options: Mapping[str, Any]) -> "Sign | None":
+    """What signs pictures with the operator's certificate, if it is named."""
+    if "c2pa_certificate" not in options and "c2pa_key" not in options:
+        return None
+    if "c2pa_certificate" not in options or "c2pa_key" not in options:
+        raise ValueError("signing needs both --c2pa-certificate and --c2pa-key")
+    from kandinsky22.server.content_credentials import signer
+
+    certificate, key = expand(options["c2pa_certificate"]), expand(options["c2pa_key"])
+    return signer(certificate, key, options.get("c2pa_algorithm", "es256"))
 
 
 def load_filter(name: str) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kandinsky22.files import open_regular, parse_json, require_regular
+from kandinsky22.arrays import map_rows
+from kandinsky22.files import open_regular, parse_json
 
 DRAWINGS: tuple[str, ...] = ("flat", "shaded")
 """The drawing styles, as captions name them."""
@@ -75,6 +76,18 @@ class Thing:
         """The most common English name."""
         return self.english[0].name
 
+    def is_valid(self, pictures: int) -> bool:
+        """Whether its names and numbers have the types above, and its rows are those of a number of pictures."""
+        names = (*(name.name for name in self.english), *(name.name for name in self.russian))
+        return (
+            all(isinstance(text, str) for text in (self.hexcode, self.group, *names))
+            and len(self.english) > 0
+            and isinstance(self.rows, dict)
+            and all(type(row) is int and 0 <= row < pictures for row in self.rows.values())
+            and type(self.weight) in (int, float)
+            and 0 < self.weight <= 1
+        )
+
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
         """A thing from its entry in `things.json`."""
@@ -114,8 +127,12 @@ class Things:
         try:
             with open_regular(folder / LABELS) as file:
                 things = [Thing.from_json(entry) for entry in parse_json(file.read())]
-            require_regular(folder / PICTURES)
-            return cls(things, np.load(folder / PICTURES, mmap_mode="r"))
+            pictures = map_rows(folder / PICTURES)
+            if pictures.ndim != 4 or pictures.shape[-1] != 4:
+                raise ValueError("its pictures are not RGBA")
+            if not all(thing.is_valid(len(pictures)) for thing in things):
+                raise ValueError("a thing has values of other types or no picture")
+            return cls(things, pictures)
         except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
             raise ValueError(f"the things in {folder} cannot be read ({error}); download them again") from error
 

@@ -18,6 +18,7 @@ from torch import Tensor
 import kandinsky22
 from kandinsky22 import acceleration
 from kandinsky22.checkpoints import catalog, hub, locate
+from kandinsky22.checkpoints.metadata import stale_notice
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.schedulers import SAMPLER_OF
 from kandinsky22.console import echo, printable
@@ -280,7 +281,6 @@ class Kandinsky:
     def _defaults(self) -> Defaults:
         """The defaults of the model's folder, else those of the published pipelines."""
         first = self.stored.first
-        side = first.unet.config.sample_size * first.movq.config.factor
         stages = {}
         for part, scheduler in ((catalog.PRIOR, self.stored.prior.scheduler), (catalog.DECODER, first.scheduler)):
             published = Sampling(
@@ -291,7 +291,7 @@ class Kandinsky:
             if part == catalog.DECODER:
                 published = replace(published, guidance_interval=EVERYWHERE, reuse=1)
             stages[part] = self.stored.metadata.defaults.get(part, UNSPECIFIED).with_defaults(published)
-        return Defaults(height=side, width=side, **stages)
+        return Defaults(height=first.side, width=first.side, **stages)
 
     def _seeded(self, request: Request) -> Request:
         """The request resolved, for a stage called by itself."""
@@ -312,6 +312,8 @@ class Kandinsky:
         for dropped in self.prior.tokenizer(list(request.texts)).dropped if request.texts else ():
             if dropped:
                 yield f"the prompt is too long for this model; it does not see: {dropped}"
+        if stale := stale_notice(self.stored.metadata.stale, self.stored.folders[catalog.PRIOR].parent):
+            yield stale
         if unknown := unknown_words_notice(request.texts, self.stored.metadata.words):
             yield unknown
         if canvas.inpainting is not None and request.mask is not None and not any(request.mask.pad):

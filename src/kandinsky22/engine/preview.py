@@ -11,11 +11,12 @@ from typing import Self
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.files import atomic_write
 from kandinsky22.models.movq import MoVQ
 
@@ -49,11 +50,13 @@ class LatentPreview:
         return cls(torch.linalg.lstsq(torch.cat([z, torch.ones(len(z), 1)], dim=1), rgb).solution)
 
     @classmethod
-    def read(cls, path: Path, fingerprint: str) -> Self | None:
-        """The map in a file, if it is that of the MoVQ with this fingerprint."""
-        with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+    def read(cls, path: Path, fingerprint: str, channels: int) -> Self | None:
+        """The map in a file, if it is that of the MoVQ with this fingerprint, whose latents have so many channels."""
+        with contextlib.suppress(OSError, SafetensorError, ValueError), open_tensors(path) as file:
             if (file.metadata() or {}).get(MOVQ_KEY) == fingerprint:
-                return cls(file.get_tensor(WEIGHT))
+                weight = file.get_tensor(WEIGHT)
+                if weight.dtype == torch.float32 and weight.shape == (channels + 1, 3) and weight.isfinite().all():
+                    return cls(weight)
         return None
 
     def write(self, path: Path, fingerprint: str) -> None:

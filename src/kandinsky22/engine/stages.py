@@ -209,7 +209,7 @@ class DecoderStage:
             cached = cache_dir() / "latent-preview" / f"{fingerprint}.safetensors"
             folder = getattr(stored, "folder", None)  # only of a network that is stored in one
             places = [cached] if folder is None else [folder / preview.SHIPPED, cached]
-            found = (LatentPreview.read(path, fingerprint) for path in places)
+            found = (LatentPreview.read(path, fingerprint, stored.config.latent_channels) for path in places)
             self._preview = next((one for one in found if one is not None), None)
             if self._preview is None:
                 self._preview = LatentPreview.fit(self.movq)

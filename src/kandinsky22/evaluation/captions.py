@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kandinsky22.backends.run_folder import FORBIDDEN, MAX_ID_BYTES, can_name_file
+from kandinsky22.files import open_regular
+from kandinsky22.request.picture_file import SUFFIXES
 from kandinsky22.request.request import MAX_SEED
 
 CAPTION = ("caption", "text", "prompt")
@@ -21,7 +23,7 @@ ID = ("id", "image_id", "file_name", "filename", "name")
 SEED = ("seed",)
 COCO = {"id", "image_id"}  # both are columns of COCO's own tables, which have several captions per image
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes that are removed from ids
+MAX_BYTES = 1 << 30  # of a file: millions of captions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def read(path: Path) -> Captions:
     if suffix not in (*DELIMITERS, ".txt"):
         raise ValueError(f"captions are read from .csv, .tsv and .txt files, got {path.name!r}")
     try:
-        data = path.read_bytes()
+        with open_regular(path, MAX_BYTES) as file:
+            data = file.read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     text = decode(path, data)
@@ -166,7 +169,7 @@ def _caption(path: Path, line: int, field: str) -> str:
 def _id(path: Path, line: int, field: str) -> str:
     """An id that can be a file name, without a picture's suffix."""
     stem, dot, suffix = field.strip().rpartition(".")
-    name = stem if f"{dot}{suffix}".lower() in PICTURES else field.strip()
+    name = stem if f"{dot}{suffix}".lower() in SUFFIXES else field.strip()
     if not name:
         raise ValueError(f"{path}, line {line}, has no id; give it one, or remove the column")
     if not can_name_file(name):

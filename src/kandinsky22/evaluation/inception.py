@@ -10,7 +10,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from kandinsky22.checkpoints.json_files import CheckpointError, summary
 from kandinsky22.checkpoints.network import Uninitialised
 from kandinsky22.checkpoints.safetensors_file import SUFFIX, read_tensors
 from kandinsky22.checkpoints.verify import sha256
-from kandinsky22.checkpoints.weight_files import read_pickled
+from kandinsky22.checkpoints.weight_files import read_pickled, zip_entries
+from kandinsky22.files import open_regular
 
 NAME = "inception-2015"
 SIDE, DIM, CLASSES = 299, 2048, 1008
@@ -222,10 +222,8 @@ def load(path: Path) -> tuple[Inception, str]:
 
 def _is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive: a zip file with code."""
-    if not is_zipfile(path):
-        return False
     try:
-        with ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (BadZipFile, OSError):
+        with open_regular(path) as file:
+            return any("/code/" in entry.filename for entry in zip_entries(file))
+    except (OSError, ValueError):
         return False

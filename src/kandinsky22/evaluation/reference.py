@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from lzma import LZMAError
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,18 +26,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kandinsky22.arrays import read_header
 from kandinsky22.checkpoints.safetensors_file import open_tensors
 from kandinsky22.evaluation.features import Features
 from kandinsky22.files import atomic_write, open_regular, parse_json
 from kandinsky22.moments import Gaussian, Moments
-from kandinsky22.request.picture_file import open_picture
+from kandinsky22.request.picture_file import SUFFIXES, open_picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 NAMED = 3  # broken pictures that an error names
 CHUNK = 4096  # rows whose moments are computed at once
 ROUNDING = 1e-5  # tolerance for a published covariance, relative to its largest entry
 MAX_ARRAY_BYTES = 1 << 29  # of an .npz file's array: a covariance of 8192 features
-DAMAGED = (SafetensorError, BadZipFile, NotImplementedError, zlib.error)  # raised for damaged files of tensors
+DAMAGED = (SafetensorError, BadZipFile, RuntimeError, LZMAError, zlib.error)  # raised for damaged files of tensors
 METADATA_KEY = "kandinsky22"  # of a .safetensors file
 
 Progress = Callable[[int, int], None]
@@ -271,9 +272,11 @@ def _load_safetensors(path: Path) -> Statistics:
         value.isfinite().all() for value in (mean, scatter, features)
     ):
         raise ValueError("its tensors are not finite floating-point numbers")
-    sizes = tuple((int(height), int(width)) for height, width in metadata["sizes"])
+    sizes = tuple((height, width) for height, width in metadata["sizes"])
     source, names = Source(**metadata["by"]), tuple(metadata["names"])
-    if not all(isinstance(text, str) for text in (*source, *names)) or not metadata["weight"] > 0:
+    are_sizes = all(type(side) is int for size in sizes for side in size)
+    is_weight = type(metadata["weight"]) in (int, float) and 0 < metadata["weight"] < math.inf
+    if not all(isinstance(text, str) for text in (*source, *names)) or not (are_sizes and is_weight):
         raise TypeError("its metadata has values of other types")
     return Statistics(Moments(float(metadata["weight"]), mean, scatter), source, names, features, sizes)
 
@@ -290,9 +293,7 @@ def _array(archive: ZipFile, name: str) -> np.ndarray:
     """An array of an .npz file, as float64. Raises `ValueError` where it is none, or larger than `MAX_ARRAY_BYTES`."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        shape, dtype = read_header(file)
     size = math.prod(shape) * dtype.itemsize
     if dtype.kind != "f" or dtype.shape or not 0 < size <= min(entry.file_size, MAX_ARRAY_BYTES):
         raise ValueError(f"{name} is no array of numbers, or too large")

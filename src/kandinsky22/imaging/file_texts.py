@@ -10,32 +10,29 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image, PngImagePlugin
 
+from kandinsky22.imaging.provenance import XMP, XMP_CHUNK
+
 RECIPE, PARAMETERS = "kandinsky22", "parameters"  # the names of the two texts
-Format: TypeAlias = Literal["png", "jpeg", "webp", "gif"]
-FORMATS: Mapping[str, Format] = {
-    ".png": "png",
-    ".apng": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".jfif": "jpeg",
-    ".webp": "webp",
-    ".gif": "gif",
-}
-"""The format of a file by its suffix in lower case."""
+Format: TypeAlias = Literal["png", "jpeg", "webp"]
+FORMATS: Mapping[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jfif": "jpeg", ".webp": "webp"}
+"""The format of a picture's file by its suffix in lower case."""
 EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
 UNICODE = b"UNICODE\0"  # begins a UserComment in UTF-16
 MAX_EXIF = 65_000  # bytes that a JPEG has room for
 
 
-def save_options(format: Format, texts: Mapping[str, str]) -> dict[str, Any]:
+def save_options(format: Format | Literal["gif"], texts: Mapping[str, str], *, xmp: bool = False) -> dict[str, Any]:
     """The arguments of Pillow's `save` that store texts, by `RECIPE` and `PARAMETERS`.
 
-    Raises `ValueError` for more than a JPEG has room for.
+    xmp: a PNG, JPEG or WebP also says in XMP that a model made it (see `provenance`). Raises `ValueError` for more than
+    a JPEG has room for.
     """
     if format == "png":
         info = PngImagePlugin.PngInfo()
         for name, text in texts.items():
             info.add_itxt(name, text)
+        if xmp:
+            info.add_itxt(XMP_CHUNK, XMP)
         return {"pnginfo": info}
     if format == "gif":
         return {"comment": _ascii(texts[RECIPE]).encode()} if RECIPE in texts else {}
@@ -47,7 +44,7 @@ def save_options(format: Format, texts: Mapping[str, str]) -> dict[str, Any]:
     block = exif.tobytes()
     if format == "jpeg" and len(block) > MAX_EXIF:
         raise ValueError("the request is too long to be stored in a JPEG; name the picture .png")
-    return {"exif": block}
+    return {"exif": block, **({"xmp": XMP.encode()} if xmp else {})}
 
 
 def read_texts(image: Image.Image) -> dict[str, str]:

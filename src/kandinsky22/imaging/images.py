@@ -14,7 +14,6 @@ from typing import Any, Self
 from PIL import Image, ImageDraw, ImageFont
 
 from kandinsky22.files import atomic_write, expand, parse_json
-from kandinsky22.imaging import provenance
 from kandinsky22.imaging.file_texts import FORMATS, PARAMETERS, RECIPE, Format, read_texts, save_options
 from kandinsky22.imaging.infotext import infotext
 from kandinsky22.request import Request
@@ -22,9 +21,6 @@ from kandinsky22.request.parts import describe
 from kandinsky22.request.picture_file import open_picture, read_picture
 
 TILE, ROW, GAP = 512, 2048, 24  # pixels of a sheet: a picture's longer side, the pictures of a row, the margins
-PICTURE_FORMATS: Mapping[str, Format] = {
-    suffix: name for suffix, name in FORMATS.items() if suffix not in (".gif", ".apng")
-}
 RECIPE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 QUALITY: Mapping[str, Mapping[str, Any]] = {
     "jpeg": {"quality": 95, "subsampling": 0},
@@ -51,15 +47,11 @@ class Painting:
 
     def encode(self, format: Format = "png") -> bytes:
         """The file that `save` writes, in a format."""
-        file = io.BytesIO()
-        self.image.save(file, **_save_arguments(format, self.texts))
-        return file.getvalue()
+        return encode(self.image, format, self.texts)
 
-    def to_png(self, *, xmp: bool = False) -> bytes:
-        """The PNG file that `save` writes; xmp: it also says in XMP that a model made it (see `provenance`)."""
-        if not xmp:
-            return self.encode("png")
-        return provenance.encode(self.image, "PNG", info=save_options("png", self.texts)["pnginfo"])
+    def to_png(self) -> bytes:
+        """The PNG file that `save` writes."""
+        return self.encode("png")
 
     @classmethod
     def from_png(cls, file: bytes) -> Self:
@@ -70,6 +62,10 @@ class Painting:
         pixels.info.clear()  # as of a picture that was just painted
         return cls(pixels, recipe.request, recipe.made_by)
 
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it: the file that `save` writes."""
+        return self.encode("png")
+
     @property
     def texts(self) -> dict[str, str]:
         """What the file says of the picture: the record that `read_recipe` reads, and AUTOMATIC1111's parameters."""
@@ -79,6 +75,23 @@ class Painting:
     def __repr__(self) -> str:
         width, height = self.image.size
         return f"<Painting of {describe(self.request.condition)!r}, {width}x{height}, seed {self.request.seed}>"
+
+
+def encode(
+    image: Image.Image,
+    format: Format,
+    texts: Mapping[str, str] | None = None,
+    *,
+    xmp: bool = False,
+    quality: int | None = None,
+) -> bytes:
+    """A picture's file. texts, xmp: see `file_texts.save_options`.
+
+    quality: of JPEG and WebP, 0 to 100; None: hardly any loss, and none in WebP.
+    """
+    file = io.BytesIO()
+    image.save(file, **_save_arguments(format, texts or {}, xmp=xmp, quality=quality))
+    return file.getvalue()
 
 
 def save_image(
@@ -92,7 +105,7 @@ def save_image(
     check_picture(path)
     try:
         with atomic_write(path, exclusive=exclusive) as partial:
-            image.save(partial, **_save_arguments(PICTURE_FORMATS[path.suffix.lower()], texts or {}))
+            image.save(partial, **_save_arguments(FORMATS[path.suffix.lower()], texts or {}))
     except FileExistsError:
         raise
     except OSError as error:
@@ -103,15 +116,18 @@ def save_image(
 
 
 def check_picture(path: Path) -> None:
-    """Raises `ValueError` for a file that is written in no format of `PICTURE_FORMATS`."""
-    if path.suffix.lower() not in PICTURE_FORMATS:
+    """Raises `ValueError` for a file that is written in no format of `FORMATS`."""
+    if path.suffix.lower() not in FORMATS:
         name = path.with_suffix(".png").name
         raise ValueError(f"pictures are written as PNG, JPEG or WebP, got {path.name}; name it {name}")
 
 
-def _save_arguments(format: Format, texts: Mapping[str, str]) -> dict[str, Any]:
+def _save_arguments(
+    format: Format, texts: Mapping[str, str], *, xmp: bool = False, quality: int | None = None
+) -> dict[str, Any]:
     """The arguments of Pillow's `save` for a format."""
-    return {"format": format.upper(), **QUALITY.get(format, {}), **save_options(format, texts)}
+    options = QUALITY.get(format, {}) if quality is None or format == "png" else {"quality": max(1, quality)}
+    return {"format": format.upper(), **options, **save_options(format, texts, xmp=xmp)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +150,7 @@ class Recipe:
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """The recipe stored in a picture. Raises `ValueError` if there is none or the file is no picture."""
-    with open_picture(Path(path).expanduser(), name=str(path), formats=RECIPE_FORMATS) as image:
+    with open_picture(expand(path), name=str(path), formats=RECIPE_FORMATS) as image:
         image.load()  # text may follow the pixels
         text = read_texts(image).get(RECIPE)
     return _parse_recipe(text, str(path))
@@ -145,7 +161,7 @@ def _parse_recipe(text: str | None, name: str) -> Recipe:
         raise ValueError(f"{name} carries no request; name a picture that kandinsky22 saved")
     try:
         values = parse_json(text)
-        layout = dict(values.get("layout", {}))
+        layout = dict(values["layout"]) if "layout" in values else {}
         return Recipe(Request.from_json(json.dumps(values["request"])), dict(values["made_by"]), layout)
     except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} carries a request that cannot be read: {error}") from error

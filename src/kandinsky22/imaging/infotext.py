@@ -3,22 +3,17 @@
 `file_texts` says where it is in a file.
 """
 
-import io
 import json
 import re
-import struct
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Literal
 
 from kandinsky22.imaging.file_texts import PARAMETERS as PARAMETERS
-from kandinsky22.imaging.file_texts import RECIPE, read_texts, save_options
+from kandinsky22.imaging.file_texts import read_texts
 from kandinsky22.request import Request
 from kandinsky22.request.parts import Text, describe
 from kandinsky22.request.picture_file import WEB_FORMATS, open_picture
 
-Format = Literal["png", "jpeg", "webp"]
 SAMPLER_LABELS: Mapping[str, str] = {
     "ddpm": "DDPM",
     "unclip": "UnCLIP",
@@ -29,8 +24,7 @@ SAMPLER_LABELS: Mapping[str, str] = {
     "heun": "Heun",
 }
 """Our samplers as AUTOMATIC1111 writes them."""
-IHDR_END = 33  # bytes of a PNG file before its second chunk
-SETTING = re.compile(r'([A-Za-z][\w /+-]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
+SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 def infotext(request: Request, model: str | None = None, version: str | None = None) -> str:
@@ -66,23 +60,6 @@ def parse(text: str) -> dict[str, str]:
     return {"Prompt": prompt.strip(), "Negative prompt": negative.strip()} | settings
 
 
-def encode(png: bytes, text: str, format: Format = "png", quality: int = 95) -> bytes:
-    """A PNG file that we wrote, with these parameters, or in another format with all of its metadata.
-
-    quality: of JPEG and WebP, 0 to 100. A record that is too long for a JPEG is left out.
-    """
-    if format == "png":
-        others = b"".join(chunk for chunk in _chunks(png) if chunk[8:].partition(b"\0")[0] != PARAMETERS.encode())
-        return png[:IHDR_END] + _text_chunk(PARAMETERS, text) + others
-    with open_picture(png, formats=("PNG",)) as image:
-        image.load()  # text after the pixels is read only then
-        recipe, xmp = read_texts(image).get(RECIPE), image.info.get("xmp")
-        file = io.BytesIO()
-        more = {"xmp": xmp} if xmp else {}
-        image.convert("RGB").save(file, format.upper(), quality=max(1, quality), **_exif(format, text, recipe), **more)
-    return file.getvalue()
-
-
 def read(file: bytes) -> dict[str, str]:
     """The texts in a picture's metadata by name, "parameters" among them. Raises `ValueError` for no such picture."""
     try:
@@ -92,36 +69,6 @@ def read(file: bytes) -> dict[str, str]:
             return read_texts(image)
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         raise ValueError("it is not a whole PNG, JPEG or WebP picture") from error
-
-
-def _exif(format: Format, text: str, recipe: str | None) -> dict[str, Any]:
-    """The arguments of `save` for as much as a JPEG has room for."""
-    record = {RECIPE: recipe} if recipe is not None else {}
-    for texts in ({PARAMETERS: text, **record}, {PARAMETERS: text}):
-        try:
-            return save_options(format, texts)
-        except ValueError:
-            continue
-    return save_options(format, {PARAMETERS: text[:30_000]})
-
-
-def _chunks(png: bytes) -> Iterator[bytes]:
-    """The chunks of a PNG file after its first one."""
-    start = IHDR_END
-    while start < len(png):
-        (length,) = struct.unpack(">I", png[start : start + 4])
-        yield png[start : start + 12 + length]
-        start += 12 + length
-
-
-def _text_chunk(name: str, text: str) -> bytes:
-    """A PNG text chunk: tEXt for Latin-1, else iTXt."""
-    text = text.replace("\0", " ")
-    try:
-        kind, body = b"tEXt", name.encode() + b"\0" + text.encode("latin-1")
-    except UnicodeEncodeError:
-        kind, body = b"iTXt", name.encode() + b"\0\0\0\0\0" + text.encode()
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _installed_version() -> str:

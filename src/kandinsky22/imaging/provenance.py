@@ -3,12 +3,6 @@
 IPTC Photo Metadata Standard 2024.1, property Digital Source Type.
 """
 
-import io
-from typing import Any, Literal
-
-from PIL import Image, PngImagePlugin
-
-Format = Literal["PNG", "JPEG", "WEBP"]
 XMP_CHUNK = "XML:com.adobe.xmp"  # the keyword of a PNG's iTXt chunk that holds XMP
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
@@ -20,15 +14,3 @@ XMP = (
     '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
 """What is written: the picture was created by a model that was trained on data."""
-
-
-def encode(image: Image.Image, format: Format, *, info: PngImagePlugin.PngInfo | None = None, **options: Any) -> bytes:
-    """A picture's file that says that a model made it. info: more text chunks of a PNG. options: of Pillow's `save`."""
-    file = io.BytesIO()
-    if format == "PNG":
-        info = info or PngImagePlugin.PngInfo()
-        info.add_itxt(XMP_CHUNK, XMP)
-        image.save(file, "PNG", pnginfo=info, **options)
-    else:
-        image.save(file, format, xmp=XMP.encode(), **options)
-    return file.getvalue()

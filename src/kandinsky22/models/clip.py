@@ -215,6 +215,7 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     return embedding
 
 
+MAX_ENLARGED = 4  # times the side of the square: what is cut off is resized too
 WRONG_EDGES = (
     "CLIPImageProcessor: needs a shorter edge and a square within it, got size {!r:.100} and crop_size {!r:.100}"
 )
@@ -234,6 +235,10 @@ class CLIPImageProcessor(Config):
         for edge in (self.crop_size, self.size):
             if not isinstance(edge, int) or not 0 < self.crop_size <= edge:
                 raise ValueError(WRONG_EDGES.format(self.size, self.crop_size))
+        if self.size > MAX_ENLARGED * self.crop_size:
+            raise ValueError(
+                f"CLIPImageProcessor: size must be at most {MAX_ENLARGED} times crop_size, got {self.size!r:.100}"
+            )
         if not all(self.image_std):
             raise ValueError("CLIPImageProcessor: image_std cannot be 0")
 

@@ -77,16 +77,17 @@ class Norm(nn.GroupNorm):
         mean = cells.mean(dim=1)
         return mean, torch.linalg.vector_norm(cells - mean[:, None], dim=1).square() / cells.shape[1]
 
-    def forward_with_moments(
+    def forward_strip(
         self, mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """As `forward`, for a part x [1, C, H, W] of a picture with known `group_moments`.
+        """As `forward`, for a strip x [1, C, H, W] of a picture with known `group_moments` -> [1, C, 1 + H + 1, W].
 
-        It is a batch normalisation at inference: no gradient flows through the moments.
+        The first and last row are the caller's to fill. It is a batch normalisation at inference: no gradient flows
+        through the moments.
         """
         mean, variance = (value.repeat_interleave(self.num_channels // self.num_groups) for value in (mean, variance))
         normal = F.batch_norm(x, mean, variance, self.weight.to(mean), self.bias.to(mean), eps=self.eps)
-        return self._modulate(normal, scale, shift)
+        return F.pad(self._modulate(normal, scale, shift), (0, 0, 1, 1))
 
     def _modulate(self, normal: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         if scale is not None and shift is not None:

@@ -8,7 +8,6 @@ exact up to rounding. Inference only: no gradient flows through the moments.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -42,7 +41,7 @@ def decode(decoder: Any, h: Tensor, z: Tensor, rows: int) -> Steps[Tensor]:
 def encode(encoder: Any, x: Tensor, rows: int) -> Tensor:
     """`movq.Encoder`'s forward for one picture [1, 3, H, W], in strips of `rows` rows of latents."""
     *blocks, lowest = list[Any](encoder.down_blocks)
-    strips = Strips(_convolve(encoder.conv_in, x.split(rows * 2 ** len(blocks), dim=2)))
+    strips = Strips(_convolve(encoder.conv_in, _padded(x.split(rows * 2 ** len(blocks), dim=2))))
     for block in blocks:
         for resnet in block.resnets:
             strips = drain(_resnet(resnet, strips, None))
@@ -84,28 +83,32 @@ def _resnet(block: Any, x: Strips, latents: Sequence[Tensor] | None) -> Steps[St
 def _upsample(block: Any, x: Strips) -> Steps[Strips]:
     """The upsampler of a decoder level, if it has one."""
     for upsampler in getattr(block, "upsamplers", ()):
-        x = yield from _collect(_convolve(upsampler.conv, _pop_all(x)))
+        x = yield from _collect(_convolve(upsampler.conv, _padded(_pop_all(x))))
     return x
 
 
 def _downsample(block: Any, x: Strips) -> Strips:
     """The downsampler of an encoder level. Strip heights are even, as one row of latents spans several rows."""
     for downsampler in block.downsamplers:
-        seams = _seams(_pop_all(x))
-        x = Strips(downsampler.conv(F.pad(torch.cat([strip, below], dim=2), (0, 1))) for _, strip, below in seams)
+        pairs = ((strip, [] if below is None else [below[:, :, :1]]) for strip, below in _with_next(_pop_all(x)))
+        x = Strips(
+            downsampler.conv(F.pad(torch.cat([strip, *below], dim=2), (0, 1, 0, 1 - len(below))))
+            for strip, below in pairs
+        )
     return x
 
 
 def _normalise(
     norm: Any, x: Strips, latents: Sequence[Tensor] | None, read: Callable[[Strips], Iterator[Tensor]] = _pop_all
 ) -> Iterator[Tensor]:
-    """A normalisation and its SiLU, with the moments of the whole picture; the strips `latents` modulate it."""
+    """A normalisation and its SiLU, with the moments of the whole picture; the strips `latents` modulate it.
+
+    The strips have a row more above and below, for `_convolve`.
+    """
     plain: Norm = getattr(norm, "norm_layer", norm)
     mean, variance = moments(x, plain)
     for i, strip in enumerate(read(x)):
-        yield plain.forward_with_moments(
-            mean, variance, strip, *(() if latents is None else norm.scale_shift(latents[i]))
-        )
+        yield plain.forward_strip(mean, variance, strip, *(() if latents is None else norm.scale_shift(latents[i])))
 
 
 def moments(x: Strips, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -119,16 +122,25 @@ def moments(x: Strips, norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def _convolve(conv: Conv3x3, strips: Iterable[Tensor]) -> Iterator[Tensor]:
-    """A 3x3 convolution of the whole picture."""
-    for seam in _seams(strips):
-        yield conv.forward_strip(torch.cat(seam, dim=2))
+    """A 3x3 convolution of the whole picture. Strips have a row more above and below, which is filled here."""
+    above: Tensor | float = 0.0
+    for strip, below in _with_next(strips):
+        strip[:, :, :1] = above
+        strip[:, :, -1:] = 0.0 if below is None else below[:, :, 1:2]
+        above = strip[:, :, -2:-1].clone()
+        yield conv.forward_strip(strip)
 
 
-def _seams(strips: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each strip between the last row of the one above and the first of the one below; zeros around the picture."""
+def _padded(strips: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Strips with a row more above and below."""
+    return (F.pad(strip, (0, 0, 1, 1)) for strip in strips)
+
+
+def _with_next(strips: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each strip with the one below; None is below the last."""
     rest = iter(strips)
     strip = next(rest)
-    above = torch.zeros_like(strip[:, :, :1])
-    for after in chain(rest, [torch.zeros_like(above)]):
-        yield above, strip, after[:, :, :1]
-        above, strip = strip[:, :, -1:].clone(), after
+    for below in rest:
+        yield strip, below
+        strip = below
+    yield strip, None

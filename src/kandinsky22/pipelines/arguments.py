@@ -16,7 +16,7 @@ from torch import Tensor
 from kandinsky22.engine.runs import repeat_rows
 from kandinsky22.imaging.canvas import Canvas
 from kandinsky22.pipelines.pixels import eight_bit
-from kandinsky22.request import limits
+from kandinsky22.request import Text, limits
 
 
 def computed_size(height: Any, width: Any) -> tuple[int, int]:
@@ -97,6 +97,8 @@ def prompt_list(prompt: Any) -> list[str]:
     listed = [] if prompt is None else [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
         raise ValueError(f"a prompt must be a text or a list of texts, got {type(prompt).__name__}")
+    for text in listed:
+        Text(text)  # raises for one that cannot be read
     return listed
 
 

@@ -20,6 +20,9 @@ from kandinsky22.models.prior import Prefix
 from kandinsky22.models.unet import UNetCondition
 from kandinsky22.pipelines.arguments import check_finite, finite_number, positive_int
 from kandinsky22.pipelines.callbacks import StepCallbacks
+from kandinsky22.request import limits
+
+MAX_ROWS = 2 * limits.MAX_IMAGES  # of a call: the pictures and, for a prior, their negative prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class StageOptions:
         rows: what the rows are, for messages. Raises `ValueError` if there are no steps, and for generators and latents
         that do not fit.
         """
+        limits.check_count("num_images_per_prompt times the prompts", shape[0], MAX_ROWS)
         timesteps = schedule.timesteps(self.steps) if from_noise else schedule.timesteps(self.steps, self.strength)
         several = isinstance(self.generator, list | tuple)
         for generator in self.generator if several else [self.generator]:

@@ -4,7 +4,7 @@ Each validates itself when it is constructed. Imports no torch.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, Literal, Self, TypeAlias, TypeGuard
@@ -99,12 +99,15 @@ class Mix:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("parts", "weights"):
+            check_type(f"the {name} of a mix", to_python(getattr(self, name)), (Collection,), "a tuple")
         limits.check_count("the parts of a mix", len(self.parts), limits.MAX_PARTS)
+        if not len(self.parts) or len(self.parts) != len(self.weights):
+            raise ValueError(f"a mix of {len(self.parts)} parts needs as many weights, got {len(self.weights)}")
+        object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "weights", tuple(map(to_python, self.weights)))
         for part in self.parts:
             check_type("a part of a mix", part, PARTS, "a Text, Picture or Embedding")
-        if not self.parts or len(self.parts) != len(self.weights):
-            raise ValueError(f"a mix of {len(self.parts)} parts needs as many weights, got {len(self.weights)}")
         for weight in self.weights:
             if not is_number(weight):
                 raise ValueError(f"weights must be finite numbers, got {weight!r}")
@@ -154,8 +157,10 @@ class Mask:
         check_type("crop", self.crop, (bool, NoneType), "True, False or None")
         if self.repaint not in ("white", "black"):
             raise ValueError(f"mask_mode must be white or black, the colour to repaint; got {self.repaint!r}")
-        if len(self.pad) != 4 or not all(is_int(side) and side >= 0 for side in self.pad):
-            raise ValueError(f"a picture is extended by four whole numbers of pixels from 0 up, got {self.pad!r}")
+        pad = tuple(map(to_python, self.pad)) if isinstance(self.pad, tuple | list) else ()
+        if len(pad) != 4 or not all(is_int(side) and side >= 0 for side in pad):
+            raise ValueError(f"a picture is extended by four whole numbers of pixels from 0 up, got {self.pad!r:.100}")
+        object.__setattr__(self, "pad", pad)
         if self.area is None and not any(self.pad):
             raise ValueError("nothing would be painted: give a mask, or the number of pixels to extend the picture by")
         if not (is_int(self.feather) and self.feather >= 0):

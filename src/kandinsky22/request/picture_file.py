@@ -5,6 +5,7 @@ decoders that start other programs (EPS runs Ghostscript), so no other function 
 """
 
 import io
+import logging
 import struct
 import threading
 import warnings
@@ -20,13 +21,39 @@ from kandinsky22.request.limits import MAX_FILE_BYTES, MAX_PIXELS, LimitError, c
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+}
+"""The format of a picture file by its suffix in lower case: all that the package reads."""
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 WEB_FORMATS = FORMATS[:3]  # for pictures that arrive over a network
 HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 """How files of telephones begin, after four bytes; Pillow does not read them."""
 REDUCED = ("JPEG", "MPO")  # what Pillow calls the files whose decoder can halve their size; MPO is several JPEGs
 # What decoders raise for a broken file
-BROKEN = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,  # AVIF
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 _warnings_lock = threading.Lock()  # the filters of warnings are global
 
 
@@ -86,6 +113,8 @@ def _read_header(file: BinaryIO, name: str, formats: Sequence[str]) -> "Image.Im
     """The image in a file. Pillow's warning about large pictures is left out: `limits` decide."""
     from PIL import Image, UnidentifiedImageError
 
+    if not (log := logging.getLogger("PIL")).hasHandlers():
+        log.addHandler(logging.NullHandler())  # else Python prints what decoders log, beside our own message
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin
 from kandinsky22.files import expand
 from kandinsky22.request import tasks
 from kandinsky22.request.embedding import Embedding
-from kandinsky22.request.parts import Part, Text
+from kandinsky22.request.parts import Part, Sampling, Text
 from kandinsky22.request.picture import Picture, Source
+from kandinsky22.request.picture_file import SUFFIXES
 from kandinsky22.request.request import Request
 
 Task: TypeAlias = Callable[..., Request]
 Kind = Literal["text", "string", "integer", "number", "numbers", "boolean", "picture", "parts"]
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def parse_part(argument: str, folder: Path = Path()) -> Part:
     suffix = Path(argument).suffix.lower()
     if suffix == ".safetensors":
         return Embedding.load(folder / expand(argument))
-    return Picture.of(folder / expand(argument)) if suffix in PICTURE_SUFFIXES else Text(argument)
+    return Picture.of(folder / expand(argument)) if suffix in SUFFIXES else Text(argument)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
@@ -89,4 +89,6 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
 
 
 _KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "boolean", tuple[float, float]: "numbers"}
-_REQUEST_DEFAULTS = {f.name: f.default for f in fields(Request) if f.default is not MISSING}
+_REQUEST_DEFAULTS = {
+    f.name: f.default for f in fields(Request) if f.default is not MISSING and not isinstance(f.default, Sampling)
+}  # the option `prior` is a name, the field a `Sampling`

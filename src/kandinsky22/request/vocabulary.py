@@ -19,7 +19,8 @@ def unknown_words_notice(prompts: Iterable[str], language: Mapping[str, Any]) ->
     unknown = list(dict.fromkeys(word for word in words if word not in known))
     if not unknown:
         return None
-    summary = "; ".join(", ".join(language[kind]) for kind in SUMMARY_KINDS if kind in language)
+    kinds = [", ".join(language[kind]) for kind in SUMMARY_KINDS if kind in language]
+    summary = "; ".join(kinds) or f"{len(known)} words"
     return (
         f"this small model was not trained on {', '.join(unknown)}; it knows {summary} (`kandinsky22 words` lists "
         "everything); for other prompts use the published weights, --model kandinsky-2.2"

@@ -1,6 +1,5 @@
 """The web application: middleware, the health of the server, and the dialects' routes."""
 
-import json
 import logging
 import secrets
 import time
@@ -29,6 +28,7 @@ from kandinsky22.server.store import Key, Store
 
 logger = logging.getLogger("kandinsky22.server")
 MAX_BODY = 64 << 20  # bytes of a request
+PROBES = ("/livez", "/readyz", "/metrics")  # routes that programs ask all the time; not in the log
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -120,7 +120,7 @@ def create(
     async def on_error(request: Request, error: Exception) -> Response:
         problem = api_error_of(error)
         if problem.kind == "internal":
-            logger.error("request %s failed", request.scope.get("request_id"), exc_info=error)
+            logger.error("failed", exc_info=error, extra={"values": {"id": request.scope.get("request_id")}})
         return answer(problem, request)
 
     async def on_validation(request: Request, error: Exception) -> Response:
@@ -206,8 +206,10 @@ class _Gate:
             route = getattr(scope.get("route"), "path", "other")
             self.services.metrics.requests.labels(route, str(status)).inc()
             seconds = time.perf_counter() - start
-            entry = {"id": scope["request_id"], "method": scope["method"], "route": route, "status": status}
-            logger.info(json.dumps(entry | {"seconds": round(seconds, 3), "bytes": received}))
+            values = {"id": scope["request_id"], "method": scope["method"], "route": route, "status": status}
+            values |= {"seconds": round(seconds, 3), "bytes": received}
+            level = logging.DEBUG if route in PROBES else logging.INFO
+            logger.log(level, "request", extra={"values": values})
 
 
 def _health(services: Services) -> APIRouter:

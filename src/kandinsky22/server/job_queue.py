@@ -18,29 +18,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kandinsky22.imaging.images import Painting
 from kandinsky22.request import Defaults, Picture, Request
-from kandinsky22.request.events import (
-    Cancelled,
-    Event,
-    Failed,
-    Preview,
-    Queued,
-    Result,
-    Started,
-    is_last,
-)
+from kandinsky22.request.events import Cancelled, Event, Failed, Preview, Queued, Result, Started, is_last
 from kandinsky22.server.fair_queue import FairQueue
 from kandinsky22.server.limits import (
-    CensoredError,
     Limits,
     QueueFullError,
     RefusedError,
     StoppingError,
     bytes_of,
     cost_of,
+    exception_of,
     free_bytes,
     make_space,
 )
 from kandinsky22.server.live_job import LiveJob
+from kandinsky22.server.picture_files import PictureFiles
 from kandinsky22.server.store import ENDED, Job, Key, Store, StoredPicture
 
 logger = logging.getLogger(__name__)
@@ -69,7 +61,7 @@ class JobQueue:
     """The jobs of a server. `start` it in the event loop that uses it, and `stop` it there.
 
     defaults: of the model; it waits for a process that loads it. content_filter: judges each picture before it is
-    stored; with one, no previews are sent. problem: why the model cannot be loaded, if so.
+    stored; with one, no previews are sent. files: encodes the pictures. problem: why the model cannot be loaded, if so.
     """
 
     def __init__(
@@ -80,9 +72,10 @@ class JobQueue:
         limits: Limits,
         *,
         content_filter: ContentFilter | None = None,
+        files: PictureFiles | None = None,
         free: Callable[[Path], int] = free_bytes,
     ) -> None:
-        self.store, self.session, self.limits = store, session, limits
+        self.store, self.session, self.limits, self.files = store, session, limits, files or PictureFiles()
         self._read_defaults, self._filter, self._free = defaults, content_filter, free
         self.defaults: Defaults | None = None  # of the model, once a process has loaded it
         self.problem: str | None = None
@@ -233,7 +226,7 @@ class JobQueue:
         """
         async for _, event in self.events(live):
             if isinstance(event, Failed):
-                raise CensoredError(event.error) if event.reason == "censored" else event.exception()
+                raise exception_of(event)
             if isinstance(event, Cancelled):
                 raise asyncio.CancelledError
             if isinstance(event, Result):
@@ -432,7 +425,7 @@ class JobQueue:
     def _store_pictures(self, job: Job, result: Result) -> list[StoredPicture]:
         pictures = [
             (
-                picture.to_png(xmp=True),
+                self.files.encode(picture),
                 {
                     "width": picture.image.width,
                     "height": picture.image.height,

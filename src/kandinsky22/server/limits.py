@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kandinsky22.request import Request
+from kandinsky22.request.events import Failed
 from kandinsky22.server.store import Store
 
 
@@ -31,6 +32,11 @@ class StoppingError(RefusedError):
 
 class CensoredError(ValueError):
     """The content filter withholds the pictures."""
+
+
+def exception_of(failed: Failed) -> Exception:
+    """The exception for a request that failed: `CensoredError`, or as `Failed.exception` says."""
+    return CensoredError(failed.error) if failed.reason == "censored" else failed.exception()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from sqlalchemy import Connection, Row, and_, create_engine, event, func, or_, select, update
+from sqlalchemy.exc import DatabaseError
 
 from kandinsky22.files import atomic_write, lock, remove_leftovers
 from kandinsky22.request import Request
@@ -97,16 +98,22 @@ class Store:
                 TABLES.create_all(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
         except OSError as error:
-            raise ValueError(
-                f"cannot use {folder}: {error.strerror or error}; choose another place with --data"
-            ) from error
+            raise self._unusable(error.strerror or error) from error
+        except DatabaseError as error:  # the disk is full or read-only, or the file is damaged
+            raise self._unusable(error.orig) from error
 
     def claim(self) -> None:
         """Use the folder as its only server, until this process ends. Raises `ValueError` if another server does."""
-        self._claimed = (self.folder / "server.lock").open("ab")
+        try:
+            self._claimed = (self.folder / "server.lock").open("ab")
+        except OSError as error:
+            raise self._unusable(error.strerror or error) from error
         if not lock(self._claimed, timeout=0):
             self._claimed.close()
             raise ValueError(f"another server uses {self.folder}; stop it, or choose another place with --data")
+
+    def _unusable(self, reason: object) -> ValueError:
+        return ValueError(f"cannot use {self.folder}: {reason}; make room there, or choose another place with --data")
 
     def close(self) -> None:
         """Close the database, and give up the claim."""

@@ -67,21 +67,27 @@ def save(training: Training, folder: Path) -> None:
         ) from error
 
 
-def load(training: Training, folder: Path) -> bool:
-    """Load the folder's last checkpoint, written by any number of processes. Returns False if there is none.
+def load(training: Training, folder: Path, step: int | None = None) -> bool:
+    """Load the folder's checkpoint of a step, by default the last one, written by any number of processes. Returns
+    False if there is none.
 
     No code in it is run. Raises `ValueError` if it was trained with other settings or data, is of another network, or
-    is damaged.
+    is damaged, and for a step without a checkpoint.
     """
-    if not steps(folder):
+    saved = steps(folder)
+    if step is not None and step not in saved:
+        there = f"those of steps {', '.join(map(str, saved))} are" if saved else "none is"
+        raise ValueError(f"{folder} has no checkpoint of step {step}; {there} there")
+    if not saved:
         return False
-    training.load_state(_last_state(folder))
-    path = _path(folder, steps(folder)[-1])
+    path = _path(folder, saved[-1] if step is None else step)
+    training.load_state(_state(path))
     try:
         with _ignore_warnings():
             reader = CheckpointReader(path)
+            reader.read_metadata()  # torch would print a traceback where this raises
             state_dict_loader.load(training.tensors(), storage_reader=reader, no_dist=training.processes.count == 1)
-    except (CheckpointException, ValueError) as error:  # another network's, or a damaged file
+    except (CheckpointException, OSError, ValueError) as error:  # another network's, or a damaged file
         raise ValueError(
             f"{path} is not of this network, or damaged ({_cause(error)}); remove it to resume from an earlier one"
         ) from error
@@ -90,7 +96,7 @@ def load(training: Training, folder: Path) -> bool:
 
 def settings(folder: Path) -> Settings:
     """The settings of the last checkpoint; empty if there is none."""
-    found: Settings = _last_state(folder).get("settings", {}) if steps(folder) else {}
+    found: Settings = last_state(folder).get("settings", {})
     return found
 
 
@@ -110,11 +116,18 @@ def _path(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"{step:08d}"
 
 
-def _last_state(folder: Path) -> dict[str, Any]:
-    """What `Training.state` gave for the last checkpoint. Raises `ValueError` for a file of anything else."""
-    path = _path(folder, steps(folder)[-1]) / STATE
-    state = read_json(path)
-    are_steps = all(type(state.get(name)) is int and state[name] >= 0 for name in ("step", "steps"))
+def last_state(folder: Path) -> dict[str, Any]:
+    """What `Training.state` gave for the last checkpoint; empty if there is none. Raises `ValueError` for a file of
+    anything else."""
+    saved = steps(folder)
+    return _state(_path(folder, saved[-1])) if saved else {}
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / STATE
+    state = {"start": 0, "finishing_rate": 0.0, **read_json(path)}
+    are_steps = all(type(state.get(name)) is int and state[name] >= 0 for name in ("step", "steps", "start"))
+    are_steps = are_steps and type(state["finishing_rate"]) in (int, float) and state["finishing_rate"] >= 0
     if not (are_steps and isinstance(state.get("learnt_from"), dict) and isinstance(state.get("settings", {}), dict)):
         raise ValueError(f"{path} is not the state of a run; remove its folder to resume from an earlier checkpoint")
     return state

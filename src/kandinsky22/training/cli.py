@@ -21,28 +21,30 @@ from kandinsky22.console import ProgressLines, echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
 from kandinsky22.models.config import has_type
-from kandinsky22.training import checkpoints, supervisor
-from kandinsky22.training.data import Progress
+from kandinsky22.training import checkpoints, run, supervisor
+from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.options import APPLIES_TO, parser, refuse_inapplicable
+from kandinsky22.training.options import APPLIES_TO, export_parser, parser, refuse_inapplicable, world_share
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import THINGS, DatasetConfig
-from kandinsky22.training.processes import Processes, join
+from kandinsky22.training.processes import ALONE, Processes, join
 from kandinsky22.training.recipes import BOX, PUBLISHED, STAGES, of_model
 from kandinsky22.training.registry import ITERATIVE
 from kandinsky22.training.settings import Settings, of_sources, refuse_changes, with_current_names
-from kandinsky22.training.sources import Source, find_pictures
+from kandinsky22.training.sources import HINT, Source, find_pictures
 
 NOTHING = "nothing"  # the beginning of a stage's `begins` if it needs no base model
-DATA_OPTIONS = ("min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
+MIXED_PICTURES = 4096  # of the picture world, mixed with the user's
+DATA_OPTIONS = ("mix", "new_tokenizer", "min_side", "min_aesthetic", "licence", "depth_model")  # that need --data
 
 STORED_TYPES: Mapping[str, Any] = {
     **get_type_hints(Recipe),
     "recipe": str,
     "start_from": str,
     "from_scratch": bool,
+    "new_tokenizer": int,
     "side": int,
     "data": tuple[str, ...],
     "predict": str,
@@ -50,18 +52,22 @@ STORED_TYPES: Mapping[str, Any] = {
     "min_aesthetic": float,
     "licence": tuple[str, ...],
     "depth_model": str,
+    "mix": str,
 }
 """The settings of a checkpoint that complete the options, and their types."""
 
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train as the arguments say, and return an exit status. Raises `ValueError`, `CheckpointError` and `OSError`."""
+    if arguments[:1] == ["export"]:
+        export(arguments[1:])
+        return None
     request_huge_pages()
     args, recipe, base = configure(arguments)
     if "plan" in args:
         from kandinsky22.training.network_plans import print_plan
 
-        pictures = sum(len(find_pictures(source.path)[0]) for source in args.data) if "data" in args else None
+        pictures = sum(len(find_pictures(source.path).pictures) for source in args.data) if "data" in args else None
         steps = getattr(args, "steps", None)
         print_plan(recipe, args.network, steps, args.processes, args.plan, every=args.every, pictures=pictures)
         return None
@@ -83,6 +89,51 @@ def main(arguments: Sequence[str]) -> int | None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     return None
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Add a network to its model as it was at a checkpoint. Raises `ValueError`, `CheckpointError` and `OSError`."""
+    given = export_parser().parse_args(arguments)
+    folder = run_folder(given.folder)
+    args, recipe, base = configure([folder.name, "--folder", str(folder.parent)])
+    with progress_bars(quiet=False) as (_, progress):
+        trainer = model_trainer(args, recipe, base, ALONE, progress)
+        step = trainer.export(folder.name, given.step, best=given.best)
+    which = "with its best validation loss" if step is None else f"of step {step}"
+    echo(f"{trainer.model.path} has the {folder.name} {which}")
+
+
+def run_folder(folder: Path) -> Path:
+    """The folder of a network's run: this one, or the only one in it. Raises `ValueError` if there is none."""
+    folder = expand(folder)
+    if folder.name in ITERATIVE and checkpoints.steps(folder):
+        return folder
+    found = [folder / name for name in ITERATIVE if checkpoints.steps(folder / name)]
+    if len(found) != 1:
+        names = f"it has {', '.join(path.name for path in found)}" if found else "it has no checkpoints"
+        raise ValueError(f"{folder} is not the folder of a network's run, and {names}; give one, as {folder}/decoder")
+    return found[0]
+
+
+def model_trainer(
+    args: argparse.Namespace,
+    recipe: ModelRecipe,
+    base: Mapping[str, Path],
+    processes: Processes,
+    progress: Progress = no_progress,
+) -> ModelTrainer:
+    """The trainer that the options describe."""
+    return ModelTrainer(
+        recipe,
+        args.folder,
+        base,
+        dataset_config(args),
+        processes,
+        progress,
+        is_from_scratch(args),
+        settings(args, recipe),
+        getattr(args, "new_tokenizer", 0),
+    )
 
 
 def how_to_go_on(folder: Path) -> str:
@@ -138,15 +189,17 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
         if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
-    if (
-        args.network in APPLIES_TO["depth_model"]
-        and "data" in args
-        and "plan" not in args
-        and "depth_model" not in args
-    ):
+    needs_hints = args.network in APPLIES_TO["depth_model"] and "data" in args and "depth_model" not in args
+    if needs_hints and "plan" not in args and not any(map(has_hints, args.data)):
         raise ValueError(
-            "a decoder that follows hints learns from depth pictures; name what estimates those of yours: --depth-model"
+            "a decoder that follows hints learns from depth pictures; name what estimates those of yours: "
+            "--depth-model, or put control pictures of your own beside them, as NAME.hint.png"
         )
+
+
+def has_hints(source: Source) -> bool:
+    """Whether a picture of a source has a control picture."""
+    return any(HINT in picture.sidecars for picture in find_pictures(source.path).pictures)
 
 
 def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
@@ -160,6 +213,7 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "recipe": recipe_name(args),
         "start_from": str(expand(str(base)).absolute()) if is_folder else base,
         "from_scratch": is_from_scratch(args) or None,
+        "new_tokenizer": getattr(args, "new_tokenizer", None),
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,
     }
@@ -171,8 +225,9 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
             "min_aesthetic": filter.aesthetic,
             "licence": [*filter.licences],
             "depth_model": getattr(args, "depth_model", None),
+            "mix": getattr(args, "mix", None),
         }
-    else:
+    if "data" not in args or "mix" in args:
         result["things"] = recipe.things > 0
     return result
 
@@ -222,11 +277,14 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
             raise ValueError(f"--recipe {name} is of another size than {args.start_from}; fine-tune it, with --data")
     if name not in ("box", "fine-tune") and "data" not in args and "plan" not in args:
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
+    if "mix" in args:
+        recipe = replace(recipe, pictures=MIXED_PICTURES, hints=MIXED_PICTURES, things=BOX.things)
     given = {field.name: getattr(args, field.name) for field in fields(Recipe) if field.name in args}
     runs = {name: replace(run, **given) if name == network else run for name, run in recipe.runs.items()}
     if "predict" in args:
         recipe = replace(recipe, decoder_scheduler={**recipe.decoder_scheduler, "prediction_type": args.predict})
-    return replace(recipe, runs=runs, side=getattr(args, "side", recipe.side))
+    side = getattr(args, "side", recipe.side)  # also what the model paints by default
+    return replace(recipe, runs=runs, side=side, unet=replace(recipe.unet, sample_size=side // recipe.movq.factor))
 
 
 def missing_things(folder: Path) -> str:
@@ -243,7 +301,7 @@ def with_world(recipe: ModelRecipe, args: argparse.Namespace, stored: Settings) 
 
     `stored` are the settings of the run's last checkpoint. Raises `ValueError` if its things are missing now.
     """
-    if "data" in args or not recipe.things or "plan" in args:
+    if ("data" in args and "mix" not in args) or not recipe.things or "plan" in args:
         return recipe
     missing = missing_things(args.folder)
     if not stored:
@@ -268,7 +326,7 @@ def dataset_config(args: argparse.Namespace) -> DatasetConfig | None:
     depth_model = getattr(args, "depth_model", None)
     if depth_model is not None:
         depth.load(depth_model)  # to fail now rather than after all pictures are checked
-    return DatasetConfig(tuple(args.data), filter_of(args), depth_model)
+    return DatasetConfig(tuple(args.data), filter_of(args), depth_model, world_share(getattr(args, "mix", "")))
 
 
 def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path], processes: Processes) -> None:
@@ -278,32 +336,28 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
         def print_line(text: object) -> None:
             bars.console.print(Text(printable(str(text))), soft_wrap=True)
 
-        trainer = ModelTrainer(
-            recipe,
-            args.folder,
-            base,
-            dataset_config(args),
-            processes,
-            progress,
-            is_from_scratch(args),
-            settings(args, recipe),
-        )
-        if "data" not in args and not recipe.things:
+        trainer = model_trainer(args, recipe, base, processes, progress)
+        if ("data" not in args or "mix" in args) and not recipe.things:
             reason = missing_things(args.folder) or "this run was started without things"
             print_line(f"training on the world of shapes alone, without things: {reason}")
-        if report := trainer.data(args.network).report:
-            print_line(report)
+        for notice in trainer.notices(args.network):
+            print_line(notice)
         task: TaskID | None = None
         lines, first = ProgressLines(), 0  # the step that this process resumes from
         for metrics in trainer.train(
             args.network,
             steps=getattr(args, "steps", None),
             minutes=getattr(args, "minutes", None),
+            more=getattr(args, "more", None),
+            finish=getattr(args, "finish", False),
+            samples=getattr(args, "sample", ()),
             every=args.every,
             tensorboard=args.tensorboard,
         ):
             if task is None:
                 first = metrics.step - 1
+                if first == 0 and (start := described_start(args.folder / args.network)):
+                    print_line(start)
                 task = bars.add_task(args.network, total=None, status="")
             bars.update(task, total=metrics.steps, completed=metrics.step, status=f"loss {metrics.loss:.4f}")
             if processes.first and not bars.console.is_terminal:
@@ -315,7 +369,17 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
                 text = f"step {metrics.step} of {metrics.steps}, {left} left: {values}"
                 print_line(text)
     if processes.first:
+        if task is None:
+            steps = checkpoints.last_state(args.folder / args.network)["steps"]
+            echo(f"this run is complete, with {steps} steps; --more N trains it for N more")
         echo(f"the model so far is in {trainer.model.path}")
+
+
+def described_start(folder: Path) -> str:
+    """The validation before the first step; empty if there was none."""
+    start = next(iter(run.read_metrics(folder)), {"step": 1})
+    values = [f"{name} {round(value, 4):g}" for name, value in start.items() if name not in ("step", "of")]
+    return f"before the first step: {', '.join(values)}" if start["step"] == 0 else ""
 
 
 def duration(seconds: float) -> str:

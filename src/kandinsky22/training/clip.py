@@ -20,7 +20,7 @@ from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step
 from kandinsky22.training.metrics import Validation
 from kandinsky22.training.mixture import Mixture
 from kandinsky22.training.probes import Probes
-from kandinsky22.training.sample_grid import SampleGrid, image_grid, nearest_images, network_with, side_by_side
+from kandinsky22.training.sample_grid import SampleGrid, captioned_column, nearest_images, network_with, side_by_side
 
 MAX_SCALE = 60.0  # of the logits
 PROBE_WEIGHT = 2.0
@@ -135,7 +135,7 @@ def validate(
     than the true caption, and the probes' accuracy on both embeddings; of scenes with things, the accuracy of naming
     them.
 
-    The picture has a row for each of eight captions: the true picture, then those most similar to the caption.
+    The picture has a row for each of eight captions: the caption, the true picture, then those most similar to it.
     """
     count = min(count, len(held_out))
     examples = validation_examples(held_out, count, np.random.default_rng(0))
@@ -162,8 +162,9 @@ def validate(
             measured.update({f"{name}_{attribute}": rate for attribute, rate in rates.items()})
     if isinstance(held_out, Mixture):
         measured |= _naming_accuracy(clip, tokenizer, held_out, image)
-    nearest = nearest_images(text[:8].cpu(), image.cpu(), held_out.pictures(range(count)), columns=min(7, count))
-    return side_by_side(image_grid([*held_out.pictures(range(min(8, count)))], 1), nearest), measured
+    pictures = held_out.pictures(range(count))
+    nearest = nearest_images(text[:8].cpu(), image.cpu(), pictures, columns=min(7, count))
+    return side_by_side(captioned_column(captions[:8], pictures[:8]), nearest), measured
 
 
 def _naming_accuracy(clip: CLIP, tokenizer: Tokenizer, held_out: Mixture, image: Tensor) -> dict[str, float]:

@@ -27,7 +27,8 @@ class TrainingContext:
     """The training of a model in `folder`; the model itself is written to `folder/model`.
 
     `base` are the parts of the model to start from: networks are initialised with its weights where they fit, and it
-    provides the networks that are not trained here. `from_scratch`: initialise the network randomly all the same.
+    provides the networks that are not trained here. `from_scratch`: initialise the network randomly all the same;
+    `new_tokenizer`: learn a tokenizer of at most so many tokens although the base model has one, 0 for not.
     `dataset` are the user's pictures, to learn from instead of the picture world. `settings` are the options that
     decide what is learned; checkpoints store them.
     """
@@ -40,7 +41,8 @@ class TrainingContext:
     progress: Progress = no_progress
     from_scratch: bool = False
     settings: Settings = field(default_factory=dict)
-    _data: dict[tuple[bool, bool], TrainingData] = field(default_factory=dict, init=False)
+    new_tokenizer: int = 0
+    _data: dict[tuple[bool, bool, bool], TrainingData] = field(default_factory=dict, init=False)
 
     @cached_property
     def model(self) -> ModelFolder:
@@ -57,10 +59,10 @@ class TrainingContext:
         """CLIP's preprocessing of pictures."""
         return self.recipe.image_processor
 
-    def training_data(self, network: str, *, captioned: bool) -> TrainingData:
+    def training_data(self, network: str, *, captioned: bool, hinted: bool = False) -> TrainingData:
         """The pictures that a network learns from; networks with the same requirements share them."""
         run = self.recipe.runs.get(network)
-        key = captioned, run is None or run.bfloat16
+        key = captioned, hinted, run is None or run.bfloat16
         common = self.recipe, self.folder, self.processor, self.dataset
         return self._data.setdefault(key, TrainingData(*common, *key, self.processes, self.progress))
 

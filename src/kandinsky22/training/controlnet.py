@@ -13,9 +13,13 @@ FULL_RANGE = 0.5  # the share of hints stretched from black to white, as depth e
 
 
 def hint_inputs(bucket: Bucket, rows: Tensor, x0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """`ExtraInputs` of the depth decoder: depth pictures [B, 3, H, W] in [0, 1], white is near."""
+    """`ExtraInputs` of the depth decoder: depth pictures [B, 3, H, W] in [0, 1], white is near; or the pictures' own
+    control pictures, as they are."""
     assert bucket.depths is not None
-    depth = bucket.depths[rows][:, None].float() / 255
+    hints = bucket.depths[rows].float() / 255
+    if hints.ndim == 4:
+        return {"hint": hints}
+    depth = hints[:, None]
     far, near = depth.amin(dim=(2, 3), keepdim=True), depth.amax(dim=(2, 3), keepdim=True)
     stretched = (depth - far) / (near - far).clamp(min=1 / 255)
     stretch = torch.rand(len(rows), 1, 1, 1, generator=generator) < FULL_RANGE

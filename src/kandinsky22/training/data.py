@@ -1,18 +1,17 @@
 """The world of shapes as training data: rendered once to a memory-mapped file, with a new caption at each draw."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.lib.format import write_array_header_1_0
 from PIL import Image
 from torch import Tensor
 
+from kandinsky22.arrays import map_rows, write_rows
 from kandinsky22.compositions import Scene, caption, layers, render, sample
-from kandinsky22.files import atomic_write
 from kandinsky22.models.clip import CLIPImageProcessor
 
 WORLD = "v2"  # version of the rendering: pictures of another version must not be taken for these
@@ -59,17 +58,6 @@ class Pictures(Protocol):
 
     def captions(self, indices: Indices, rng: np.random.Generator) -> list[str]:
         """A caption for each picture."""
-
-
-def write_rows(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
-    """Write a uint8 array of this shape as an .npy file, row by row.
-
-    Not by a memory map, since a process that writes to one on a full disk is killed. Raises `OSError`.
-    """
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for row in rows:
-            file.write(row.astype(np.uint8, copy=False).tobytes())
 
 
 class Compositions:
@@ -150,8 +138,7 @@ class Compositions:
         path = self.folder / f"{kind}-{self.name}.npy"
         if not path.exists():
             write_rows(path, (self.count, *shape), self._rendered(draw))
-        pixels: np.ndarray = np.load(path, mmap_mode="c")
-        return pixels
+        return map_rows(path, (self.count, *shape))
 
     def _rendered(self, draw: Callable[[Scene], np.ndarray]) -> Iterator[np.ndarray]:
         for index in range(self.count):

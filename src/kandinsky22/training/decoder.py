@@ -19,7 +19,7 @@ from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.unet import UNet, UNetCondition
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
 from kandinsky22.training.metrics import Validation
-from kandinsky22.training.sample_grid import SampleGrid, image_grid, network_with, on_device
+from kandinsky22.training.sample_grid import SampleGrid, caption_cells, image_grid, network_with, on_device
 
 VALIDATION_BATCHES, VALIDATION_ROWS = 16, 16  # batches of the validation loss, and their rows at most
 # pictures of a sample grid, its columns, and steps of each picture
@@ -44,8 +44,10 @@ class Rows(Protocol):
 
 class Bucket(NamedTuple):
     """Pictures of one shape: latents [N, 4, h, w], CLIP embeddings [N, D] of the same pictures in the same order, and
-    for the depth decoder their nearness, uint8 [N, H, W]. If one has more rows than another, its last rows are not
-    used. `share` is the relative frequency of steps with this bucket.
+    for the depth decoder their nearness, uint8 [N, H, W], or control pictures, uint8 [N, 3, H, W].
+
+    If one has more rows than another, its last rows are not used. `share` is the relative frequency of steps with this
+    bucket.
     """
 
     latents: Rows
@@ -176,9 +178,10 @@ def sample_grid(
     zero_embed: Tensor,
     recipe: Recipe,
     extra_inputs: ExtraInputs = no_extra_inputs,
+    captions: Sequence[str] = (),
 ) -> SampleGrid:
-    """Validation pictures above pictures sampled from their embeddings, and the loss on fixed noise. A network with
-    further inputs has a row between them: the hint, or the masked picture.
+    """Validation pictures, below their captions if there are any, above pictures sampled from their embeddings, and
+    the loss on fixed noise. A network with further inputs has a row between them: the hint, or the masked picture.
     """
     device, config = next(unet.parameters()).device, unet.config
     columns = min(GRID_COLUMNS, held_out.rows)
@@ -203,6 +206,8 @@ def sample_grid(
                     sample_latents(averaged, schedule, embeds[part].to(device), zero, size, inputs, seed=seed)
                 )
             kinds = [_decode(movq, x0), *_extra_pictures(movq, extra), _decode(movq, torch.cat(sampled))]
+        if any(captions):
+            kinds.insert(0, torch.stack(caption_cells(captions[: len(rows)], kinds[0].shape[-2:])))
         starts = range(0, len(rows), columns)
         cells = [picture for start in starts for pictures in kinds for picture in pictures[start : start + columns]]
         return image_grid(cells, columns), Validation(sum(losses) / len(losses))

@@ -1,7 +1,8 @@
-"""The sizes of the user's pictures, stored with the run, so that no file is decoded twice to check it.
+"""The sizes and contents of the user's pictures, stored with the run, so that no file is decoded twice to check it.
 
-One line per file, added while pictures are checked, so that an interrupted check continues. It stores sizes and which
-files are broken, but no captions or results of filters, which may change while the picture stays the same.
+One line per file, added while pictures are checked, so that an interrupted check continues. It stores a hash of the
+content, the size, and which files are broken, but no captions or results of filters, which may change while the picture
+stays the same. Lines of earlier versions, without a hash, are not used.
 """
 
 import json
@@ -26,31 +27,41 @@ class Size(NamedTuple):
     width: int
 
 
+class Entry(NamedTuple):
+    """What is known of a decoded file: `stamp` changes with it, `digest` with its content; a broken one has no size."""
+
+    stamp: str
+    digest: str
+    size: Size | None
+
+
 class ImageIndex:
-    """The sizes of decoded files; None for a broken file.
+    """The entries of decoded files.
 
     `lookup` and `add` may be called from any thread; `write` stores what was added. Without a `path` nothing is stored.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._entries: dict[tuple[str, int], tuple[str, Size | None]] = {}
-        self._unwritten: list[tuple[ByteRange, str, Size | None]] = []
+        self._entries: dict[tuple[str, int], Entry] = {}
+        self._unwritten: list[tuple[ByteRange, Entry]] = []
         if path is not None and path.exists():
             with open_regular(path) as lines:
                 for line in lines:
                     with suppress(ValueError, TypeError):  # incomplete after a crash; the first line is empty
-                        file, offset, stamp, height, width = parse_json(line)
-                        self._entries[sys.intern(file), int(offset)] = stamp, _size(int(height), int(width))
+                        file, offset, stamp, height, width, digest = parse_json(line)
+                        if not all(type(number) is int for number in (offset, height, width)):
+                            raise TypeError("an entry has other values")
+                        self._entries[sys.intern(file), offset] = Entry(stamp, digest, _size(height, width))
 
-    def lookup(self, content: ByteRange, stamp: str) -> tuple[bool, Size | None]:
-        """Whether the picture is in the index, and its size; `stamp` changes with its file."""
-        stored_stamp, size = self._entries.get((str(content.path.absolute()), content.offset), ("", None))
-        return stored_stamp == stamp, size
+    def lookup(self, content: ByteRange, stamp: str) -> Entry | None:
+        """The entry of a picture, if it is in the index and its file has not changed since."""
+        entry = self._entries.get((str(content.path.absolute()), content.offset))
+        return entry if entry is not None and entry.stamp == stamp else None
 
-    def add(self, content: ByteRange, stamp: str, size: Size | None) -> None:
-        """Add a picture's size, or None for a broken one."""
-        self._unwritten.append((content, stamp, size))
+    def add(self, content: ByteRange, entry: Entry) -> None:
+        """Add a picture's entry."""
+        self._unwritten.append((content, entry))
 
     def write(self) -> None:
         """Append what was added since the last call to the file. Raises `OSError` if it cannot be written."""
@@ -58,7 +69,7 @@ class ImageIndex:
         if self.path is None or not added:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = ([str(c.path.absolute()), c.offset, stamp, *(size or (0, 0))] for c, stamp, size in added)
+        rows = ([str(c.path.absolute()), c.offset, e.stamp, *(e.size or (0, 0)), e.digest] for c, e in added)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(f"\n{json.dumps(row)}" for row in rows))  # a crash may have left a row without its end
 

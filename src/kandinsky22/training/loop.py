@@ -26,6 +26,8 @@ Loss: TypeAlias = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 """Rows -> the loss of each, [n], and further metrics by name, [n] each."""
 
 MEMORY_FIELDS = ("accumulate", "checkpointing")  # of a recipe: they change memory use, not what is learned
+FINISHING = 0.1  # steps in which a run that is to end now decays, relative to those it has taken
+FINAL_RATE = 0.01  # the learning rate after the decay, relative to the peak
 QUARTERS = 4  # equal ranges of timesteps over which the loss is also reported
 
 
@@ -82,7 +84,11 @@ class Recipe:
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step: linear warm-up, and with `decay` a cosine down to a hundredth."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        cosine = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))) if self.decay else 1.0
+        cosine = (
+            FINAL_RATE + (1 - FINAL_RATE) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps)))
+            if self.decay
+            else 1.0
+        )
         return self.learning_rate * warm * cosine
 
 
@@ -112,9 +118,10 @@ class Training:
     something else. `settings` are further values that decide what is learned, beside the recipe's. The network is moved
     to the processes' device and sharded over them.
 
-    Attributes: `step` counts the steps taken; `ema` holds the averaged weights, by parameter name; `compute_dtype` is
-    the dtype of matrix products; `rows` and `shapes` are the number of rows of the last step and the shapes of its
-    tensors.
+    Attributes: `step` counts the steps taken, up to `steps`; the learning-rate schedule begins at `start`, and is a
+    straight line down from `finishing_rate` if that is set. `ema` holds the averaged weights, by parameter name;
+    `compute_dtype` is the dtype of matrix products; `rows` and `shapes` are the number of rows of the last step and the
+    shapes of its tensors.
 
     Raises `ValueError` where the batch cannot be split as the recipe says.
     """
@@ -135,6 +142,7 @@ class Training:
         self.fingerprints = dict(fingerprints or {})
         self.settings = {**(settings or {}), **recipe.settings}
         self.step, self.rows = 0, recipe.batch
+        self.start, self.finishing_rate = 0, 0.0
         self.shapes: tuple[torch.Size, ...] = ()
         use_bfloat16 = recipe.bfloat16 and computes_bfloat16(processes.device)
         self.compute_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
@@ -159,7 +167,7 @@ class Training:
         """
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step, self.steps)
+            group["lr"] = self.rate(self.step)
         measured = self.compute_gradients(self.step)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_grad_norm)))
         if not math.isfinite(norm):
@@ -171,6 +179,27 @@ class Training:
             torch._foreach_lerp_(local_shards(self.ema.values()), local_shards(self.parameters), 1 - decay)
         self.step += 1
         return Metrics(step=self.step, steps=self.steps, measured=measured, grad_norm=norm)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        step, steps = step - self.start, self.steps - self.start
+        if self.finishing_rate:
+            return self.finishing_rate * (1 - (1 - FINAL_RATE) * (step + 1) / steps)
+        return self.recipe.rate(step, steps)
+
+    def extend(self, steps: int) -> None:
+        """Train a complete run for `steps` more, with a learning-rate schedule of their own."""
+        self.start, self.steps, self.finishing_rate = self.step, self.step + steps, 0.0
+
+    def finish(self) -> None:
+        """Let the learning rate fall from now on, in a tenth as many steps as were taken, and end there.
+
+        Does nothing if the run ends sooner.
+        """
+        steps = max(1, round(FINISHING * self.step))
+        if not self.finishing_rate and self.step + steps < self.steps:
+            self.finishing_rate = self.rate(self.step)
+            self.start, self.steps = self.step, self.step + steps
 
     def compute_gradients(self, step: int) -> StepMetrics:
         """Add the gradient of a step's loss to the parameters' gradients; returns what was measured over all its
@@ -211,8 +240,20 @@ class Training:
 
     def ema_network(self) -> nn.Module:
         """A separate, frozen network with the averaged weights, on the CPU. All processes must call this together."""
-        self._template.load_state_dict(self.ema_state_dict(), assign=True)
+        weights = {name: value.clone() for name, value in self.ema_state_dict().items()}
+        self._template.load_state_dict(weights, assign=True)
         return self._template.eval().requires_grad_(False)
+
+    def load_averages(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the averaged weights to those of a state dict, in a single process.
+
+        Raises `ValueError` if they are of another network.
+        """
+        if any(name not in weights or weights[name].shape != value.shape for name, value in self.ema.items()):
+            raise ValueError("these averaged weights are of another network; train it again")
+        with torch.no_grad():
+            for name, value in self.ema.items():
+                value.copy_(weights[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a checkpoint, by name: weights, averages and the optimiser's state. Loading into them sets
@@ -232,7 +273,9 @@ class Training:
 
     def state(self) -> dict[str, object]:
         """All of a checkpoint that is not a tensor, as JSON values."""
-        return {"step": self.step, "steps": self.steps, "learnt_from": self.fingerprints, "settings": self.settings}
+        schedule = {"start": self.start, "finishing_rate": self.finishing_rate} if self.start else {}
+        progress = {"step": self.step, "steps": self.steps, **schedule}
+        return {**progress, "learnt_from": self.fingerprints, "settings": self.settings}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of a checkpoint, up to its number of steps.
@@ -240,13 +283,18 @@ class Training:
         Raises `ValueError` if it was trained with other settings, data or frozen networks.
         """
         refuse_changes(state.get("settings", {}), self.settings)
-        saved: dict[str, str] = state["learnt_from"]
-        if changed := [name for name in saved if saved[name] != self.fingerprints.get(name)]:
-            raise ValueError(
-                f"the checkpoint was trained with a different {' and '.join(changed)}; "
-                "resume with what it was trained with, or train in another --folder"
-            )
+        refuse_other_inputs(state["learnt_from"], self.fingerprints)
         self.step, self.steps = int(state["step"]), int(state["steps"])
+        self.start, self.finishing_rate = int(state.get("start", 0)), float(state.get("finishing_rate", 0))
+
+
+def refuse_other_inputs(saved: Mapping[str, str], fingerprints: Mapping[str, str]) -> None:
+    """Raises `ValueError` if a checkpoint learnt from other data or frozen networks than those with `fingerprints`."""
+    if changed := [name for name in saved if saved[name] != fingerprints.get(name)]:
+        raise ValueError(
+            f"the checkpoint was trained with a different {' and '.join(changed)}; "
+            "resume with what it was trained with, or train in another --folder"
+        )
 
 
 def _sums_by_quarter(losses: Tensor, t: Tensor, timesteps: int) -> Tensor:

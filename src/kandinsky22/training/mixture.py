@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kandinsky22.arrays import map_rows, write_rows
 from kandinsky22.compositions import Scene, layers, render, sample
 from kandinsky22.compositions.thing_scenes import ThingScene, render_things, sample_things, thing_layers
 from kandinsky22.compositions.things import Things
 from kandinsky22.compositions.wording import Caption, describe
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training.data import Indices, Progress, no_progress, to_bytes, write_rows
+from kandinsky22.training.data import Indices, Progress, no_progress, to_bytes
 
 WORLD = "v3"  # version of the scenes and the rendering: pictures of another version must not be taken for these
 CHUNK = 4096  # pictures in one file, the most that an interruption loses
@@ -132,7 +133,7 @@ class Mixture:
             if not path.exists():
                 scenes = (self._sample(index) for index in range(start, start + CHUNK))
                 write_rows(path, (CHUNK, *shape), map(draw, scenes))
-            chunks.append(np.load(path, mmap_mode="c"))
+            chunks.append(map_rows(path, (CHUNK, *shape)))
             self._progress(f"rendering {self.size[1]} x {self.size[0]}", min(start + CHUNK, self.count), self.count)
         return chunks
 

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from kandinsky22.checkpoints import catalog, zero_image
 from kandinsky22.checkpoints import linear_prior as linear_prior_file
 from kandinsky22.checkpoints.json_files import write_json
-from kandinsky22.checkpoints.metadata import FILE as METADATA_FILE
 from kandinsky22.checkpoints.safetensors_file import read_tensors
-from kandinsky22.checkpoints.tokenizer import save_tokenizer
-from kandinsky22.compositions.languages import language_metadata
+from kandinsky22.checkpoints.tokenizer import load_tokenizer, save_tokenizer
 from kandinsky22.diffusion import NoiseSchedule
 from kandinsky22.files import atomic_write, first_line
+from kandinsky22.models.clip import CLIPText
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
-from kandinsky22.models.tokenizer import Tokenizer, learn
+from kandinsky22.models.tokenizer import Tokenizer
 from kandinsky22.models.unet import UNet, UNetConfig
 from kandinsky22.training import (
     checkpoints,
@@ -34,6 +33,7 @@ from kandinsky22.training import (
     prior,
     run,
 )
+from kandinsky22.training.captions import learn_tokenizer
 from kandinsky22.training.clip_data import probe_accuracy
 from kandinsky22.training.context import Prepared, TrainingContext
 from kandinsky22.training.data import Compositions, Pictures
@@ -55,7 +55,7 @@ from kandinsky22.training.probes import Probes
 from kandinsky22.training.processes import CPU
 
 UNCROPPED_FROM = 0.9  # of MoVQ's steps: from then on it learns whole pictures instead of crops
-TOKENIZER_CAPTIONS = 20_000  # that the tokenizer's vocabulary is learned from
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 PROBES = "probes.safetensors"
 CODEBOOK = "codebook.json"  # of a codebook fitted after training: the share of its codes in use
 CODEBOOK_PICTURES = 1000  # that latents are standardised and the codebook is fitted on
@@ -80,7 +80,12 @@ def prepare_movq_decoder(context: TrainingContext, data: TrainingData) -> Prepar
     network = context.model.stored(MOVQ).load(torch.float32, CPU).requires_grad_(False)
     for part in (network.post_quant_conv, network.decoder):
         part.requires_grad_(True)
-    return _prepare_autoencoder("movq-decoder", network, context, data, {"movq": context.frozen.latent_space})
+    return _prepare_autoencoder("movq-decoder", network, context, data, latent_inputs(context))
+
+
+def latent_inputs(context: TrainingContext) -> dict[str, str]:
+    """The fingerprint of the encoder whose latents are learnt from."""
+    return {"movq": context.frozen.latent_space}
 
 
 def _prepare_autoencoder(
@@ -94,7 +99,7 @@ def _prepare_autoencoder(
         perceptual = Perceptual(image_encoder, context.processor)
 
     def uncropped_from() -> int:
-        return round(UNCROPPED_FROM * training.steps)  # which are decided later
+        return training.start + round(UNCROPPED_FROM * (training.steps - training.start))  # which are decided later
 
     objective = movq.objective(autoencoder, data.movq_sets, recipe.runs[name], recipe.crop, uncropped_from, perceptual)
     training = context.training(name, autoencoder, objective, data, inputs)
@@ -137,9 +142,10 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     """
     recipe, processes = context.recipe, context.processes
     is_resumed = bool(checkpoints.steps(context.folder / "clip"))
-    is_learned = context.dataset is None or catalog.PRIOR not in context.base
+    is_learned = context.dataset is None or catalog.PRIOR not in context.base or context.new_tokenizer
     if is_learned and not (is_resumed and (context.model.path / catalog.PRIOR / "tokenizer").is_dir()):
-        tokenizer = learn_tokenizer(data.distinct_sets, recipe.vocabulary, recipe.text_length)
+        vocabulary = context.new_tokenizer or recipe.vocabulary
+        tokenizer = learn_tokenizer(data.distinct_sets, vocabulary, recipe.text_length)
         if processes.first:
             save_tokenizer(context.model.path / catalog.PRIOR / "tokenizer", tokenizer)
         processes.wait()
@@ -148,7 +154,7 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     torch.manual_seed(0)
     configs = recipe.vision, recipe.text_config(len(tokenizer.vocab))
     network = clip.CLIP(*configs, probed=is_probed, things=data.num_things)
-    context.initialise_from_base(TEXT_ENCODER, network.text)
+    initialise_text_encoder(context, network.text, tokenizer)
     context.initialise_from_base(IMAGE_ENCODER, network.vision)
     hard = recipe.hard_negatives if is_probed else 0
     hard -= hard % processes.count  # as many in each process
@@ -159,11 +165,21 @@ def prepare_clip(context: TrainingContext, data: TrainingData) -> Prepared:
     return Prepared(training, clip.sample_grid(network, tokenizer, data.held_out, recipe.runs["clip"]))
 
 
-def learn_tokenizer(sets: list[Pictures], vocabulary: int, text_length: int) -> Tokenizer:
-    """A tokenizer with at most `vocabulary` tokens, learned from as many captions of each set."""
-    rng, count = np.random.default_rng(0), TOKENIZER_CAPTIONS // len(sets)
-    captions = [text for pictures in sets for text in pictures.captions(np.arange(count) % len(pictures), rng)]
-    return learn(captions, vocabulary, text_length)
+def initialise_text_encoder(context: TrainingContext, text: CLIPText, tokenizer: Tokenizer) -> None:
+    """Initialise the text encoder with the base model's. Of a new tokenizer, tokens that the base model's has too
+    start with its embeddings, and all others from random numbers."""
+    table: Tensor = text.get_parameter(TOKEN_EMBEDDING)
+    random = table.detach().clone()
+    stored = context.model.stored_in_base(TEXT_ENCODER)
+    if not (context.initialise_from_base(TEXT_ENCODER, text) and context.new_tokenizer and stored):
+        return
+    known = load_tokenizer(context.base[catalog.PRIOR] / "tokenizer").vocab
+    learnt = stored.load(torch.float32, CPU).get_parameter(TOKEN_EMBEDDING)
+    for token, row in tokenizer.vocab.items():
+        if token in known:
+            random[row] = learnt[known[token]]
+    with torch.no_grad():
+        table.copy_(random)
 
 
 def add_clip(context: TrainingContext, data: TrainingData, network: clip.CLIP) -> None:
@@ -196,13 +212,17 @@ def prepare_prior(context: TrainingContext, data: TrainingData) -> Prepared:
     schedule = NoiseSchedule.from_config(recipe.prior_scheduler)
     text_encoder = frozen.text_encoder.to(context.processes.device)
     conditioning, run_recipe = (text_encoder, frozen.tokenizer, schedule), recipe.runs["prior"]
-    fingerprint = context.model.stored(TEXT_ENCODER).fingerprint
-    inputs = {"text_encoder": fingerprint, **frozen.image_encoder_fingerprints}
     objective = prior.objective(network, *conditioning, sets, run_recipe)
-    training = context.training("prior", network, objective, data, inputs)
+    training = context.training("prior", network, objective, data, prior_inputs(context))
     held_out = data.held_out
     embeds, probe = _captioned_embeds(context, data, held_out), _probe(context, data)
     return Prepared(training, prior.sample_grid(network, *conditioning, embeds, held_out, run_recipe, probe))
+
+
+def prior_inputs(context: TrainingContext) -> dict[str, str]:
+    """The fingerprints of what the prior learns from."""
+    text_encoder = context.model.stored(TEXT_ENCODER).fingerprint
+    return {"text_encoder": text_encoder, **context.frozen.image_encoder_fingerprints}
 
 
 def _captioned_embeds(context: TrainingContext, data: TrainingData, pictures: Pictures) -> prior.CaptionedEmbeds:
@@ -303,21 +323,16 @@ def _prepare_unet(
     frozen.movq.cpu()  # frees device memory for the training
     recipe = context.recipe.runs[name]
     objective = decoder.objective(network, schedule, buckets, zero, recipe, extra_inputs)
-    space = {"movq": frozen.latent_space, "prediction": schedule.prediction_type}
-    training = context.training(name, network, objective, data, {**space, **frozen.image_encoder_fingerprints})
-    return Prepared(training, decoder.sample_grid(network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs))
+    training = context.training(name, network, objective, data, unet_inputs(context))
+    captions = data.held_out.captions(range(min(len(data.held_out), decoder.NUM_SAMPLES)), np.random.default_rng(0))
+    inputs = (network, frozen.movq, schedule, held_out, zero, recipe, extra_inputs)
+    return Prepared(training, decoder.sample_grid(*inputs, captions))
 
 
-def add_decoder(context: TrainingContext, data: TrainingData, network: UNet) -> None:
-    """Write the decoder of text-to-image; if it learned the picture world, with its vocabulary and default settings."""
-    add_unet(DECODER, context, data, network)
-    has_metadata = (context.model.parts[catalog.DECODER] / METADATA_FILE).exists()
-    if data.num_things or (context.dataset is None and not has_metadata):  # a base model does not know the things
-        metadata = {
-            "defaults": context.recipe.defaults,
-            **language_metadata(data.things if data.num_things else None),
-        }
-        write_json(context.model.path / catalog.DECODER / METADATA_FILE, metadata)
+def unet_inputs(context: TrainingContext) -> dict[str, str]:
+    """The fingerprints of what a decoder learns from, and its prediction type."""
+    prediction = NoiseSchedule.from_config(context.recipe.decoder_scheduler).prediction_type
+    return {**latent_inputs(context), "prediction": prediction, **context.frozen.image_encoder_fingerprints}
 
 
 def add_unet(component: Component, context: TrainingContext, data: TrainingData, network: UNet) -> None:

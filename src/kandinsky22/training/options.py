@@ -12,16 +12,22 @@ from kandinsky22.training.registry import ITERATIVE, NETWORK_TRAINING
 from kandinsky22.training.run import EVERY
 from kandinsky22.training.sources import Source
 
+VOCABULARY, MIN_VOCABULARY = 4096, 514  # tokens; the least are all bytes, within a word and at its end, and two more
+WORLD = "world:"
 RECIPES = ("box", "fine-tune", "published", *STAGES)
 EPILOG = """a folder of pictures with captions beside them, and a picture by what was trained on them:
   kandinsky22 train decoder --data my-pictures --folder runs/mine
-  kandinsky22 "three red circles" --model runs/mine/model"""
+  kandinsky22 "three red circles" --model runs/mine/model
+the network as it was at a checkpoint, or at its best:
+  kandinsky22 train export runs/mine/decoder --best"""
 
 APPLIES_TO: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(
         (
             "steps",
             "minutes",
+            "more",
+            "finish",
             "batch",
             "checkpointing",
             "learning_rate",
@@ -33,6 +39,7 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
             "processes",
             "relaunch",
             "every",
+            "sample",
             "tensorboard",
             "plan",
         ),
@@ -41,7 +48,7 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
     "accumulate": [name for name, entry in ITERATIVE.items() if not entry.coupled],
     **{
         option: [name for name, entry in ITERATIVE.items() if option in entry.options]
-        for option in ("from_scratch", "cond_dropout", "min_snr", "predict", "depth_model")
+        for option in ("from_scratch", "new_tokenizer", "cond_dropout", "min_snr", "predict", "depth_model")
     },
 }
 """The networks that an option applies to; an option that is not here applies to all."""
@@ -91,6 +98,18 @@ def share(text: str) -> float:
     return value
 
 
+def mix(text: str) -> str:
+    """The picture world and its share of the steps, as "world:0.2"."""
+    if not text.startswith(WORLD) or not 0 < share(text.removeprefix(WORLD)) < 1:
+        raise argparse.ArgumentTypeError(f"must be world: and a share above 0 and below 1, as world:0.2; got {text}")
+    return text
+
+
+def world_share(mix: str) -> float:
+    """The share of the picture world in a `mix`; 0 for none."""
+    return float(mix.removeprefix(WORLD) or 0)
+
+
 def integer(text: str, minimum: int = 1) -> int:
     """A whole number, `minimum` or more."""
     if not text.isdecimal() or int(text) < minimum:
@@ -101,6 +120,11 @@ def integer(text: str, minimum: int = 1) -> int:
 def non_negative(text: str) -> int:
     """A whole number, 0 or more."""
     return integer(text, 0)
+
+
+def vocabulary(text: str) -> int:
+    """The size of a vocabulary."""
+    return integer(text, MIN_VOCABULARY)
 
 
 def side(text: str) -> int:
@@ -139,6 +163,14 @@ def parser() -> Parser:
     add("--start-from", metavar="MODEL", help="the base model: box, a folder, kandinsky-2.2 (with --data: box)")
     add("--from-scratch", action="store_true", help="start from random weights, even if the base model has the network")
     add(
+        "--new-tokenizer",
+        nargs="?",
+        type=vocabulary,
+        const=VOCABULARY,
+        metavar="TOKENS",
+        help=f"clip: learn a tokenizer from the captions (with --data; default size: at most {VOCABULARY} tokens)",
+    )
+    add(
         "--recipe",
         choices=RECIPES,
         metavar="NAME",
@@ -151,6 +183,9 @@ def parser() -> Parser:
         type=source,
         metavar="PATH[:WEIGHT]",
         help="a folder of pictures with captions, or a tar of img2dataset; may be given more than once",
+    )
+    data.add_argument(
+        "--mix", type=mix, metavar="world:SHARE", help="a share of steps on the picture world, to forget less of it"
     )
     data.add_argument(
         "--side", type=side, help="of square pictures, in pixels; others have as many pixels (default: the model's)"
@@ -167,6 +202,10 @@ def parser() -> Parser:
     length = learning.add_mutually_exclusive_group()
     length.add_argument("--steps", type=integer, help="number of steps")
     length.add_argument("--minutes", type=positive, help="time a few steps, then fix how many fit in this")
+    length.add_argument("--more", type=integer, metavar="STEPS", help="train a complete run for so many steps more")
+    length.add_argument(
+        "--finish", action="store_true", help="end a stopped run: decay in a tenth of its steps, and write the model"
+    )
     learning.add_argument("--batch", type=integer, help="rows per step, over all processes")
     learning.add_argument("--accumulate", type=integer, metavar="N", help="compute a batch in N parts, for less memory")
     learning.add_argument(
@@ -210,9 +249,27 @@ def parser() -> Parser:
         help="between checkpoints and sample grids (default: %(default)s)",
     )
     running.add_argument(
+        "--sample",
+        action="append",
+        metavar="PROMPT",
+        help="paint it at each checkpoint; may be repeated",
+    )
+    running.add_argument(
         "--tensorboard", action="store_true", default=False, help="also write TensorBoard event files (extra: train)"
     )
     running.add_argument(
         "--plan", nargs="?", const="", metavar="GPU", help="only print the memory and time it would take, and stop"
     )
+    return result
+
+
+def export_parser() -> Parser:
+    """The parser of `train export`."""
+    result = Parser(
+        prog="kandinsky22 train export", description="Add a network to its model as it was at a checkpoint."
+    )
+    result.add_argument("folder", type=Path, help="of a network's run, such as runs/mine/decoder")
+    which = result.add_mutually_exclusive_group()
+    which.add_argument("--step", type=integer, help="of the checkpoint (default: the last)")
+    which.add_argument("--best", action="store_true", help="the weights with the lowest validation loss")
     return result

@@ -23,14 +23,15 @@ from kandinsky22.models.clip import CLIPImageProcessor
 from kandinsky22.request import Picture
 from kandinsky22.request.limits import MAX_FILE_BYTES
 from kandinsky22.request.picture_file import open_picture
-from kandinsky22.training.image_index import ImageIndex, Size
-from kandinsky22.training.sources import PICTURES, ByteRange, Source, SourcePicture, find_pictures
+from kandinsky22.training.image_index import Entry, ImageIndex, Size
+from kandinsky22.training.sources import HINT, PICTURES, ByteRange, Source, SourcePicture, find_pictures
 
 AESTHETIC = ("aesthetic", "aesthetic_score")  # metadata keys
 LICENCE = ("license", "licence")
 GRAIN = 64  # pixels: sides of training shapes are multiples of it
 MIN_TO_SEPARATE = 20  # pictures of a source: with fewer, held-out pictures are trained on as well
 MAX_HELD_OUT = 1000  # pictures of a source
+NO_HINT = "without a control picture, NAME.hint.png (--depth-model estimates depth instead)"
 MAX_NAMES = 3  # names given of pictures skipped for one reason
 THREADS = 8  # that decode; PIL releases the interpreter lock meanwhile
 CHUNK = 1024  # pictures checked before the index is written
@@ -69,8 +70,9 @@ NO_FILTER = Filter()
 class Report:
     """How the pictures of the sources were used.
 
-    `skipped` counts pictures by the reason why they are not used, `names` gives a few names for each reason. `damaged`
-    are tars that were read up to the damage, `small_sources` those trained on completely, held-out pictures included.
+    `skipped` counts pictures by the reason why they are not used, `names` gives a few names for each reason. `damaged`,
+    `unread` and `unmatched` are as in `sources.Contents`, `small_sources` those trained on completely, held-out
+    pictures included.
     """
 
     total: int = 0  # pictures in the sources
@@ -80,6 +82,8 @@ class Report:
     skipped: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     damaged: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
     small_sources: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, names: Sequence[str], count: int = 1) -> None:
@@ -91,7 +95,8 @@ class Report:
         """Add the counts of another report."""
         self.total, self.used = self.total + other.total, self.used + other.used
         self.enlarged, self.held_out = self.enlarged + other.enlarged, self.held_out + other.held_out
-        self.damaged, self.small_sources = self.damaged + other.damaged, self.small_sources + other.small_sources
+        for name in ("damaged", "unread", "unmatched", "small_sources"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.skipped.items():
             self.skip(reason, other.names[reason], count)
 
@@ -107,14 +112,21 @@ class Report:
         if self.small_sources:
             sources = ", ".join(self.small_sources)
             parts.append(f"trained as well on what is held out of {sources}, which has fewer than {MIN_TO_SEPARATE}")
-        if self.damaged:
-            names = _listed(self.damaged[:MAX_NAMES], len(self.damaged))
-            parts.append(f"read {len(self.damaged)} damaged .tar as far as it goes ({names})")
+        for names, what in (
+            (self.damaged, "read {} damaged .tar as far as it goes"),
+            (self.unread, "other files, not read: {}"),
+            (self.unmatched, "rows of metadata without a picture: {}"),
+        ):
+            if names:
+                parts.append(f"{what.format(len(names))} ({_listed(names[:MAX_NAMES], len(names))})")
         return "; ".join(parts)
 
 
 class Photo(NamedTuple):
-    """A usable picture. `stamp` changes with its file; `height` and `width` are in pixels, after EXIF orientation."""
+    """A usable picture. `stamp` changes with its file; `height` and `width` are in pixels, after EXIF orientation.
+
+    `digest` identifies the file's content; `licence` is empty if none is stated; `hint` is its control picture.
+    """
 
     name: str
     picture: ByteRange
@@ -122,15 +134,27 @@ class Photo(NamedTuple):
     height: int
     width: int
     captions: tuple[str, ...]  # alternatives
+    digest: str = ""
+    licence: str = ""
+    hint: ByteRange | None = None
 
     def decode(self) -> Image.Image:
         """The picture after EXIF orientation, in RGB, over white. Raises `ValueError` if its file has changed."""
-        try:
-            return Picture.of(self.picture.read(MAX_FILE_BYTES)).rgb
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot read {self.name} in {self.picture.path}, which has changed since it was checked; start again"
-            ) from error
+        return _decode(self.picture, self.name)
+
+    def decode_hint(self) -> Image.Image:
+        """The control picture, as `decode`."""
+        assert self.hint is not None
+        return _decode(self.hint, f"the control picture of {self.name}")
+
+
+def _decode(file: ByteRange, name: str) -> Image.Image:
+    try:
+        return Picture.of(file.read(MAX_FILE_BYTES)).rgb
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {name} in {file.path}, which has changed since it was checked; start again"
+        ) from error
 
 
 class Photos:
@@ -138,7 +162,7 @@ class Photos:
 
     Every picture is resized to cover `size`, (height, width) in pixels, and cropped to its centre; `side` is the
     shorter side. `share` is the probability that a step draws from this set. `processor` is CLIP's preprocessing, which
-    gets the uncropped pictures.
+    gets the uncropped pictures. `hinted`: every picture has a control picture, which is learnt from.
     """
 
     def __init__(
@@ -147,9 +171,11 @@ class Photos:
         size: tuple[int, int],
         share: float = 1.0,
         processor: CLIPImageProcessor | None = None,
+        *,
+        hinted: bool = False,
     ) -> None:
         self.photos, self.size, self.share, self.processor = photos, size, share, processor
-        self.side = min(size)
+        self.side, self.hinted = min(size), hinted
 
     @cached_property
     def pixels_name(self) -> str:
@@ -158,19 +184,30 @@ class Photos:
 
     @cached_property
     def name(self) -> str:
-        """Identifies the pictures and their captions."""
-        return f"{self.pixels_name}-{_hash([p.captions for p in self.photos])}"
+        """Identifies the pictures, their captions, and the control pictures if they are learnt from."""
+        hints = f"-{_hash([_stamp(p.hint) for p in self.photos if p.hint])}" if self.hinted else ""
+        return f"{self.pixels_name}-{_hash([p.captions for p in self.photos])}{hints}"
+
+    @property
+    def digests(self) -> list[str]:
+        """Identifies the content of each picture's file."""
+        return [photo.digest for photo in self.photos]
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Pictures as float [B, 3, H, W] in [-1, 1]. Raises `ValueError` for one whose file has changed."""
-        return _to_float(self._map(self._fit, indices))
+        return _to_float(self._map(lambda photo: self._fit(photo.decode()), indices))
+
+    def hints(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """Control pictures, uint8 [B, 3, H, W]. Raises `ValueError` for one whose file has changed."""
+        pixels = self._map(lambda photo: self._fit(photo.decode_hint()), indices)
+        return torch.from_numpy(np.stack(pixels)).movedim(-1, 1)
 
     def crops(self, indices: Sequence[int] | np.ndarray, corners: np.ndarray, size: int) -> Tensor:
         """Squares of `size` pixels, float [B, 3, size, size] in [-1, 1]; `corners` [B, 2] are their (top, left)."""
-        pictures = self._map(self._fit, indices)
+        pictures = self._map(lambda photo: self._fit(photo.decode()), indices)
         return _to_float([pixels[y : y + size, x : x + size] for pixels, (y, x) in zip(pictures, corners, strict=True)])
 
     def clip_inputs(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -184,13 +221,28 @@ class Photos:
         alternatives = [self.photos[i].captions or ("",) for i in indices]
         return [captions[rng.integers(len(captions))] for captions in alternatives]
 
-    def _fit(self, photo: Photo) -> np.ndarray:
+    def _fit(self, picture: Image.Image) -> np.ndarray:
         height, width = self.size
-        return np.asarray(ImageOps.fit(photo.decode(), (width, height), Image.Resampling.LANCZOS))
+        return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
     def _map(self, function: Callable[[Photo], T], indices: Sequence[int] | np.ndarray) -> list[T]:
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(function, [self.photos[i] for i in indices]))
+
+
+class Hints:
+    """The control pictures of some pictures, read from their files when they are indexed: uint8 [N, 3, H, W]."""
+
+    def __init__(self, photos: Photos) -> None:
+        self._photos = photos
+        self.shape = torch.Size((3, *photos.size))
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """These rows, [B, 3, H, W]."""
+        return self._photos.hints(rows.numpy())
 
 
 def shapes(side: int, max_aspect: float = 2.0) -> list[tuple[int, int]]:
@@ -216,6 +268,7 @@ def read_sources(
     *,
     filter: Filter = NO_FILTER,
     captioned: bool = True,
+    hinted: bool = False,
     processor: CLIPImageProcessor | None = None,
     held_out: float = 0.02,
     progress: Progress | None = None,
@@ -224,7 +277,8 @@ def read_sources(
     """The sets to train on, the held-out sets, and a report of what was skipped.
 
     Pictures are grouped by source and by the one of `shapes(side)` with the nearest aspect ratio; the shares of the
-    sets sum to 1. `captioned`: pictures without a caption are skipped. `held_out` is the share held out of each source,
+    sets sum to 1. `captioned`: pictures without a caption are skipped; `hinted`: those without a control picture.
+    `held_out` is the share held out of each source,
     at least one picture and at most 1000; which ones follows from a hash of their names, so no picture that was trained
     on becomes held out when others are added. Of a source of fewer than 20 pictures they are trained on as well. At 0
     none is held out. Every picture is decoded once, except those in the `index`, to which the others are added;
@@ -234,13 +288,14 @@ def read_sources(
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"the share that is held out must be in [0, 0.5], got {held_out:g}; try 0.02")
     allowed, contents = shapes(side), [find_pictures(source.path) for source in sources]
-    weights, total = sum(source.weight for source in sources), sum(len(pictures) for pictures, _ in contents)
+    weights, total = sum(source.weight for source in sources), sum(len(content.pictures) for content in contents)
     training: list[Photos] = []
     validation: list[Photos] = []
     summary, done = Report(), 0
-    for source, (pictures, damaged) in zip(sources, contents, strict=True):
-        report, photos = Report(total=len(pictures), damaged=damaged), []
-        for picture, checked in _check_all(pictures, filter, captioned, index or ImageIndex()):
+    for source, content in zip(sources, contents, strict=True):
+        report, photos = Report(len(content.pictures)), []
+        report.damaged, report.unread, report.unmatched = content.damaged, content.unread, content.unmatched
+        for picture, checked in _check_all(content.pictures, filter, captioned, hinted, index or ImageIndex()):
             if isinstance(checked, Photo):
                 photos.append(checked)
             else:
@@ -257,7 +312,7 @@ def read_sources(
             report.small_sources.append(source.path.name)
         trained = [photo for i, photo in enumerate(photos) if i not in rows or len(photos) < MIN_TO_SEPARATE]
         for part, into in ((trained, training), ([photos[i] for i in sorted(rows)], validation)):
-            into += _by_shape(part, allowed, source.weight / weights, processor)
+            into += _by_shape(part, allowed, source.weight / weights, processor, hinted)
         report.enlarged = sum(
             bucket.size[0] > photo.height or bucket.size[1] > photo.width
             for bucket in _by_shape(photos, allowed, 1.0, None)
@@ -268,7 +323,11 @@ def read_sources(
 
 
 def _by_shape(
-    photos: Sequence[Photo], allowed: Sequence[tuple[int, int]], share: float, processor: CLIPImageProcessor | None
+    photos: Sequence[Photo],
+    allowed: Sequence[tuple[int, int]],
+    share: float,
+    processor: CLIPImageProcessor | None,
+    hinted: bool = False,
 ) -> list[Photos]:
     """Pictures grouped by the nearest shape, comparing logarithms of aspect ratios: too wide counts like too high."""
     buckets: dict[tuple[int, int], list[Photo]] = {size: [] for size in allowed}
@@ -276,7 +335,9 @@ def _by_shape(
         aspect = math.log(photo.width / photo.height)
         buckets[min(allowed, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))].append(photo)
     return [
-        Photos(group, size, share * len(group) / len(photos), processor) for size, group in buckets.items() if group
+        Photos(group, size, share * len(group) / len(photos), processor, hinted=hinted)
+        for size, group in buckets.items()
+        if group
     ]
 
 
@@ -289,38 +350,55 @@ def _held_out(names: Sequence[str], share: float) -> set[int]:
 
 
 def _check_all(
-    pictures: Sequence[SourcePicture], filter: Filter, captioned: bool, index: ImageIndex
+    pictures: Sequence[SourcePicture], filter: Filter, captioned: bool, hinted: bool, index: ImageIndex
 ) -> Iterator[tuple[SourcePicture, Photo | str]]:
     """Each picture with its `Photo`, or with the reason why it is skipped."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(pictures), CHUNK):
             chunk = pictures[start : start + CHUNK]
-            checked = pool.map(lambda picture: _check(picture, filter, captioned, index), chunk)
+            checked = pool.map(lambda picture: _check(picture, filter, captioned, hinted, index), chunk)
             yield from zip(chunk, checked, strict=True)
             index.write()
 
 
-def _check(picture: SourcePicture, filter: Filter, captioned: bool, index: ImageIndex) -> Photo | str:
+def _check(picture: SourcePicture, filter: Filter, captioned: bool, hinted: bool, index: ImageIndex) -> Photo | str:
     metadata, captions = picture.describe()
     if (reason := filter.refusal(metadata)) is not None:
         return reason
     if captioned and not captions:
         return "without a readable caption"
-    content = picture.picture
+    content, hint = picture.picture, picture.sidecars.get(HINT)
+    if hinted and (hint is None or not _is_readable(hint)):
+        return NO_HINT
     try:
-        status = content.path.stat()
-        stamp = f"{status.st_size} {status.st_mtime_ns} {content.offset}"
-        is_indexed, size = index.lookup(content, stamp)
-        if not is_indexed:
-            size = decoded_size(content.read(MAX_FILE_BYTES))
-            index.add(content, stamp, size)
+        stamp = _stamp(content)
+        entry = index.lookup(content, stamp)
+        if entry is None:
+            file = content.read(MAX_FILE_BYTES)
+            entry = Entry(stamp, hashlib.sha256(file).hexdigest()[:32], decoded_size(file))
+            index.add(content, entry)
     except (OSError, ValueError):  # not in the index: it may be readable another time
-        size = None
-    if size is None:
         return "broken"
-    if min(size) < filter.side:
+    if entry.size is None:
+        return "broken"
+    if min(entry.size) < filter.side:
         return f"smaller than {filter.side} pixels"
-    return Photo(picture.name, content, stamp, *size, captions)
+    return Photo(
+        picture.name, content, stamp, *entry.size, captions, entry.digest, str(_first(metadata, LICENCE) or ""), hint
+    )
+
+
+def _stamp(content: ByteRange) -> str:
+    """Changes with a file; cheap to compute."""
+    status = content.path.stat()
+    return f"{status.st_size} {status.st_mtime_ns} {content.offset}"
+
+
+def _is_readable(picture: ByteRange) -> bool:
+    try:
+        return decoded_size(picture.read(MAX_FILE_BYTES)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def decoded_size(file: bytes) -> Size | None:
@@ -343,15 +421,15 @@ def _first(metadata: Mapping[str, Any], keys: Sequence[str]) -> Any:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
 def _unusable(path: Path, report: Report) -> str:
     if not report.total:
-        damaged = f" ({report})" if report.damaged else ""
+        others = f" ({report})" if report.damaged or report.unread else ""
         extensions = ", ".join(PICTURES)
-        return f"{path} holds no pictures{damaged}; give a folder or a .tar with files that end in {extensions}"
+        return f"{path} holds no pictures{others}; give a folder or a .tar with files that end in {extensions}"
     return f"nothing in {path} can be used: {report}; repair the pictures, add captions or ask for less"
 
 

@@ -1,11 +1,12 @@
 """The training data of a run, and what is computed from it once: latents, CLIP embeddings and depth.
 
-Computed values are stored under the name of the pictures and the fingerprint of the network that computed them.
+Computed values are stored under the fingerprint of the network that computed them: those of the picture world in the
+run's folder, those of the user's pictures in the user's cache, by the content of each picture.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from kandinsky22.compositions.things import Things
 from kandinsky22.engine.device import computes_bfloat16
+from kandinsky22.files import cache_dir
 from kandinsky22.imaging.depth import Estimator, load
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training import image_index, photos, shards
+from kandinsky22.training import content_cache, image_index, photos, shards
 from kandinsky22.training.data import Compositions, Pictures, Progress, no_progress
 from kandinsky22.training.decoder import Bucket, Rows
 from kandinsky22.training.mixture import Mixture
@@ -28,6 +30,7 @@ from kandinsky22.training.processes import ALONE, Processes
 from kandinsky22.training.sources import Source
 
 HELD_OUT_SEED, HELD_OUT = 1, 1000
+CACHE = "training"  # folder of the user's cache
 THINGS = "things"  # of the training folder: the drawings that `runs/fetch_things.py` downloads
 
 Encode = Callable[[Tensor], Tensor]
@@ -36,18 +39,24 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The user's pictures, which of them are used, and the checkpoint that estimates depth for training on hints."""
+    """The user's pictures and which of them are used.
+
+    `depth_model` is the checkpoint that estimates depth for training on hints; without it, pictures have control
+    pictures of their own. `world` is the share of steps on the picture world, so that a model forgets less of it.
+    """
 
     sources: tuple[Source, ...]
     filter: photos.Filter = field(default_factory=photos.Filter)
     depth_model: str | None = None
+    world: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The pictures that a network learns from: of `dataset`, else of the picture world.
 
-    `captioned`: pictures without a caption are skipped. `bfloat16`: latents, embeddings and depth are computed in
+    `captioned`: pictures without a caption are skipped; `hinted`: those without a control picture, unless depth is
+    estimated. `bfloat16`: latents, embeddings and depth are computed in
     bfloat16, on a device that can.
     """
 
@@ -56,6 +65,7 @@ class TrainingData:
     processor: CLIPImageProcessor
     dataset: DatasetConfig | None = None
     captioned: bool = True
+    hinted: bool = False
     bfloat16: bool = True
     processes: Processes = ALONE
     progress: Progress = no_progress
@@ -67,14 +77,11 @@ class TrainingData:
         Raises `ValueError` if there are none.
         """
         if self._user_pictures is not None:
-            return [*self._user_pictures[0]]
+            assert self.dataset is not None
+            return [*self._user_pictures[0], *([self._squares(self.dataset.world)] if self.dataset.world else [])]
         recipe = self.recipe
         share = (1 - recipe.square) / max(1, len(recipe.shapes))
-        squares: Compositions | Mixture
-        if recipe.things:
-            squares = self._mixture(recipe.pictures, share=recipe.square)
-        else:
-            squares = self._shapes(recipe.pictures, share=recipe.square)
+        squares = self._squares(recipe.square)
         return [squares, *(squares.stretched(*shape, recipe.stretched, share) for shape in recipe.shapes)]
 
     @property
@@ -102,6 +109,11 @@ class TrainingData:
     @property
     def _has_things(self) -> bool:
         return self.dataset is None and self.recipe.things > 0
+
+    def _squares(self, share: float) -> Compositions | Mixture:
+        """The square pictures of the picture world."""
+        draw = self._mixture if self.recipe.things else self._shapes
+        return draw(self.recipe.pictures, share=share)
 
     def _shapes(self, count: int, seed: int = 0, share: float = 1.0) -> Compositions:
         return Compositions(
@@ -160,6 +172,13 @@ class TrainingData:
         names = "\n".join(f"{pictures.name} {pictures.share:.6g}" for pictures in self.distinct_sets)
         return f"own-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
+    @cached_property
+    def has_captions(self) -> bool:
+        """Whether any of the pictures has a caption."""
+        if self._user_pictures is None:
+            return True
+        return any(photo.captions for pictures in self._user_pictures[0] for photo in pictures.photos)
+
     @property
     def report(self) -> str:
         """How the user's pictures were used, and what was skipped; empty for the picture world."""
@@ -173,15 +192,20 @@ class TrainingData:
     def _check_pictures(self) -> tuple[list[photos.Photos], list[photos.Photos], photos.Report]:
         assert self.dataset is not None
         with image_index.open_index(self.folder) as index:
-            return photos.read_sources(
+            training, held_out, report = photos.read_sources(
                 self.dataset.sources,
                 self.recipe.side,
                 filter=self.dataset.filter,
                 captioned=self.captioned,
+                hinted=self.hinted and self.dataset.depth_model is None,
                 index=index,
                 processor=self.processor,
                 progress=lambda done, total: self.progress("checking the pictures", done, total),
             )
+        if self.dataset.world:
+            for pictures in training:
+                pictures.share *= 1 - self.dataset.world
+        return training, held_out, report
 
     def buckets(self, latents: tuple[str, Encode], embeds: tuple[str, Encode], *, hinted: bool) -> list[Bucket]:
         """All sets as the decoders learn from them; `latents` and `embeds` are encoders after their fingerprints."""
@@ -205,17 +229,16 @@ class TrainingData:
         return self._load_or_compute("embeds", pictures, fingerprint, lambda rows: encode(pictures.clip_inputs(rows)))
 
     def depths(self, pictures: Pictures) -> Rows:
-        """The nearness of pixels, uint8 [N, H, W], 255 nearest: rendered for the picture world, else estimated.
-
-        Raises `ValueError` if there is no network to estimate it with.
+        """What a decoder that follows hints is given: the nearness of pixels, uint8 [N, H, W], 255 nearest, rendered
+        for the picture world and estimated for the user's pictures; or their own control pictures, uint8 [N, 3, H, W].
         """
         if isinstance(pictures, Compositions | Mixture):
             rendered = pictures.stretched(pictures.height, pictures.width, self.recipe.hints)
             return torch.from_numpy(rendered.depths)
-        if self.dataset is None or self.dataset.depth_model is None:
-            raise ValueError(
-                "a decoder that follows hints learns from depth pictures; name what estimates them: --depth-model"
-            )
+        assert self.dataset is not None
+        if self.dataset.depth_model is None:
+            assert isinstance(pictures, photos.Photos)
+            return photos.Hints(pictures)
         estimator = load(self.dataset.depth_model, device=str(self.processes.device))
         return self._load_or_compute(
             "depths",
@@ -230,25 +253,34 @@ class TrainingData:
         kind: str,
         pictures: Pictures,
         encoder: str,
-        compute: Callable[[range], Tensor],
+        compute: Callable[[Sequence[int]], Tensor],
         dtype: torch.dtype = torch.float16,
-    ) -> shards.Shards:
+    ) -> Rows:
         device = self.processes.device
         task, in_bfloat16 = f"{kind} of {len(pictures):,} pictures", self.bfloat16 and computes_bfloat16(device)
 
-        def autocast(rows: range) -> Tensor:
+        def autocast(rows: Sequence[int]) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                 return compute(rows)
 
+        def progress(done: int, total: int) -> None:
+            self.progress(task, done, total)
+
         fingerprint = fingerprint_of(encoder, "bfloat16" if in_bfloat16 else "float32")
+        folder = self.folder / f"{kind}-{fingerprint}-{pictures.pixels_name}"
+        if isinstance(pictures, photos.Photos) and not folder.exists():  # earlier versions computed them there
+            shared = cache_dir() / CACHE / f"{kind}-{fingerprint}-{pictures.size[1]}x{pictures.size[0]}"
+            return content_cache.load_or_compute(
+                shared,
+                fingerprint,
+                pictures.digests,
+                autocast,
+                dtype=dtype,
+                processes=self.processes,
+                progress=progress,
+            )
         return shards.load_or_compute(
-            self.folder / f"{kind}-{fingerprint}-{pictures.pixels_name}",
-            fingerprint,
-            len(pictures),
-            autocast,
-            dtype=dtype,
-            processes=self.processes,
-            progress=lambda done, total: self.progress(task, done, total),
+            folder, fingerprint, len(pictures), autocast, dtype=dtype, processes=self.processes, progress=progress
         )
 
 

@@ -19,7 +19,7 @@ from kandinsky22.training.data import Pictures
 from kandinsky22.training.decoder import VALIDATION_BATCHES, Rows, timestep_weights, validation_recipe
 from kandinsky22.training.loop import Batch, Objective, Recipe, move_batch, step_generator
 from kandinsky22.training.metrics import Validation
-from kandinsky22.training.sample_grid import SampleGrid, image_grid, nearest_images, network_with, side_by_side
+from kandinsky22.training.sample_grid import SampleGrid, captioned_column, nearest_images, network_with, side_by_side
 
 NUM_SAMPLES, SAMPLING_STEPS = 256, 10  # embeddings sampled for a sample grid, and steps of each
 
@@ -134,8 +134,8 @@ def sample_grid(
     """Metrics: the loss on fixed noise, the cosine similarity of sampled embeddings to the pictures' own, and
     `accuracy` of sampled embeddings and their captions, by name.
 
-    The picture has a row for each of eight captions: the true picture, then those most similar to the sampled
-    embedding.
+    The picture has a row for each of eight captions: the caption, the true picture, then those most similar to the
+    sampled embedding.
     """
     device, config = next(prior.parameters()).device, prior.config
     indices = np.arange(min(count, len(held_out.embeds)))
@@ -153,6 +153,8 @@ def sample_grid(
         accuracies = accuracy(sampled, captions) if accuracy else {}
         further = {"cosine": float(cosine), **{f"sampled_{name}": rate for name, rate in accuracies.items()}}
         nearest = nearest_images(sampled[:8], embeds, images, columns=min(7, len(images)))
-        return side_by_side(image_grid([*images[:8]], 1), nearest), Validation(sum(losses) / len(losses), further)
+        return side_by_side(captioned_column(captions[:8], images[:8]), nearest), Validation(
+            sum(losses) / len(losses), further
+        )
 
     return draw

@@ -7,11 +7,15 @@ one, and `of_model` that of fine-tuning any model.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kandinsky22.checkpoints import catalog, full_size
-from kandinsky22.checkpoints.json_files import read_json
+from kandinsky22.checkpoints.model import default_side
+from kandinsky22.checkpoints.network import read_config
+from kandinsky22.checkpoints.schedulers import FILE as SCHEDULER_FILE
+from kandinsky22.checkpoints.schedulers import read_scheduler
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
+from kandinsky22.models.config import Config
 from kandinsky22.models.movq import MoVQConfig
 from kandinsky22.models.prior import PriorConfig
 from kandinsky22.models.unet import UNetConfig
@@ -21,6 +25,7 @@ from kandinsky22.training.movq import Terms
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.registry import ITERATIVE
 
+C = TypeVar("C", bound=Config)
 # CLIP's text width, both its projections, the prior's embedding and the U-Net's condition: diffusers needs them to be
 # equal.
 _DIM = 256
@@ -235,13 +240,12 @@ def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
     """
     found: dict[str, Any] = {}
 
-    def config(part: str, folder: str, file: str = "config.json") -> Mapping[str, Any] | None:
+    def config(kind: type[C], part: str, folder: str, file: str = "config.json") -> C | None:
         path = parts[part] / folder / file if part in parts else None
-        return read_json(path) if path is not None and path.is_file() else None
+        return read_config(path, kind) if path is not None and path.is_file() else None
 
     text: Mapping[str, Any] = PUBLISHED.text
-    if values := config(catalog.PRIOR, "text_encoder"):
-        tower = CLIPTextConfig.from_dict(values)
+    if tower := config(CLIPTextConfig, catalog.PRIOR, "text_encoder"):
         text = {name: getattr(tower, name) for name in PUBLISHED.text}
         found |= {"vocabulary": tower.vocab_size, "text_length": tower.max_position_embeddings}
     for name, config_class, part, folder in (
@@ -250,21 +254,21 @@ def of_model(parts: Mapping[str, Path]) -> ModelRecipe:
         ("unet", UNetConfig, catalog.DECODER, "unet"),
         ("movq", MoVQConfig, catalog.DECODER, "movq"),
     ):
-        if values := config(part, folder):
-            found[name] = config_class.from_dict(values)
-    if values := config(catalog.PRIOR, "image_processor", "preprocessor_config.json"):
-        found["image_processor"] = CLIPImageProcessor.from_dict(values)
+        if values := config(config_class, part, folder):
+            found[name] = values
+    if processor := config(CLIPImageProcessor, catalog.PRIOR, "image_processor", "preprocessor_config.json"):
+        found["image_processor"] = processor
     for part in (catalog.PRIOR, catalog.DECODER):
-        if values := config(part, "scheduler", "scheduler_config.json"):
-            found[f"{part}_scheduler"] = values
+        if part in parts and (parts[part] / "scheduler" / SCHEDULER_FILE).is_file():
+            found[f"{part}_scheduler"] = read_scheduler(parts[part] / "scheduler")
     run = Recipe(batch=16, learning_rate=5e-5, warmup=50, ema_decay=0.99)
-    small = found.get("unet", PUBLISHED.unet).sample_size < PUBLISHED.unet.sample_size
-    factor = found.get("movq", PUBLISHED.movq).factor
+    unet, movq = found.get("unet", PUBLISHED.unet), found.get("movq", PUBLISHED.movq)
+    small = unet.sample_size < PUBLISHED.unet.sample_size
     return replace(
         PUBLISHED,
         **found,
         text=text,
-        side=found.get("unet", PUBLISHED.unet).sample_size * factor,
+        side=default_side(parts.get(catalog.DECODER, Path()), unet, movq),
         crop=64 if small else PUBLISHED.crop,
         terms=Terms(),
         runs=dict.fromkeys(ITERATIVE, replace(run, checkpointing=not small)),

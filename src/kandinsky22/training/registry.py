@@ -28,6 +28,11 @@ from kandinsky22.training.plan_parts import Parts, clip_parts, movq_parts, prior
 from kandinsky22.training.precompute import TrainingData
 
 
+def no_inputs(context: TrainingContext) -> dict[str, str]:
+    """The `NetworkTraining.inputs` of a network that learns from pictures alone."""
+    return {}
+
+
 class Run(NamedTuple):
     """The hyperparameters and the number of steps of a network in a recipe."""
 
@@ -41,11 +46,12 @@ class NetworkTraining:
 
     `prepare` sets up its run; `add` writes the trained network to the model, in one process only; `plan` is what its
     plan is counted from. `component` is the component of the model that `add` replaces, `requires` those that must
-    always be trained before. `box` and `published` are its run in the recipes of these names.
+    always be trained before; `inputs` are the fingerprints of what it learns from beside the pictures, as far as they
+    are known before `prepare`. `box` and `published` are its run in the recipes of these names.
 
     `captioned`: pictures without captions are of no use. `coupled`: as in `loop.Objective`. `precomputed`: what it
-    learns from instead of pictures, "latents" and "embeds". `options`: those of "from_scratch", "cond_dropout",
-    "min_snr", "predict" and "depth_model" that apply to it.
+    learns from instead of pictures, "latents" and "embeds". `options`: those of "from_scratch", "new_tokenizer",
+    "cond_dropout", "min_snr", "predict" and "depth_model" that apply to it.
     """
 
     prepare: Callable[[TrainingContext, TrainingData], Prepared]
@@ -55,6 +61,7 @@ class NetworkTraining:
     box: Run
     published: Run
     requires: tuple[Component, ...] = ()
+    inputs: Callable[[TrainingContext], Mapping[str, str]] = no_inputs
     captioned: bool = False
     coupled: bool = False
     precomputed: tuple[str, ...] = ()
@@ -95,6 +102,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         published=Run(replace(_LARGE, batch=4096, learning_rate=5e-4, weight_decay=0.2, checkpointing=True), 100_000),
         captioned=True,
         coupled=True,
+        options=("from_scratch", "new_tokenizer"),
     ),
     "prior": NetworkTraining(
         prepare=training.prepare_prior,
@@ -106,6 +114,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         ),
         published=Run(replace(_LARGE, batch=1024), 100_000),
         requires=(IMAGE_ENCODER, TEXT_ENCODER),
+        inputs=training.prior_inputs,
         captioned=True,
         precomputed=("embeds",),
         options=_DIFFUSION,
@@ -115,12 +124,13 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
     ),
     "decoder": NetworkTraining(
         prepare=training.prepare_decoder,
-        add=training.add_decoder,
+        add=partial(training.add_unet, DECODER),
         plan=partial(unet_parts, network="decoder"),
         component=DECODER,
         box=Run(Recipe(batch=64, learning_rate=1.2e-3, ema_decay=0.9995, seed=4), 16_000),
         published=_PUBLISHED_UNET,
         requires=(MOVQ, IMAGE_ENCODER),
+        inputs=training.unet_inputs,
         precomputed=("latents", "embeds"),
         options=(*_DIFFUSION, "predict"),
     ),
@@ -132,6 +142,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         box=Run(Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=5), 1200),
         published=_PUBLISHED_UNET,
         requires=(MOVQ, IMAGE_ENCODER),
+        inputs=training.unet_inputs,
         precomputed=("latents", "embeds"),
         options=(*_DIFFUSION, "predict"),
     ),
@@ -143,6 +154,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         box=Run(Recipe(batch=64, learning_rate=6e-4, ema_decay=0.999, seed=6), 1200),
         published=_PUBLISHED_UNET,
         requires=(MOVQ, IMAGE_ENCODER),
+        inputs=training.unet_inputs,
         precomputed=("latents", "embeds"),
         options=(*_DIFFUSION, "predict", "depth_model"),
     ),
@@ -154,6 +166,7 @@ NETWORK_TRAINING: Mapping[str, NetworkTraining | ClosedFormTraining] = {
         box=Run(Recipe(batch=16, learning_rate=8e-4, weight_decay=1e-4, ema_decay=0.998, seed=7), 1500),
         published=_PUBLISHED_MOVQ,
         requires=(MOVQ,),
+        inputs=training.latent_inputs,
         options=(),
     ),
 }

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.files import atomic_write, first_line, open_regular, parse_json
 from kandinsky22.request.picture_file import read_picture
 from kandinsky22.training import checkpoints
@@ -49,6 +50,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return lines
 
 
+def read_best(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights with the lowest validation loss. Raises `ValueError` if there are none."""
+    if not (folder / BEST).exists():
+        raise ValueError(f"{folder} has no {BEST}; export a checkpoint with --step")
+    return read_tensors(folder / BEST)
+
+
 def write_metrics(folder: Path, *metrics: Metrics) -> None:
     """Replace a run's metrics."""
     _write_lines(folder, [step.to_json() for step in metrics])
@@ -66,16 +74,17 @@ def run(
     sample_grid: SampleGrid | None = None,
     every: int = EVERY,
     tensorboard: bool = False,
+    saved: Callable[[], None] = lambda: None,
 ) -> Iterator[Metrics]:
     """Train to the end, writing metrics after each step, and a checkpoint and a sample grid every `every` steps and at
-    the end.
+    the end; then `saved` is called. The weights that a run begins with are validated too, as those of step 0.
 
     Yields each step's metrics as they are written; with several processes, each yields its own. The averaged weights
     with the lowest validation loss are saved beside the checkpoints. Raises `OSError`, for instance on a full disk, and
     `FloatingPointError`; both messages name the checkpoint to resume from.
     """
     try:
-        yield from _steps(training, folder, sample_grid, every, tensorboard)
+        yield from _steps(training, folder, sample_grid, every, tensorboard, saved)
     except FloatingPointError as error:
         restart = "resume from it" if checkpoints.steps(folder) else "start again"
         raise FloatingPointError(
@@ -88,12 +97,21 @@ def run(
 
 
 def _steps(
-    training: Training, folder: Path, sample_grid: SampleGrid | None, every: int, tensorboard: bool
+    training: Training,
+    folder: Path,
+    sample_grid: SampleGrid | None,
+    every: int,
+    tensorboard: bool,
+    saved: Callable[[], None],
 ) -> Iterator[Metrics]:
     folder.mkdir(parents=True, exist_ok=True)
     if training.step >= training.steps:
         return
-    writer = _event_writer(folder / EVENTS) if tensorboard and training.processes.first else None
+    writer = tensorboard_writer()(str(folder / EVENTS)) if tensorboard and training.processes.first else None
+    if training.step == 0 and sample_grid is not None:
+        weights = training.ema_state_dict()
+        if training.processes.first:
+            _validate_start(folder, sample_grid, weights, training.steps)
     throughput = Throughput(training)
     best = min((line.get("validation", math.inf) for line in read_metrics(folder)), default=math.inf)
     path = folder / METRICS if training.processes.first else Path(os.devnull)
@@ -114,6 +132,8 @@ def _steps(
             if due or is_overdue:  # after the metrics, so that the step of every checkpoint has its line
                 checkpoints.save(training, folder)
                 saved_at = time.monotonic()
+            if due:
+                saved()
             if writer is not None:
                 for name, value in metrics.to_json().items():
                     writer.add_scalar(name, value, training.step)
@@ -121,6 +141,13 @@ def _steps(
                     writer.add_image("sheet", _pixels(folder / SAMPLE_GRID), training.step)
                 writer.flush()
             yield metrics
+
+
+def _validate_start(folder: Path, sample_grid: SampleGrid, weights: dict[str, Tensor], steps: int) -> None:
+    """Begin the metrics with those of the weights before the first step."""
+    validation = _draw(folder, sample_grid, weights, math.inf)
+    line = {"step": 0, "of": steps, "validation": validation.loss, **validation.further}
+    _write_lines(folder, [line])
 
 
 def _draw(folder: Path, sample_grid: SampleGrid, weights: dict[str, Tensor], best: float) -> Validation:
@@ -135,12 +162,13 @@ def _draw(folder: Path, sample_grid: SampleGrid, weights: dict[str, Tensor], bes
     return validation
 
 
-def _event_writer(folder: Path) -> Any:
+def tensorboard_writer() -> Any:
+    """The class of TensorBoard's writer. Raises `ValueError` if its package is not there."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("--tensorboard needs its package: pip install 'kandinsky22[train]'") from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter
 
 
 def _pixels(path: Path) -> Tensor:

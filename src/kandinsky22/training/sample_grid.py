@@ -1,11 +1,13 @@
 """Sample grids: pictures of what the averaged weights do, drawn between steps, with metrics of a validation set."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +26,26 @@ def image_grid(pictures: Sequence[Tensor], columns: int) -> Image.Image:
     rows = [torch.cat([*cells[i : i + columns]], dim=2) for i in range(0, len(cells), columns)]
     pixels = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
     return Image.fromarray(pixels.round().byte().movedim(0, -1).cpu().numpy())
+
+
+def caption_cells(captions: Sequence[str], size: Sequence[int]) -> list[Tensor]:
+    """Captions as black on white pictures [3, H, W] in [-1, 1] of `size`, (height, width); what does not fit is cut."""
+    return [_caption_cell(text, *size) for text in captions]
+
+
+def captioned_column(captions: Sequence[str], pictures: Tensor) -> Image.Image:
+    """Pictures [N, 3, H, W] below each other, to the right of their captions."""
+    cells = caption_cells(captions, pictures.shape[-2:])
+    return image_grid([cell for pair in zip(cells, pictures, strict=True) for cell in pair], 2)
+
+
+def _caption_cell(text: str, height: int, width: int) -> Tensor:
+    cell = Image.new("L", (width, height), "white")
+    letter = max(9, width // 10)
+    lines = textwrap.wrap(text, max(4, round(1.8 * width / letter)))
+    ImageDraw.Draw(cell).multiline_text((2, 2), "\n".join(lines), "black", ImageFont.load_default(letter))
+    pixels = torch.from_numpy(np.array(cell)).float() / 127.5 - 1
+    return pixels.expand(3, -1, -1)
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

@@ -188,7 +188,10 @@ class Shards:
             index = read_json(path)
             if not all(isinstance(index.get(name), kind) for name, kind in INDEX_TYPES.items()) or index["rows"] < 1:
                 raise ValueError("it is not the index of shards")
-            if [*index["crc32"]] != [_name(number) for number in range(-(-index["count"] // index["rows"]))]:
+            if not all(type(size) is int for size in index["shape"]):
+                raise ValueError("its shape is not one of tensors")
+            names, shards = [*index["crc32"]], -(-index["count"] // index["rows"])
+            if len(names) != shards or names != [_name(number) for number in range(shards)]:
                 raise ValueError("its shards are not those of its rows")
         except ValueError as error:
             raise ValueError(f"{path} cannot be read; remove it, and it is written again") from error

@@ -3,21 +3,27 @@
 Lists pictures and the files that describe them; opens no picture.
 """
 
+import codecs
 import csv
 import math
 import os
+import re
 import tarfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kandinsky22.files import expand, open_regular, parse_json
+from kandinsky22.request.picture_file import SUFFIXES
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp")  # extensions
+PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)  # extensions
+TEXTS = ("txt", "caption")  # extensions of captions beside a picture, the first that exists is read
+HINT = "hint"  # name.hint.png is the control picture of name.png
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's imagefolder
 MAX_TEXT_BYTES = 2**20  # of the captions or the metadata of one picture
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can contain and no tokenizer reads
 CAPTION = ("caption", "text")  # metadata keys of the caption, in lower case
 
 
@@ -71,7 +77,10 @@ class ByteRange(NamedTuple):
 
 
 class SourcePicture(NamedTuple):
-    """A picture that was not opened yet, the files with the same stem by their extension, and its row of metadata."""
+    """A picture that was not opened yet, its row of metadata, and the files with the same stem by their extension.
+
+    The sidecar "hint" is its control picture.
+    """
 
     name: str  # within its source
     picture: ByteRange
@@ -82,48 +91,80 @@ class SourcePicture(NamedTuple):
         """The metadata, by keys in lower case, and the alternative captions. Files that cannot be read are ignored."""
         metadata = {**self.row, **_json(self.sidecars.get("json"))}
         caption = next((metadata[key] for key in CAPTION if metadata.get(key)), None)
-        return metadata, _lines(self.sidecars.get("txt")) or _captions(caption)
+        lines = (_lines(self.sidecars[kind]) for kind in TEXTS if kind in self.sidecars)
+        return metadata, next(filter(None, lines), ()) or _captions(caption)
 
 
-def find_pictures(path: Path) -> tuple[list[SourcePicture], list[str]]:
-    """The pictures of a source in a fixed order, and the names of damaged tars, whose readable pictures are included.
+@dataclass
+class Contents:
+    """What a source holds: its pictures in a fixed order, and the names of what was left out.
 
-    Raises `ValueError` if there is no such source, and for metadata that cannot be read.
+    `damaged` are tars, whose readable pictures are included; `unread` are files that are neither a picture nor describe
+    one; `unmatched` are the file names of metadata rows without a picture.
     """
+
+    pictures: list[SourcePicture] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+
+
+def find_pictures(path: Path) -> Contents:
+    """What a source holds. Raises `ValueError` if there is no such source, and for metadata that cannot be read."""
+    contents = Contents()
     if path.is_dir():
-        return _in_folder(path)
-    if path.suffix.lower() != ".tar" or not path.is_file():
+        _add_folder(path, contents)
+    elif path.suffix.lower() == ".tar" and path.is_file():
+        _add_tar(path, path.name, contents)
+    else:
         raise ValueError(f"{path} is neither a folder nor a .tar; give a folder of pictures, or unpack it into one")
-    pictures, is_damaged = _in_tar(path, path.name)
-    return pictures, [path.name] if is_damaged else []
+    return contents
 
 
-def _in_folder(root: Path) -> tuple[list[SourcePicture], list[str]]:
-    pictures: list[SourcePicture] = []
-    damaged: list[str] = []
+def _add_folder(root: Path, contents: Contents) -> None:
     rows: dict[Path, dict[str, Any]] = {}
+    pictured: set[Path] = set()
     for parent, folders, files in os.walk(root):
-        folder, visible, all_names = Path(parent), sorted(n for n in files if not n.startswith(".")), set(files)
+        folder, visible = Path(parent), sorted(name for name in files if not name.startswith("."))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in METADATA:
             if file in visible:
                 _add_metadata(folder / file, rows)
+        used, members = {*METADATA}, _by_stem(visible)
         for file in visible:
             path = folder / file
             name, extension = path.relative_to(root).as_posix(), path.suffix[1:].lower()
-            if extension in PICTURES:
-                texts = {kind: path.with_suffix(f".{kind}") for kind in ("txt", "json")}
-                sidecars = {kind: ByteRange(text) for kind, text in texts.items() if text.name in all_names}
-                pictures.append(SourcePicture(name, ByteRange(path), sidecars, rows.get(path, {})))
-            elif extension == "tar":
-                inside, is_damaged = _in_tar(path, name)
-                pictures += inside
-                damaged += [name] if is_damaged else []
-    return pictures, damaged
+            if extension == "tar":
+                _add_tar(path, name, contents)
+                used.add(file)
+            elif extension in PICTURES and not _is_hint(path.stem):
+                beside = members.get(path.stem, {})
+                sidecars = {kind: ByteRange(folder / other) for kind, other in beside.items()}
+                contents.pictures.append(SourcePicture(name, ByteRange(path), sidecars, rows.get(path, {})))
+                used |= {file, *beside.values()}
+                pictured.add(path)
+        contents.unread += [(folder / file).relative_to(root).as_posix() for file in visible if file not in used]
+    contents.unmatched += [os.path.relpath(path, root) for path in rows if path not in pictured]
 
 
-def _in_tar(path: Path, name: str) -> tuple[list[SourcePicture], bool]:
-    """The pictures in a tar, and whether it is damaged; the pictures before the damage are included."""
+def _by_stem(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The files that may describe a picture, by its stem and their kind."""
+    result: dict[str, dict[str, str]] = {}
+    for name in names:
+        stem, _, extension = name.rpartition(".")
+        if extension in (*TEXTS, "json"):
+            result.setdefault(stem, {})[extension] = name
+        elif extension.lower() in PICTURES and _is_hint(stem):
+            result.setdefault(stem.rpartition(".")[0], {})[HINT] = name
+    return result
+
+
+def _is_hint(stem: str) -> bool:
+    return stem.lower().endswith(f".{HINT}")
+
+
+def _add_tar(path: Path, name: str, contents: Contents) -> None:
+    """Add the pictures in a tar; those before its damage if it is damaged."""
     members: dict[str, dict[str, ByteRange]] = {}
     try:
         size = path.stat().st_size
@@ -134,18 +175,17 @@ def _in_tar(path: Path, name: str) -> tuple[list[SourcePicture], bool]:
                     folder, slash, file = member.name.removeprefix("./").rpartition("/")
                     key, _, extension = file.partition(".")  # as WebDataset does: key.seg.png is no picture of the key
                     if key:  # else the file is hidden
-                        members.setdefault(folder + slash + key, {})[extension.lower()] = content
+                        kind = HINT if _is_hint(f".{extension.rpartition('.')[0]}") else extension.lower()
+                        members.setdefault(folder + slash + key, {})[kind] = content
         # a complete tar ends with a block of zeros
         damaged = ByteRange(path, tar.offset, tarfile.BLOCKSIZE).read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError, ValueError, OverflowError):
         damaged = True
-    pictures = [
-        SourcePicture(f"{name}/{key}.{extension}", content, sidecars, {})
-        for key, sidecars in members.items()
-        for extension, content in sidecars.items()
-        if extension in PICTURES
-    ]
-    return pictures, damaged
+    contents.damaged += [name] if damaged else []
+    for key, sidecars in members.items():
+        found = [extension for extension in sidecars if extension in PICTURES]
+        contents.pictures += [SourcePicture(f"{name}/{key}.{kind}", sidecars[kind], sidecars, {}) for kind in found]
+        contents.unread += [f"{name}/{key}.{kind}" for kind in sidecars if not found]
 
 
 def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
@@ -161,37 +201,45 @@ def _add_metadata(path: Path, rows: dict[Path, dict[str, Any]]) -> None:
             row_of_picture.update(values, text=texts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         raise ValueError(
-            f"{path} cannot be read: it needs a file_name and a text in every row, in UTF-8; correct it or remove it"
+            f"{path} cannot be read: every row needs a file_name and a text, in UTF-8 or UTF-16; correct or remove it"
         ) from error
 
 
 def _metadata(path: Path) -> Iterable[Mapping[str, Any]]:
-    with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+    with open_regular(path) as start:
+        encoding = _encoding(start.read(4))
+    with TextIOWrapper(open_regular(path), encoding=encoding, newline="") as file:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
         else:
-            yield from (parse_json(line) for line in file if line.strip())
+            yield from (parse_json(line, halves=True) for line in file if line.strip())
 
 
 def _json(content: ByteRange | None) -> dict[str, Any]:
     """The object in a JSON file, by keys in lower case; empty if it cannot be read."""
     try:
-        values = parse_json(content.read(MAX_TEXT_BYTES)) if content is not None else {}
+        values = parse_json(content.read(MAX_TEXT_BYTES), halves=True) if content is not None else {}
     except (OSError, ValueError):
         return {}
     return {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _lines(content: ByteRange | None) -> tuple[str, ...]:
+def _lines(content: ByteRange) -> tuple[str, ...]:
     """The captions in a text file, one per line; none if it cannot be read."""
     try:
-        return _captions(content.read(MAX_TEXT_BYTES).decode("utf-8-sig").splitlines()) if content is not None else ()
+        text = content.read(MAX_TEXT_BYTES)
+        return _captions(text.decode(_encoding(text)).splitlines())
     except (OSError, ValueError):
         return ()
 
 
+def _encoding(start: bytes) -> str:
+    """The encoding of a text by its first bytes: UTF-16 with a byte order mark, else UTF-8 with or without one."""
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
 def _captions(value: object) -> tuple[str, ...]:
-    """The captions in a text or a list of texts, each on one line; empty ones are left out."""
+    """The captions in a text or a list of texts, each on one line, without half characters; empty ones are left out."""
     values = value if isinstance(value, list) else [value]
-    captions = (" ".join(text.split()) for text in values if isinstance(text, str))
+    captions = (" ".join(LONE_SURROGATE.sub("", text).split()) for text in values if isinstance(text, str))
     return tuple(text for text in captions if text)

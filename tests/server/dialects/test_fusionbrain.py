@@ -114,6 +114,13 @@ def test_failed_job_says_why(server: RunningServer) -> None:
     assert (status["status"], status["result"]) == ("FAIL", None) and status["errorDescription"]
 
 
+def test_withheld_picture_is_censored(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server(content_filter=lambda _: "this picture is withheld")
+    status = finish(server, run(server, params()).json()["uuid"])
+    assert (status["status"], status["errorDescription"]) == ("DONE", "this picture is withheld")
+    assert status["result"] == {"files": [], "censored": True}
+
+
 def test_status_changes_from_initial_to_processing(start_server: Callable[..., RunningServer]) -> None:
     server = start_server(Limits(waiting=1, running=1, free_bytes=0))
     server.session.by_step = True

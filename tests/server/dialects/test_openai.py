@@ -15,6 +15,7 @@ from PIL import Image
 
 from kandinsky22.imaging import infotext
 from kandinsky22.imaging.images import Painting
+from kandinsky22.imaging.provenance import SOURCE_TYPE
 from kandinsky22.request import Picture
 from kandinsky22.request.parts import Mix, Text
 from kandinsky22.server.job_queue import Limits
@@ -108,7 +109,9 @@ def test_output_format_keeps_the_metadata(client: openai.OpenAI, output: Any) ->
     answer = client.images.generate(prompt="a red circle", output_format=output, output_compression=60)
     assert answer.data
     assert opened(answer.data[0]).format == output.upper()
-    texts = infotext.read(base64.b64decode(answer.data[0].b64_json or ""))
+    file = base64.b64decode(answer.data[0].b64_json or "")
+    assert SOURCE_TYPE.encode() in file
+    texts = infotext.read(file)
     assert texts["parameters"].startswith("a red circle\nSteps: 2, ")
     assert json.loads(texts["kandinsky22"])["request"]["condition"] == {"prompt": "a red circle"}
 
@@ -214,8 +217,19 @@ def test_url_answers_can_be_read_by_who_knows_them(client: openai.OpenAI, server
     file = httpx.get(answer.data[0].url)
     assert file.headers["content-type"] == "image/jpeg" and file.headers["x-content-type-options"] == "nosniff"
     assert "attachment" in file.headers["content-disposition"] or "inline" in file.headers["content-disposition"]
+    assert file.headers["cross-origin-resource-policy"] == "cross-origin"
     assert Image.open(io.BytesIO(file.content)).format == "JPEG"
     assert server.get("/v1/files/unknown-0.png").status_code == 404
+
+
+def test_withheld_picture_is_an_error_that_says_so(start_server: Callable[..., RunningServer]) -> None:
+    with client_of(start_server(content_filter=lambda _: "this picture is withheld")) as client:
+        with pytest.raises(openai.BadRequestError, match="this picture is withheld") as caught:
+            client.images.generate(prompt="x")
+        assert caught.value.code == "content_policy_violation"
+        with pytest.raises(openai.APIError, match="this picture is withheld") as streamed:
+            list(client.images.generate(prompt="x", stream=True))
+        assert streamed.value.code == "content_policy_violation"
 
 
 def test_models_lists_one_and_answers_to_aliases(client: openai.OpenAI) -> None:
@@ -309,6 +323,17 @@ def test_client_that_hangs_up_cancels_its_job(server: RunningServer, stream: boo
     server.wait_until_idle()
     assert len(server.session.requests) == before + 1
     assert server.store.jobs("local", count=1)[0].state == "cancelled"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_that_asks_to_keep_its_job_may_hang_up(server: RunningServer, stream: bool) -> None:
+    server.session.by_step = True
+    body = {"prompt": "x", "stream": stream, "num_inference_steps": 3}
+    with httpx.Client(timeout=httpx.Timeout(20, read=0.5)) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{server.url}/v1/images/generations", json=body, headers={"X-Keep-Job": "true"})
+    server.session.allow(3)
+    server.wait_until_idle()
+    assert server.store.jobs("local", count=1)[0].state == "succeeded"
 
 
 @pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape["path"].startswith("/v1")])

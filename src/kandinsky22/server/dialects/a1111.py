@@ -151,16 +151,16 @@ def router(services: Services) -> APIRouter:
         return JSONResponse({"images": images, "parameters": wish.echo(), "info": json.dumps(info)})
 
     async def finished(picture: StoredPicture) -> tuple[bytes, str]:
-        file = await common.encoded(services, picture)
+        return with_parameters(await common.encoded(services, picture))
+
+    def with_parameters(file: bytes) -> tuple[bytes, str]:
         return file, infotext.read(file)[infotext.PARAMETERS]
 
     def unfinished(call: Call, request: Request) -> list[tuple[bytes, str]]:
         """The state at which a batch was interrupted, if there is a preview of it."""
         if call.preview is None:
             return []
-        file = common.enlarged(call.preview, request.width or 0, request.height or 0)
-        text = infotext.infotext(request.for_image(0), common.model_name(services))
-        return [(infotext.encode(file, text), text)]
+        return [with_parameters(common.unfinished(services, call.preview, request))]
 
     @routes.get(f"{PREFIX}/progress")
     async def progress(key: Asker, skip_current_image: bool = False) -> dict[str, Any]:

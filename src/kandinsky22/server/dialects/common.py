@@ -15,7 +15,7 @@ from fastapi import Request as HttpRequest
 from PIL import Image
 
 from kandinsky22.imaging import infotext
-from kandinsky22.imaging.images import read_recipe
+from kandinsky22.imaging.file_texts import Format
 from kandinsky22.request import Picture, Request
 from kandinsky22.request.events import Preview
 from kandinsky22.request.picture_file import open_picture
@@ -28,6 +28,7 @@ from kandinsky22.server.store import Key, StoredPicture
 T = TypeVar("T")
 Asker = Annotated[Key, Depends(who)]
 HEARTBEAT = 15.0  # seconds between comments on a silent stream of events, so that proxies keep it open
+KEEP = "x-keep-job"  # a header, "true": the job goes on when the client hangs up, and its pictures are in the gallery
 NO_CACHE = {"cache-control": "no-store", "x-accel-buffering": "no"}
 ALIASES = ("gpt-image-*", "chatgpt-image-*", "dall-e-*", "kandinsky*", "stable-diffusion*", "sd*")
 """The model names, as patterns, that clients send without a choice; they mean the model that this server has."""
@@ -113,7 +114,7 @@ async def submit(
 
 
 async def finished(services: Services, live: LiveJob, request: HttpRequest) -> list[StoredPicture]:
-    """A job's pictures when it is done. A client that hangs up cancels it.
+    """A job's pictures when it is done. A client that hangs up cancels it, unless it asked to `KEEP` it.
 
     Raises `ApiError` if the job was cancelled, and as `JobQueue.wait` does.
     """
@@ -129,13 +130,19 @@ async def finished(services: Services, live: LiveJob, request: HttpRequest) -> l
     finally:
         painting.cancel()
         gone.cancel()
-        cancel_soon(services, live)
+        cancel_on_hang_up(services, live, request)
 
 
 async def _hang_up(request: HttpRequest) -> None:
     """Return when the client has hung up; the body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def cancel_on_hang_up(services: Services, live: LiveJob, request: HttpRequest) -> None:
+    """When a call has ended, cancel its job if that has not, unless the client asked to `KEEP` it."""
+    if request.headers.get(KEEP, "").lower() != "true":
+        cancel_soon(services, live)
 
 
 def cancel_soon(services: Services, live: LiveJob) -> None:
@@ -167,26 +174,23 @@ async def with_pauses(items: AsyncIterator[T]) -> AsyncIterator[T | None]:
             pending.cancel()
 
 
-async def encoded(
-    services: Services, picture: StoredPicture, format: infotext.Format = "png", quality: int = 95
+async def encoded(services: Services, picture: StoredPicture, format: Format = "png", quality: int = 95) -> bytes:
+    """A stored picture as a file."""
+
+    def convert() -> bytes:
+        return services.queue.files.convert(picture.path.read_bytes(), format, quality)
+
+    return await asyncio.to_thread(convert)
+
+
+def unfinished(
+    services: Services, preview: bytes, request: Request, format: Format = "png", quality: int = 80
 ) -> bytes:
-    """A stored picture as a file, with the request that made it in its metadata, also as AUTOMATIC1111 writes it."""
-
-    def encode() -> bytes:
-        png = picture.path.read_bytes()
-        text = infotext.infotext(read_recipe(picture.path).request, model_name(services))
-        return infotext.encode(png, text, format, quality)
-
-    return await asyncio.to_thread(encode)
-
-
-def enlarged(preview: bytes, width: int, height: int, format: infotext.Format = "png", quality: int = 80) -> bytes:
-    """A preview as a picture of this size."""
+    """A preview as a file of the size of the resolved request's pictures."""
     with open_picture(preview, formats=("PNG",)) as image:
-        file = io.BytesIO()
-        large = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        large.save(file, format.upper(), **({"compress_level": 1} if format == "png" else {"quality": quality}))
-    return file.getvalue()
+        size = request.width or image.width, request.height or image.height
+        large = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return services.queue.files.unfinished(large, request.for_image(0), format, quality)
 
 
 def as_is(_: Parameter, value: Any) -> Any:

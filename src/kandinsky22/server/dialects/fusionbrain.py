@@ -26,6 +26,7 @@ PREFIX = "/key"
 PIPELINE, MODEL = "5f3b0c8e-2d1a-4c7e-9b46-8a2f0d6e1c22", 1  # the ids of what this server has
 SINCE = "2023-07-12T00:00:00.000Z"  # when the model was published
 MAX_QUERY = 1000  # characters, as there
+EXAMPLE = '{"type": "GENERATE", "width": 64, "height": 64, "generateParams": {"query": "a red circle"}}'
 STYLES: Mapping[str, tuple[str, str, str]] = {
     "DEFAULT": ("Свой стиль", "No style", ""),
     "KANDINSKY": ("Кандинский", "Kandinsky", "abstract painting in the style of Wassily Kandinsky"),
@@ -96,8 +97,8 @@ def router(services: Services) -> APIRouter:
     @routes.get(f"{api}/pipeline/status/{{uuid}}")
     async def pipeline_status(uuid: str, key: Asker) -> dict[str, Any]:
         """How far a job is, and its pictures."""
-        status, files = await state(uuid, key)
-        return status | {"result": {"files": files, "censored": False} if files else None}
+        status, files, censored = await state(uuid, key)
+        return status | {"result": {"files": files, "censored": censored} if files or censored else None}
 
     @routes.get(f"{api}/models")
     async def models(_: Asker) -> list[dict[str, Any]]:
@@ -118,8 +119,8 @@ def router(services: Services) -> APIRouter:
     @routes.get(f"{api}/text2image/status/{{uuid}}")
     async def model_status(uuid: str, key: Asker) -> dict[str, Any]:
         """How far a job is, and its pictures."""
-        status, files = await state(uuid, key)
-        return status | {"images": files or None, "censored": False}
+        status, files, censored = await state(uuid, key)
+        return status | {"images": files or None, "censored": censored}
 
     @routes.get(f"{api}/styles")
     @routes.get("/static/styles/{kind}")
@@ -146,14 +147,15 @@ def router(services: Services) -> APIRouter:
         live = await common.submit(services, key, build("text2img", _options(params), common.as_is), "fusionbrain")
         return Run(uuid=live.job.id, status="INITIAL")
 
-    async def state(uuid: str, key: Key) -> tuple[dict[str, Any], list[str]]:
-        """The status of a job, and its pictures in base64 when it is done."""
+    async def state(uuid: str, key: Key) -> tuple[dict[str, Any], list[str], bool]:
+        """The status of a job, its pictures in base64 when it is done, and whether they are withheld."""
         live = await queue.live(uuid, key.name)
         if live is None:
             raise ApiError("not found", "there is no such job")
         status, error, seconds = _status(live)
         files = [common.to_base64(await common.encoded(services, picture)) for picture in live.pictures]
-        return {"uuid": uuid, "status": status, "errorDescription": error, "generationTime": seconds}, files
+        values = {"uuid": uuid, "status": status, "errorDescription": error, "generationTime": seconds}
+        return values, files, isinstance(live.last, Failed) and live.last.reason == "censored"
 
     return routes
 
@@ -167,7 +169,8 @@ def error(problem: ApiError, request_id: str) -> Any:
 
 def _form(parameter: str) -> dict[str, Any]:
     """The description of a multipart body for OpenAPI."""
-    properties = {parameter: {"type": "string"}, "params": Params.model_json_schema()}
+    params = {"type": "string", "contentMediaType": "application/json", "examples": [EXAMPLE]}
+    properties = {parameter: {"type": "string"}, "params": params}
     schema = {"type": "object", "properties": properties, "required": ["params"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
@@ -201,6 +204,8 @@ def _status(live: LiveJob) -> tuple[Literal["INITIAL", "PROCESSING", "DONE", "FA
     match live.last:
         case Result(_, _, seconds):
             return "DONE", None, round(seconds)
+        case Failed("censored", text):  # as there, where it is a result without files
+            return "DONE", text, None
         case Failed(_, text):
             return "FAIL", text, None
         case Cancelled():

@@ -196,6 +196,7 @@ def router(services: Services) -> APIRouter:
     async def view(live: LiveJob) -> JobView:
         job = await asyncio.to_thread(store.job, live.job.id)
         assert job is not None
+        pictures = await asyncio.to_thread(store.pictures_of, job.id) if job.state == "succeeded" else []
         return JobView(
             id=job.id,
             state="running" if job.state == "queued" and live.is_running else job.state,
@@ -205,7 +206,7 @@ def router(services: Services) -> APIRouter:
             created=job.created,
             started=job.started,
             ended=job.ended,
-            pictures=[picture_view(picture) for picture in live.pictures],
+            pictures=[picture_view(picture) for picture in pictures],
         )
 
     @routes.get("/jobs/{job}")

@@ -33,6 +33,7 @@ from kandinsky22.server.dialects.openai_call import (
     variations_of,
 )
 from kandinsky22.server.errors import ApiError, Kind, api_error_of
+from kandinsky22.server.limits import exception_of
 from kandinsky22.server.live_job import LiveJob
 from kandinsky22.server.store import Key
 
@@ -138,7 +139,7 @@ def router(services: Services) -> APIRouter:
             preview = Preview(every=max(1, steps // (wish.partial_images + 1)))
         live = await common.submit(services, key, wanted, SOURCE, preview)
         if wish.stream:
-            stream = _stream(services, live, wish, inputs, kind)
+            stream = _stream(services, live, wish, inputs, kind, request)
             return StreamingResponse(stream, media_type="text/event-stream", headers=common.NO_CACHE)
         pictures = await common.finished(services, live, request)
         data = []
@@ -164,6 +165,7 @@ def router(services: Services) -> APIRouter:
                 headers = {
                     "content-disposition": f'inline; filename="{name}"',
                     "cache-control": "private, max-age=3600",
+                    "cross-origin-resource-policy": "cross-origin",  # a page of the client's shows it
                 }
                 return Response(file, media_type=f"image/{format}", headers=headers)
         raise ApiError("not found", "there is no such file; a picture's URL is valid for 60 minutes")
@@ -176,6 +178,8 @@ def error(problem: ApiError, request_id: str) -> Any:
     kind, code = ERRORS.get(problem.kind, ("server_error", "server_error"))
     if problem.kind == "not found" and problem.parameter == "model":
         code = "model_not_found"
+    elif problem.censored:
+        code = "content_policy_violation"
     return {"error": {"message": problem.message, "type": kind, "param": problem.parameter, "code": code}}
 
 
@@ -227,11 +231,10 @@ def _tokens(height: int, width: int) -> int:
 
 
 async def _stream(
-    services: Services, live: LiveJob, wish: ImageOptions, inputs: Inputs, kind: str
+    services: Services, live: LiveJob, wish: ImageOptions, inputs: Inputs, kind: str, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of a job: partial pictures, and then each picture. A client that hangs up cancels it."""
+    """Server-sent events of a job: partial pictures, and then each picture. See `common.cancel_on_hang_up`."""
     shape, request, sent = _shape(live, wish), live.job.request, 0
-    width, height = request.width or 0, request.height or 0
 
     def event(name: str, file: bytes, **values: Any) -> bytes:
         data = {"type": f"{kind}.{name}", "b64_json": common.to_base64(file), "created_at": int(time.time())}
@@ -247,7 +250,7 @@ async def _stream(
                     yield b": waiting\n\n"
                 case Progress(preview=bytes(preview)) if sent < (wish.partial_images or 0):
                     file = await asyncio.to_thread(
-                        common.enlarged, preview, width, height, wish.format, wish.compression
+                        common.unfinished, services, preview, request, wish.format, wish.compression
                     )
                     yield event("partial_image", file, partial_image_index=sent)
                     sent += 1
@@ -256,8 +259,8 @@ async def _stream(
                         file = await common.encoded(services, picture, wish.format, wish.compression)
                         yield event("completed", file, index=picture.position, usage=_usage(live, inputs))
                 case Failed() as failed:
-                    yield failure(api_error_of(failed.exception()))
+                    yield failure(api_error_of(exception_of(failed)))
                 case Cancelled():
                     yield failure(ApiError("conflict", "the job was cancelled"))
     finally:
-        common.cancel_soon(services, live)
+        common.cancel_on_hang_up(services, live, http)

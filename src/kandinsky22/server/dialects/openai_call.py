@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from kandinsky22.imaging.infotext import Format
+from kandinsky22.imaging.file_texts import Format
 from kandinsky22.request import Defaults, Picture, Request, Text
 from kandinsky22.request.sizes import MIN_SIDE
 from kandinsky22.request.task_schema import Parameter, all_tasks, parameters

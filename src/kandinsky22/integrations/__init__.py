@@ -1,0 +1,1 @@
+"""Kandinsky 2.2 inside other programs."""
