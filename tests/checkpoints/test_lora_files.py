@@ -118,7 +118,9 @@ def test_what_is_written_is_read_again(format: lora_files.Written, tmp_path: Pat
     path = lora_files.write(tmp_path / "x.safetensors", {lora_files.UNET: Adapter(layers)}, format)
     for name, expected in layers.items():
         layer = layer_of(path, name)
-        for one, other in zip((layer.a, layer.b, layer.magnitude), (expected.a, expected.b, expected.magnitude)):
+        for one, other in zip(
+            (layer.a, layer.b, layer.magnitude), (expected.a, expected.b, expected.magnitude), strict=True
+        ):
             assert one is not None and other is not None and torch.equal(one, other)
         assert layer.scaling == pytest.approx(expected.scaling)
 

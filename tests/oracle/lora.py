@@ -58,8 +58,10 @@ def of_peft(network: nn.Module, name: str = "default") -> Adapter:
         if name in parts:
             layer: Any = module
             magnitude = (
-                layer.lora_magnitude_vector[name].weight.flatten() if name in layer.lora_magnitude_vector else None
+                layer.lora_magnitude_vector[name].weight.detach().flatten()
+                if name in layer.lora_magnitude_vector
+                else None
             )
             b = layer.lora_B[name].weight.flatten(1)
-            layers[key] = LowRank(layer.lora_A[name].weight, b, layer.scaling[name], magnitude)
+            layers[key] = LowRank(layer.lora_A[name].weight.detach(), b.detach(), layer.scaling[name], magnitude)
     return Adapter(layers)

@@ -25,7 +25,7 @@ X, T, EMBEDS = draw(3, 4, 8, 16), torch.tensor([7, 500, 981]), draw(3, 24, seed=
 def unet_error(ours: Any, theirs: Any, *applied: Applied) -> float:
     condition = ours.condition(EMBEDS, adapters=RowAdapters.of(applied, 3))
     result = ours(X, T, ours.precompute_timesteps(condition, [7, 500, 981]))
-    return error(result, theirs(X, T, None, added_cond_kwargs={"image_embeds": EMBEDS}).sample)
+    return error(result, theirs(X, T, None, added_cond_kwargs={"image_embeds": EMBEDS}).sample.detach())
 
 
 @pytest.mark.parametrize("targets", [UNET_TARGETS, EVERY_LAYER], ids=["attention", "every layer"])

@@ -27,7 +27,7 @@ from kandinsky22.request.lora import CONFIG_FILE, LORA_FILES
 
 UNET, PRIOR, TEXT_ENCODER = "unet", "prior", "text_encoder"
 NETWORKS = {UNET: "a decoder", PRIOR: "the prior", TEXT_ENCODER: "the text encoder"}
-"""The networks that adapters are for, by diffusers' prefix, and what messages call them. All decoders have one layout."""
+"""The networks that adapters are for, by diffusers' prefix, and what messages call them."""
 Written = Literal["diffusers", "peft"]
 HEADER_KEY = "lora_adapter_metadata"  # of a header: peft's configuration, by diffusers
 MAX_TENSORS, MAX_RANK, MAX_NUMBERS = 20_000, 4096, 1 << 30  # of a file; the published U-Net has 1.25 billion numbers
@@ -162,10 +162,10 @@ def read(path: Path) -> LoRAFile:
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise CheckpointError(f"{path.name} has numbers that are not finite; it cannot be used")
     layers: dict[str, dict[str, LowRank]] = {}
-    for key in tensors:
-        if key.tensor == "a":
-            found = _low_rank(path, key, tensors, _settings(path, key.network))
-            layers.setdefault(key.network, {})[key.layer] = found
+    for part in tensors:
+        if part.tensor == "a":
+            found = _low_rank(path, part, tensors, _settings(path, part.network))
+            layers.setdefault(part.network, {})[part.layer] = found
     paired = {(network, layer) for network, names in layers.items() for layer in names}
     if alone := next((key for key in tensors if (key.network, key.layer) not in paired), None):
         raise CheckpointError(f"{path.name} is incomplete: {alone.layer:.200} has only a part of its matrices")

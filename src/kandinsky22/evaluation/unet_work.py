@@ -8,8 +8,8 @@ from torch import Tensor
 from kandinsky22.diffusion import SAMPLERS, NoiseSchedule, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.engine.cost import UNetStep
-from kandinsky22.models.timestep_cache import repeat_guided
 from kandinsky22.models.lora import RowAdapters
+from kandinsky22.models.timestep_cache import repeat_guided
 from kandinsky22.models.unet import UNetCondition
 from kandinsky22.request import Sampling
 

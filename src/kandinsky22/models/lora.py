@@ -132,10 +132,10 @@ class Adapter:
         if self in installed:
             return
         for name in self.layers:
-            module = network.get_submodule(name)
+            module: Any = network.get_submodule(name)
             if not isinstance(module, AdaptedLayer):
                 module.__class__ = _adapted_class(type(module))
-                module.adapted_name = name  # type: ignore[assignment]  # now an `AdaptedLayer`
+                module.adapted_name = name
         installed.add(self)
 
 
@@ -224,6 +224,9 @@ class RowAdapters:
         return torch.cat(parts) if torch.is_grad_enabled() else y
 
 
+PLAIN = RowAdapters(())  # no adapters, for any number of rows
+
+
 class AdaptedLayer(nn.Module):
     """Mixin of the class that a layer gets when an adapter is installed. adapted_name: its name in the network."""
 
@@ -280,7 +283,7 @@ def extract(before: Tensor, after: Tensor, rank: int) -> LowRank:
 
 
 @cache
-def _adapted_class(plain: type[nn.Module]) -> type[nn.Module]:
+def _adapted_class(plain: Any) -> Any:
     """A layer's class that applies active adapters."""
     return type(plain.__name__, (AdaptedLayer, plain), {"__module__": plain.__module__})
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
-from kandinsky22.models.lora import RowAdapters
+from kandinsky22.models.lora import PLAIN, RowAdapters
 from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
 STEP_TOKENS = 3  # time, noisy image embedding, query
@@ -174,14 +174,14 @@ class PriorTransformer(Network):
         """Normalised embeddings [B, D] in CLIP's space."""
         return x * self.clip_std + self.clip_mean
 
-    def prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor, adapters: RowAdapters | None = None) -> Prefix:
+    def prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor, adapters: RowAdapters = PLAIN) -> Prefix:
         """The keys and values of the text tokens, once per run.
 
         hidden: CLIP's text states [B, L, D]. embed: its text embeddings [B, D]. mask: bool [B, L], True up to and
         including the end token. L need only be the length of the longest text (`Tokens.trimmed`). adapters: of each
-        row; None: of none.
+        row; without: of none.
         """
-        adapters = RowAdapters.of((), len(hidden)) if adapters is None else adapters
+        adapters = adapters or RowAdapters.of((), len(hidden))
         with adapters.active(self):
             layers, real = self._prefill(hidden, embed, mask)
         return Prefix(layers, real, adapters)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, TimestepEmbedding, UpsampleConv3x3, attend, split_heads
-from kandinsky22.models.lora import RowAdapters
+from kandinsky22.models.lora import PLAIN, RowAdapters
 from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
 IMAGE_TOKENS = 32  # how many tokens the image embedding is projected to
@@ -108,8 +108,8 @@ class UNetCondition:
 
     embedding: [B, T], added to the timestep embedding. image: the image tokens' keys and values, [B, h, 32, d], one
     pair per attention in running order. extra: [B, k, h, w], channels that are concatenated to x (the hint's features,
-    or masked latents and their mask). adapters: of each row. timestep_cache: scales and shifts [B, T, n] of all residual
-    blocks, if precomputed.
+    or masked latents and their mask). adapters: of each row. timestep_cache: scales and shifts [B, T, n] of all
+    residual blocks, if precomputed.
     """
 
     embedding: Tensor
@@ -133,8 +133,8 @@ class UNetCondition:
     def __getitem__(self, rows: slice | Tensor) -> Self:
         extra = None if self.extra is None else self.extra[rows]
         cache = None if self.timestep_cache is None else self.timestep_cache[rows]
-        image = tuple((k[rows], v[rows]) for k, v in self.image)
-        return type(self)(self.embedding[rows], image, extra, self.adapters[rows], cache)
+        image, adapters = tuple((k[rows], v[rows]) for k, v in self.image), self.adapters[rows]
+        return type(self)(self.embedding[rows], image, extra, adapters, cache)
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -343,19 +343,14 @@ class UNet(Network):
             block.columns = slice(start, end)
 
     def condition(
-        self,
-        embeds: Tensor,
-        *,
-        hint: Tensor | None = None,
-        masked: Tensor | None = None,
-        adapters: RowAdapters | None = None,
+        self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None, adapters: RowAdapters = PLAIN
     ) -> UNetCondition:
         """What depends on neither x nor t, for image embeddings [B, encoder_hid_dim].
 
         hint: [B, 3, H, W] in [0, 1] at pixel size, for networks with a hint block. masked: [B, 5, h, w], for inpainting
-        networks: the known latents times their mask, then the mask (1: known). adapters: of each row; None: of none.
+        networks: the known latents times their mask, then the mask (1: known). adapters: of each row; without: of none.
         """
-        adapters = RowAdapters.of((), len(embeds)) if adapters is None else adapters
+        adapters = adapters or RowAdapters.of((), len(embeds))
         with adapters.active(self):
             tokens = self.encoder_hid_proj(embeds)
             attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in running order
@@ -366,10 +361,9 @@ class UNet(Network):
     def precompute_timesteps(self, conditioned: UNetCondition, timesteps: Sequence[int]) -> UNetCondition:
         """The condition with the scales and shifts of all timesteps of a run (of a long run: of its first 100)."""
         t, embedding = cached_timesteps(timesteps, len(conditioned)), conditioned.embedding
+        embeddings = embedding.repeat_interleave(t.shape[1], dim=0)
         with conditioned.adapters.repeated(t.shape[1]).active(self):
-            scale_shift = self._compute_scale_shift(
-                t.flatten().to(embedding.device), embedding.repeat_interleave(t.shape[1], dim=0)
-            )
+            scale_shift = self._compute_scale_shift(t.flatten().to(embedding.device), embeddings)
         return replace(conditioned, timestep_cache=TimestepCache(t, scale_shift.unflatten(0, t.shape)))
 
     def forward(self, x: Tensor, t: Tensor, conditioned: UNetCondition, guided_rows: Tensor | None = None) -> Tensor:

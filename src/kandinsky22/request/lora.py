@@ -88,6 +88,10 @@ class LoRA:
         """The scale of its adapters for the prior and the text encoder."""
         return self.scale if self.prior_scale is None else self.prior_scale
 
+    def for_prior(self) -> "LoRA":
+        """The same with only what decides an embedding, by which it is cached."""
+        return LoRA(self.sha256, self.scale_of_prior, path=self.path)
+
     def to_dict(self) -> dict[str, Any]:
         """The reference as JSON values, without where its file is."""
         values = {"name": self.name, "sha256": self.sha256, "scale": self.scale, "prior_scale": self.prior_scale}
@@ -158,7 +162,7 @@ def _find_file(lora: LoRA, folders: list[Path]) -> Path:
             continue
     raise ValueError(
         f"the LoRA {lora.name!r} ({lora.sha256[:8]}) is not in {', '.join(map(str, folders)) or 'any folder'}; "
-        "put its file there"
+        "put its file there, or pass it with --lora FILE"
     )
 
 

@@ -17,6 +17,8 @@ TYPES: Mapping[Kind, tuple[type, ...]] = {
 }
 """The JSON types of a parameter of each kind; pictures and parts are resolved by the caller."""
 
+LOCAL = ("model", "loras")  # what the server decides
+
 
 def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, Any], Any]) -> Request:
     """The request of a task. resolve: turns the value of a parameter of the kinds "picture" and "parts" into what the
@@ -27,7 +29,7 @@ def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, An
     known = parameters(tasks[task])
     given = {}
     for name, value in values.items():
-        if name not in known or name == "model":
+        if name not in known or name in LOCAL:
             raise ApiError("invalid", f"{task} has no option {name!r}; see /api/v1/tasks", name)
         if value is not None:
             given[name] = (
