@@ -57,11 +57,8 @@ def of_peft(network: nn.Module, name: str = "default") -> Adapter:
         parts: Mapping[str, Any] = getattr(module, "lora_A", {})
         if name in parts:
             layer: Any = module
-            magnitude = (
-                layer.lora_magnitude_vector[name].weight.detach().flatten()
-                if name in layer.lora_magnitude_vector
-                else None
-            )
+            magnitudes = layer.lora_magnitude_vector
+            magnitude = magnitudes[name].weight.detach().flatten() if name in magnitudes else None
             b = layer.lora_B[name].weight.flatten(1)
             layers[key] = LowRank(layer.lora_A[name].weight.detach(), b.detach(), layer.scaling[name], magnitude)
     return Adapter(layers)

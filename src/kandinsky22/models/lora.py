@@ -134,7 +134,8 @@ class Adapter:
         for name in self.layers:
             module: Any = network.get_submodule(name)
             if not isinstance(module, AdaptedLayer):
-                module.__class__ = _adapted_class(type(module))
+                plain: Any = type(module)
+                module.__class__ = _adapted_class(plain)
                 module.adapted_name = name
         installed.add(self)
 
