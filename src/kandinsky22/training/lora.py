@@ -66,7 +66,8 @@ def adapt(network: nn.Module, config: LoRAConfig, seed: int = 0) -> nn.Module:
     """
     network.requires_grad_(False)
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    if missing := [end for end in config.targets if not any(_ends(name, end) for name in layers)]:
+    named = () if config.targets in TARGETS.values() else config.targets  # the prior has no add_k_proj
+    if missing := [end for end in named if not any(_ends(name, end) for name in layers)]:
         choices = ", ".join(TARGETS)
         raise ValueError(f"no layer's name ends in {missing[0]!r}; --targets may be {choices}, or ends of names")
     with torch.random.fork_rng(devices=()):
