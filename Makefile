@@ -15,7 +15,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTHON_FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 TORCH_FITS = import torch; assert (2, 9) <= tuple(map(int, torch.__version__.split(".")[:2])) < (3, 0)
 
-.PHONY: help run serve test check docs bench train-box
+.PHONY: help run serve studio studio-run test check docs bench train-box
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,14 @@ run: .venv/.installed ## install what is missing, then paint PROMPT, or somethin
 
 serve: .venv/.installed-serve ## install what is missing, then serve the model in the box over HTTP
 	@$(KANDINSKY22) serve $(ARGS)
+
+studio-run: .venv/.installed-serve ## install what is missing, then open the studio in the browser
+	@$(KANDINSKY22) studio $(ARGS)
+
+STUDIO = src/kandinsky22/studio/app
+studio: .venv/.installed-serve ## build the studio from its source; needs node 20 or newer and npm
+	.venv/bin/python -m kandinsky22.server.openapi $(STUDIO)/openapi.json
+	cd $(STUDIO) && npm ci --no-audit --no-fund && npm run types && npm run check && npm run build
 
 test: check ## install what is missing, then run the checks, and all tests except the slow ones
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

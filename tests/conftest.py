@@ -1,5 +1,6 @@
 """What many tests need: a small model on disk; and the last line of a run, which says what did not run."""
 
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,10 +43,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class SlowTests:
-    """Counts the slow tests that a run leaves out, and prints their number at its end."""
+    """Counts the slow tests that a run leaves out, and those that need a browser, and prints the numbers at its end."""
 
     def __init__(self) -> None:
         self.deselected = 0
+        self.without_browser = 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if shutil.which("chromium") is None:
+            self.without_browser = sum(item.get_closest_marker("browser") is not None for item in session.items)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         self.deselected += sum(item.get_closest_marker("slow") is not None for item in items)
@@ -53,13 +59,18 @@ class SlowTests:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):  # in a process of pytest-xdist, which sends this to the main one
             session.config.workeroutput["deselected"] = self.deselected
+            session.config.workeroutput["without_browser"] = self.without_browser
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Every process of pytest-xdist collects and deselects the same tests; the main process collects none."""
-        self.deselected = max(self.deselected, getattr(node, "workeroutput", {}).get("deselected", 0))
+        output = getattr(node, "workeroutput", {})
+        self.deselected = max(self.deselected, output.get("deselected", 0))
+        self.without_browser = max(self.without_browser, output.get("without_browser", 0))
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if self.without_browser and not hasattr(config, "workeroutput"):
+            print(f"not run: {self.without_browser} tests of the studio, since there is no chromium; install it")
         if self.deselected and not hasattr(config, "workeroutput"):
             count = f"{self.deselected} slow test{'s' * (self.deselected != 1)}"
             print(f"not run: {count}; run everything with: make test ARGS=\"-m ''\"")

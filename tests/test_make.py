@@ -85,7 +85,7 @@ def test_options_precede_the_prompt(make_run: Any) -> None:
 
 def test_make_without_target_lists_the_targets() -> None:
     listed = [line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")]
-    assert listed == ["help", "run", "serve", "test", "check", "docs", "bench", "train-box"]
+    assert listed == ["help", "run", "serve", "studio-run", "studio", "test", "check", "docs", "bench", "train-box"]
 
 
 @pytest.fixture

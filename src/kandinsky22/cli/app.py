@@ -34,6 +34,7 @@ COMMANDS = {
     "lora": ("print what is in a LoRA, combine LoRAs, or extract one from two models", "kandinsky22.cli.lora"),
     "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
     "serve": ("serve a model over HTTP, for other programs and the browser", "kandinsky22.cli.serve"),
+    "studio": ("open the studio in the browser, with a server if none runs", "kandinsky22.cli.studio"),
     "train": ("train a network of the small model", "kandinsky22.training.cli"),
     "evaluate": (
         "measure a model: FID and more, or what an oracle reads from its pictures",

@@ -42,7 +42,8 @@ HEADERS = {
 class Services:
     """What the routes of a dialect use. model: the name of the model that paints. embed: the embedding of a resolved
     request's first picture; resolve, describe: as for `Backend`. These three wait for a process. aliases: whether other
-    models' names mean this one."""
+    models' names mean this one. switch_model: starts the server again with another model, if it can; it raises
+    `ValueError` for a model that is not here."""
 
     queue: JobQueue
     store: Store
@@ -54,6 +55,7 @@ class Services:
     resolve: Callable[[Any], Any]
     describe: Callable[[Any], dict[str, Any]]
     aliases: bool = True
+    switch_model: Callable[[str], None] | None = None
 
 
 class Dialect(Protocol):
@@ -82,11 +84,14 @@ def create(
     describe: Callable[[Any], dict[str, Any]],
     hosts: Sequence[str] = (),
     aliases: bool = True,
+    switch_model: Callable[[str], None] | None = None,
     close: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application. close: called when the server has stopped."""
     access, decoder = Access(store, hosts), Decoder()
-    services = Services(queue, store, access, decoder, Metrics(queue), model, embed, resolve, describe, aliases)
+    services = Services(
+        queue, store, access, decoder, Metrics(queue), model, embed, resolve, describe, aliases, switch_model
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -84,7 +84,8 @@ class JobQueue:
         self._ended: deque[str] = deque()
         self._waiting: FairQueue[LiveJob] = FairQueue()
         self._arriving: Counter[str] = Counter()  # by owner; accepted and not yet in the queue
-        self._stopping, self._stopped = threading.Event(), False
+        self._stopping = threading.Event()
+        self.stopped = asyncio.Event()  # no event follows
         self._model_changed = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -113,7 +114,7 @@ class JobQueue:
                 await asyncio.to_thread(self.store.requeue, live.job.id)
         if self._finishing:
             await asyncio.wait(self._finishing)
-        self._stopped = True
+        self.stopped.set()
         for live in self._live.values():
             live.wake_up()
 
@@ -214,7 +215,7 @@ class JobQueue:
                         return
             if live.count > after:  # while the last ones were being read
                 continue
-            if live.has_ended or self._stopped:
+            if live.has_ended or self.stopped.is_set():
                 return
             await changed.wait()
 
@@ -257,6 +258,11 @@ class JobQueue:
         """The jobs that run, of an owner or of everybody."""
         return [live for live in self._live.values() if live.is_running and owner in (None, live.job.owner)]
 
+    def active(self, owner: str) -> list[LiveJob]:
+        """An owner's jobs that have not ended, in the order in which they came."""
+        lives = [live for live in self._live.values() if live.job.owner == owner and not live.has_ended]
+        return sorted(lives, key=lambda live: live.job.number)
+
     def _check_room(self, key: Key) -> None:
         if self._stopping.is_set():
             raise StoppingError("the server is stopping; try again later", retry_after=10)
@@ -269,7 +275,7 @@ class JobQueue:
         job = live.job
         self._live[job.id] = live
         self._waiting.add(job.owner, job.number, job.cost, live)
-        live.add(Queued(self.position(live) or 0))
+        self._publish(live, Queued(self.position(live) or 0))
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -326,7 +332,7 @@ class JobQueue:
         self._dispatch()
 
     def _receive(self) -> None:
-        while not self._stopped:
+        while not self.stopped.is_set():
             try:
                 key, event = self.session.receive()
             except Exception as error:  # the processes cannot be started

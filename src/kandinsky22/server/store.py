@@ -89,9 +89,9 @@ class Store:
             for name in (PICTURES, UPLOADS):
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder / name)
-            self._engine = create_engine(f"sqlite:///{folder / DATABASE}", connect_args={"timeout": 30})
-            event.listen(self._engine, "connect", _configure)
-            with self._engine.begin() as connection:
+            self.engine = create_engine(f"sqlite:///{folder / DATABASE}", connect_args={"timeout": 30})
+            event.listen(self.engine, "connect", _configure)
+            with self.engine.begin() as connection:
                 version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
                 if version not in (0, VERSION):
                     raise ValueError(f"{folder} was written by another version of kandinsky22; give another --data")
@@ -117,12 +117,12 @@ class Store:
 
     def close(self) -> None:
         """Close the database, and give up the claim."""
-        self._engine.dispose()
+        self.engine.dispose()
         if self._claimed is not None:
             self._claimed.close()
 
     def _transaction(self) -> AbstractContextManager[Connection]:
-        return self._engine.begin()
+        return self.engine.begin()
 
     # Keys
 
@@ -282,14 +282,14 @@ class Store:
         """A job's pictures, in order."""
         query = select(PICTURE_ROWS).where(PICTURE_ROWS.c.job == job).order_by(PICTURE_ROWS.c.position)
         with self._transaction() as connection:
-            return [self._picture(row) for row in connection.execute(query)]
+            return [self.stored_picture(row) for row in connection.execute(query)]
 
     def picture(self, picture: str, owner: str | None = None) -> StoredPicture | None:
         """A picture by its id; of an owner: None if it is another's."""
         query = select(PICTURE_ROWS).where(PICTURE_ROWS.c.id == picture)
         with self._transaction() as connection:
             row = connection.execute(query if owner is None else query.where(PICTURE_ROWS.c.owner == owner)).first()
-        return None if row is None else self._picture(row)
+        return None if row is None else self.stored_picture(row)
 
     def gallery(
         self, owner: str, *, before: int | None = None, count: int = 50, search: str = "", starred: bool = False
@@ -302,7 +302,7 @@ class Store:
         conditions += [PICTURE_ROWS.c.prompt.icontains(word, autoescape=True) for word in search.split()]
         query = select(PICTURE_ROWS).where(and_(*conditions)).order_by(PICTURE_ROWS.c.number.desc()).limit(count)
         with self._transaction() as connection:
-            return [self._picture(row) for row in connection.execute(query)]
+            return [self.stored_picture(row) for row in connection.execute(query)]
 
     def star(self, picture: str, owner: str, starred: bool) -> bool:
         """Star a picture, or not; whether the owner has it."""
@@ -321,7 +321,8 @@ class Store:
             stored.path.unlink()
         return True
 
-    def _picture(self, row: Row[Any]) -> StoredPicture:
+    def stored_picture(self, row: Row[Any]) -> StoredPicture:
+        """The picture of a row of its table."""
         values = {name: getattr(row, name) for name in StoredPicture.__slots__ if name not in ("path", "starred")}
         return StoredPicture(path=self.folder / row.file, starred=bool(row.starred), **values)
 

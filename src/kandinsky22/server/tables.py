@@ -62,3 +62,18 @@ FILES = Table(
     Column("bytes", Integer, nullable=False),
     Column("used", Float, nullable=False),
 )
+DOCUMENTS = Table(
+    "documents",
+    TABLES,
+    Column("owner", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", String, nullable=False),  # JSON
+    Column("changed", Float, nullable=False),
+)
+FOLDERS = Table(
+    "folders",
+    TABLES,
+    Column("picture", String, primary_key=True),  # its id; a picture without a row is in no folder
+    Column("folder", String, nullable=False, index=True),
+)

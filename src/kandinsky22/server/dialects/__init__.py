@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from kandinsky22.server.app import Dialect
-from kandinsky22.server.dialects import a1111, fusionbrain, native, openai
+from kandinsky22.server.dialects import a1111, fusionbrain, native, openai, studio
 
-DIALECTS: Sequence[Dialect] = tuple(cast(Dialect, module) for module in (openai, a1111, fusionbrain, native))
+DIALECTS: Sequence[Dialect] = tuple(cast(Dialect, module) for module in (openai, a1111, fusionbrain, native, studio))
 """All of them. An error outside of their paths has the shape of the first."""

@@ -178,14 +178,14 @@ def router(services: Services) -> APIRouter:
         live = await queue.submit(
             key, request, source="native", preview=wish, hidden=job.hidden, idempotency_key=idempotency_key
         )
-        return await view(live)
+        return await job_view(services, live)
 
     @routes.get("/jobs")
     async def jobs(key: Asker, before: Number = None, count: int = Query(50, ge=1, le=200)) -> list[JobView]:
         """Your jobs, the newest first; before: the `number` of a job."""
         found = await asyncio.to_thread(store.jobs, key.name, before=before, count=count)
         lives = [await queue.live(job.id, key.name) for job in found]
-        return [await view(live) for live in lives if live is not None]
+        return [await job_view(services, live) for live in lives if live is not None]
 
     async def find(job: str, key: Key) -> LiveJob:
         live = await queue.live(job, key.name)
@@ -193,33 +193,17 @@ def router(services: Services) -> APIRouter:
             raise ApiError("not found", "there is no such job")
         return live
 
-    async def view(live: LiveJob) -> JobView:
-        job = await asyncio.to_thread(store.job, live.job.id)
-        assert job is not None
-        pictures = await asyncio.to_thread(store.pictures_of, job.id) if job.state == "succeeded" else []
-        return JobView(
-            id=job.id,
-            state="running" if job.state == "queued" and live.is_running else job.state,
-            position=queue.position(live),
-            request=json.loads(job.request.to_json()),
-            error=job.error,
-            created=job.created,
-            started=job.started,
-            ended=job.ended,
-            pictures=[picture_view(picture) for picture in pictures],
-        )
-
     @routes.get("/jobs/{job}")
     async def get_job(job: str, key: Asker) -> JobView:
         """A job."""
-        return await view(await find(job, key))
+        return await job_view(services, await find(job, key))
 
     @routes.post("/jobs/{job}/cancel")
     async def cancel(job: str, key: Asker) -> JobView:
         """Cancel a job; one that has ended stays as it is."""
         live = await find(job, key)
         await queue.cancel(live)
-        return await view(live)
+        return await job_view(services, live)
 
     @routes.get(
         "/jobs/{job}/events",
@@ -307,6 +291,24 @@ def error(problem: ApiError, request_id: str) -> Any:
     """The JSON body of an error."""
     values = {"kind": problem.kind, "message": problem.message, "parameter": problem.parameter}
     return {"error": {**values, "censored": problem.censored, "request_id": request_id}}
+
+
+async def job_view(services: Services, live: LiveJob) -> JobView:
+    """A job as JSON."""
+    job = await asyncio.to_thread(services.store.job, live.job.id)
+    assert job is not None
+    pictures = await asyncio.to_thread(services.store.pictures_of, job.id) if job.state == "succeeded" else []
+    return JobView(
+        id=job.id,
+        state="running" if job.state == "queued" and live.is_running else job.state,
+        position=services.queue.position(live),
+        request=json.loads(job.request.to_json()),
+        error=job.error,
+        created=job.created,
+        started=job.started,
+        ended=job.ended,
+        pictures=[picture_view(picture) for picture in pictures],
+    )
 
 
 def picture_view(picture: StoredPicture) -> PictureView:
