@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kandinsky22.engine.kandinsky import Kandinsky
     from kandinsky22.imaging.depth import depth
     from kandinsky22.imaging.images import Painting
-    from kandinsky22.request import Embedding, Mask, Mix, Picture, Request, Sampling, Start, Text
+    from kandinsky22.request import Embedding, LoRA, Mask, Mix, Picture, Request, Sampling, Start, Text
     from kandinsky22.request.embedding import mix, slerp
     from kandinsky22.request.tasks import controlnet, img2img, inpaint, interpolate, outpaint, text2img, variations
 
@@ -22,6 +22,7 @@ _HOMES = {
     "imaging.depth": ("depth",),
     "imaging.images": ("Painting",),
     "request.embedding": ("Embedding", "mix", "slerp"),
+    "request.lora": ("LoRA",),
     "request.parts": ("Mask", "Mix", "Sampling", "Start", "Text"),
     "request.picture": ("Picture",),
     "request.request": ("Request",),
@@ -31,6 +32,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Embedding",
     "Kandinsky",
+    "LoRA",
     "Mask",
     "Mix",
     "Painting",

@@ -5,6 +5,7 @@ These tests need no GPU. What stands in for a CUDA graph also reads and writes a
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kandinsky22 import Kandinsky, acceleration
 from kandinsky22.acceleration import cuda_graphs, fused_norm, gpu
 from kandinsky22.acceleration.cuda_graphs import CudaGraphCache
 from kandinsky22.models.layers import Norm
+from kandinsky22.models.lora import Adapter, Applied, LowRank, RowAdapters
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import PriorTransformer
 from kandinsky22.models.unet import UNet, UNetCondition
@@ -84,6 +86,25 @@ def test_the_second_call_is_recorded_and_all_have_the_plain_networks_numbers() -
         arguments = unet_inputs(plain, 2, seed=i)  # another condition each time, too
         assert relative_rms(fast(*arguments), plain(*arguments)) < 1e-5
     assert LOG == ["recorded", "replayed", "replayed", "replayed"] and len(fast.graphs) == 1
+
+
+@torch.no_grad()
+def test_a_call_is_recorded_for_each_choice_of_adapters() -> None:
+    plain, fast = unet()
+    weight = plain.mid_block.attentions[0].to_q.weight
+    low_rank = LowRank(torch.ones(1, weight.shape[1]), torch.ones(len(weight), 1), 0.05)
+    adapters = [Adapter({"mid_block.attentions.0.to_q": low_rank}) for _ in range(2)]
+    choices = [RowAdapters.of([Applied(one, scale)], 2) for one in adapters for scale in (0.5, 1.0)]
+    choices += [
+        RowAdapters.of((), 2),
+        RowAdapters.cat([RowAdapters.of((), 1), RowAdapters.of([Applied(adapters[0], 1.0)], 1)]),
+    ]
+    for _ in range(3):
+        for chosen in choices:
+            x, t, conditioned = unet_inputs(plain, 2)
+            conditioned = replace(conditioned, adapters=chosen)
+            assert relative_rms(fast(x, t, conditioned), plain(x, t, conditioned)) < 1e-5
+    assert len(fast.graphs) == len(choices) and LOG.count("recorded") == len(choices)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """`kandinsky22 show` and `replay` on a real model: recipes, identical pixels, and explained differences."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kandinsky22.cli.app import run
 from kandinsky22.imaging.file_texts import RECIPE
 from kandinsky22.imaging.images import read_recipe
 from kandinsky22.request.tasks import text2img
+from tests.loras_on_disk import write_lora
 
 Capture = pytest.CaptureFixture[str]
 
@@ -164,3 +166,19 @@ def test_replay_ignores_values_of_another_type(name: str, value: Any, painted: l
         info.add_itxt(RECIPE, json.dumps(recipe))
         image.save(tmp_path / "changed.png", pnginfo=info)
     assert run(["replay", str(tmp_path / "changed.png"), "--model", model_of(painted), "-o", str(tmp_path)]) == 0
+
+
+def test_replay_finds_the_loras_of_a_picture_or_names_them(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+    style = write_lora(tmp_path / "style.safetensors", tiny_model)
+    model = ["--model", str(tiny_model), "-q"]
+    assert run(["a red circle", *model, "--lora", f"{style}:0.5", "-o", str(tmp_path), "--seed", "5"]) == 0
+    (path,) = capsys.readouterr().out.splitlines()
+    assert run(["show", path]) == 0
+    assert re.search(r"loras: +style \([0-9a-f]{8}\) at 0.5", capsys.readouterr().out)
+    again = ["replay", path, *model, "-o", str(tmp_path / "again")]
+    assert run(again) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"the pixels are those of {path}"
+    moved = style.rename(tmp_path.parent / "moved.safetensors")
+    assert run(again) != 0
+    assert "the LoRA 'style'" in capsys.readouterr().err
+    assert run([*again, "--lora", str(moved)]) == 0

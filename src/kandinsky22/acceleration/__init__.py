@@ -31,6 +31,7 @@ from kandinsky22.acceleration.gpu import release_graphs as release_graphs
 from kandinsky22.acceleration.linear import FastLinear
 from kandinsky22.acceleration.normalisation import FastNorm
 from kandinsky22.acceleration.weight_upcast import UPCAST_LAYERS
+from kandinsky22.models import lora
 from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, UpsampleConv3x3
 
 CPU_LAYERS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
@@ -137,6 +138,7 @@ def prepare(
 
 def undo(network: nn.Module) -> None:
     """Have a prepared network computed by its own file's code again, and free what was cached."""
+    lora.uninstall(network)
     plain_classes = {
         fast: plain for plain, fast in (*layer_classes().items(), *UPCAST_LAYERS.items(), *gpu.GPU_LAYERS.items())
     }

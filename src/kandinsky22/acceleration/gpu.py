@@ -59,7 +59,7 @@ class GraphedModule(nn.Module):
         return self.graphs(self, partial(self._compute, plain), *args, **kwargs)
 
     def _compute(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.compiled:
+        if self.compiled and not args[2].adapters:
             try:
                 return compile_step(plain)(self, *args, **kwargs)
             except RuntimeError as error:

@@ -31,6 +31,7 @@ COMMANDS = {
     "film": ("paint an interpolation between them, as a film", "kandinsky22.cli.film:film"),
     "depth": ("estimate the depth of a picture, as a hint for controlnet", "kandinsky22.cli.depth"),
     "convert": ("write a model as one file, as folders, or in another dtype", "kandinsky22.cli.convert"),
+    "lora": ("print what is in a LoRA, combine LoRAs, or extract one from two models", "kandinsky22.cli.lora"),
     "doctor": ("print what fits this machine and how long a picture takes", "kandinsky22.cli.doctor"),
     "serve": ("serve a model over HTTP, for other programs and the browser", "kandinsky22.cli.serve"),
     "mcp": ("serve the tasks as tools for agents (Model Context Protocol)", "kandinsky22.cli.mcp"),

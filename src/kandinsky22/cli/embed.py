@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PRIOR_OPTIONS = (
     "negative_prompt",
+    "loras",
     "seed",
     "prior_num_inference_steps",
     "prior_guidance_scale",

@@ -160,6 +160,8 @@ def add_parameters(
         if parameter.name in leave_out or (names and parameter.name not in names):
             continue
         settings = _argparse_settings(parameter, defaults.get(parameter.name))
+        if parameter.kind == "loras":
+            settings |= {"action": "append"}
         parser.option(parameter.name, short=SHORT_OPTIONS.get(parameter.name, ""), **settings)
         if parameter.name == "width":
             parser.option("size", **size_settings("width and height", defaults.get("size")))
@@ -173,7 +175,7 @@ def size_settings(what: str, default: str | None = None) -> dict[str, Any]:
 
 def flag_of(name: str) -> str:
     """The option for a parameter."""
-    return f"--{name.replace('_', '-')}"
+    return "--lora" if name == "loras" else f"--{name.replace('_', '-')}"
 
 
 def request_of(task: Task, words: Mapping[str, Any], options: Mapping[str, Any]) -> Request:
@@ -259,5 +261,6 @@ PARSERS: Mapping[Kind, tuple[Callable[[str], Any], str]] = {
     "numbers": (_numbers, "X,X,..."),
     "boolean": (_boolean, "yes|no"),
     "picture": (str, "FILE"),
+    "loras": (str, "FILE[:SCALE]"),
 }
 """For each kind of parameter, the function that parses it and its placeholder in the help."""

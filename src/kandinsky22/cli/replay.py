@@ -22,7 +22,8 @@ from kandinsky22.cli.terminal import display
 from kandinsky22.console import echo
 from kandinsky22.engine.requirements import model_parts
 from kandinsky22.imaging.images import Recipe, read_recipe
-from kandinsky22.request import Picture, Request
+from kandinsky22.request import LoRA, Picture, Request
+from kandinsky22.request.lora import find_files
 from kandinsky22.request.parts import describe, is_int
 from kandinsky22.request.picture_file import SUFFIXES, read_picture
 
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.option(
         "picture", metavar="FILE", action="append", help="an input picture of it, if that is not in the folder of FILE"
     )
+    parser.option(
+        "lora", metavar="FILE", action="append", help="a LoRA of it, if that is not in the folder of FILE or this one"
+    )
     parser.add_edge()
     options, words, _ = parser.parse(arguments)
     file = one_file(words, "replay")
@@ -53,6 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     server = paint.server_of(options)
     request = replace(request, model=options.get("model") or (request.model if server else _local_model(request)))
     request = request.with_pictures(input_pictures(request, Path(file), options.get("picture", [])))
+    if not server:  # which finds them by itself
+        given = {lora.sha256: lora.path for lora in map(LoRA.of, options.get("lora", []))}
+        loras = (replace(lora, path=given.get(lora.sha256)) for lora in request.loras)
+        request = replace(request, loras=find_files(loras, [Path(file).parent, Path()]))
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
     if destination.is_stdout:
         raise ValueError("`replay` prints on standard output how the pictures compare; name a file for --output")

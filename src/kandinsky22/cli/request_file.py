@@ -167,6 +167,11 @@ def _convert(parameter: Parameter, value: Any, folder: Path) -> Any:
     """A JSON value, or the text of a field, as an option of a task. Raises `ValueError` for one of another kind."""
     if parameter.kind == "parts":
         return _parts(value, folder)
+    if parameter.kind == "loras":
+        files = value.split(SEPARATOR) if isinstance(value, str) else value
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise ValueError("loras must be a list of files, each with its scale after a colon")
+        return [str(folder / expand(file.strip())) for file in files]
     if isinstance(value, bool):
         value = "yes" if value else "no"
     elif isinstance(value, list):

@@ -10,7 +10,7 @@ from typing import Any
 from kandinsky22.cli.options import Parser
 from kandinsky22.console import echo
 from kandinsky22.imaging.images import Recipe, read_recipe
-from kandinsky22.request import Mask, Sampling, Text
+from kandinsky22.request import LoRA, Mask, Sampling, Text
 from kandinsky22.request.parts import EVERYWHERE, describe, parts
 
 
@@ -63,6 +63,8 @@ def summary(recipe: Recipe) -> dict[str, str]:
         lines["prior seed"] = str(request.prior_seed)
     if request.variation_seed is not None:
         lines["variation"] = f"{request.variation_strength:g} towards the noise of seed {request.variation_seed}"
+    if request.loras:
+        lines["loras"] = ", ".join(map(_lora, request.loras))
     lines |= {"prior": _sampling(request.prior), "decoder": _sampling(request.decoder), "model": request.model}
     return lines | {name: _value(value) for name, value in recipe.made_by.items()}
 
@@ -83,6 +85,11 @@ def _sampling(sampling: Sampling) -> str:
     if sampling.guidance_interval not in (None, EVERYWHERE):
         text += " from {:g} to {:g}".format(*sampling.guidance_interval)
     return text if sampling.reuse in (None, 1) else f"{text}, deeper levels at every {sampling.reuse} calls"
+
+
+def _lora(lora: LoRA) -> str:
+    prior = "" if lora.prior_scale is None else f", {lora.prior_scale:g} for the prior"
+    return f"{lora.name} ({lora.sha256[:8]}) at {lora.scale:g}{prior}"
 
 
 def _value(value: Any) -> str:

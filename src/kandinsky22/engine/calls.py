@@ -16,7 +16,7 @@ from kandinsky22.diffusion.denoiser import Denoiser
 from kandinsky22.engine.placement import Networks
 from kandinsky22.engine.runs import Run, check_finite
 from kandinsky22.engine.scheduler import ALL, Call, Raised
-from kandinsky22.engine.stages import DecoderStage, PriorStage
+from kandinsky22.engine.stages import NO_ADAPTERS, DecoderStage, PriorAdapters, PriorStage
 from kandinsky22.models.movq import TILE_PIXELS
 from kandinsky22.models.prior import STEP_TOKENS, Prefix
 from kandinsky22.threads import limited_threads
@@ -65,17 +65,20 @@ class Calls:
         (result,) = yield _call(decoder, movq, "autoencode", [function], _run_all, cells * MOVQ_CELLS, 1)
         return result
 
-    def encode_prompts(self, prior: PriorStage, prompts: Sequence[str]) -> Steps[Prefix]:
-        """The prior's prefix for prompts, one row each."""
+    def encode_prompts(
+        self, prior: PriorStage, prompts: Sequence[str], adapters: PriorAdapters = NO_ADAPTERS
+    ) -> Steps[Prefix]:
+        """The prior's prefix for prompts, one row each, encoded with these adapters."""
 
-        def answer(prompts: Sequence[str]) -> list[Prefix]:
-            unique = list(dict.fromkeys(prompts))
-            encoded = prior.encode_prompts(unique)
-            rows = (unique.index(prompt) for prompt in prompts)
+        def answer(items: Sequence[tuple[str, PriorAdapters]]) -> list[Prefix]:
+            unique = list(dict.fromkeys(items))
+            encoded = prior.encode_prompts(*zip(*unique, strict=True))
+            rows = (unique.index(item) for item in items)
             return [encoded[row : row + 1] for row in rows]
 
+        items = [(prompt, adapters) for prompt in prompts]
         encoder, tokens = prior.stored.text_encoder, prior.tokenizer.max_length
-        return Prefix.cat((yield _call(prior, encoder, "prompts", prompts, answer, tokens)))
+        return Prefix.cat((yield _call(prior, encoder, "prompts", items, answer, tokens)))
 
     def map_prompt(self, prior: PriorStage, prompt: str) -> Steps[Tensor]:
         """The linear prior's image embedding of a prompt, [1, D]."""

@@ -13,16 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kandinsky22.checkpoints.lora_files import PRIOR, TEXT_ENCODER
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine.calls import Calls, Steps
 from kandinsky22.engine.embedding_cache import EmbeddingCache
+from kandinsky22.engine.loras import LoadedLoRAs
 from kandinsky22.engine.runs import Run, StartState, weighted_sum
 from kandinsky22.engine.scheduler import Shared
-from kandinsky22.engine.stages import Embeds, PriorStage
+from kandinsky22.engine.stages import Embeds, PriorAdapters, PriorStage
 from kandinsky22.files import cache_dir
 from kandinsky22.models.prior import Prefix
 from kandinsky22.request import Condition, Embedding, Mix, Part, Picture, Request, Text
 from kandinsky22.request.events import Progress
+from kandinsky22.request.lora import LoRA
 from kandinsky22.request.parts import LINEAR, parts
 
 LARGE = 100_000_000  # parameters of a prior from which embeddings are also cached on disk
@@ -37,6 +40,7 @@ class TextJob(NamedTuple):
     sampler: str
     steps: int
     seeds: tuple[int, ...]
+    loras: tuple[LoRA, ...] = ()  # those that change embeddings
 
     @property
     def linear(self) -> bool:
@@ -47,13 +51,16 @@ class TextJob(NamedTuple):
 class ImageEmbedder:
     """Computes the image embeddings of requests with one prior."""
 
-    def __init__(self, prior: PriorStage) -> None:
-        self.prior = prior
+    def __init__(self, prior: PriorStage, loras: LoadedLoRAs) -> None:
+        self.prior, self.loras = prior, loras
         self.cache = EmbeddingCache(self._folder() if prior.stored.prior.elements > LARGE else None)
 
     def check(self, request: Request) -> None:
         """Raises `ValueError` if a resolved request's conditions cannot be computed; computes nothing."""
         stored = self.prior.stored
+        if request.prior.linear and (loras := self._loras(request)):
+            name = next(lora.name for lora in request.loras if lora.sha256 == loras[0].sha256)
+            raise ValueError(f"the linear prior takes no adapters, and {name} has some; leave out prior='linear'")
         for condition in (request.condition, request.negative):
             for part in parts(condition) if condition is not None else ():
                 if isinstance(part, Embedding) and part.encoder != stored.space:
@@ -78,7 +85,8 @@ class ImageEmbedder:
         cache = self.cache if cache is None else cache
         known: dict[TextJob, Tensor] = {}
         missing: dict[Hashable, Callable[[], Steps[Tensor]]] = {}
-        for job in _text_jobs(request):
+        loras = self._loras(request)
+        for job in _text_jobs(request, loras):
             if (embeds := None if job.linear else cache.get(job)) is not None:
                 known[job] = embeds.to(self.prior.networks.device)
             else:
@@ -91,6 +99,10 @@ class ImageEmbedder:
         if request.negative is None:  # the zero-image embedding is only looked up if guidance needs it
             return Embeds(image, self.prior.zero_image_embed.expand_as(image))
         return Embeds(image, (yield from self._vectors(request, request.negative, known, calls, negative=True)))
+
+    def _loras(self, request: Request) -> tuple[LoRA, ...]:
+        """The LoRAs that change the request's embeddings."""
+        return tuple(lora.for_prior() for lora in request.loras if self.loras.changes_embeddings(lora))
 
     def _folder(self) -> Path:
         """The cache folder for this model, device, and the dtypes of weights and computation."""
@@ -107,7 +119,9 @@ class ImageEmbedder:
         picture = job.text.image
         clean = None if picture is None else (yield from calls.encode_image(prior, picture.rgb))
         prompts = list(dict.fromkeys((job.text.prompt, job.negative)))
-        encoded = yield from calls.encode_prompts(prior, prompts)
+        text_encoder = self.loras.stack(job.loras, TEXT_ENCODER, prior.stored.text_encoder)
+        adapters = PriorAdapters(text_encoder, self.loras.stack(job.loras, PRIOR, prior.stored.prior))
+        encoded = yield from calls.encode_prompts(prior, prompts, adapters)
 
         def prepare() -> Run[Prefix]:
             texts, negative = ([prompts.index(words)] * n for words in (job.text.prompt, job.negative))
@@ -146,23 +160,23 @@ class ImageEmbedder:
         self, request: Request, part: Part, known: Mapping[TextJob, Tensor], calls: Calls, *, negative: bool
     ) -> Steps[Tensor]:
         if isinstance(part, Text):
-            return known[_text_job(request, part, negative=negative)]
+            return known[_text_job(request, part, self._loras(request), negative=negative)]
         if isinstance(part, Picture):
             return (yield from calls.encode_image(self.prior, part.rgb))
         return torch.tensor(part.vector, device=self.prior.networks.device)[None]
 
 
-def _text_jobs(request: Request) -> list[TextJob]:
-    """The prior's jobs for a resolved request."""
-    jobs = [_text_job(request, part) for part in parts(request.condition) if isinstance(part, Text)]
+def _text_jobs(request: Request, loras: tuple[LoRA, ...]) -> list[TextJob]:
+    """The prior's jobs for a resolved request. loras: those that change its embeddings."""
+    jobs = [_text_job(request, part, loras) for part in parts(request.condition) if isinstance(part, Text)]
     if request.negative is not None and request.decoder.weight != 1:
         alone = isinstance(request.negative, Text)
         negatives = [part for part in parts(request.negative) if isinstance(part, Text)]
-        jobs += [_text_job(request, part, negative=alone) for part in negatives]
+        jobs += [_text_job(request, part, loras, negative=alone) for part in negatives]
     return jobs
 
 
-def _text_job(request: Request, text: Text, *, negative: bool = False) -> TextJob:
+def _text_job(request: Request, text: Text, loras: tuple[LoRA, ...], *, negative: bool = False) -> TextJob:
     """How the prior samples a text: guided away from the negative prompt; a negative prompt itself is not guided."""
     sampling = request.prior
     if sampling.linear:  # nothing random in it
@@ -175,4 +189,4 @@ def _text_job(request: Request, text: Text, *, negative: bool = False) -> TextJo
     )
     prompt = request.negative.prompt if isinstance(request.negative, Text) else ""
     weight = 1.0 if negative else sampling.weight
-    return TextJob(text, prompt if weight != 1 else "", weight, sampling.sampler, sampling.steps, seeds)
+    return TextJob(text, prompt if weight != 1 else "", weight, sampling.sampler, sampling.steps, seeds, loras)

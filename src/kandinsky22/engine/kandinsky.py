@@ -18,6 +18,7 @@ from torch import Tensor
 import kandinsky22
 from kandinsky22 import acceleration
 from kandinsky22.checkpoints import catalog, hub, locate
+from kandinsky22.checkpoints.lora_files import UNET
 from kandinsky22.checkpoints.metadata import stale_notice
 from kandinsky22.checkpoints.model import StoredModel
 from kandinsky22.checkpoints.schedulers import SAMPLER_OF
@@ -27,6 +28,7 @@ from kandinsky22.engine.batch import Batch
 from kandinsky22.engine.calls import Calls, Steps
 from kandinsky22.engine.device import device_of, dtype_of, fitting_dtype, fitting_placement, processor
 from kandinsky22.engine.embedder import ImageEmbedder
+from kandinsky22.engine.loras import LoadedLoRAs
 from kandinsky22.engine.painting import Painter
 from kandinsky22.engine.placement import Networks, Placement
 from kandinsky22.engine.requirements import decoder_kind, model_parts
@@ -80,7 +82,8 @@ class Kandinsky:
         self.networks = Networks(device, dtype, placement, accelerated=accelerated, compiled=compiled)
         self._compiled: set[tuple[int, ...]] = set()  # the shapes that have been compiled
         self.prior = PriorStage(self.stored.prior, self.networks)
-        self.embedder = ImageEmbedder(self.prior)
+        self.loras = LoadedLoRAs(self.networks)
+        self.embedder = ImageEmbedder(self.prior, self.loras)
         self._decoders: dict[str, DecoderStage] = {}
         self.decoder(self.stored.first.kind)  # raises now if it cannot be loaded
         self.defaults = self._defaults()
@@ -221,9 +224,12 @@ class Kandinsky:
         if expand(request.model).resolve().name not in (catalog.BOX, self.name):
             raise ValueError(f"the request is for {request.model!r}, and this model is {self.name!r}; load that one")
         request = replace(request.resolved(self.defaults), model=self.name)  # a name, so that no path is saved
-        schedule = self.decoder(decoder_kind(request)).schedule
+        decoder, prior = self.decoder(decoder_kind(request)), self.stored.prior
+        self.loras.check(request.loras, {UNET: decoder.stored.unet, **prior.networks})
         self.embedder.check(request)
-        schedule.timesteps(_set(request.decoder.steps), request.start.strength if request.start else None)  # raises
+        decoder.schedule.timesteps(
+            _set(request.decoder.steps), request.start.strength if request.start else None
+        )  # raises
         return request
 
     def canvas(self, request: Request) -> Canvas:

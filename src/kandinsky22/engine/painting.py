@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from kandinsky22.checkpoints.lora_files import UNET
 from kandinsky22.diffusion import Noise
 from kandinsky22.engine.calls import Calls, Steps
 from kandinsky22.engine.embedding_cache import EmbeddingCache
@@ -93,6 +94,7 @@ class Painter:
                 inpaint=inpaint,
                 interval=_set(sampling.guidance_interval),
                 reuse=_set(sampling.reuse),
+                adapters=self.model.loras.stack(self.request.loras, UNET, decoder.stored.unet),
             )
 
         run = yield from self.calls.run(decoder, decoder.stored.unet, prepare)

@@ -24,6 +24,7 @@ from kandinsky22.engine.runs import Constrain, InpaintCondition, KnownRegion, Ru
 from kandinsky22.files import cache_dir
 from kandinsky22.generators import drain
 from kandinsky22.models.clip import CLIPImageProcessor, CLIPText, CLIPVision
+from kandinsky22.models.lora import NONE, RowAdapters, Stack
 from kandinsky22.models.movq import MoVQ
 from kandinsky22.models.prior import Prefix, PriorTransformer
 from kandinsky22.models.unet import UNet, UNetCondition
@@ -47,6 +48,16 @@ class PromptFeatures(NamedTuple):
     embed: Tensor
     hidden: Tensor
     mask: Tensor
+
+
+class PriorAdapters(NamedTuple):
+    """The adapters of the text encoder and of the prior that a prompt is embedded with."""
+
+    text_encoder: Stack = NONE
+    prior: Stack = NONE
+
+
+NO_ADAPTERS = PriorAdapters()
 
 
 class PriorStage:
@@ -86,12 +97,13 @@ class PriorStage:
             self._zero = self.stored.zero_image_embed().to(self.networks.device)
         return self._zero
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Prefix:
-        """The prior's prefix for prompts, one row each."""
+    def encode_prompts(self, prompts: Sequence[str], adapters: Sequence[PriorAdapters] = ()) -> Prefix:
+        """The prior's prefix for prompts, one row each. adapters: of each prompt; empty: of none."""
+        text, prior = (RowAdapters(tuple(row[i] for row in adapters)) for i in range(2))
         tokens = self.tokenizer(list(prompts)).trimmed()
-        features = self.text_encoder(tokens.ids.to(self.networks.device))
+        features = self.text_encoder(tokens.ids.to(self.networks.device), text)
         self.networks.release(self.stored.text_encoder)
-        return self.network.prefill(features.hidden, features.embed, tokens.mask.to(self.networks.device))
+        return self.network.prefill(features.hidden, features.embed, tokens.mask.to(self.networks.device), prior)
 
     def map_prompts(self, prompts: Sequence[str]) -> Tensor:
         """The image embeddings [n, D] that the linear prior gives for prompts."""
@@ -239,14 +251,17 @@ class DecoderStage:
         constrain: Constrain = keep,
         interval: tuple[float, float] = (0, 1),
         reuse: int = 1,
+        adapters: Stack = NONE,
     ) -> Run[UNetCondition]:
         """A run from `start` conditioned on `embeds`, one row each.
 
         hint: [1 or n, 3, H, W] in [0, 1], of the computed size. inpaint: its constraint is applied before `constrain`.
-        interval, reuse: as in `request.Sampling`.
+        interval, reuse: as in `request.Sampling`. adapters: of every row.
         """
         masked = None if inpaint is None else inpaint.channels
-        guidance = self.guidance(embeds, weight, start.timesteps, hint=hint, masked=masked, interval=interval)
+        guidance = self.guidance(
+            embeds, weight, start.timesteps, hint=hint, masked=masked, interval=interval, adapters=adapters
+        )
         if inpaint is not None:
             constrain = _chain(inpaint.constraint(start, self.schedule), constrain)
         job = Job(SAMPLERS[sampler](self.schedule, start.x, start.timesteps, noise), constrain)
@@ -261,6 +276,7 @@ class DecoderStage:
         hint: Tensor | None = None,
         masked: Tensor | None = None,
         interval: tuple[float, float] = (0, 1),
+        adapters: Stack = NONE,
     ) -> Guidance[UNetCondition]:
         """The conditions of a run that visits `timesteps`.
 
@@ -276,7 +292,8 @@ class DecoderStage:
             return maps.expand(n, -1, -1, -1).repeat(len(image_embeds) // n, 1, 1, 1).to(device, dtype)
 
         hint, masked = (None if maps is None else expand(maps) for maps in (hint, masked))
-        conditioned = self.unet.condition(image_embeds.to(device, dtype), hint=hint, masked=masked)
+        rows = RowAdapters((adapters,) * len(image_embeds))
+        conditioned = self.unet.condition(image_embeds.to(device, dtype), hint=hint, masked=masked, adapters=rows)
         conditioned = self.unet.precompute_timesteps(conditioned, timesteps)
         cond, uncond = conditioned[:n], conditioned[-n:]
         if negative is None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from kandinsky22.diffusion import SAMPLERS, NoiseSchedule, sample
 from kandinsky22.diffusion.denoiser import Denoiser, Guidance
 from kandinsky22.engine.cost import UNetStep
+from kandinsky22.models.lora import RowAdapters
 from kandinsky22.models.timestep_cache import repeat_guided
 from kandinsky22.models.unet import UNetCondition
 from kandinsky22.request import Sampling
@@ -24,7 +25,7 @@ class UNetWork(NamedTuple):
     def of(cls, sampling: Sampling, schedule: NoiseSchedule) -> "UNetWork":
         """The work for a picture from noise, counted with the sampler and denoiser of a resolved sampling."""
         assert sampling.sampler and sampling.steps and sampling.guidance_interval and sampling.reuse
-        network, nothing = _CountingUNet(), UNetCondition(torch.empty(1, 0), (), None)
+        network, nothing = _CountingUNet(), UNetCondition(torch.empty(1, 0), (), None, RowAdapters.of((), 1))
         interval = schedule.timestep_interval(*sampling.guidance_interval)
         guided = {0: Guidance.of(nothing, nothing, torch.tensor([sampling.weight]), interval)}
         denoiser: Denoiser[UNetCondition] = Denoiser(network, schedule, guided, torch.float32, {0: sampling.reuse})

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import split_heads
+from kandinsky22.models.lora import PLAIN, RowAdapters
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,14 +97,16 @@ class CLIPText(Network):
         )
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
-    def forward(self, ids: Tensor) -> TextFeatures:
-        """ids: int64 [B, L], L at most max_position_embeddings; a longer L raises ValueError.
+    def forward(self, ids: Tensor, adapters: RowAdapters = PLAIN) -> TextFeatures:
+        """ids: int64 [B, L], L at most max_position_embeddings; a longer L raises ValueError. adapters: of each row.
 
         The mask is causal only: padding changes no state before it, so it may be left in or cut off.
         """
-        hidden = self.text_model(ids)
-        end = ids.argmax(dim=-1)  # the first of equal maxima: the first end-of-text, whatever pads follow it
-        return TextFeatures(self.text_projection(hidden[torch.arange(len(ids), device=ids.device), end]), hidden)
+        with adapters.active(self):
+            hidden = self.text_model(ids)
+            end = ids.argmax(dim=-1)  # the first of equal maxima: the first end-of-text, whatever pads follow it
+            embed = self.text_projection(hidden[torch.arange(len(ids), device=ids.device), end])
+        return TextFeatures(embed, hidden)
 
 
 class CLIPVision(Network):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import TimestepEmbedding, attend, split_heads
+from kandinsky22.models.lora import PLAIN, RowAdapters
 from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
 STEP_TOKENS = 3  # time, noisy image embedding, query
@@ -47,11 +48,12 @@ class PriorConfig(Config):
 class Prefix:
     """The keys and values of B texts, [B, h, S, d] for each layer, and which of the S tokens are real, bool [B, S].
 
-    timestep_cache: the keys and values of time tokens, [B, T, layers, 2, h, d], if precomputed.
+    adapters: of each row. timestep_cache: the keys and values of time tokens, [B, T, layers, 2, h, d], if precomputed.
     """
 
     layers: tuple[KeysValues, ...]
     mask: Tensor
+    adapters: RowAdapters
     timestep_cache: TimestepCache | None = None
 
     @classmethod
@@ -67,11 +69,13 @@ class Prefix:
             for kvs in zip(*(p.layers for p in parts), strict=True)
         )
         mask = torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts])
-        return cls(layers, mask, TimestepCache.cat([p.timestep_cache for p in parts]))
+        cache = TimestepCache.cat([p.timestep_cache for p in parts])
+        return cls(layers, mask, RowAdapters.cat([p.adapters for p in parts]), cache)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         cache = None if self.timestep_cache is None else self.timestep_cache[rows]
-        return type(self)(tuple((k[rows], v[rows]) for k, v in self.layers), self.mask[rows], cache)
+        layers = tuple((k[rows], v[rows]) for k, v in self.layers)
+        return type(self)(layers, self.mask[rows], self.adapters[rows], cache)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -170,12 +174,20 @@ class PriorTransformer(Network):
         """Normalised embeddings [B, D] in CLIP's space."""
         return x * self.clip_std + self.clip_mean
 
-    def prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor) -> Prefix:
+    def prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor, adapters: RowAdapters = PLAIN) -> Prefix:
         """The keys and values of the text tokens, once per run.
 
         hidden: CLIP's text states [B, L, D]. embed: its text embeddings [B, D]. mask: bool [B, L], True up to and
-        including the end token. L need only be the length of the longest text (`Tokens.trimmed`).
+        including the end token. L need only be the length of the longest text (`Tokens.trimmed`). adapters: of each
+        row; without: of none.
         """
+        adapters = adapters or RowAdapters.of((), len(hidden))
+        with adapters.active(self):
+            layers, real = self._prefill(hidden, embed, mask)
+        return Prefix(layers, real, adapters)
+
+    def _prefill(self, hidden: Tensor, embed: Tensor, mask: Tensor) -> tuple[tuple[KeysValues, ...], Tensor]:
+        """The keys and values of the text tokens, and which of them are real."""
         length = mask.shape[1]
         text = self.encoder_hidden_states_proj(hidden)
         x = torch.cat([text, self.embedding_proj(embed)[:, None]], dim=1)
@@ -189,12 +201,13 @@ class PriorTransformer(Network):
         for block, outputs in self._blocks(last=NONE):
             x, kv = block(x, (), visible, outputs)
             layers.append(kv)
-        return Prefix(tuple(layers), real)
+        return tuple(layers), real
 
     def precompute_timesteps(self, prefix: Prefix, timesteps: Sequence[int]) -> Prefix:
         """The prefix with the time tokens' keys and values for all timesteps of a run (at most its first 100)."""
         t = cached_timesteps(timesteps, len(prefix))
-        return replace(prefix, timestep_cache=TimestepCache(t, self._times(t.to(prefix.mask.device), prefix)))
+        with prefix.adapters.active(self):
+            return replace(prefix, timestep_cache=TimestepCache(t, self._times(t.to(prefix.mask.device), prefix)))
 
     def forward(self, x: Tensor, t: Tensor, prefix: Prefix, guided_rows: Tensor | None = None) -> Tensor:
         """Noisy normalised embeddings x [B, D] at timesteps t [B] -> the predicted clean ones, [B, D].
@@ -202,6 +215,10 @@ class PriorTransformer(Network):
         guided_rows: indices [n] of the rows of x that classifier-free guidance needs twice. Then prefix, t and the
         result have n rows for these, unconditional, followed by B rows for all.
         """
+        with prefix.adapters.active(self):
+            return self._forward(x, t, prefix, guided_rows)
+
+    def _forward(self, x: Tensor, t: Tensor, prefix: Prefix, guided_rows: Tensor | None) -> Tensor:
         times = None if prefix.timestep_cache is None else prefix.timestep_cache.at(t)
         if times is None:
             times = self._times(t.to(x.device, non_blocking=True)[:, None], prefix)[:, 0]
@@ -222,7 +239,9 @@ class PriorTransformer(Network):
     def _times(self, t: Tensor, prefix: Prefix) -> Tensor:
         """The keys and values [B, T, layers, 2, h, d] of a time token, which attends to the text, at t [B, T]."""
         rows, count = t.shape
-        h = self.time_embedding(t.flatten()).unflatten(0, t.shape) + self.positional_embedding[:, -STEP_TOKENS]
+        with prefix.adapters.repeated(count).active(self):
+            embedded = self.time_embedding(t.flatten())
+        h = embedded.unflatten(0, t.shape) + self.positional_embedding[:, -STEP_TOKENS]
         itself = torch.eye(count, dtype=torch.bool, device=t.device).expand(rows, 1, -1, -1)
         visible, layers = torch.cat([_text_mask(prefix, count), itself], dim=-1), []
         for (block, outputs), text in zip(self._blocks(last=NONE), prefix.layers, strict=True):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kandinsky22.models.config import Config, Network
 from kandinsky22.models.layers import Conv1x1, Conv3x3, Norm, TimestepEmbedding, UpsampleConv3x3, attend, split_heads
+from kandinsky22.models.lora import PLAIN, RowAdapters
 from kandinsky22.models.timestep_cache import TimestepCache, cached_timesteps, repeat_guided
 
 IMAGE_TOKENS = 32  # how many tokens the image embedding is projected to
@@ -107,13 +108,14 @@ class UNetCondition:
 
     embedding: [B, T], added to the timestep embedding. image: the image tokens' keys and values, [B, h, 32, d], one
     pair per attention in running order. extra: [B, k, h, w], channels that are concatenated to x (the hint's features,
-    or masked latents and their mask). timestep_cache: scales and shifts [B, T, n] of all residual blocks, if
-    precomputed.
+    or masked latents and their mask). adapters: of each row. timestep_cache: scales and shifts [B, T, n] of all
+    residual blocks, if precomputed.
     """
 
     embedding: Tensor
     image: tuple[tuple[Tensor, Tensor], ...]
     extra: Tensor | None
+    adapters: RowAdapters
     timestep_cache: TimestepCache | None = None
 
     @classmethod
@@ -125,12 +127,14 @@ class UNetCondition:
         )
         extras = [p.extra for p in parts if p.extra is not None]
         embedding, cache = torch.cat([p.embedding for p in parts]), TimestepCache.cat([p.timestep_cache for p in parts])
-        return cls(embedding, image, torch.cat(extras) if extras else None, cache)
+        adapters = RowAdapters.cat([p.adapters for p in parts])
+        return cls(embedding, image, torch.cat(extras) if extras else None, adapters, cache)
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         extra = None if self.extra is None else self.extra[rows]
         cache = None if self.timestep_cache is None else self.timestep_cache[rows]
-        return type(self)(self.embedding[rows], tuple((k[rows], v[rows]) for k, v in self.image), extra, cache)
+        image, adapters = tuple((k[rows], v[rows]) for k, v in self.image), self.adapters[rows]
+        return type(self)(self.embedding[rows], image, extra, adapters, cache)
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -338,23 +342,28 @@ class UNet(Network):
             start, end = end, end + block.time_emb_proj.out_features
             block.columns = slice(start, end)
 
-    def condition(self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None) -> UNetCondition:
+    def condition(
+        self, embeds: Tensor, *, hint: Tensor | None = None, masked: Tensor | None = None, adapters: RowAdapters = PLAIN
+    ) -> UNetCondition:
         """What depends on neither x nor t, for image embeddings [B, encoder_hid_dim].
 
         hint: [B, 3, H, W] in [0, 1] at pixel size, for networks with a hint block. masked: [B, 5, h, w], for inpainting
-        networks: the known latents times their mask, then the mask (1: known).
+        networks: the known latents times their mask, then the mask (1: known). adapters: of each row; without: of none.
         """
-        tokens = self.encoder_hid_proj(embeds)
-        attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in running order
-        extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
-        return UNetCondition(self.add_embedding(embeds), tuple(a.image_kv(tokens) for a in attentions), extra)
+        adapters = adapters or RowAdapters.of((), len(embeds))
+        with adapters.active(self):
+            tokens = self.encoder_hid_proj(embeds)
+            attentions = [module for module in self.modules() if isinstance(module, Attention)]  # in running order
+            extra = masked if hint is None else self.add_embedding.input_hint_block(hint)
+            image = tuple(a.image_kv(tokens) for a in attentions)
+            return UNetCondition(self.add_embedding(embeds), image, extra, adapters)
 
     def precompute_timesteps(self, conditioned: UNetCondition, timesteps: Sequence[int]) -> UNetCondition:
         """The condition with the scales and shifts of all timesteps of a run (of a long run: of its first 100)."""
         t, embedding = cached_timesteps(timesteps, len(conditioned)), conditioned.embedding
-        scale_shift = self._compute_scale_shift(
-            t.flatten().to(embedding.device), embedding.repeat_interleave(t.shape[1], dim=0)
-        )
+        embeddings = embedding.repeat_interleave(t.shape[1], dim=0)
+        with conditioned.adapters.repeated(t.shape[1]).active(self):
+            scale_shift = self._compute_scale_shift(t.flatten().to(embedding.device), embeddings)
         return replace(conditioned, timestep_cache=TimestepCache(t, scale_shift.unflatten(0, t.shape)))
 
     def forward(self, x: Tensor, t: Tensor, conditioned: UNetCondition, guided_rows: Tensor | None = None) -> Tensor:
@@ -364,10 +373,11 @@ class UNet(Network):
         the result have n rows for these, unconditional, followed by B rows for all; `extra` is the same for both of a
         picture.
         """
-        scale_shift = self._scale_shift(x, t, conditioned)
-        skips = self._first_level(x, scale_shift, conditioned, guided_rows)
-        deep = self._deeper_levels(skips[-1], scale_shift, conditioned.image)
-        return self._last_level(deep, skips, scale_shift)
+        with conditioned.adapters.active(self):
+            scale_shift = self._scale_shift(x, t, conditioned)
+            skips = self._first_level(x, scale_shift, conditioned, guided_rows)
+            deep = self._deeper_levels(skips[-1], scale_shift, conditioned.image)
+            return self._last_level(deep, skips, scale_shift)
 
     def forward_cached(
         self,
@@ -385,14 +395,19 @@ class UNet(Network):
         features are computed again; the other rows keep those in `deep`. DeepCache: Ma et al. 2023 (arXiv:2312.00858),
         section 3.2, at the end of the first level.
         """
-        scale_shift = self._scale_shift(x, t, conditioned)
-        skips = self._first_level(x, scale_shift, conditioned, guided_rows)
-        if deep is None:
-            deep = self._deeper_levels(skips[-1], scale_shift, conditioned.image)
-        elif rows is not None and len(rows):
-            image = ((k[rows], v[rows]) for k, v in conditioned.image)
-            deep = deep.index_copy(0, rows, self._deeper_levels(skips[-1][rows], scale_shift[rows], image))
-        return self._last_level(deep, skips, scale_shift), deep
+        with conditioned.adapters.active(self):
+            scale_shift = self._scale_shift(x, t, conditioned)
+            skips = self._first_level(x, scale_shift, conditioned, guided_rows)
+            if deep is None:
+                deep = self._deeper_levels(skips[-1], scale_shift, conditioned.image)
+            elif rows is not None and len(rows):
+                if conditioned.adapters.are_equal:
+                    image = ((k[rows], v[rows]) for k, v in conditioned.image)
+                    again = self._deeper_levels(skips[-1][rows], scale_shift[rows], image)
+                else:  # which rows these are is known on the device alone
+                    again = self._deeper_levels(skips[-1], scale_shift, conditioned.image)[rows]
+                deep = deep.index_copy(0, rows, again)
+            return self._last_level(deep, skips, scale_shift), deep
 
     def _residual_blocks(self) -> Iterator[ResnetBlock]:
         return (module for module in self.modules() if isinstance(module, ResnetBlock))

@@ -29,7 +29,7 @@ SWITCHES = (
 UNSUPPORTED = {
     "enable_freeu": "it is not for Kandinsky; leave the line out",
     "enable_group_offload": "use enable_sequential_cpu_offload()",
-    "load_lora_weights": "merge the LoRA into the weights and load their folder",
+    "load_lora_weights": "paint with kandinsky22.Kandinsky and its loras=[...]",
     "push_to_hub": "use save_pretrained, and upload the folder with `hf upload`",
 }
 """Methods of diffusers' pipelines that do not exist here, and what to do instead."""

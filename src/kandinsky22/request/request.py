@@ -17,6 +17,7 @@ from typing import Any, Self
 from kandinsky22.files import first_line, parse_json
 from kandinsky22.request import limits, sizes
 from kandinsky22.request.embedding import Embedding
+from kandinsky22.request.lora import LoRA
 from kandinsky22.request.parts import (
     CONDITIONS,
     SAMPLERS,
@@ -62,6 +63,7 @@ class Request:
     aspect: a ratio such as "16:9", at the area of the given or default size, or for the one side that is given.
     prior_seed: the seed of the prior for all pictures; None: each picture's own seed.
     variation_seed, variation_strength: rotate the noise towards another seed's; 1 is that noise, 4 a full circle.
+    loras: low-rank adapters of the networks; they add up.
     speed: a name in `SPEEDS`, for what `prior` and `decoder` leave at None; None is exact. `resolved` replaces it by
         its settings.
     model: "box", the name of a published model, or a folder.
@@ -84,6 +86,7 @@ class Request:
     variation_strength: float = 0.0
     prior: Sampling = UNSPECIFIED
     decoder: Sampling = UNSPECIFIED
+    loras: tuple[LoRA, ...] = ()
     speed: str | None = None
     model: str = "box"
 
@@ -98,6 +101,10 @@ class Request:
         check_type("model", self.model, (str,), "a name or a folder")
         check_type("prior", self.prior, (Sampling,), "a Sampling(...)")
         check_type("decoder", self.decoder, (Sampling,), "a Sampling(...)")
+        check_type("loras", self.loras, (tuple,), "a tuple of LoRAs: (LoRA.of('style.safetensors', 0.8),)")
+        for lora in self.loras:
+            check_type("loras", lora, (LoRA,), "a tuple of LoRAs: (LoRA.of('style.safetensors', 0.8),)")
+        limits.check_count("loras", len(self.loras), limits.MAX_LORAS)
         for name in ("condition", "negative"):
             condition = getattr(self, name)
             if isinstance(condition, Mix) and condition.weights == (1,):  # equals its only part
@@ -198,7 +205,7 @@ class Request:
         return changed
 
     def to_json(self) -> str:
-        """The request as JSON, without the fields that are None."""
+        """The request as JSON, without the fields that are None or empty."""
         return json.dumps(_to_plain(self), ensure_ascii=False)
 
     @classmethod
@@ -280,11 +287,13 @@ def _to_plain(value: Any) -> Any:
             return {"picture": value.to_dict()}
         case Embedding():
             return {"embedding": value.to_dict()}
+        case LoRA():
+            return value.to_dict()
         case tuple():
             return [_to_plain(item) for item in value]
         case _ if is_dataclass(value):
             plain = {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
-            return {name: item for name, item in plain.items() if item is not None}
+            return {name: item for name, item in plain.items() if item is not None and item != []}
     return value
 
 
@@ -327,5 +336,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "mask": _mask,
     "prior": lambda values: Sampling(**values),
     "decoder": lambda values: Sampling(**values),
+    "loras": lambda values: tuple(map(LoRA.from_dict, values)),
 }
 """How to read the fields that are not plain JSON values."""

@@ -19,7 +19,7 @@ from kandinsky22.request.picture_file import SUFFIXES
 from kandinsky22.request.request import Request
 
 Task: TypeAlias = Callable[..., Request]
-Kind = Literal["text", "string", "integer", "number", "numbers", "boolean", "picture", "parts"]
+Kind = Literal["text", "string", "integer", "number", "numbers", "boolean", "picture", "parts", "loras"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
         kind, choices = "string", get_args(annotation)
     elif types >= set(get_args(Source)):
         kind = "picture"
-    elif name == "images_and_prompts":
-        kind = "parts"
+    elif name in ("images_and_prompts", "loras"):
+        kind = "loras" if name == "loras" else "parts"
     elif name == "weights":
         kind = "numbers"
     elif types == {str}:

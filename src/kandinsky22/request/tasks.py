@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, Literal, TypedDict, Unpack
 
 from kandinsky22.request.embedding import Embedding
+from kandinsky22.request.lora import LoRA
 from kandinsky22.request.parts import LINEAR, SAMPLERS, Condition, Mask, Mix, Part, Sampling, Start, Text
 from kandinsky22.request.picture import Picture, Source
 from kandinsky22.request.request import Request
@@ -54,6 +55,7 @@ HELP = {
     "speed": "trade exactness of the picture for time; other options given take precedence",
     "guidance_interval": "noise levels with decoder guidance, from 0 (the picture) to 1 (noise), such as 0.2,0.8",
     "reuse": "compute the U-Net's deeper levels only at every N-th call; 1 is each call",
+    "loras": "low-rank adapters: files, each with its scale after a colon (without one: 1)",
     "model": "the model in the box, a published one, or a folder",
 }
 """One line of help for each parameter."""
@@ -81,6 +83,7 @@ class CommonOptions(TypedDict, total=False):
     speed: Literal["exact", "fast", "turbo"]
     guidance_interval: tuple[float, float] | None
     reuse: int | None
+    loras: Sequence[LoRA | str | PathLike[str]] | None
     model: str
 
 
@@ -213,12 +216,16 @@ def _request(condition: Condition, options: CommonOptions, **request_fields: Any
         if "prior_sampler" in given:
             raise ValueError("the linear prior has no sampler; leave out prior_sampler, or prior='linear'")
         given["prior_sampler"] = LINEAR
+    loras = given.pop("loras", ())
+    if isinstance(loras, str | bytes | PathLike | LoRA) or not isinstance(loras, Iterable):
+        raise ValueError("loras must be a list of files: ['style.safetensors:0.8']; put a single one into a list too")
     negative = Text(given.pop("negative_prompt", ""))  # type: ignore[arg-type]  # Text checks its type
     return Request(
         condition=condition,
         negative=negative if negative.prompt.strip() else None,
         prior=_sampling(given, "prior_"),
         decoder=_sampling(given, ""),
+        loras=tuple(map(LoRA.of, loras)),
         **request_fields,
         **given,  # type: ignore[arg-type]
     )

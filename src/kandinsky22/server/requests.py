@@ -7,6 +7,7 @@ from kandinsky22.request import Request
 from kandinsky22.request.task_schema import Parameter, all_tasks, parameters, typed
 from kandinsky22.server.errors import ApiError
 
+LOCAL = ("model", "loras")  # what the server decides
 
 def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, Any], Any]) -> Request:
     """The request of a task. resolve: turns the value of a parameter of the kinds "picture" and "parts" into what the
@@ -17,7 +18,7 @@ def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, An
     known = parameters(tasks[task])
     given = {}
     for name, value in values.items():
-        if name not in known or name == "model":
+        if name not in known or name in LOCAL:
             raise ApiError("invalid", f"{task} has no option {name!r}; see /api/v1/tasks", name)
         if value is not None:
             given[name] = (

@@ -21,12 +21,21 @@ from kandinsky22.console import ProgressLines, echo, printable, text_column
 from kandinsky22.files import expand
 from kandinsky22.imaging import depth
 from kandinsky22.models.config import has_type
-from kandinsky22.training import checkpoints, run, supervisor
+from kandinsky22.training import checkpoints, lora, run, supervisor
 from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.loop import Recipe, check_batch_split
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.model_trainer import ModelTrainer
-from kandinsky22.training.options import APPLIES_TO, export_parser, parser, refuse_inapplicable, world_share
+from kandinsky22.training.options import (
+    APPLIES_TO,
+    export_parser,
+    lora_config,
+    lora_settings,
+    parser,
+    refuse_inapplicable,
+    refuse_without_lora,
+    world_share,
+)
 from kandinsky22.training.photos import Filter
 from kandinsky22.training.precompute import THINGS, DatasetConfig
 from kandinsky22.training.processes import ALONE, Processes, join
@@ -53,6 +62,10 @@ STORED_TYPES: Mapping[str, Any] = {
     "licence": tuple[str, ...],
     "depth_model": str,
     "mix": str,
+    "lora": int,
+    "alpha": float,
+    "dora": bool,
+    "targets": tuple[str, ...],
 }
 """The settings of a checkpoint that complete the options, and their types."""
 
@@ -69,7 +82,8 @@ def main(arguments: Sequence[str]) -> int | None:
 
         pictures = sum(len(find_pictures(source.path).pictures) for source in args.data) if "data" in args else None
         steps = getattr(args, "steps", None)
-        print_plan(recipe, args.network, steps, args.processes, args.plan, every=args.every, pictures=pictures)
+        config = lora_config(args)
+        print_plan(recipe, args.network, steps, args.processes, args.plan, config, every=args.every, pictures=pictures)
         return None
     folder = args.folder / args.network
     if args.backend == "ray":
@@ -147,6 +161,7 @@ def model_trainer(
         is_from_scratch(args),
         settings(args, recipe),
         getattr(args, "new_tokenizer", 0),
+        lora_config(args),
     )
 
 
@@ -203,6 +218,9 @@ def refuse_incomplete(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is about pictures of yours: name them with --data")
         if getattr(args, "recipe", "") == "fine-tune":
             raise ValueError("--recipe fine-tune learns from pictures of yours: name them with --data")
+    refuse_without_lora(args)
+    if "lora" in args and "plan" not in args and (base_name(args) is None or is_from_scratch(args)):
+        raise ValueError("--lora adapts a network that is trained: name its model with --start-from")
     needs_hints = args.network in APPLIES_TO["depth_model"] and "data" in args and "depth_model" not in args
     if needs_hints and "plan" not in args and not any(map(has_hints, args.data)):
         raise ValueError(
@@ -231,6 +249,8 @@ def settings(args: argparse.Namespace, recipe: ModelRecipe) -> Settings:
         "side": recipe.side,
         "data": of_sources(args.data) if "data" in args else None,
     }
+    if args.network in APPLIES_TO["lora"]:
+        result |= lora_settings(args)
     if args.network in APPLIES_TO["predict"]:
         result["predict"] = recipe.decoder_scheduler["prediction_type"]
     if "data" in args:
@@ -293,6 +313,8 @@ def recipe_of(args: argparse.Namespace, base: Mapping[str, Path]) -> ModelRecipe
         raise ValueError(f"--recipe {name} learns from pictures of yours: name them with --data")
     if "mix" in args:
         recipe = replace(recipe, pictures=MIXED_PICTURES, hints=MIXED_PICTURES, things=BOX.things)
+    if "lora" in args and "learning_rate" not in args:
+        args.learning_rate = lora.LEARNING_RATE * recipe.runs[network].learning_rate
     given = {field.name: getattr(args, field.name) for field in fields(Recipe) if field.name in args}
     runs = {name: replace(run, **given) if name == network else run for name, run in recipe.runs.items()}
     if "predict" in args:
@@ -386,7 +408,8 @@ def train(args: argparse.Namespace, recipe: ModelRecipe, base: Mapping[str, Path
         if task is None:
             steps = checkpoints.last_state(args.folder / args.network)["steps"]
             echo(f"this run is complete, with {steps} steps; --more N trains it for N more")
-        echo(f"the model so far is in {trainer.model.path}")
+        model, file = trainer.model.path, trainer.lora_file(args.network)
+        echo(f"the model so far is in {model}" if trainer.lora is None else f"the LoRA is in {file}")
 
 
 def described_start(folder: Path) -> str:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from kandinsky22.models.clip import CLIPImageProcessor
-from kandinsky22.training import init_weights
+from kandinsky22.training import init_weights, lora
 from kandinsky22.training.data import Progress, no_progress
 from kandinsky22.training.frozen_networks import FrozenNetworks
 from kandinsky22.training.loop import Objective, Training
+from kandinsky22.training.lora import LoRAConfig
 from kandinsky22.training.model_folder import IMAGE_ENCODER, Component, ModelFolder
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.precompute import DatasetConfig, TrainingData
@@ -30,7 +31,7 @@ class TrainingContext:
     provides the networks that are not trained here. `from_scratch`: initialise the network randomly all the same;
     `new_tokenizer`: learn a tokenizer of at most so many tokens although the base model has one, 0 for not.
     `dataset` are the user's pictures, to learn from instead of the picture world. `settings` are the options that
-    decide what is learned; checkpoints store them.
+    decide what is learned; checkpoints store them. `lora`: train low-rank adapters of the network instead of it.
     """
 
     recipe: ModelRecipe
@@ -42,6 +43,7 @@ class TrainingContext:
     from_scratch: bool = False
     settings: Settings = field(default_factory=dict)
     new_tokenizer: int = 0
+    lora: LoRAConfig | None = None
     _data: dict[tuple[bool, bool, bool], TrainingData] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -77,6 +79,8 @@ class TrainingContext:
         """The training run of a network. `inputs` are the fingerprints of the frozen networks that it learns from."""
         learnt_from = {**inputs, "pictures": data.name}
         recipe, steps = self.recipe.runs[name], self.recipe.steps[name]
+        if self.lora is not None:
+            lora.adapt(network, self.lora, recipe.seed)
         return Training(network, objective, recipe, steps, learnt_from, self.processes, self.settings)
 
     def initialise_from_base(self, component: Component, network: nn.Module) -> bool:

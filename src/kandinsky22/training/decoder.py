@@ -27,7 +27,6 @@ NUM_SAMPLES, GRID_COLUMNS, SAMPLING_STEPS = (16, 8, 20)
 SAMPLING_BATCH = (
     4  # pictures sampled together: these need less memory than a training step's gradients, which are freed
 )
-EXTRA_INPUTS = ("masked", "hint")  # names of the tensors that `ExtraInputs` may return
 
 
 class Rows(Protocol):
@@ -136,7 +135,7 @@ def objective(
 
     def loss(rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, t, noise = rows["x0"], rows["t"], rows["noise"]
-        conditioned = unet.condition(rows["embeds"], **{name: rows[name] for name in EXTRA_INPUTS if name in rows})
+        conditioned = unet.condition(rows["embeds"], hint=rows.get("hint"), masked=rows.get("masked"))
         output = unet(schedule.add_noise(x0, noise, t), t, conditioned).float()
         prediction, _ = split_variance(output, x0)
         errors = (prediction - target(schedule, x0, noise, t)).square().mean(dim=(1, 2, 3))
@@ -162,7 +161,8 @@ def sample_latents(
     """Latents [N, 4, h, w] sampled for embeddings [N, D]; `size` is (h, w). The same seed gives the same latents."""
     n = len(embeds)
     noise = Noise(range(seed, seed + n), "decoder")
-    cond, uncond = unet.condition(embeds, **extra_inputs), unet.condition(zero_embed.expand(n, -1), **extra_inputs)
+    hint, masked = extra_inputs.get("hint"), extra_inputs.get("masked")
+    cond, uncond = (unet.condition(e, hint=hint, masked=masked) for e in (embeds, zero_embed.expand(n, -1)))
     guided = {0: Guidance.of(cond, uncond, torch.full((n,), guidance_scale, device=embeds.device))}
     run = SAMPLERS[sampler](schedule, noise.draw((n, 4, *size), device=embeds.device), schedule.timesteps(steps), noise)
     denoiser: Denoiser[UNetCondition] = Denoiser(unet, schedule, guided, torch.float32)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky22.engine.device import computes_bfloat16
+from kandinsky22.training import lora
 from kandinsky22.training.metrics import Metrics, StepMetrics
 from kandinsky22.training.processes import ALONE, Processes, full_tensor, local_shards
 from kandinsky22.training.settings import Settings, refuse_changes
@@ -265,7 +266,8 @@ class Training:
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        frozen = lora.frozen_by_adapter(self.network)
+        tensors = {f"network.{name}": x for name, x in self.network.state_dict().items() if name not in frozen}
         for (name, average), p in zip(self.ema.items(), self.parameters, strict=True):
             tensors[f"ema.{name}"] = average
             tensors |= {f"{kind}.{name}": self.optimizer.state[p][kind] for kind in ("step", "exp_avg", "exp_avg_sq")}

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from kandinsky22.checkpoints import catalog
+from kandinsky22.checkpoints import catalog, lora_files
+from kandinsky22.checkpoints.lora_files import PRIOR as PRIOR_KEY
+from kandinsky22.checkpoints.lora_files import UNET
 from kandinsky22.checkpoints.tokenizer import load_tokenizer
-from kandinsky22.training import checkpoints, model_card, run, text_samples
+from kandinsky22.models.lora import Adapter
+from kandinsky22.training import checkpoints, lora, model_card, run, text_samples
 from kandinsky22.training.captions import tokenizer_notice
 from kandinsky22.training.context import TrainingContext
 from kandinsky22.training.copy_base import copy_missing
@@ -40,6 +44,10 @@ class ModelTrainer(TrainingContext):
         entry = NETWORK_TRAINING[network]
         hinted = isinstance(entry, NetworkTraining) and "depth_model" in entry.options
         return self.training_data(network, captioned=entry.captioned, hinted=hinted)
+
+    def lora_file(self, network: str) -> Path:
+        """Where the adapters of a network are written."""
+        return self.folder / network / lora.FILE
 
     def notices(self, network: str) -> list[str]:
         """What to know before a network is trained: how the user's pictures are used, and how captions are read."""
@@ -208,7 +216,8 @@ class ModelTrainer(TrainingContext):
         def add() -> None:
             self._add(network, entry, training, data)
             if samples and self.processes.first:
-                text_samples.paint(self.model.path, samples, folder / SAMPLES / f"{training.step:08d}.png")
+                loras = [] if self.lora is None else [self.lora_file(network)]
+                text_samples.paint(self.model.path, samples, folder / SAMPLES / f"{training.step:08d}.png", loras)
             self.processes.wait()
 
         if training.step == training.steps:
@@ -230,6 +239,12 @@ class ModelTrainer(TrainingContext):
 
     def _add(self, network: str, entry: NetworkTraining, training: Training, data: TrainingData) -> None:
         """Add the network with its averaged weights to the model, and note which checkpoint the model now has."""
+        if self.lora is not None:
+            adapter = lora.adapter_of(training.ema_state_dict())
+            if self.processes.first:
+                self._write_lora(network, entry, adapter)
+            self.processes.wait()
+            return
         trained = training.ema_network()
         self._complete(entry)  # it may have been removed meanwhile
         if self.processes.first:
@@ -244,6 +259,15 @@ class ModelTrainer(TrainingContext):
             metadata |= {"learnt_from": learnt_from}
             stale = {name: others for name, others in changed.items() if others}
             model_card.write(self, data, metadata, network=network, steps=training.step, stale=stale)
-            last = checkpoints.last_state(self.folder / network)["step"]
-            (self.folder / network / ADDED).write_text(str(last), encoding="utf-8")
+            self._mark_added(network)
         self.processes.wait()
+
+    def _write_lora(self, network: str, entry: NetworkTraining, adapter: Adapter) -> None:
+        """Write the adapter to a file beside the checkpoints."""
+        lora_files.write(self.lora_file(network), {PRIOR_KEY if entry.component == PRIOR else UNET: adapter})
+        self._mark_added(network)
+
+    def _mark_added(self, network: str) -> None:
+        """Note which checkpoint was added."""
+        last = checkpoints.last_state(self.folder / network)["step"]
+        (self.folder / network / ADDED).write_text(str(last), encoding="utf-8")

@@ -8,6 +8,7 @@ from torch._subclasses import FakeTensorMode
 from kandinsky22.console import echo
 from kandinsky22.models.clip import CLIPVision
 from kandinsky22.models.movq import MoVQ
+from kandinsky22.training.lora import LoRAConfig, adapt
 from kandinsky22.training.model_recipe import ModelRecipe
 from kandinsky22.training.plan import FLOAT32, Plan, plan_run
 from kandinsky22.training.plan_parts import movq_batch
@@ -29,6 +30,7 @@ def print_plan(
     steps: int | None,
     processes: int,
     device: str,
+    lora: LoRAConfig | None = None,
     *,
     every: int = EVERY,
     pictures: int | None = None,
@@ -39,7 +41,7 @@ def print_plan(
     run = recipe.runs.get(network)
     rate = expected_rate(device, bfloat16=run is None or run.bfloat16)
     float32_rate = expected_rate(device, bfloat16=False)
-    plan = plan_of(recipe, network, steps, processes, every=every, pictures=pictures)
+    plan = plan_of(recipe, network, steps, processes, lora, every=every, pictures=pictures)
     for line in table(plan, rate, device, float32_rate):
         echo(line)
 
@@ -49,6 +51,7 @@ def plan_of(
     network: str,
     steps: int | None,
     processes: int,
+    lora: LoRAConfig | None = None,
     *,
     every: int = EVERY,
     pictures: int | None = None,
@@ -56,7 +59,7 @@ def plan_of(
     """The plan of a network's training, with a sample grid every `every` steps.
 
     `pictures` is the number of a user's own pictures; without it, that of the world's, or a million for a recipe
-    without a world. Raises `ValueError` for a network that is fitted in one pass.
+    without a world. `lora`: of these adapters. Raises `ValueError` for a network that is fitted in one pass.
     """
     if network not in ITERATIVE:
         raise ValueError(f"{network} is fitted in one pass, with negligible memory: there is nothing to plan")
@@ -66,7 +69,7 @@ def plan_of(
         sample_grid = parts.sample_grid()
         preprocess = preprocess_cost(recipe, network, pictures)
     return plan_run(
-        parts.make,
+        parts.make if lora is None else lambda: adapt(parts.make(), lora),
         parts.loss,
         parts.rows,
         run,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from kandinsky22.training.lora import TARGETS, LoRAConfig
 from kandinsky22.training.photos import GRAIN
 from kandinsky22.training.recipes import STAGES
 from kandinsky22.training.registry import ITERATIVE, NETWORK_TRAINING
@@ -21,6 +22,7 @@ EPILOG = """a folder of pictures with captions beside them, and a picture by wha
 the network as it was at a checkpoint, or at its best:
   kandinsky22 train export runs/mine/decoder --best"""
 
+LORA_OPTIONS = ("lora", "alpha", "dora", "targets")
 APPLIES_TO: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(
         (
@@ -47,6 +49,7 @@ APPLIES_TO: Mapping[str, Sequence[str]] = {
         ),
         tuple(ITERATIVE),
     ),
+    **dict.fromkeys(LORA_OPTIONS, ("prior", "decoder", "inpaint", "controlnet")),
     "accumulate": [name for name, entry in ITERATIVE.items() if not entry.coupled],
     **{
         option: [name for name, entry in ITERATIVE.items() if option in entry.options]
@@ -65,6 +68,29 @@ def refuse_inapplicable(network: str, given: Sequence[str]) -> None:
             listed = others if len(networks) > len(NETWORK_TRAINING) / 2 else ", ".join(networks)
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} does not apply to {network}; leave it out (it is for {listed})")
+
+
+def lora_config(args: argparse.Namespace) -> LoRAConfig | None:
+    """The adapters to train, if any."""
+    if "lora" not in args:
+        return None
+    options = {name: getattr(args, name) for name in ("dora", "targets") if name in args}
+    return LoRAConfig(rank=args.lora, alpha=getattr(args, "alpha", float(args.lora)), **options)
+
+
+def lora_settings(args: argparse.Namespace) -> dict[str, object]:
+    """The settings of the adapters, for a checkpoint."""
+    config = lora_config(args)
+    if config is None:
+        return dict.fromkeys(LORA_OPTIONS)
+    values = config.rank, config.alpha, config.dora or None, [*config.targets]
+    return dict(zip(LORA_OPTIONS, values, strict=True))
+
+
+def refuse_without_lora(args: argparse.Namespace) -> None:
+    """Raises `ValueError` for options of adapters without their rank."""
+    if others := [name for name in LORA_OPTIONS if name in args and "lora" not in args]:
+        raise ValueError(f"--{others[0]} is about low-rank adapters: give their rank with --lora")
 
 
 class Parser(argparse.ArgumentParser):
@@ -122,6 +148,11 @@ def integer(text: str, minimum: int = 1) -> int:
 def non_negative(text: str) -> int:
     """A whole number, 0 or more."""
     return integer(text, 0)
+
+
+def targets(text: str) -> tuple[str, ...]:
+    """The ends of the names of adapted layers."""
+    return TARGETS.get(text) or tuple(filter(None, text.split(",")))
 
 
 def vocabulary(text: str) -> int:
@@ -228,6 +259,16 @@ def parser() -> Parser:
     )
     learning.add_argument(
         "--bfloat16", action=argparse.BooleanOptionalAction, help="for matrix products, on a device that can"
+    )
+    adapting = result.add_argument_group("low-rank adapters, instead of all weights")
+    adapting.add_argument("--lora", type=integer, metavar="RANK", help="train adapters of this rank, and write a LoRA")
+    adapting.add_argument("--alpha", type=positive, help="the adapters' scale times their rank (default: the rank)")
+    adapting.add_argument("--dora", action="store_true", help="also learn the lengths of the weights' rows (DoRA)")
+    adapting.add_argument(
+        "--targets",
+        type=targets,
+        metavar="NAMES",
+        help="attention (default), all layers, or the ends of layers' names: to_q,to_v,conv1",
     )
     learning.add_argument("--seed", type=non_negative, help="of all random numbers")
     running = result.add_argument_group("where it runs, and its output")

@@ -3,6 +3,7 @@ grid."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -70,11 +71,9 @@ def unet_parts(recipe: ModelRecipe, network: str) -> Parts:
         unet, autoencoder = UNet(config).requires_grad_(False), MoVQ(recipe.movq).requires_grad_(False)
         # With guidance the U-Net has two rows for each picture: with the embedding and with the zero embedding.
         batch, guided_rows = rows(2 * decoder.SAMPLING_BATCH), torch.arange(decoder.SAMPLING_BATCH)
-        extra = {name: batch[name] for name in decoder.EXTRA_INPUTS if name in batch}
-        condition = inference_cost(lambda: unet.condition(batch["embeds"], **extra))
-        step = inference_cost(
-            lambda: unet(batch["x0"][guided_rows], batch["t"], unet.condition(batch["embeds"], **extra), guided_rows)
-        )
+        condition_of = partial(unet.condition, batch["embeds"], hint=batch.get("hint"), masked=batch.get("masked"))
+        condition = inference_cost(condition_of)
+        step = inference_cost(lambda: unet(batch["x0"][guided_rows], batch["t"], condition_of(), guided_rows))
         step_operations = step.operations - condition.operations
         sampling = InferenceCost(step.memory, step.operations + (decoder.SAMPLING_STEPS - 1) * step_operations)
         decoding = inference_cost(lambda: autoencoder.decode(batch["x0"][:1]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from kandinsky22.checkpoints.safetensors_file import read_tensors
 from kandinsky22.files import atomic_write, first_line, open_regular, parse_json
 from kandinsky22.request.picture_file import read_picture
-from kandinsky22.training import checkpoints
+from kandinsky22.training import checkpoints, lora
 from kandinsky22.training.loop import Training
 from kandinsky22.training.metrics import Metrics, Validation
 from kandinsky22.training.sample_grid import SampleGrid
@@ -153,12 +153,12 @@ def _validate_start(folder: Path, sample_grid: SampleGrid, weights: dict[str, Te
 def _draw(folder: Path, sample_grid: SampleGrid, weights: dict[str, Tensor], best: float) -> Validation:
     """Write the sample grid of these weights, and the weights if they are better than `best`; returns the validation
     metrics."""
-    picture, validation = sample_grid(weights)
+    picture, validation = sample_grid(lora.merged(weights))
     with atomic_write(folder / SAMPLE_GRID) as partial:
         picture.save(partial, format="png")
     if validation.loss < best:
         with atomic_write(folder / BEST) as partial:
-            save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+            save_file({name: value.contiguous() for name, value in lora.trained(weights).items()}, partial)
     return validation
 
 

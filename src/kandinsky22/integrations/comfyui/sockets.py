@@ -22,11 +22,11 @@ Inputs = dict[str, tuple[Any, dict[str, Any]]]
 def inputs_of(parameters: Mapping[str, Parameter]) -> dict[str, Inputs]:
     """ComfyUI's INPUT_TYPES for parameters: those without a default are required, and an API call may omit the others.
 
-    `model` and the seed are left to the node.
+    `model`, the seed and LoRAs are left to the node.
     """
     inputs: dict[str, Inputs] = {"required": {}, "optional": {}}
     for name, parameter in parameters.items():
-        if name not in ("model", "seed"):
+        if name not in ("model", "seed", "loras"):
             inputs["required" if parameter.required else "optional"][name] = _input(parameter)
     return inputs
 

@@ -26,7 +26,7 @@ from kandinsky22.server.dialects import backend
 from kandinsky22.server.dialects.common import NO_CACHE, Asker, store_picture, with_pauses
 from kandinsky22.server.errors import ApiError
 from kandinsky22.server.live_job import LiveJob
-from kandinsky22.server.requests import build
+from kandinsky22.server.requests import LOCAL, build
 from kandinsky22.server.store import Key, StoredPicture
 
 PREFIX = "/api/v1"
@@ -133,7 +133,7 @@ def router(services: Services) -> APIRouter:
             {
                 "name": name,
                 "help": (task.__doc__ or "").partition("\n")[0],
-                "parameters": [_parameter(p) for p in parameters(task).values() if p.name != "model"],
+                "parameters": [_parameter(p) for p in parameters(task).values() if p.name not in LOCAL],
             }
             for name, task in all_tasks().items()
         ]

@@ -19,7 +19,7 @@ from kandinsky22.request.task_schema import Parameter, all_tasks, parameters
 from kandinsky22.server.app import Services
 from kandinsky22.server.dialects import common
 from kandinsky22.server.errors import ApiError
-from kandinsky22.server.requests import build
+from kandinsky22.server.requests import LOCAL, build
 from kandinsky22.server.store import Key
 
 MAX_PICTURES = 16  # of an edit
@@ -154,7 +154,7 @@ def task_options(wish: ImageOptions, values: dict[str, Any], defaults: Defaults,
             raise ApiError("invalid", str(problem), "sampler") from None
     known = {name: p for task in all_tasks().values() for name, p in parameters(task).items()}
     for name in values:
-        if name not in known or known[name].kind in ("picture", "parts") or name == "model":
+        if name not in known or known[name].kind in ("picture", "parts") or name in LOCAL:
             raise ApiError("invalid", f"there is no option {name!r:.60}; see /api/v1/tasks", name)
         values[name] = _from_text(known[name], values[name])
     if wish.n is not None:
