@@ -18,7 +18,7 @@ export function Words() {
             rows={3}
             value={now.prompt}
             placeholder={t("prompt.example")}
-            onChange={(event) => edit({ prompt: event.target.value })}
+            onChange={(event) => edit({ prompt: event.target.value, mixing: false })}
             onKeyDown={(event) => {
               if (event.key === "Enter" && !event.shiftKey && !event.nativeEvent.isComposing) {
                 event.preventDefault();
