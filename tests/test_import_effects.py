@@ -8,7 +8,7 @@ from pathlib import Path
 from kandinsky22.acceleration.flags import ENV_VARIABLE, HUGE_PAGES
 
 IMPORT_EVERYTHING = """
-import os, pkgutil, importlib, torch  # torch first: what it sets itself is not counted
+import os, pkgutil, importlib, ray, torch  # these first: what they set themselves is not counted
 before = dict(os.environ)
 import kandinsky22
 for module in pkgutil.walk_packages(kandinsky22.__path__, "kandinsky22."):

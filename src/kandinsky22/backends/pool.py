@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
@@ -133,18 +133,18 @@ class Session(Generic[K]):
 class Pool:
     """Processes that each have a model. They end when it is closed, and when this process ends, even by kill -9.
 
-    load: loads the model, in each process. Raises `ValueError` for less than one process. Any number of threads may use
-    it at once.
+    load: loads the model, in each process. start: starts a process that does so. Raises `ValueError` for less than one
+    process. Any number of threads may use it at once.
     """
 
-    def __init__(self, load: LoadModel, *, processes: int) -> None:
+    def __init__(self, load: LoadModel, *, processes: int, start: Callable[[LoadModel], Worker] = Worker) -> None:
         if processes < 1:
             raise ValueError(f"processes must be a whole number from 1 up, got {processes!r}")
         self.processes = processes
         self._numbers = itertools.count()
         self._commands: queue.SimpleQueue[_Job | _Cancel] = queue.SimpleQueue()
         self._waiting: deque[_Job] = deque()
-        self._jobs: dict[Worker, dict[int, _Job]] = {Worker(load): {} for _ in range(processes)}
+        self._jobs: dict[Worker, dict[int, _Job]] = {start(load): {} for _ in range(processes)}
         self._wake_up_read, self._wake_up_write = os.pipe()
         self._closed, self._open = False, threading.Lock()  # no command is sent after it was closed
         self._end_timeout = STEP_TIMEOUT

@@ -74,14 +74,19 @@ def run_worker(load: LoadModel, pipe: "Connection[Message, Order]") -> None:
     # A thread reads, so that neither end waits for the other to read while both are writing.
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
-        try:
-            model = load()
-        except Exception as error:
-            pipe.send(Message("broken", content=as_plain_error(error)))
-            return
-        pipe.send(Message("ready"))
-        _Painter(model, pipe).run(orders)
+        carry_out(load, orders, pipe.send)
     os._exit(0)  # there is nothing to clean up, and for torch that takes seconds
+
+
+def carry_out(load: LoadModel, orders: "queue.SimpleQueue[Order | None]", send: Callable[[Message], object]) -> None:
+    """Load the model, then carry out orders until there is a None. send: sends a message to the pool."""
+    try:
+        model = load()
+    except Exception as error:
+        send(Message("broken", content=as_plain_error(error)))
+        return
+    send(Message("ready"))
+    _Painter(model, send).run(orders)
 
 
 def as_plain_error(error: Exception) -> Exception:
@@ -107,8 +112,8 @@ def _exit_with_parent() -> None:
 class _Painter:
     """The batches of a worker process. Their keys are (job, key)."""
 
-    def __init__(self, model: Model, pipe: "Connection[Message, Order]") -> None:
-        self.model, self.pipe = model, pipe
+    def __init__(self, model: Model, send: Callable[[Message], object]) -> None:
+        self.model, self.send = model, send
         self.joined: BatchOfRequests[Any] = model.batch()
         self.units: dict[int, BatchOfRequests[Any]] = {}
         self.jobs: dict[int, set[Hashable]] = {}  # the requests of each job that are not finished
@@ -143,13 +148,13 @@ class _Painter:
                 batch.cancel((order.job, key))
             if batch is not self.joined:
                 batch.close()
-            self.pipe.send(Message("cancelled", order.job))
+            self.send(Message("cancelled", order.job))
         else:
             try:
                 answer = getattr(self.model, order.method)(order.request)
             except Exception as error:
                 answer = as_plain_error(error)
-            self.pipe.send(Message("answer", order.job, answer))
+            self.send(Message("answer", order.job, answer))
 
     def _step(self, batch: BatchOfRequests[Any]) -> None:
         for key, event in batch.step() if len(batch) else ():
@@ -158,7 +163,7 @@ class _Painter:
     def _send(self, key: tuple[int, Hashable], event: Event) -> None:
         job, of_job = key
         if job in self.jobs:  # it may have been cancelled
-            self.pipe.send(Message("event", job, (of_job, event)))
+            self.send(Message("event", job, (of_job, event)))
             if is_last(event):
                 self.jobs[job].discard(of_job)
                 if not self.jobs[job]:

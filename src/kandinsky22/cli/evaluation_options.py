@@ -16,6 +16,8 @@ from kandinsky22.request import Request
 from kandinsky22.request.tasks import text2img
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from kandinsky22.backends.run_painting import RunProgress
     from kandinsky22.backends.work_units import UnitPainter
     from kandinsky22.engine.kandinsky import Kandinsky
@@ -72,6 +74,8 @@ def add_paint_options(parser: Parser, items: str, without: Sequence[str] = ()) -
         help="threads of each process (default: the cores are divided among them)",
     )
     parser.option("retry", action="store_true", help=f"retry {items} that failed before")
+    parser.option("backend", choices=("local", "ray"), help="what runs the processes: docs/scale.md (default: local)")
+    parser.option("address", help="of the Ray cluster, or auto for one on this machine (default: start Ray here)")
     add_parameters(parser, text2img, [parameter for parameter in PAINT_OPTIONS if parameter not in without])
     parser.add_edge("device", "dtype")
 
@@ -132,18 +136,37 @@ def start_painter(options: Mapping[str, Any], requests: Sequence[Request] = ()) 
     from kandinsky22.backends.pool import Pool, cores
     from kandinsky22.backends.work_units import UnitPainter
 
+    requests = requests or [template_of(options)]
     model = model_of(options, requests)
+    batch, name = options.get("batch", BATCH), options.get("model", catalog.BOX)
+    where = {key: options.get(key) for key in ("device", "dtype", "threads")}
+    if options.get("backend") == "ray":
+        ray_data = _ray_data()
+        with ray_data.start(
+            name,
+            processes=options.get("processes"),
+            address=options.get("address"),
+            batch=batch,
+            request=requests,
+            **where,
+        ) as ray_painter:
+            yield ray_painter
+        return
+    if "address" in options:
+        raise ValueError("--address is of a Ray cluster; add --backend ray")
     small = model.device.type == "cpu" and model.stored.first.unet.elements < SMALL
     processes = options.get("processes", cores() if small else 1)
-    with Pool.of(
-        options.get("model", catalog.BOX),
-        processes=processes,
-        device=options.get("device"),
-        dtype=options.get("dtype"),
-        threads=options.get("threads"),
-        request=requests or [template_of(options)],
-    ) as pool:
-        yield UnitPainter(pool, batch=options.get("batch", BATCH), processes=processes)
+    with Pool.of(name, processes=processes, request=requests, **where) as pool:
+        yield UnitPainter(pool, batch=batch, processes=processes)
+
+
+def _ray_data() -> "ModuleType":
+    """The module for Ray Data. Raises `ValueError` if Ray is not installed."""
+    try:
+        from kandinsky22.backends import ray_data
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--backend ray needs {error.name}; install it: pip install 'kandinsky22[ray]'") from None
+    return ray_data
 
 
 def local_model(options: Mapping[str, Any]) -> "Kandinsky | None":

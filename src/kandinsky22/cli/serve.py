@@ -16,6 +16,8 @@ from kandinsky22.files import expand
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from kandinsky22.backends.pool import Pool
+    from kandinsky22.backends.ray_serve import RayServe
     from kandinsky22.server.job_queue import JobQueue
     from kandinsky22.server.picture_files import Sign
 
@@ -38,6 +40,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.option("data", metavar="FOLDER", help="where jobs and pictures are stored (default: in your data folder)")
     parser.option(
         "workers", metavar="N", type=whole_number, help="processes that paint (default: one; box: one per core)"
+    )
+    parser.option("ray", action="store_true", help="paint by replicas of Ray Serve: docs/scale.md")
+    parser.option(
+        "address", help="with --ray: of the cluster, or auto for one on this machine (default: start Ray here)"
+    )
+    parser.option(
+        "min_workers",
+        metavar="N",
+        type=whole_number,
+        help="with --ray: replicas when there is nothing to do (default: 1)",
+    )
+    parser.option(
+        "update",
+        action="store_true",
+        help="with --ray: replace the model of the server that uses the cluster, and exit",
     )
     parser.option("device", metavar="NAME", help="cuda, mps or cpu (default: the first that this machine has)")
     parser.option("dtype", metavar="NAME", help="of the weights: float32, float16 or bfloat16 (default: by the device)")
@@ -71,6 +88,12 @@ def main(arguments: Sequence[str]) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f"the server needs {error.name}; install it: pip install 'kandinsky22[serve]'") from None
+    for name in ("address", "min_workers", "update"):
+        if name in options and "ray" not in options:
+            raise ValueError(f"--{name.replace('_', '-')} is of Ray; add --ray")
+    if "update" in options:
+        _workers(options, update=True)
+        return 0
     folder = expand(options["data"]) if "data" in options else data_folder()
     if "add_key" in options or "remove_key" in options:
         return _change_keys(folder, options)
@@ -100,7 +123,6 @@ def _change_keys(folder: Path, options: dict[str, Any]) -> int:
 
 
 def _serve(folder: Path, options: dict[str, Any]) -> int:
-    from kandinsky22.backends.pool import Pool, cores
     from kandinsky22.request import Defaults
     from kandinsky22.request.tasks import text2img
     from kandinsky22.server import app as application
@@ -125,32 +147,51 @@ def _serve(folder: Path, options: dict[str, Any]) -> int:
         max_bytes=options["max_gb"] * 10**9 if "max_gb" in options else None,
         max_seconds=options["max_days"] * 86_400.0 if "max_days" in options else None,
     )
-    workers = options.get("workers", cores() if model == catalog.BOX else 1)
-    pool = Pool.of(model, processes=workers, device=options.get("device"), dtype=options.get("dtype"))
+    workers = _workers(options)
 
     def defaults() -> Defaults:
-        resolved = pool.resolve(text2img("", seed=0))
+        resolved = workers.resolve(text2img("", seed=0))
         assert resolved.height is not None and resolved.width is not None
         return Defaults(height=resolved.height, width=resolved.width, prior=resolved.prior, decoder=resolved.decoder)
 
-    queue = JobQueue(store, pool.session(), defaults, limits, content_filter=content_filter, files=files)
+    queue = JobQueue(store, workers.session(), defaults, limits, content_filter=content_filter, files=files)
     hosts = [*options.get("allow_host", []), host]
     app = application.create(
         store,
         queue,
         DIALECTS,
         model=model,
-        embed=pool.embedding,
-        resolve=pool.resolve,
-        describe=pool.describe,
+        embed=workers.embedding,
+        resolve=workers.resolve,
+        describe=workers.describe,
         hosts=hosts,
         aliases="exact_names" not in options,
-        close=partial(pool.close, END_SECONDS),
+        close=partial(workers.close, END_SECONDS),
     )
     log_to_stderr()
     echo(f"kandinsky22 serves {model} at http://{host}:{port}", error=True)
     run_server(app, queue, host, port)
     return 0
+
+
+def _workers(options: Mapping[str, Any], *, update: bool = False) -> "Pool | RayServe":
+    """What paints: processes of this machine, or replicas of Ray Serve. update: starts none, and replaces the model."""
+    from kandinsky22.backends.pool import Pool, cores
+
+    model = options.get("model", catalog.BOX)
+    number = options.get("workers", cores() if model == catalog.BOX else 1)
+    where = {key: options.get(key) for key in ("device", "dtype")}
+    if "ray" not in options:
+        return Pool.of(model, processes=number, **where)
+    try:
+        from kandinsky22.backends.ray_serve import RayServe, Replicas
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--ray needs {error.name}; install it: pip install 'kandinsky22[ray]'") from None
+    replicas, address = Replicas(options.get("min_workers", 1), number), options.get("address")
+    if update and address is None:
+        address = "auto"
+    echo(f"{'replacing the model' if update else 'starting replicas'} on Ray", error=True)
+    return RayServe(model, replicas=replicas, address=address, **where)
 
 
 def run_server(app: "FastAPI", queue: "JobQueue", host: str, port: int) -> None:
