@@ -22,7 +22,7 @@ export interface Pictures {
 }
 export const NO_FILTER: Filter = { search: "", starred: false, folder: null };
 
-function pages(): { store: Store<Pictures>; load: (filter?: Filter) => Promise<void>; more: () => Promise<void> } {
+function pages(): { store: Store<Pictures>; load: (filter?: Filter) => Promise<void>; more: () => Promise<void>; refresh: () => Promise<void> } {
   const store = new Store<Pictures>({ list: [], filter: NO_FILTER, complete: false, loading: false });
   let call = 0;
   const fetchPage = (filter: Filter, before?: number) =>
@@ -34,6 +34,14 @@ function pages(): { store: Store<Pictures>; load: (filter?: Filter) => Promise<v
       store.patch({ filter, loading: true });
       const list = await attempt(() => fetchPage(filter));
       if (mine === call) store.patch({ list: list ?? [], loading: false, complete: (list?.length ?? 0) < PAGE });
+    },
+    /** Put what is new before what is shown. */
+    refresh: async () => {
+      const mine = call;
+      const first = await attempt(() => fetchPage(store.get().filter));
+      if (mine !== call || !first) return;
+      const known = new Set(store.get().list.map((picture) => picture.id));
+      store.set((old) => ({ ...old, list: [...first.filter((picture) => !known.has(picture.id)), ...old.list] }));
     },
     more: async () => {
       const { list, filter, complete, loading } = store.get();

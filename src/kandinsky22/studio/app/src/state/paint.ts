@@ -2,16 +2,22 @@
 import { attempt, doc, shown, toast } from "./app";
 import { submit } from "./jobs";
 import { requestOfPicture } from "./library";
+import { mask } from "../canvas/mask";
 import { docOf, requestOf } from "./request";
+import { expand } from "./words";
 import { t } from "../text";
 
-const PREVIEW = 320; // the side of previews in pixels
+export const PREVIEW = 320; // the side of previews in pixels
 
-/** Paint the document. */
+/** Paint the document: one job for each prompt that it stands for. */
 export async function paint(): Promise<void> {
   await attempt(async () => {
-    const job = await submit(requestOf(doc.get()), { group: "create", preview: PREVIEW });
-    shown.set({ kind: "job", id: job.id });
+    if (doc.get().picture) await mask.store();
+    const now = doc.get();
+    for (const [k, prompt] of expand(now.prompt).entries()) {
+      const job = await submit(requestOf({ ...now, prompt }), { group: "create", preview: PREVIEW });
+      if (k === 0) shown.set({ kind: "job", id: job.id });
+    }
   });
 }
 

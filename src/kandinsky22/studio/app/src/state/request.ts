@@ -54,6 +54,7 @@ export interface MixPart {
   text: string;
   picture?: PictureRef;
   embedding?: EmbeddingValue;
+  upload?: string; // of a saved embedding
   weight: number;
 }
 

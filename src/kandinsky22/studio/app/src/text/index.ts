@@ -22,7 +22,7 @@ export function setLanguage(name: Language): void {
 
 /** The text of a key, with values in place of {names}. */
 export function t(key: Key, values: Record<string, string | number> = {}): string {
-  return LANGUAGES[language.get()][key].replace(/\{(\w+)\}/g, (_, name: string) => String(values[name] ?? ""));
+  return LANGUAGES[language.get()][key].replace(/\{(\w+)\}/g, (whole, name: string) => String(values[name] ?? whole));
 }
 
 /** `t` for a component, which is rendered again in another language. */
