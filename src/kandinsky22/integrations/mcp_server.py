@@ -62,6 +62,7 @@ JSON_SCHEMA: Mapping[str, Mapping[str, Any]] = {
     "boolean": {"type": "boolean"},
     "picture": {"type": "string"},
     "parts": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    "loras": {"type": "array", "items": {"type": "string"}},
 }
 """The JSON schema of a parameter of each kind."""
 SIGNATURES = ("iVBORw0KGgo", "/9j/", "UklGR")  # how PNG, JPEG and WebP begin in base64

@@ -68,6 +68,8 @@ def typed(parameter: Parameter, value: Any) -> Any:
         if any(not isinstance(number, int | float) or isinstance(number, bool) for number in value):
             raise ValueError(f"{parameter.name} must be numbers, got {value!r:.80}")
         return [float(number) for number in value]
+    if parameter.kind == "loras" and not all(isinstance(file, str) for file in value):
+        raise ValueError(f"{parameter.name} must be files, each with its scale after a colon, got {value!r:.80}")
     if parameter.choices and value not in parameter.choices:
         raise ValueError(f"{parameter.name} must be one of {', '.join(parameter.choices)}")
     return float(value) if parameter.kind == "number" else value
@@ -112,6 +114,7 @@ JSON_TYPES: Mapping[Kind, tuple[type, ...]] = {
     "number": (int, float),
     "numbers": (list, tuple),
     "boolean": (bool,),
+    "loras": (list, tuple),
 }
 """The types of a parameter's value in JSON."""
 _KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "boolean", tuple[float, float]: "numbers"}

@@ -9,6 +9,7 @@ from kandinsky22.server.errors import ApiError
 
 LOCAL = ("model", "loras")  # what the server decides
 
+
 def build(task: str, values: Mapping[str, Any], resolve: Callable[[Parameter, Any], Any]) -> Request:
     """The request of a task. resolve: turns the value of a parameter of the kinds "picture" and "parts" into what the
     task's function takes. Raises `ApiError` that names the parameter."""

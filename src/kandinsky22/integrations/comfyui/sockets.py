@@ -26,7 +26,7 @@ def inputs_of(parameters: Mapping[str, Parameter]) -> dict[str, Inputs]:
     """
     inputs: dict[str, Inputs] = {"required": {}, "optional": {}}
     for name, parameter in parameters.items():
-        if name not in ("model", "seed", "loras"):
+        if name not in ("model", "seed"):
             inputs["required" if parameter.required else "optional"][name] = _input(parameter)
     return inputs
 
@@ -42,6 +42,8 @@ def arguments_of(parameters: Mapping[str, Parameter], values: Mapping[str, Any])
             arguments[name] = picture(value, mask=name == "mask_image")
         elif kind == "boolean":
             arguments[name] = value == "yes" if isinstance(value, str) else value
+        elif kind == "loras":
+            arguments[name] = [file.strip() for file in value.split(",") if file.strip()]
         elif kind == "numbers":
             arguments[name] = tuple(float(number) for number in value.split(","))
         elif not (kind in ("integer", "number") and value == UNSET and parameters[name].default is None):
