@@ -56,7 +56,7 @@ def test_the_mask_is_drawn_inverted_grown_and_undone(page: Page) -> None:
     assert page.evaluate(MARKED) < brushed / 10
 
 
-def test_a_marked_part_is_painted_anew_and_no_other_pixel_changes(page: Page, server: Server) -> None:
+def test_only_the_marked_part_changes(page: Page, server: Server) -> None:
     before = server.picture(page.locator(".layers img").get_attribute("src"))
     press(page, "Rectangle (R)")
     drag(page, ".layers", (0.06, 0.06), (0.94, 0.94))

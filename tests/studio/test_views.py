@@ -24,7 +24,7 @@ def test_wildcards_are_listed_and_settings_saved_as_a_preset(page: Page) -> None
     expect(page.locator(".expansion li")).to_have_text(["a red star", "a red ring", "a blue star", "a blue ring"])
 
 
-def test_a_mix_is_saved_and_its_parts_are_joined_by_a_strip(page: Page, server: Server) -> None:
+def test_a_mix_is_saved_and_a_strip_painted_between_its_parts(page: Page, server: Server) -> None:
     go(page, "Mix")
     for k, text in enumerate(("a red circle", "a blue circle")):
         page.get_by_role("button", name="Add words").click()
