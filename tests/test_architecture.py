@@ -39,7 +39,7 @@ ROOMS = {
     "engine": ENGINE,
     "backends": ENGINE,
     "pipelines": ENGINE,
-    "training": f"{ENGINE} compositions moments arrays",
+    "training": f"{ENGINE} backends compositions moments arrays",
     "evaluation": f"{ENGINE} backends compositions moments arrays",
     "server": "request imaging files backends",
     "integrations": ENGINE,

@@ -31,7 +31,7 @@ def test_parser_has_an_option_for_each_parameter_of_a_task(task: task_schema.Tas
     help_lines = re.findall(r"^  (-.*?)(?:  |$)", options.task_parser(task, "x", usage="x").format_help(), re.MULTILINE)
     names = {re.findall(r"--([\w-]+)", line)[-1].replace("-", "_") for line in help_lines}
     others = {"size", "help", "version", "no_sheet", "yes", *options.EDGE}
-    assert names == parameters.keys() - set(options.POSITIONALS) | others
+    assert names - {"lora"} | {"loras"} == parameters.keys() - set(options.POSITIONALS) | others
     assert tasks.CommonOptions.__annotations__.keys() <= parameters.keys() <= tasks.HELP.keys()
 
 
@@ -64,7 +64,7 @@ def test_every_option_reaches_the_request(backend: FakeBackend) -> None:
         "guidance_interval": "0.25,0.5",
         "reuse": 3,
     }
-    assert values.keys() == task_schema.parameters(text2img).keys() - {"prompt"}
+    assert values.keys() == task_schema.parameters(text2img).keys() - {"prompt", "loras"}  # loras need files
     typed = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert run(["a red circle", *typed, "--device", "cpu", "--dtype", "float32"]) == 0
     assert backend.requests == [text2img("a red circle", **values | {"guidance_interval": (0.25, 0.5)})]

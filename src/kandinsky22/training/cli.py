@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int | None:
         return None
     folder = args.folder / args.network
     if args.backend == "ray":
-        ray_launch(args, arguments, folder)
+        supervisor.launch_on_ray(arguments, folder, args)
         return None
     if getattr(args, "address", None) is not None:
         raise ValueError("--address is of a Ray cluster; add --backend ray")
@@ -108,15 +108,6 @@ def main(arguments: Sequence[str]) -> int | None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     return None
-
-
-def ray_launch(args: argparse.Namespace, arguments: Sequence[str], folder: Path) -> None:
-    """Train in workers of Ray Train. Raises `ValueError` if Ray is not installed, and with the reason of a stop."""
-    try:
-        from kandinsky22.training import ray_launcher
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--backend ray needs {error.name}; install it: pip install 'kandinsky22[ray]'") from None
-    ray_launcher.launch(arguments, folder, args)
 
 
 def export(arguments: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ or hung when they were tried. On a cluster the scheduler restarts jobs; it runs 
 which reports every stop in forty lines of its own.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -69,6 +70,15 @@ def supervise(
             )
         left -= 1
         echo(f"kandinsky22: training crashed (exit status {status}); going on from the last checkpoint", error=True)
+
+
+def launch_on_ray(arguments: Sequence[str], folder: Path, args: argparse.Namespace) -> None:
+    """Train in workers of Ray Train. Raises `ValueError` if Ray is not installed, and with the reason of a stop."""
+    try:
+        from kandinsky22.training import ray_launcher
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--backend ray needs {error.name}; install it: pip install 'kandinsky22[ray]'") from None
+    ray_launcher.launch(arguments, folder, args)
 
 
 def _run(command: Sequence[str], count: int) -> int:
