@@ -29,7 +29,7 @@ def test_the_decoders_loss_of_the_true_prediction_is_zero(prediction: str) -> No
     class TruePrediction(torch.nn.Module):
         factor = 1.0
 
-        def condition(self, embeds: torch.Tensor) -> torch.Tensor:
+        def condition(self, embeds: torch.Tensor, **_: object) -> torch.Tensor:
             return embeds
 
         def forward(self, x: torch.Tensor, t: torch.Tensor, conditioned: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_batches_of_all_shapes_have_the_same_number_of_cells() -> None:
     shapes: list[torch.Size] = []
 
     class Recorder(torch.nn.Module):
-        def condition(self, embeds: torch.Tensor) -> torch.Tensor:
+        def condition(self, embeds: torch.Tensor, **_: object) -> torch.Tensor:
             return embeds
 
         def forward(self, x: torch.Tensor, t: torch.Tensor, conditioned: torch.Tensor) -> torch.Tensor:
