@@ -21,7 +21,7 @@ from PIL import Image
 from kandinsky22 import Kandinsky, img2img, text2img
 from kandinsky22.cli.app import run
 from kandinsky22.cli.output import Destination, save_picture
-from kandinsky22.integrations.mcp_server import Studio, call, server, tools
+from kandinsky22.integrations.mcp_server import ToolContext, call, server, tools
 from kandinsky22.request import Embedding
 from kandinsky22.request.task_schema import all_tasks, parameters
 from kandinsky22.request.tasks import interpolate
@@ -36,15 +36,15 @@ def model(tiny_model: Path) -> Kandinsky:
 
 
 @pytest.fixture
-def studio(model: Kandinsky, tmp_path: Path) -> Studio:
-    return Studio(lambda _: model, partial(save_picture, destination=Destination(tmp_path)), tmp_path)
+def tool_context(model: Kandinsky, tmp_path: Path) -> ToolContext:
+    return ToolContext(lambda _: model, partial(save_picture, destination=Destination(tmp_path)), tmp_path)
 
 
-def ask(studio: Studio, work: Callable[[Client], Awaitable[Any]]) -> Any:
+def ask(tool_context: ToolContext, work: Callable[[Client], Awaitable[Any]]) -> Any:
     """What `work` returns for a client of the server in this process."""
 
     async def main() -> Any:
-        async with Client(server(studio)) as client:
+        async with Client(server(tool_context)) as client:
             return await work(client)
 
     return asyncio.run(main())
@@ -68,7 +68,7 @@ def test_every_task_is_a_tool_with_its_options() -> None:
     assert schemas.keys() == {*all_tasks(), "embed"}
 
 
-def test_a_picture_comes_back_is_saved_and_progress_grows(studio: Studio, model: Kandinsky) -> None:
+def test_a_picture_comes_back_is_saved_and_progress_grows(tool_context: ToolContext, model: Kandinsky) -> None:
     done: list[float] = []
 
     async def work(client: Client) -> Any:
@@ -78,7 +78,7 @@ def test_a_picture_comes_back_is_saved_and_progress_grows(studio: Studio, model:
 
         return await client.call_tool("text2img", {"prompt": "a red circle", **SMALL}, progress_callback=progress)
 
-    result = ask(studio, work)
+    result = ask(tool_context, work)
     (painting,) = model(text2img("a red circle", model=model.name, **SMALL))
     (saved,) = result.structured_content["pictures"]
     image = next(block for block in result.content if block.type == "image")
@@ -88,27 +88,29 @@ def test_a_picture_comes_back_is_saved_and_progress_grows(studio: Studio, model:
     assert done == sorted(done) and done[-1] == 1.0 and len(done) > 3
 
 
-def test_a_picture_is_given_by_its_path_or_in_base64(studio: Studio, model: Kandinsky, tmp_path: Path) -> None:
+def test_a_picture_is_given_by_its_path_or_in_base64(
+    tool_context: ToolContext, model: Kandinsky, tmp_path: Path
+) -> None:
     Image.new("RGB", (64, 64), "navy").save(path := tmp_path / "navy.png")
     data = base64.b64encode(path.read_bytes()).decode()
     (painting,) = model(img2img("a star", image=path, strength=0.6, model=model.name, **SMALL))
     for image in (str(path), data, f"data:image/png;base64,{data}"):
         values = {"prompt": "a star", "image": image, "strength": 0.6, **SMALL}
-        result = call(studio, "img2img", values, lambda *_: None)
+        result = call(tool_context, "img2img", values, lambda *_: None)
         assert np.array_equal(pixels(Path(result.structured_content["pictures"][0]["path"])), pixels(painting.image))
 
 
-def test_an_embedding_is_saved_mixed_and_painted(studio: Studio, model: Kandinsky) -> None:
+def test_an_embedding_is_saved_mixed_and_painted(tool_context: ToolContext, model: Kandinsky) -> None:
     def embed(*parts: str, **options: Any) -> Embedding:
-        result = call(studio, "embed", {"images_and_prompts": list(parts), **options, **PRIOR}, lambda *_: None)
+        result = call(tool_context, "embed", {"images_and_prompts": list(parts), **options, **PRIOR}, lambda *_: None)
         return Embedding.load(result.structured_content["path"])
 
     star, ring = embed("a star"), embed("a ring")
     mixed = embed("a star", "a ring", weights=[0.25, 0.75])
     assert np.allclose(mixed.vector, 0.25 * star.vector + 0.75 * ring.vector, atol=1e-4)
     assert np.allclose(embed("a star", "a ring", slerp=0.5).vector, star.slerp(ring, 0.5).vector, atol=1e-4)
-    path = next(studio.folder.glob(f"*{mixed.digest}.safetensors"))
-    result = call(studio, "interpolate", {"images_and_prompts": [str(path)], **SMALL}, lambda *_: None)
+    path = next(tool_context.folder.glob(f"*{mixed.digest}.safetensors"))
+    result = call(tool_context, "interpolate", {"images_and_prompts": [str(path)], **SMALL}, lambda *_: None)
     (painting,) = model(interpolate([mixed], model=model.name, **SMALL))
     assert np.array_equal(pixels(Path(result.structured_content["pictures"][0]["path"])), pixels(painting.image))
 
@@ -126,21 +128,21 @@ def test_an_embedding_is_saved_mixed_and_painted(studio: Studio, model: Kandinsk
     ],
 )
 def test_a_mistake_is_an_error_that_the_agent_reads(
-    studio: Studio, tool: str, values: dict[str, Any], sentence: str
+    tool_context: ToolContext, tool: str, values: dict[str, Any], sentence: str
 ) -> None:
-    result = ask(studio, lambda client: client.call_tool(tool, values))
+    result = ask(tool_context, lambda client: client.call_tool(tool, values))
     assert result.is_error and sentence in result.content[0].text
 
 
-def test_an_unknown_tool_is_refused(studio: Studio) -> None:
+def test_an_unknown_tool_is_refused(tool_context: ToolContext) -> None:
     async def work(client: Client) -> None:
         with pytest.raises(MCPError, match="there are text2img"):
             await client.call_tool("erase", {})
 
-    ask(studio, work)
+    ask(tool_context, work)
 
 
-def test_a_cancelled_call_stops_the_painting(studio: Studio) -> None:
+def test_a_cancelled_call_stops_the_painting(tool_context: ToolContext) -> None:
     steps: list[str] = []
 
     def stop(_: float, what: str) -> None:
@@ -148,7 +150,7 @@ def test_a_cancelled_call_stops_the_painting(studio: Studio) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        call(studio, "text2img", {"prompt": "a star", **SMALL}, stop)
+        call(tool_context, "text2img", {"prompt": "a star", **SMALL}, stop)
     assert steps == ["started"]
 
 

@@ -11,14 +11,15 @@ import itertools
 import os
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Submit, Worker
+from kandinsky22.backends.worker import STEP_TIMEOUT, Ask, Cancel, LoadModel, Message, Question, Submit, Worker
 from kandinsky22.request import Embedding, Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last, stream
 
@@ -130,7 +131,30 @@ class Session(Generic[K]):
             self._pool._send_command(_Cancel(self._call, keys))
 
 
-class Pool:
+class Questions(ABC):
+    """What other processes answer about requests."""
+
+    def resolve(self, request: Request) -> Request:
+        """The request with every open field filled in. Raises `ValueError` for what cannot be carried out."""
+        resolved: Request = self._ask("resolve", request)
+        return resolved
+
+    def describe(self, request: Request) -> dict[str, Any]:
+        """What decides the pixels of a resolved request besides the request."""
+        described: dict[str, Any] = self._ask("describe", request)
+        return described
+
+    def embedding(self, request: Request) -> Embedding:
+        """The image embedding of a resolved request's first picture."""
+        embedding: Embedding = self._ask("embedding", request)
+        return embedding
+
+    @abstractmethod
+    def _ask(self, method: Question, request: Request) -> Any:
+        """What a method of a model returns. Raises what it raises."""
+
+
+class Pool(Questions):
     """Processes that each have a model. They end when it is closed, and when this process ends, even by kill -9.
 
     load: loads the model, in each process. start: starts a process that does so. Raises `ValueError` for less than one
@@ -214,28 +238,13 @@ class Pool:
         """Requests that are submitted one by one, and whose events are received together."""
         return Session(self)
 
-    def resolve(self, request: Request) -> Request:
-        """The request with every open field filled in. Raises `ValueError` for what cannot be carried out."""
-        resolved: Request = self._ask("resolve", request)
-        return resolved
-
-    def describe(self, request: Request) -> dict[str, Any]:
-        """What decides the pixels of a resolved request besides the request."""
-        described: dict[str, Any] = self._ask("describe", request)
-        return described
-
-    def embedding(self, request: Request) -> Embedding:
-        """The image embedding of a resolved request's first picture."""
-        embedding: Embedding = self._ask("embedding", request)
-        return embedding
-
     def _submit(
         self, call: _Call, requests: Mapping[K, Request], preview: Preview | None, *, together: bool = False
     ) -> None:
         order = Submit(next(self._numbers), dict(requests), preview, together)
         self._send_command(_Job(call, order, set(requests)))
 
-    def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
+    def _ask(self, method: Question, request: Request) -> Any:
         call = _Call()
         self._send_command(_Job(call, Ask(next(self._numbers), method, request), {None}))
         answer = call.inbox.get()

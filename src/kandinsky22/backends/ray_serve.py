@@ -9,22 +9,21 @@ import itertools
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from kandinsky22.backends.pool import CAPACITY, LoadKandinsky
+from kandinsky22.backends.pool import CAPACITY, LoadKandinsky, Questions
 from kandinsky22.backends.ray import Reserve, connect
 from kandinsky22.backends.work_units import TRIES
-from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Submit, carry_out, failed
-from kandinsky22.request import Embedding, Request
+from kandinsky22.backends.worker import Ask, Cancel, LoadModel, Message, Order, Question, Submit, carry_out, failed
+from kandinsky22.request import Request
 from kandinsky22.request.events import Cancelled, Event, Failed, Notice, Preview, is_last
 from kandinsky22.threads import let_threads_sleep
 
-T = TypeVar("T")
 NAME = "kandinsky22"  # of the application in Ray Serve
 BUSY = 4  # requests of a replica, from which on another one is started
 END_SECONDS = 300.0  # that a replica may take to end what it paints before it is replaced
@@ -61,8 +60,8 @@ def deploy(load: LoadModel, replicas: Replicas, reserve: Reserve) -> "Deployment
         raise ValueError(f"Ray Serve could not start the model: {error}") from error
 
 
-class RayServe:
-    """A model that Ray Serve's replicas paint with, as `Pool` has it for processes: `session`, and three questions.
+class RayServe(Questions):
+    """A model that Ray Serve's replicas paint with: `session`, and what `Questions` has, as for `Pool`.
 
     Only one per cluster, to which the calling process is connected. Raises as `deploy` does.
     """
@@ -93,21 +92,6 @@ class RayServe:
         """Requests that are submitted one by one, and whose events are received together."""
         return RayServeSession(self._handle, self._loop)
 
-    def resolve(self, request: Request) -> Request:
-        """As `Pool.resolve`."""
-        resolved: Request = self._ask("resolve", request)
-        return resolved
-
-    def describe(self, request: Request) -> dict[str, Any]:
-        """As `Pool.describe`."""
-        described: dict[str, Any] = self._ask("describe", request)
-        return described
-
-    def embedding(self, request: Request) -> Embedding:
-        """As `Pool.embedding`."""
-        embedding: Embedding = self._ask("embedding", request)
-        return embedding
-
     def close(self, timeout: float = 0.0) -> None:
         """End the application, and leave Ray as it is."""
         if ray.is_initialized():
@@ -116,7 +100,7 @@ class RayServe:
         self._thread.join()
         self._loop.close()
 
-    def _ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
+    def _ask(self, method: Question, request: Request) -> Any:
         answer = asyncio.run_coroutine_threadsafe(_retried(self._handle, method, request), self._loop).result()
         if isinstance(answer, Exception):
             raise answer
@@ -246,7 +230,7 @@ class _Replica:
             if not ended:
                 self._orders.put(Cancel(job))
 
-    async def ask(self, method: Literal["resolve", "describe", "embedding"], request: Request) -> Any:
+    async def ask(self, method: Question, request: Request) -> Any:
         """What a method of the model returns or raises."""
         job, inbox = self._open()
         self._orders.put(Ask(job, method, request))

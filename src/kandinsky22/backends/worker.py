@@ -26,6 +26,10 @@ LoadModel = Callable[[], Model]
 """Loads the model in the process that calls it. Must be picklable."""
 
 
+Question = Literal["resolve", "describe", "embedding"]
+"""A method of a model that takes a request."""
+
+
 class Submit(NamedTuple):
     """To a worker: paint the requests of a job. together: as a batch of their own, a work unit."""
 
@@ -45,7 +49,7 @@ class Ask(NamedTuple):
     """To a worker: call a method of the model with a request."""
 
     job: int
-    method: Literal["resolve", "describe", "embedding"]
+    method: Question
     request: Request
 
 

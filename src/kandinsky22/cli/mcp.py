@@ -33,13 +33,13 @@ def main(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"this command needs {error.name}; install it: pip install 'kandinsky22[mcp]'") from None
     from kandinsky22.cli import output
-    from kandinsky22.integrations.mcp_server import Studio, serve
+    from kandinsky22.integrations.mcp_server import ToolContext, serve
 
     destination = output.Destination.of(options.get("output", paint.OUTPUT))
     if destination.name is not None or destination.is_stdout:
         raise ValueError("--output names a folder here, since many pictures are saved")
     output.check_writable(destination, 1)
-    serve(Studio(loader(options), partial(output.save_picture, destination=destination), destination.folder))
+    serve(ToolContext(loader(options), partial(output.save_picture, destination=destination), destination.folder))
 
 
 def loader(options: dict[str, Any]) -> "Callable[[Request], Kandinsky | Remote]":

@@ -27,13 +27,12 @@ SCOPES = ("paint", "metrics")  # of keys; see `server.access`
 END_SECONDS = 2.0  # that a process is given to end when the server stops
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serve a model over HTTP, or add and remove keys."""
-    parser = Parser(
-        "kandinsky22 serve",
-        "Serve a model over HTTP: OpenAI's images, AUTOMATIC1111's and FusionBrain's interface, and our own.",
-        usage="kandinsky22 serve [options]",
-    )
+ABOUT = "Serve a model over HTTP: OpenAI's images, AUTOMATIC1111's and FusionBrain's interface, and our own."
+
+
+def main(arguments: Sequence[str], command: str = "serve", about: str = ABOUT) -> int:
+    """Serve a model over HTTP, or add and remove keys. command, about: for the help, of what calls this."""
+    parser = Parser(f"kandinsky22 {command}", about, usage=f"kandinsky22 {command} [options]")
     parser.option("host", metavar="ADDRESS", help=f"the address to listen on (default: {HOST}, this machine alone)")
     parser.option("port", metavar="N", type=whole_number, help=f"the port (default: {PORT})")
     parser.option("model", metavar="NAME", help="the model: box, kandinsky-2.2, or a folder (default: box)")
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.option("filter", metavar="MODULE:FUNCTION", help="judges each picture: returns why it is withheld, or None")
     options, words, _ = parser.parse(arguments)
     if words:
-        raise ValueError(f"serve takes options alone, got {words[0]!r}; see kandinsky22 serve --help")
+        raise ValueError(f"{command} takes options alone, got {words[0]!r}; see {parser.prog} --help")
     try:
         import fastapi  # noqa: F401
         import sqlalchemy  # noqa: F401

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from kandinsky22.cli import serve
 from kandinsky22.console import echo
 
+ABOUT = "Open the studio in the browser. If no server runs at its address, one is started with these options."
 WAIT = 120.0  # seconds for the server to start
 
 
@@ -20,13 +21,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", default=str(serve.PORT))
     address, _ = parser.parse_known_args(arguments)
     url = f"http://{address.host}:{address.port}/"
-    if "--help" not in arguments:
+    if not {"-h", "--help"} & {*arguments}:
         if _answers(url):
             echo(f"the studio is at {url}", error=True)
             webbrowser.open(url)
             return 0
         threading.Thread(target=_open_later, args=(url,), daemon=True).start()
-    return serve.main(arguments)
+    return serve.main(arguments, "studio", ABOUT)
 
 
 def _open_later(url: str) -> None:

@@ -81,7 +81,7 @@ class PictureBackend(Backend, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Studio:
+class ToolContext:
     """What the tools work with. load: what carries a request out. save: writes a painting and returns its path.
 
     folder: where embeddings are saved.
@@ -103,28 +103,28 @@ def tools() -> list[Tool]:
     ]
 
 
-def call(studio: Studio, name: str, values: Mapping[str, Any], report: Report) -> CallToolResult:
+def call(tool_context: ToolContext, name: str, values: Mapping[str, Any], report: Report) -> CallToolResult:
     """Carry out a tool. Raises `ValueError` for a bad argument or a request that cannot be carried out."""
     if name == EMBED:
-        return _embed(studio, values)
+        return _embed(tool_context, values)
     task = all_tasks()[name]
     request = task(**_arguments(name, parameters(task), values))
     notices: list[str] = []
-    with closing(stream(studio.load(request), request)) as events:
+    with closing(stream(tool_context.load(request), request)) as events:
         for event in _reported(events, report):
             if isinstance(event, Notice):
                 notices.append(event.text)
             if isinstance(event, Result):
-                return _result(studio, event, notices)
+                return _result(tool_context, event, notices)
     raise ValueError("the request was cancelled")
 
 
-def serve(studio: Studio) -> None:
+def serve(tool_context: ToolContext) -> None:
     """Serve on standard input and output until the input ends. Anything else that is printed goes to stderr."""
-    anyio.run(_serve, server(studio))
+    anyio.run(_serve, server(tool_context))
 
 
-def server(studio: Studio) -> Server[Any]:
+def server(tool_context: ToolContext) -> Server[Any]:
     """The server; one call is carried out at a time, in a thread."""
     names = [tool.name for tool in tools()]
     turn = anyio.CapacityLimiter(1)
@@ -140,7 +140,7 @@ def server(studio: Studio) -> Server[Any]:
             from_thread.check_cancelled()
             from_thread.run(context.session.report_progress, done, 1.0, what)
 
-        work = functools.partial(call, studio, params.name, params.arguments or {}, report)
+        work = functools.partial(call, tool_context, params.name, params.arguments or {}, report)
         try:
             return await to_thread.run_sync(work, limiter=turn)
         except (ValueError, OSError, ArithmeticError, MemoryError) as error:
@@ -240,11 +240,11 @@ def _reported(events: Iterator[Event], report: Report) -> Iterator[Event]:
         yield event
 
 
-def _result(studio: Studio, result: Result, notices: list[str]) -> CallToolResult:
+def _result(tool_context: ToolContext, result: Result, notices: list[str]) -> CallToolResult:
     content: list[ContentBlock] = [TextContent(text=notice) for notice in notices]
     pictures = []
     for painting in result.pictures:
-        path, (width, height) = studio.save(painting).absolute(), painting.image.size
+        path, (width, height) = tool_context.save(painting).absolute(), painting.image.size
         pictures.append({"path": str(path), "seed": painting.request.seed, "width": width, "height": height})
         content += [_image(painting), TextContent(text=f"{path} (seed {painting.request.seed})")]
     return CallToolResult(content=content, structured_content={"pictures": pictures})
@@ -257,7 +257,7 @@ def _image(painting: Painting) -> ImageContent:
     return ImageContent(data=base64.b64encode(file).decode(), mime_type=kind)
 
 
-def _embed(studio: Studio, values: Mapping[str, Any]) -> CallToolResult:
+def _embed(tool_context: ToolContext, values: Mapping[str, Any]) -> CallToolResult:
     arguments = _arguments(EMBED, _embed_parameters(), values)
     slerp, parts = arguments.pop("slerp", None), arguments["images_and_prompts"]
     if slerp is not None and (len(parts) != 2 or "weights" in arguments):
@@ -265,7 +265,7 @@ def _embed(studio: Studio, values: Mapping[str, Any]) -> CallToolResult:
     if slerp is not None and not 0 <= slerp <= 1:
         raise ValueError(f"slerp goes from 0 to 1, got {slerp:g}; use weights to extrapolate")
     request = interpolate(**arguments)
-    backend = studio.load(request)
+    backend = tool_context.load(request)
     request = backend.resolve(request)
     if slerp is None:
         embedding = backend.embedding(request)
@@ -273,7 +273,7 @@ def _embed(studio: Studio, values: Mapping[str, Any]) -> CallToolResult:
         ends = [interpolate(**arguments | {"images_and_prompts": [part], "seed": request.seed}) for part in parts]
         first, second = (backend.embedding(backend.resolve(end)) for end in ends)
         embedding = first.slerp(second, slerp)
-    path = embedding.save(studio.folder / f"embedding-{embedding.digest}.safetensors").absolute()
+    path = embedding.save(tool_context.folder / f"embedding-{embedding.digest}.safetensors").absolute()
     names = ", ".join(part.prompt if isinstance(part, Text) else "a picture or embedding" for part in parts)
     values = {"path": str(path), "seed": request.seed, "length": embedding.length}
     return CallToolResult(content=[TextContent(text=f"{path}: {names}")], structured_content=values)
