@@ -203,7 +203,8 @@ def write(path: Path, adapters: Mapping[str, Adapter], format: Written = "diffus
         return path / LORA_FILES[0]
     header = {f"{network}.{key}": value for network, values in settings.items() for key, value in values.items()}
     with atomic_write(path) as file:
-        save_file(tensors, file, metadata={"format": "pt", HEADER_KEY: json.dumps(header, sort_keys=True)})
+        # One entry: safetensors writes several in a random order, and the same adapters have the same bytes.
+        save_file(tensors, file, metadata={HEADER_KEY: json.dumps(header, sort_keys=True)})
     return path
 
 
