@@ -109,7 +109,8 @@ class RayWorker(Worker):
         self.pipe, end = Pipe(duplex=False)
         self._actor: Any = _start_actor.options(**self._reserve._asdict()).remote(self._load)
         messages = self._actor.messages.remote()
-        threading.Thread(target=_forward, args=(messages, end), name="kandinsky22-ray", daemon=True).start()
+        self._thread = threading.Thread(target=_forward, args=(messages, end), name="kandinsky22-ray", daemon=True)
+        self._thread.start()
         self.is_ready = False
 
     def send(self, order: Order) -> None:
@@ -121,14 +122,16 @@ class RayWorker(Worker):
         """End the actor at once; returns how it ended."""
         if not self.pipe.closed:
             self.pipe.close()
-            with contextlib.suppress(RayError):
-                ray.kill(self._actor)
+            if ray.is_initialized():  # otherwise Ray would be started by the call
+                with contextlib.suppress(RayError):
+                    ray.kill(self._actor)
+            self._thread.join(timeout)  # a thread that still waits when Ray is shut down would start it again
         return CLOSED if not ray.is_initialized() else "its Ray actor ended"
 
 
 def _forward(messages: Any, end: "Connection[list[Message], None]") -> None:
-    """Move an actor's messages into a pipe, until either ends."""
-    with contextlib.suppress(RayError, OSError):
+    """Move an actor's messages into a pipe, until either ends, or Ray is shut down, which is a `ValueError`."""
+    with contextlib.suppress(RayError, OSError, ValueError):
         for message in messages:
             for one in ray.get(message):
                 end.send(one)
