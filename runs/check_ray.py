@@ -1,18 +1,21 @@
-"""Checks work on a Ray cluster: python runs/check_ray.py [bulk] [serve] [overhead].
+"""Checks work on a Ray cluster: python runs/check_ray.py [bulk] [serve] [overhead] [limits].
 
 bulk      600 captions of the picture world by Ray Data on two nodes. Five actors, a whole node, and the process that
           started the work are killed, which is then started again: each picture is there once, with the pool's bytes.
 serve     300 requests to two replicas of Ray Serve, of which one is killed, and both are replaced by other weights
           meanwhile: no request fails.
 overhead  the time of a picture by a pool's processes, by Ray actors, and by Ray Data.
+limits    what the process that starts the work spends on a picture of 768 x 768 and on a work unit.
 
 Needs Linux and the extra `ray`. The figures are in docs/scale.md.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -24,7 +27,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ray
+import ray.data
 import torch
+from PIL import Image
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
@@ -36,10 +41,11 @@ from kandinsky22.backends.ray_serve import RayServe, Replicas, deploy
 from kandinsky22.backends.work_units import Finished, UnitPainter, WorkUnit
 from kandinsky22.checkpoints import catalog, locate
 from kandinsky22.evaluation import world
+from kandinsky22.imaging.images import save_image
 from kandinsky22.request import Request
 from kandinsky22.request.events import Failed, Notice, Result, Started, is_last
 
-BULK, SERVED, TIMED = 600, 300, 160
+BULK, SERVED, TIMED, UNITS = 600, 300, 160, 10_000
 AT_ONCE = 16  # requests to Ray Serve
 ACTOR = "ray::MapWorker"  # how Ray names the processes of Ray Data's actors
 COMMAND = [sys.executable, "-m", "kandinsky22", "batch"]
@@ -138,6 +144,49 @@ def check_overhead(folder: Path) -> list[str]:
     return []
 
 
+def check_limits(folder: Path) -> list[str]:
+    """Print the processor time of the calling process for a picture and for a work unit."""
+    noise = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(noise, (768, 768), mode="bicubic")[0].permute(1, 2, 0)
+    grain = torch.randn(768, 768, 3, generator=torch.Generator().manual_seed(1))
+    image = Image.fromarray((255 * smooth + 2 * grain).clamp(0, 255).byte().numpy())
+    picture, pickled = folder / "picture.png", pickle.dumps(image)
+    figures = {
+        "write a picture": processor_time(lambda: save_image(image, picture)),
+        "read a picture from an actor": processor_time(lambda: pickle.loads(pickled)),
+        "hash a file": processor_time(lambda: hashlib.sha256(picture.read_bytes())),
+    }
+    for name, seconds in figures.items():
+        print(f"{name}: {1e3 * seconds:.2f} ms")
+    print(f"a picture has {len(pickled) / 1e6:.2f} MB, its file {picture.stat().st_size / 1e6:.2f} MB", flush=True)
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        before, start = memory(), time.perf_counter()
+        units = ray.data.from_items([{"unit": bytes(1000)} for _ in range(UNITS)], override_num_blocks=UNITS)
+        seconds, size = time.perf_counter() - start, memory() - before
+        print(
+            f"prepare a unit: {1e3 * seconds / units.count():.2f} ms, {size / UNITS / 1e3:.1f} kB of memory", flush=True
+        )
+    finally:
+        ray.shutdown()
+    return []
+
+
+def processor_time(work: Callable[[], object]) -> float:
+    """The median of seven calls, in seconds."""
+    times = []
+    for _ in range(7):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return sorted(times)[3]
+
+
+def memory() -> int:
+    """The resident memory of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def painters() -> "Iterator[tuple[str, contextlib.AbstractContextManager[UnitPainter]]]":
     """What paints, by name: two processes of one thread each."""
 
@@ -188,7 +237,7 @@ def wait_for_actors() -> list[int]:
         time.sleep(0.1)
 
 
-CHECKS = {"bulk": check_bulk, "serve": check_serve, "overhead": check_overhead}
+CHECKS = {"bulk": check_bulk, "serve": check_serve, "overhead": check_overhead, "limits": check_limits}
 
 
 def main() -> int:
