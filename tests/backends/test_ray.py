@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -70,6 +71,14 @@ def test_a_request_begins_again_when_its_actor_dies(tmp_path: Path) -> None:
         events = list(backend.stream_many({prompt: text2img(prompt, seed=1) for prompt in prompts}))
     assert sorted(key for key, event in events if isinstance(event, Result)) == sorted(prompts)
     assert any(isinstance(event, Notice) and "starts again" in event.text for key, event in events if key == "die once")
+
+
+def test_closing_leaves_no_thread_that_could_start_ray_again(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with RayBackend(LoadFake(tmp_path), processes=2, start=start) as backend:
+        backend.resolve(text2img("a"))
+        assert {thread.name for thread in set(threading.enumerate()) - before} >= {"kandinsky22-ray"}
+    assert "kandinsky22-ray" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def test_a_model_that_cannot_be_loaded_raises_in_the_caller(tmp_path: Path) -> None:

@@ -119,19 +119,19 @@ class RayWorker(Worker):
             self._actor.order.remote(order)
 
     def end(self, timeout: float = STEP_TIMEOUT) -> str:
-        """End the actor at once; returns how it ended."""
+        """End the actor at once, and the thread that forwards its messages; returns how it ended."""
         if not self.pipe.closed:
             self.pipe.close()
             if ray.is_initialized():  # otherwise Ray would be started by the call
                 with contextlib.suppress(RayError):
                     ray.kill(self._actor)
-            self._thread.join(timeout)  # a thread that still waits when Ray is shut down would start it again
+            self._thread.join(STEP_TIMEOUT)  # if it called Ray after a shutdown, Ray would start itself again
         return CLOSED if not ray.is_initialized() else "its Ray actor ended"
 
 
 def _forward(messages: Any, end: "Connection[list[Message], None]") -> None:
-    """Move an actor's messages into a pipe, until either ends, or Ray is shut down, which is a `ValueError`."""
-    with contextlib.suppress(RayError, OSError, ValueError):
+    """Move an actor's messages into a pipe, until either ends or Ray is shut down."""
+    with contextlib.suppress(RayError, OSError, ValueError):  # ValueError: Ray no longer knows the messages
         for message in messages:
             for one in ray.get(message):
                 end.send(one)
